@@ -1,0 +1,123 @@
+// Package hsm says what the appliance asks of a cipher machine (密码机), without saying how it is reached.
+//
+// A [Token] is one PKCS#11 token: hsm/pkcs11 drives one through a module, hsm/worker does so in a process of its
+// own, and both satisfy the same interface. A [Key] is one key pair on a token, usable as a crypto.Signer; it
+// computes SM2's e = SM3(ZA ‖ M) on the host (GM/T 0003.2-2012 §6.1), reads a raw or a DER answer, and verifies a
+// fresh signature before it lets go of it. Errors carry their PKCS#11 name and what to do about them ([Class]).
+//
+// The package is pure: no cgo, no input or output.
+package hsm
+
+import (
+	"context"
+	"crypto"
+	"errors"
+)
+
+// A SlotClass names what a slot's keys are for. Each class has its own slot, PIN and worker process, so that a key
+// has one purpose and a caller that holds the staff slot cannot reach the log's key.
+type SlotClass string
+
+const (
+	Staff SlotClass = "staff" // signers' keys
+	TSA   SlotClass = "tsa"   // timestamp units' keys
+	Log   SlotClass = "log"   // the journal's checkpoint key and the MAC keys
+	CA    SlotClass = "ca"    // the evaluation CA's keys
+)
+
+// Classes lists every slot class in the order in which they are opened.
+var Classes = []SlotClass{Staff, TSA, Log, CA}
+
+// An Algorithm is a kind of key.
+type Algorithm string
+
+const (
+	SM2     Algorithm = "SM2"      // key pair on sm2p256v1 (GM/T 0003.5-2012)
+	RSA2048 Algorithm = "RSA-2048" // key pair, public exponent 65537
+	HMACSM3 Algorithm = "HMAC-SM3" // 256-bit secret key for HMAC with SM3
+)
+
+// An Operation is what a key is asked to do with data.
+type Operation string
+
+const (
+	// SignSM2E signs e (32 bytes), computed by the caller as SM3(ZA ‖ M). The answer is r ‖ s (64 bytes) or the DER
+	// of SM2Signature (GM/T 0009-2012 §7.3), as the module gives it; [NormalizeSM2] reads both.
+	SignSM2E Operation = "sm2-e"
+	// SignRSASHA256 signs a SHA-256 digest (32 bytes) with RSASSA-PKCS1-v1_5 (RFC 8017 §8.2).
+	SignRSASHA256 Operation = "rsa-pkcs1-sha256"
+	// MACSM3 answers HMAC-SM3 over data (32 bytes).
+	MACSM3 Operation = "hmac-sm3"
+)
+
+// A KeySpec describes a key to be generated on the token. The key is never extractable.
+type KeySpec struct {
+	Label     string // CKA_LABEL; unique on the token
+	ID        []byte // CKA_ID; empty: 16 random bytes
+	Algorithm Algorithm
+}
+
+// A KeyInfo describes a key that is on the token.
+type KeyInfo struct {
+	Label     string
+	ID        []byte
+	Algorithm Algorithm
+	// Public is *ecdsa.PublicKey on sm2.P256() for SM2, *rsa.PublicKey for RSA, and nil for a secret key.
+	Public crypto.PublicKey
+	// Sensitive, Extractable and NeverExtractable are read back from the token (CKA_SENSITIVE …), not assumed.
+	Sensitive, Extractable, NeverExtractable bool
+}
+
+// TokenInfo is what the token says of itself (CK_TOKEN_INFO, CK_INFO).
+type TokenInfo struct {
+	Slot            uint
+	Label           string
+	Manufacturer    string
+	Model           string
+	Serial          string
+	Firmware        string
+	Library         string // libraryDescription and version of the module
+	MaxSessions     uint   // 0: unknown or unlimited
+	Initialized     bool
+	UserPINLocked   bool
+	UserPINFinalTry bool
+}
+
+// A Token is one logged-in PKCS#11 token.
+//
+// Methods are safe for concurrent use. ctx bounds the wait for a session and, where the token is driven by a worker
+// process, the call itself: a call that outlives its deadline costs the worker its life and answers
+// [ErrDeadline]. An error is an [*Error] where PKCS#11 gave a return value.
+type Token interface {
+	Info(ctx context.Context) (TokenInfo, error)
+	// GenerateKey makes a key pair or a secret key. It fails with [ErrKeyExists] when the label is taken. It is
+	// never retried by anyone below: a lost answer may have left a key behind.
+	GenerateKey(ctx context.Context, spec KeySpec) (KeyInfo, error)
+	// FindKey answers the one key with this label, [ErrKeyNotFound], or [ErrKeyAmbiguous].
+	FindKey(ctx context.Context, label string) (KeyInfo, error)
+	Keys(ctx context.Context) ([]KeyInfo, error)
+	DestroyKey(ctx context.Context, label string) error
+	// Do performs op on data with the key of that label. The key's handle is cached and found again after a
+	// reconnect. A failed operation is tried at most once more, and only for the classes that allow it.
+	Do(ctx context.Context, label string, op Operation, data []byte) ([]byte, error)
+	// Random answers n bytes of the token's random source, 1 ≤ n ≤ 1024.
+	Random(ctx context.Context, n int) ([]byte, error)
+	Close() error
+}
+
+var (
+	ErrKeyNotFound  = errors.New("hsm: no key with this label on the token")
+	ErrKeyExists    = errors.New("hsm: a key with this label is on the token already")
+	ErrKeyAmbiguous = errors.New("hsm: more than one key with this label on the token")
+	// ErrDeadline means that the call did not come back in time; its worker was ended and is being replaced.
+	// Whether the token performed the operation is not known.
+	ErrDeadline = errors.New("hsm: the cipher machine did not answer in time")
+	// ErrUnavailable means that no session can be had just now: the worker is being restarted, or the breaker is
+	// open. Trying again later is right.
+	ErrUnavailable = errors.New("hsm: cipher machine unavailable")
+	// ErrNeedsOperator means that a PIN was refused. Nothing is tried again until a person has looked: a loop
+	// would lock the token.
+	ErrNeedsOperator = errors.New("hsm: PIN refused by the token; enter the right PIN and restart, nothing is retried")
+	// ErrBadSignature means that a fresh signature did not verify. It was not released.
+	ErrBadSignature = errors.New("hsm: the token returned a signature that does not verify; it was withheld")
+)
