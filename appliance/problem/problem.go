@@ -1,0 +1,95 @@
+// Package problem is the vocabulary of refusals: every "no" of the appliance has a stable code, a reason and a next
+// step. Services answer a [*Problem]; api turns it into problem+json (RFC 9457) and the command line into one line.
+// Reason and next step are Chinese first, because hospital staff read them; codes are for programs.
+package problem
+
+import (
+	"errors"
+	"fmt"
+)
+
+// A Code is stable over releases: clients switch on it.
+type Code string
+
+const (
+	InvalidRequest      Code = "invalid_request"       // a field is missing, wrong or too long
+	ContentRequired     Code = "content_required"      // digest given where content is needed
+	TooLarge            Code = "too_large"             // body or field over its limit
+	Unauthenticated     Code = "unauthenticated"       // HMAC missing or wrong
+	ReplayedRequest     Code = "replayed_request"      // nonce seen before
+	ClockSkew           Code = "clock_skew"            // request time outside the window
+	Forbidden           Code = "forbidden"             // the application lacks the right
+	ApplicationStopped  Code = "application_stopped"   // stopped by an administrator
+	SignerUnknown       Code = "signer_unknown"        //
+	SignerStopped       Code = "signer_stopped"        //
+	KeyUnknown          Code = "key_unknown"           // the signer has no key of that algorithm
+	PINWrong            Code = "pin_wrong"             // with tries left
+	PINLocked           Code = "pin_locked"            //
+	ConsentInsufficient Code = "consent_insufficient"  // the application's policy asks for more
+	AuthorizationBad    Code = "authorization_invalid" // unknown, foreign, expired, or not for this digest
+	AuthorizationSpent  Code = "authorization_spent"   //
+	IdempotencyConflict Code = "idempotency_conflict"  // same key, other body
+	NotFound            Code = "not_found"             //
+	Exists              Code = "exists"                //
+	CertificateUnusable Code = "certificate_unusable"  // expired, revoked, or its status cannot be known
+	TimeUntrusted       Code = "time_untrusted"        //
+	JournalUnwritable   Code = "journal_unwritable"    //
+	DiskReserve         Code = "disk_reserve"          // too little room left to sign safely
+	HSMUnavailable      Code = "hsm_unavailable"       //
+	HSMNeedsOperator    Code = "hsm_needs_operator"    // PIN refused by the cipher machine
+	RateLimited         Code = "rate_limited"          //
+	NotReady            Code = "not_ready"             //
+	Timeout             Code = "timeout"               // outcome may be unknown: retry with the same Idempotency-Key
+	Internal            Code = "internal"              //
+)
+
+// A Problem is a refusal that is safe to show.
+type Problem struct {
+	Code   Code
+	Detail string // reason, Chinese first
+	Next   string // what to do, Chinese first
+	Field  string // the request's field at fault, if one is: "authorization.id"
+	// TriesLeft is set with PINWrong.
+	TriesLeft int
+	Err       error // cause, for the log only
+}
+
+func (p *Problem) Error() string {
+	s := string(p.Code)
+	if p.Field != "" {
+		s += " (" + p.Field + ")"
+	}
+	s += ": " + p.Detail
+	if p.Err != nil {
+		s += ": " + p.Err.Error()
+	}
+	return s
+}
+
+func (p *Problem) Unwrap() error { return p.Err }
+
+// New answers a refusal.
+func New(code Code, detail, next string) *Problem {
+	return &Problem{Code: code, Detail: detail, Next: next}
+}
+
+// Invalid is [InvalidRequest] for one field; format and args say what is wrong with it.
+func Invalid(field, format string, args ...any) *Problem {
+	return &Problem{Code: InvalidRequest, Field: field, Detail: fmt.Sprintf(format, args...), Next: "请按接口文档改正该字段后重试 (correct the field and send again)"}
+}
+
+// With attaches the cause, which is logged and never shown.
+func (p *Problem) With(err error) *Problem { q := *p; q.Err = err; return &q }
+
+// CodeOf is the code of err's Problem, Internal for any other error, and "" for nil.
+func CodeOf(err error) Code {
+	var p *Problem
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &p):
+		return p.Code
+	default:
+		return Internal
+	}
+}
