@@ -1,0 +1,54 @@
+# Two commands matter: make demo, make test. Each installs what it needs and says so.
+.PHONY: demo demo-serve test test-long bench lint build module clean deps-build
+
+OUT      ?= out/demo
+GO       ?= go
+GOFLAGS  += -buildvcs=false
+export GOFLAGS
+
+demo: ## a record signed, stamped, stored, verified and tamper-checked, in front of you
+	@packaging/dev/deps.sh demo
+	@$(MAKE) --no-print-directory build/yinjian build/libyinjian-p11.so
+	build/yinjian demo --dir $(OUT)
+
+demo-serve: ## the same set-up, running until Ctrl-C; addresses in out/demo/endpoints.json
+	@packaging/dev/deps.sh demo
+	@$(MAKE) --no-print-directory build/yinjian build/libyinjian-p11.so
+	build/yinjian serve --dir $(OUT)
+
+test: ## every test that fits in minutes, with the real peers (OpenSSL, Bouncy Castle, SoftHSM2, chrony, gpsd)
+	@packaging/dev/deps.sh test
+	@$(MAKE) --no-print-directory build lint
+	$(GO) test -timeout 20m ./...
+
+test-long: ## the same under the race detector, longer fault injection, and each fuzz target for 30 s
+	@packaging/dev/deps.sh test
+	@$(MAKE) --no-print-directory build
+	YINJIAN_LONG=1 $(GO) test -race -timeout 90m ./...
+	packaging/dev/fuzz.sh 30s
+
+bench: ## ratios measured in one run: ours against the raw token
+	@packaging/dev/deps.sh test
+	@$(MAKE) --no-print-directory build
+	packaging/dev/bench.sh
+
+lint:
+	@packaging/dev/lint.sh
+
+build: deps-build build/yinjian build/libyinjian-p11.so
+
+deps-build:
+	@packaging/dev/deps.sh build
+
+# The Go tool decides what is stale; make does not guess.
+.PHONY: build/yinjian build/libyinjian-p11.so
+build/yinjian:
+	@mkdir -p build
+	$(GO) build -trimpath -o $@ ./appliance/cmd/yinjian
+
+build/libyinjian-p11.so:
+	@mkdir -p build
+	hsm/softtoken/module/build.sh $@
+
+clean:
+	rm -rf build out
