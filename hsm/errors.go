@@ -65,6 +65,8 @@ var rvTable = map[uint]struct {
 	0x005: {"CKR_GENERAL_ERROR", ClassReconnect},
 	0x006: {"CKR_FUNCTION_FAILED", ClassReconnect},
 	0x007: {"CKR_ARGUMENTS_BAD", ClassPermanent},
+	0x008: {"CKR_NO_EVENT", ClassPermanent},
+	0x009: {"CKR_NEED_TO_CREATE_THREADS", ClassPermanent},
 	0x00A: {"CKR_CANT_LOCK", ClassPermanent},
 	0x010: {"CKR_ATTRIBUTE_READ_ONLY", ClassPermanent},
 	0x011: {"CKR_ATTRIBUTE_SENSITIVE", ClassPermanent},
@@ -97,6 +99,8 @@ var rvTable = map[uint]struct {
 	0x0B4: {"CKR_SESSION_PARALLEL_NOT_SUPPORTED", ClassPermanent},
 	0x0B5: {"CKR_SESSION_READ_ONLY", ClassPermanent},
 	0x0B6: {"CKR_SESSION_EXISTS", ClassPermanent},
+	0x0B7: {"CKR_SESSION_READ_ONLY_EXISTS", ClassPermanent},
+	0x0B8: {"CKR_SESSION_READ_WRITE_SO_EXISTS", ClassPermanent},
 	0x0C0: {"CKR_SIGNATURE_INVALID", ClassPermanent},
 	0x0C1: {"CKR_SIGNATURE_LEN_RANGE", ClassPermanent},
 	0x0D0: {"CKR_TEMPLATE_INCOMPLETE", ClassPermanent},
@@ -109,13 +113,17 @@ var rvTable = map[uint]struct {
 	0x102: {"CKR_USER_PIN_NOT_INITIALIZED", ClassFatal},
 	0x103: {"CKR_USER_TYPE_INVALID", ClassPermanent},
 	0x104: {"CKR_USER_ANOTHER_ALREADY_LOGGED_IN", ClassFatal},
+	0x120: {"CKR_RANDOM_SEED_NOT_SUPPORTED", ClassPermanent},
+	0x121: {"CKR_RANDOM_NO_RNG", ClassPermanent},
+	0x130: {"CKR_DOMAIN_PARAMS_INVALID", ClassPermanent},
 	0x140: {"CKR_CURVE_NOT_SUPPORTED", ClassPermanent},
 	0x150: {"CKR_BUFFER_TOO_SMALL", ClassPermanent},
 	0x190: {"CKR_CRYPTOKI_NOT_INITIALIZED", ClassReconnect},
 	0x191: {"CKR_CRYPTOKI_ALREADY_INITIALIZED", ClassPermanent},
+	0x200: {"CKR_FUNCTION_REJECTED", ClassPermanent},
 }
 
-// ClassOf groups a return value (facts of SoftHSM2, NSS and opencryptoki; PKCS#11 v2.40 §5.1).
+// ClassOf groups a return value, by PKCS#11 v2.40 §5.1 and by what SoftHSM2 2.6, NSS 3.87 and opencryptoki 3.8 do.
 func ClassOf(rv uint) Class { return rvTable[rv].class }
 
 // RVName is the PKCS#11 name of a return value, or its number where it has none here (vendor range).

@@ -85,9 +85,10 @@ type TokenInfo struct {
 
 // A Token is one logged-in PKCS#11 token.
 //
-// Methods are safe for concurrent use. ctx bounds the wait for a session and, where the token is driven by a worker
-// process, the call itself: a call that outlives its deadline costs the worker its life and answers
-// [ErrDeadline]. An error is an [*Error] where PKCS#11 gave a return value.
+// Methods are safe for concurrent use. ctx bounds the wait for a session. Where the token is driven by a worker
+// process it bounds the caller's wait for the answer too (the call is then abandoned, and ctx's error returned), and
+// each call has a deadline of its own: one that outlives it costs the worker its life and answers [ErrDeadline]. An
+// error carries an [*Error] where PKCS#11 gave a return value.
 type Token interface {
 	Info(ctx context.Context) (TokenInfo, error)
 	// GenerateKey makes a key pair or a secret key. It fails with [ErrKeyExists] when the label is taken. It is

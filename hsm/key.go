@@ -11,6 +11,7 @@ import (
 	"hash"
 	"io"
 	"math/big"
+	"reflect"
 
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/sm3"
@@ -73,9 +74,10 @@ func (k *Key) Algorithm() Algorithm { return k.info.Algorithm }
 
 // Sign implements crypto.Signer; rand is not used, the token has its own.
 //
-// For SM2, opts of a type that gmsm knows as an SM2SignerOption makes digest the message M (e is computed here with
-// DefaultSM2ID; another ID cannot be expressed); with other opts digest must be e, 32 bytes. For RSA, opts must say
-// SHA-256 and digest be 32 bytes. The answer is DER for SM2, the plain signature for RSA.
+// For SM2, gmsm's sm2.DefaultSM2SignerOpts (or its equal) makes digest the message M, and e is computed here with
+// DefaultSM2ID; an SM2SignerOption with another ID is refused, for its signature would never verify. With other opts
+// digest must be e, 32 bytes. For RSA, opts must say SHA-256 and digest be 32 bytes. The answer is DER for SM2, the
+// plain signature for RSA.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	ctx := context.Background() // crypto.Signer has none; the worker's own deadline bounds the call
 	if k.za == nil {
@@ -84,11 +86,18 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 		}
 		return k.SignDigest(ctx, digest)
 	}
-	if _, ok := opts.(*sm2.SM2SignerOption); ok {
+	switch o, ok := opts.(*sm2.SM2SignerOption); {
+	case !ok || reflect.DeepEqual(o, digestOpts):
+		return k.SignDigest(ctx, digest)
+	case o == sm2.DefaultSM2SignerOpts || reflect.DeepEqual(o, sm2.DefaultSM2SignerOpts):
 		return k.SignMessage(ctx, digest)
 	}
-	return k.SignDigest(ctx, digest)
+	return nil, errors.New("hsm: SM2 signer's ID other than the default is not supported")
 }
+
+// digestOpts is gmsm's way to say that a digest is e already. The option's fields are not exported, so it is known by
+// comparison.
+var digestOpts = sm2.NewSM2SignerOption(false, nil)
 
 // SignMessage signs message: SM2 with SM3 and DefaultSM2ID (DER answer), or RSASSA-PKCS1-v1_5 with SHA-256.
 func (k *Key) SignMessage(ctx context.Context, message []byte) ([]byte, error) {
