@@ -1,0 +1,93 @@
+package ntp
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A Snapshot is what a restarted process needs to go on in Holdover, if the machine has not been booted since. The
+// caller stores it where it cannot be forged; in JSON its times keep their nanoseconds.
+type Snapshot struct {
+	BootID     string        `json:"boot_id"`
+	State      State         `json:"state"`
+	Boot       time.Duration `json:"boot_ns"` // CLOCK_BOOTTIME of UTC
+	UTC        time.Time     `json:"utc"`     // zero: the clock had no anchor
+	Bound      time.Duration `json:"bound_ns"`
+	Agreed     time.Duration `json:"agreed_ns"` // CLOCK_BOOTTIME of the last agreement
+	Wall       time.Time     `json:"wall"`      // CLOCK_REALTIME when CLOCK_BOOTTIME was 0: shows a step while we were away
+	Slept      time.Duration `json:"slept_ns"`  // CLOCK_BOOTTIME−CLOCK_MONOTONIC
+	LeapAt     time.Time     `json:"leap_at"`   // zero: none announced
+	Leap       Leap          `json:"leap"`
+	Provenance string        `json:"provenance"`
+	Emitted    time.Time     `json:"emitted"` // the latest time vouched for; zero: none
+}
+
+// Snapshot returns the clock's present anchor. BootID is that of the present boot.
+func (c *Clock) Snapshot(bootID string) Snapshot {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := c.view.Load()
+	s := Snapshot{BootID: bootID, State: v.state, Agreed: v.agreed, Slept: v.slept, Wall: unixNano(v.wall), Leap: v.leap, Provenance: v.provenance}
+	if v.anchored {
+		s.Boot, s.UTC, s.Bound = v.anchor.boot, unixNano(v.anchor.span.mid()), v.anchor.span.half()
+	}
+	if v.leapAt != 0 {
+		s.LeapAt = unixNano(v.leapAt)
+	}
+	if last := c.emitted.Load(); last != 0 {
+		s.Emitted = unixNano(last)
+	}
+	return s
+}
+
+// ErrSnapshot means that a snapshot contradicts itself or the kernel's clocks. The clock stays Cold.
+var ErrSnapshot = errors.New("ntp: snapshot refused")
+
+// Restore goes on from s. In the boot that s was taken in, a clock that was Trusted or in Holdover goes on in Holdover,
+// with the bound grown meanwhile; one that was Suspect stays so, for a restart is no confirmation. In another boot only
+// the latest time vouched for is kept: the clock stays Cold and will not agree to an earlier time.
+// Call it once, before the first Update.
+func (c *Clock) Restore(s Snapshot, bootID string) error {
+	c.mu.Lock()
+	defer c.drain()
+	defer c.mu.Unlock()
+	if c.view.Load().state != Cold {
+		return fmt.Errorf("%w: the clock is already in use", ErrSnapshot)
+	}
+	inRange := func(t time.Time) bool { return t.Year() >= firstYear && t.Year() <= lastYear }
+	if !s.Emitted.IsZero() {
+		if !inRange(s.Emitted) {
+			return fmt.Errorf("%w: vouched for the year %d", ErrSnapshot, s.Emitted.Year())
+		}
+		c.emitted.Store(max(c.emitted.Load(), s.Emitted.UnixNano()))
+	}
+	if s.BootID != bootID || bootID == "" || s.UTC.IsZero() {
+		return nil
+	}
+	now := c.sample()
+	switch {
+	case !inRange(s.UTC) || s.Bound < 0 || s.Bound > 24*time.Hour,
+		!s.LeapAt.IsZero() && (!inRange(s.LeapAt) || s.Leap != LeapInsert && s.Leap != LeapDelete),
+		s.Agreed < 0 || s.Boot < 0:
+		return fmt.Errorf("%w: values out of range", ErrSnapshot)
+	case s.Boot > now.boot || s.Agreed > now.boot:
+		return fmt.Errorf("%w: taken at %v of CLOCK_BOOTTIME, which is %v now", ErrSnapshot, max(s.Boot, s.Agreed), now.boot)
+	}
+	to := map[State]State{Trusted: Holdover, Holdover: Holdover, Untrusted: Untrusted, Acquiring: Untrusted, Suspect: Suspect}[s.State]
+	if to == "" {
+		return fmt.Errorf("%w: state %q with an anchor", ErrSnapshot, s.State)
+	}
+	mid := s.UTC.UnixNano()
+	c.move(to, "restarted in the same boot", func(v *view) {
+		v.anchored = true
+		v.anchor = anchor{s.Boot, span{mid - int64(s.Bound), mid + int64(s.Bound)}}
+		v.agreed, v.wall, v.slept = s.Agreed, s.Wall.UnixNano(), s.Slept
+		v.leap, v.provenance = s.Leap, s.Provenance
+		if !s.LeapAt.IsZero() {
+			v.leapAt = s.LeapAt.UnixNano()
+		}
+	})
+	_ = c.look(now) // a step, a sleep or too long an absence; told by OnChange
+	return nil
+}
