@@ -1,0 +1,483 @@
+package pkcs11
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"math/big"
+
+	"github.com/emmansun/gmsm/sm2"
+	p11 "github.com/miekg/pkcs11"
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
+
+	"yinjian/hsm"
+)
+
+// A handleKey names the object that an operation uses: a private key, or a secret key.
+type handleKey struct {
+	label  string
+	secret bool
+}
+
+func (k handleKey) class() uint {
+	if k.secret {
+		return p11.CKO_SECRET_KEY
+	}
+	return p11.CKO_PRIVATE_KEY
+}
+
+// handle answers the key's object handle, from the cache of generation gen where it is there.
+func (t *Token) handle(s p11.SessionHandle, gen uint64, key handleKey) (p11.ObjectHandle, error) {
+	t.mu.Lock()
+	h, ok := t.handles[key]
+	ok = ok && t.gen == gen
+	t.mu.Unlock()
+	if ok {
+		return h, nil
+	}
+	found, err := t.objects(s, 2, p11.NewAttribute(p11.CKA_CLASS, key.class()), p11.NewAttribute(p11.CKA_LABEL, key.label))
+	if err != nil {
+		return 0, err
+	}
+	if len(found) == 0 {
+		if err := t.loggedIn(s); err != nil {
+			return 0, err
+		}
+	}
+	if err := exactlyOne(len(found)); err != nil {
+		return 0, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.gen == gen {
+		t.handles[key] = found[0]
+	}
+	return found[0], nil
+}
+
+// loggedIn answers CKR_USER_NOT_LOGGED_IN when the session is public: private objects are invisible then, which must
+// not pass for a key that is missing (SoftHSM2 answers a use of the old handle with CKR_OBJECT_HANDLE_INVALID).
+func (t *Token) loggedIn(s p11.SessionHandle) error {
+	info, err := t.lib.ctx.GetSessionInfo(s)
+	if err != nil {
+		return call("C_GetSessionInfo", err)
+	}
+	if info.State != p11.CKS_RO_USER_FUNCTIONS && info.State != p11.CKS_RW_USER_FUNCTIONS {
+		return &hsm.Error{Call: "C_GetSessionInfo", RV: 0x101}
+	}
+	return nil
+}
+
+// forget drops a handle that the token did not know, unless another has been found since.
+func (t *Token) forget(key handleKey, h p11.ObjectHandle) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.handles[key] == h {
+		delete(t.handles, key)
+	}
+}
+
+func exactlyOne(n int) error {
+	switch n {
+	case 0:
+		return hsm.ErrKeyNotFound
+	case 1:
+		return nil
+	}
+	return hsm.ErrKeyAmbiguous
+}
+
+// objects searches; most bounds the answer, 0 does not. FindObjects is called until it finds none, whatever it says
+// about more.
+func (t *Token) objects(s p11.SessionHandle, most int, template ...*p11.Attribute) ([]p11.ObjectHandle, error) {
+	if err := t.lib.ctx.FindObjectsInit(s, template); err != nil {
+		return nil, call("C_FindObjectsInit", err)
+	}
+	var found []p11.ObjectHandle
+	for most == 0 || len(found) < most {
+		some, _, err := t.lib.ctx.FindObjects(s, 64)
+		if err != nil {
+			return nil, call("C_FindObjects", err)
+		}
+		if len(some) == 0 {
+			break
+		}
+		found = append(found, some...)
+	}
+	return found, call("C_FindObjectsFinal", t.lib.ctx.FindObjectsFinal(s))
+}
+
+// attributes reads attributes of one object. What the token does not have or does not tell is missing from the map.
+func (t *Token) attributes(s p11.SessionHandle, h p11.ObjectHandle, types ...uint) (map[uint][]byte, error) {
+	read := func(types ...uint) (map[uint][]byte, error) {
+		template := make([]*p11.Attribute, len(types))
+		for i, typ := range types {
+			template[i] = &p11.Attribute{Type: typ}
+		}
+		got, err := t.lib.ctx.GetAttributeValue(s, h, template)
+		if err != nil {
+			return nil, call("C_GetAttributeValue", err)
+		}
+		m := make(map[uint][]byte, len(got))
+		for _, a := range got {
+			if a.Value != nil {
+				m[a.Type] = a.Value
+			}
+		}
+		return m, nil
+	}
+	all, err := read(types...)
+	if hsm.ClassifyError(err) != hsm.ClassPermanent {
+		return all, err
+	}
+	// One attribute spoils the call: ask for each.
+	all = make(map[uint][]byte, len(types))
+	for _, typ := range types {
+		one, err := read(typ)
+		if err != nil && hsm.ClassifyError(err) != hsm.ClassPermanent {
+			return nil, err
+		}
+		if v, ok := one[typ]; ok {
+			all[typ] = v
+		}
+	}
+	return all, nil
+}
+
+func boolean(v []byte) bool { return len(v) == 1 && v[0] != 0 }
+
+func sameUlong(v []byte, want uint) bool {
+	return bytes.Equal(v, p11.NewAttribute(0, want).Value)
+}
+
+var keyAttributes = []uint{p11.CKA_LABEL, p11.CKA_ID, p11.CKA_KEY_TYPE, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE,
+	p11.CKA_NEVER_EXTRACTABLE}
+
+var pairAttributes = []uint{p11.CKA_LABEL, p11.CKA_ID, p11.CKA_KEY_TYPE, p11.CKA_EC_PARAMS, p11.CKA_EC_POINT}
+
+var rsaAttributes = []uint{p11.CKA_LABEL, p11.CKA_ID, p11.CKA_KEY_TYPE, p11.CKA_MODULUS, p11.CKA_PUBLIC_EXPONENT}
+
+// errForeignKey means that an object is a key, but none that the profile describes.
+var errForeignKey = errors.New("hsm/pkcs11: the key is of a kind that the profile does not describe")
+
+// algorithmOf recognises a key by its class and CKA_KEY_TYPE.
+func (p Profile) algorithmOf(secret bool, keyType []byte) (hsm.Algorithm, KeyTemplate, bool) {
+	for _, a := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048, hsm.HMACSM3} {
+		if k, ok := p.Keys[a]; ok && k.Secret == secret && sameUlong(keyType, k.KeyType) {
+			return a, k, true
+		}
+	}
+	return "", KeyTemplate{}, false
+}
+
+// keyInfo describes the private or secret key h. publics are the public key objects to choose the other half from,
+// by CKA_ID and CKA_LABEL; nil lets it search.
+func (t *Token) keyInfo(s p11.SessionHandle, h p11.ObjectHandle, secret bool, publics map[string][]p11.ObjectHandle) (hsm.KeyInfo, error) {
+	a, err := t.attributes(s, h, keyAttributes...)
+	if err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	alg, template, ok := t.cfg.Profile.algorithmOf(secret, a[p11.CKA_KEY_TYPE])
+	if !ok {
+		return hsm.KeyInfo{}, errForeignKey
+	}
+	info := hsm.KeyInfo{
+		Label: string(a[p11.CKA_LABEL]), ID: a[p11.CKA_ID], Algorithm: alg,
+		Sensitive: boolean(a[p11.CKA_SENSITIVE]), NeverExtractable: boolean(a[p11.CKA_NEVER_EXTRACTABLE]),
+		// A token that does not say is not believed to guard the key.
+		Extractable: len(a[p11.CKA_EXTRACTABLE]) != 1 || boolean(a[p11.CKA_EXTRACTABLE]),
+	}
+	if secret {
+		return info, nil
+	}
+	var halves []p11.ObjectHandle
+	if publics != nil {
+		halves = publics[halfKey(info.ID, info.Label)]
+	} else if halves, err = t.objects(s, 2, p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_PUBLIC_KEY)),
+		p11.NewAttribute(p11.CKA_ID, info.ID), p11.NewAttribute(p11.CKA_LABEL, info.Label)); err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	switch len(halves) {
+	case 0:
+		// Some tokens keep the public key's attributes on the private key alone.
+		halves = []p11.ObjectHandle{h}
+	case 1:
+	default:
+		return hsm.KeyInfo{}, hsm.ErrKeyAmbiguous
+	}
+	want := pairAttributes
+	if alg == hsm.RSA2048 {
+		want = rsaAttributes
+	}
+	pub, err := t.attributes(s, halves[0], want...)
+	if err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	if info.Public, err = publicKey(alg, template, pub); err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	return info, nil
+}
+
+func halfKey(id []byte, label string) string { return string(id) + "\x00" + label }
+
+// publicKey reads CKA_EC_POINT or CKA_MODULUS and CKA_PUBLIC_EXPONENT.
+func publicKey(alg hsm.Algorithm, template KeyTemplate, a map[uint][]byte) (crypto.PublicKey, error) {
+	if alg == hsm.SM2 {
+		if len(template.ECParams) > 0 && !bytes.Equal(a[p11.CKA_EC_PARAMS], template.ECParams) {
+			return nil, errForeignKey
+		}
+		pub, err := ecPoint(a[p11.CKA_EC_POINT])
+		if err != nil {
+			return nil, err
+		}
+		return pub, nil
+	}
+	n, e := new(big.Int).SetBytes(a[p11.CKA_MODULUS]), new(big.Int).SetBytes(a[p11.CKA_PUBLIC_EXPONENT])
+	if uint(n.BitLen()) != template.ModulusBits || n.Bit(0) == 0 || !e.IsInt64() || e.Int64() < 3 || e.Int64() > 1<<31-1 || e.Bit(0) == 0 {
+		return nil, fmt.Errorf("%w: RSA modulus of %d bits, exponent %s", errForeignKey, n.BitLen(), e)
+	}
+	return &rsa.PublicKey{N: n, E: int(e.Int64())}, nil
+}
+
+// ecPoint reads CKA_EC_POINT: the DER of an OCTET STRING with the uncompressed point (PKCS#11 v2.40 mechanisms
+// §2.3.3), or, as some modules have it, the point alone, or its 64 bytes of coordinates. The point is on the curve.
+func ecPoint(v []byte) (crypto.PublicKey, error) {
+	in := cryptobyte.String(v)
+	var inner cryptobyte.String
+	if len(v) != 65 && len(v) != 64 && in.ReadASN1(&inner, asn1.OCTET_STRING) && in.Empty() {
+		v = inner
+	}
+	if len(v) == 64 {
+		v = append([]byte{4}, v...)
+	}
+	pub, err := sm2.NewPublicKey(v)
+	if err != nil {
+		return nil, fmt.Errorf("hsm/pkcs11: CKA_EC_POINT of %d bytes: %w", len(v), err)
+	}
+	return pub, nil
+}
+
+// find describes the one key with this label.
+func (t *Token) find(s p11.SessionHandle, label string) (hsm.KeyInfo, error) {
+	if err := t.loggedIn(s); err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	var handles []p11.ObjectHandle
+	secret := false
+	for _, class := range []uint{p11.CKO_PRIVATE_KEY, p11.CKO_SECRET_KEY} {
+		h, err := t.objects(s, 2, p11.NewAttribute(p11.CKA_CLASS, class), p11.NewAttribute(p11.CKA_LABEL, label))
+		if err != nil {
+			return hsm.KeyInfo{}, err
+		}
+		if len(h) > 0 {
+			secret = class == p11.CKO_SECRET_KEY
+		}
+		handles = append(handles, h...)
+	}
+	if err := exactlyOne(len(handles)); err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	return t.keyInfo(s, handles[0], secret, nil)
+}
+
+// FindKey implements hsm.Token.
+func (t *Token) FindKey(ctx context.Context, label string) (hsm.KeyInfo, error) {
+	if err := checkLabel(label); err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	var info hsm.KeyInfo
+	err := t.run(ctx, false, func(s p11.SessionHandle, _ uint64) (err error) {
+		info, err = t.find(s, label)
+		return err
+	})
+	if err != nil {
+		return hsm.KeyInfo{}, fmt.Errorf("hsm/pkcs11: finding key %q: %w", label, err)
+	}
+	return info, nil
+}
+
+// Keys implements hsm.Token. Keys of kinds that the profile does not describe are left out, and logged.
+func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
+	var infos []hsm.KeyInfo
+	err := t.run(ctx, false, func(s p11.SessionHandle, _ uint64) error {
+		infos = nil
+		if err := t.loggedIn(s); err != nil {
+			return err
+		}
+		publics := map[string][]p11.ObjectHandle{}
+		found, err := t.objects(s, 0, p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_PUBLIC_KEY)))
+		if err != nil {
+			return err
+		}
+		for _, h := range found {
+			a, err := t.attributes(s, h, p11.CKA_ID, p11.CKA_LABEL)
+			if err != nil {
+				return err
+			}
+			k := halfKey(a[p11.CKA_ID], string(a[p11.CKA_LABEL]))
+			publics[k] = append(publics[k], h)
+		}
+		for _, class := range []uint{p11.CKO_PRIVATE_KEY, p11.CKO_SECRET_KEY} {
+			found, err := t.objects(s, 0, p11.NewAttribute(p11.CKA_CLASS, class))
+			if err != nil {
+				return err
+			}
+			for _, h := range found {
+				info, err := t.keyInfo(s, h, class == p11.CKO_SECRET_KEY, publics)
+				switch {
+				case errors.Is(err, errForeignKey):
+					t.cfg.Log.WithError(err).Debug("key left out of the list")
+				case err != nil:
+					return err
+				default:
+					infos = append(infos, info)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("hsm/pkcs11: listing keys: %w", err)
+	}
+	return infos, nil
+}
+
+// GenerateKey implements hsm.Token. A key that the token then describes as extractable or not sensitive is destroyed
+// again, and an error answered.
+func (t *Token) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.KeyInfo, error) {
+	if err := checkLabel(spec.Label); err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	template, ok := t.cfg.Profile.Keys[spec.Algorithm]
+	if !ok {
+		return hsm.KeyInfo{}, fmt.Errorf("hsm/pkcs11: profile %q makes no %s keys: %w", t.cfg.Profile.Name, spec.Algorithm,
+			&hsm.Error{Call: "C_GenerateKeyPair", RV: 0x70})
+	}
+	id := spec.ID
+	if len(id) == 0 {
+		id = make([]byte, 16)
+		rand.Read(id) // never fails (crypto/rand)
+	}
+	// Between the search and the generation nobody in this process may take the label.
+	t.keygen.Lock()
+	defer t.keygen.Unlock()
+	var info hsm.KeyInfo
+	err := t.run(ctx, true, func(s p11.SessionHandle, _ uint64) error {
+		if err := t.loggedIn(s); err != nil {
+			return err
+		}
+		found, err := t.objects(s, 0, p11.NewAttribute(p11.CKA_LABEL, spec.Label))
+		if err != nil {
+			return err
+		}
+		for _, h := range found {
+			a, err := t.attributes(s, h, p11.CKA_CLASS)
+			if err != nil {
+				return err
+			}
+			for _, class := range keyClasses {
+				if sameUlong(a[p11.CKA_CLASS], class) {
+					return hsm.ErrKeyExists
+				}
+			}
+		}
+		info, err = t.generate(s, template, spec.Label, id)
+		return final(err)
+	})
+	if err != nil {
+		return hsm.KeyInfo{}, fmt.Errorf("hsm/pkcs11: generating %s key %q: %w", spec.Algorithm, spec.Label, err)
+	}
+	return info, nil
+}
+
+var keyClasses = []uint{p11.CKO_PRIVATE_KEY, p11.CKO_SECRET_KEY, p11.CKO_PUBLIC_KEY}
+
+func (t *Token) generate(s p11.SessionHandle, template KeyTemplate, label string, id []byte) (hsm.KeyInfo, error) {
+	public, private := template.templates(label, id)
+	m := []*p11.Mechanism{p11.NewMechanism(template.Generate, nil)}
+	var made []p11.ObjectHandle
+	if template.Secret {
+		h, err := t.lib.ctx.GenerateKey(s, m, private)
+		if err != nil {
+			return hsm.KeyInfo{}, call("C_GenerateKey", err)
+		}
+		made = append(made, h)
+	} else {
+		pub, priv, err := t.lib.ctx.GenerateKeyPair(s, m, public, private)
+		if err != nil {
+			return hsm.KeyInfo{}, call("C_GenerateKeyPair", err)
+		}
+		made = append(made, priv, pub)
+	}
+	info, err := t.find(s, label)
+	if err == nil && (info.Extractable || !info.Sensitive) {
+		err = fmt.Errorf("the token made the key extractable or not sensitive (sensitive %v, extractable %v); it was destroyed",
+			info.Sensitive, info.Extractable)
+		for _, h := range made {
+			if derr := t.lib.ctx.DestroyObject(s, h); derr != nil {
+				err = fmt.Errorf("%w; destroying it: %w", err, call("C_DestroyObject", derr))
+			}
+		}
+	}
+	return info, err
+}
+
+// DestroyKey implements hsm.Token. Both halves of a pair go, the private one first; a public half that stayed behind
+// alone (power loss between the two) goes too.
+func (t *Token) DestroyKey(ctx context.Context, label string) error {
+	if err := checkLabel(label); err != nil {
+		return err
+	}
+	t.keygen.Lock()
+	defer t.keygen.Unlock()
+	err := t.run(ctx, true, func(s p11.SessionHandle, _ uint64) error {
+		if err := t.loggedIn(s); err != nil {
+			return err
+		}
+		var doomed []p11.ObjectHandle
+		keys := 0
+		for _, class := range keyClasses {
+			found, err := t.objects(s, 0, p11.NewAttribute(p11.CKA_CLASS, class), p11.NewAttribute(p11.CKA_LABEL, label))
+			if err != nil {
+				return err
+			}
+			doomed = append(doomed, found...)
+			if class != p11.CKO_PUBLIC_KEY {
+				keys += len(found)
+			}
+			if len(found) > 1 {
+				keys = len(found)
+			}
+		}
+		if len(doomed) == 0 {
+			return hsm.ErrKeyNotFound
+		}
+		if keys > 1 {
+			return hsm.ErrKeyAmbiguous
+		}
+		t.forgetLabel(label)
+		for _, h := range doomed {
+			if err := t.lib.ctx.DestroyObject(s, h); err != nil {
+				return final(call("C_DestroyObject", err))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("hsm/pkcs11: destroying key %q: %w", label, err)
+	}
+	return nil
+}
+
+func (t *Token) forgetLabel(label string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.handles, handleKey{label: label})
+	delete(t.handles, handleKey{label: label, secret: true})
+}

@@ -1,0 +1,172 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"yinjian/hsm"
+)
+
+// A finalError must not lead to another try: the call may have had its effect.
+type finalError struct{ error }
+
+func (f finalError) Unwrap() error { return f.error }
+
+// final marks err as the outcome, whatever its class.
+func final(err error) error {
+	if err == nil {
+		return nil
+	}
+	return finalError{err}
+}
+
+// run lends f a session and acts on the error it returns, as the package paragraph says. f is called at most twice.
+// It is told the generation that cached handles must belong to.
+func (t *Token) run(ctx context.Context, write bool, f func(s p11.SessionHandle, gen uint64) error) error {
+	for attempt := 0; ; attempt++ {
+		if err := t.ready(ctx); err != nil {
+			return err
+		}
+		gen, err := t.lend(ctx, write, f)
+		if err == nil {
+			return nil
+		}
+		var e *hsm.Error
+		if !errors.As(err, &e) {
+			return err
+		}
+		var isFinal finalError
+		again := attempt == 0 && !errors.As(err, &isFinal)
+		switch e.Class() {
+		case hsm.ClassSession, hsm.ClassRefind, hsm.ClassBackpressure:
+		case hsm.ClassLogin:
+			err = t.mend(ctx, gen, repairLogin, again, err)
+		case hsm.ClassReconnect, hsm.ClassUnknown:
+			vague := e.RV == hsm.CKR_GENERAL_ERROR || e.RV == hsm.CKR_FUNCTION_FAILED || e.Class() == hsm.ClassUnknown
+			if !vague || attempt > 0 {
+				err = t.mend(ctx, gen, repairConnection, again, err)
+			}
+		case hsm.ClassFatal:
+			t.latch(err)
+			return err
+		default:
+			return err
+		}
+		if !again || errors.Is(err, errNotMended) {
+			return err
+		}
+	}
+}
+
+var errNotMended = errors.New("not repaired")
+
+// mend starts the repair of what generation gen saw fail with cause. With wait it answers cause or, when the repair
+// failed, an error that is errNotMended; without, the repair goes on for the calls to come.
+func (t *Token) mend(ctx context.Context, gen uint64, kind repairKind, wait bool, cause error) error {
+	done := t.startRepair(gen, kind)
+	if !wait || done == nil {
+		return cause
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w: %w", errNotMended, context.Cause(ctx), cause)
+	}
+	if err := t.ready(ctx); err != nil {
+		return fmt.Errorf("%w: %w; at first: %w", errNotMended, err, cause)
+	}
+	return cause
+}
+
+// lend gives f a session and takes it back. It answers the generation that f worked in.
+func (t *Token) lend(ctx context.Context, write bool, f func(p11.SessionHandle, uint64) error) (uint64, error) {
+	t.mu.Lock()
+	if t.closed {
+		defer t.mu.Unlock()
+		return 0, t.latched
+	}
+	t.lent.Add(1)
+	t.mu.Unlock()
+	defer t.lent.Done()
+
+	// 1. Room. A value of sem stands for one open or openable session.
+	select {
+	case <-t.sem:
+	case <-ctx.Done():
+		return 0, fmt.Errorf("waiting for a session: %w", context.Cause(ctx))
+	}
+	giveUp := false
+	defer func() {
+		if giveUp {
+			t.mu.Lock()
+			t.lost++
+			left := cap(t.sem) - t.lost
+			t.mu.Unlock()
+			t.cfg.Log.WithField("sessions", left).Warning("token is short of sessions or memory, pool shrunk")
+			return
+		}
+		t.sem <- struct{}{}
+	}()
+
+	// 2. The library must not be finalised below us, and must be the one our handles belong to.
+	t.lib.use.RLock()
+	defer t.lib.use.RUnlock()
+	t.mu.Lock()
+	gen, slot, solo := t.gen, t.slot, t.solo
+	if t.latched != nil {
+		defer t.mu.Unlock()
+		return gen, t.latched
+	}
+	if !t.lib.up || t.libGen != t.lib.gen {
+		t.mu.Unlock()
+		return gen, errNotUp()
+	}
+	var s p11.SessionHandle
+	have := len(t.idle) > 0
+	if have {
+		s, t.idle = t.idle[len(t.idle)-1], t.idle[:len(t.idle)-1]
+	}
+	t.mu.Unlock()
+	if write && have && !solo {
+		// A read/write session is used once; it takes this one's place on the token.
+		_ = t.lib.ctx.CloseSession(s)
+		have = false
+	}
+	var err error
+	if !have {
+		flags := uint(p11.CKF_SERIAL_SESSION)
+		if write || solo {
+			flags |= p11.CKF_RW_SESSION
+		}
+		if s, err = t.lib.ctx.OpenSession(slot, flags); err != nil {
+			err = call("C_OpenSession", err)
+			giveUp = t.mayShrink(err)
+			return gen, err
+		}
+	}
+
+	// 3. The work, then the session goes on top of the stack or is closed.
+	var e *hsm.Error
+	if err = f(s, gen); errors.As(err, &e) || write && !solo {
+		_ = t.lib.ctx.CloseSession(s)
+		giveUp = t.mayShrink(err)
+		return gen, err
+	}
+	t.mu.Lock()
+	t.idle = append(t.idle, s)
+	t.mu.Unlock()
+	return gen, err
+}
+
+// mayShrink says whether err asks for a smaller pool, and leaves at least one session in it.
+func (t *Token) mayShrink(err error) bool {
+	if hsm.ClassifyError(err) != hsm.ClassBackpressure {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return cap(t.sem)-t.lost > 1
+}
