@@ -37,8 +37,9 @@ type Config struct {
 	// ReentryLimit is how far from the clock's own prediction a majority may be taken without an operator (Readmit)
 	// once the clock was Suspect or Untrusted. Default MaxBound.
 	ReentryLimit time.Duration
-	// FreshFor is how old the last agreement may be for the clock to be called Trusted and not Holdover; three poll
-	// intervals or more. Default 5 min.
+	// FreshFor is how old the last agreement may be for the clock to be called Trusted and not Holdover, so that one lost
+	// packet is no event; three poll intervals or more. Sources that answer and contradict one another end Trusted at
+	// once. Default 1 min.
 	FreshFor time.Duration
 	// PolicyNote is repeated in each Reading's Provenance. Default "min_sources=N".
 	PolicyNote string
@@ -64,7 +65,7 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.MaxRootDistance, c.MaxBound)
 	def(&c.MaxReferenceAge, time.Hour)
 	def(&c.ReentryLimit, c.MaxBound)
-	def(&c.FreshFor, 5*time.Minute)
+	def(&c.FreshFor, time.Minute)
 	if c.PolicyNote == "" {
 		c.PolicyNote = fmt.Sprintf("min_sources=%d", c.MinSources)
 	}
@@ -435,7 +436,7 @@ func (c *Clock) drain() {
 }
 
 // Update takes one round of measurements, one or none of each source, all fresh. Calling it with none is right when
-// nobody answered: that is what turns Trusted into Holdover.
+// nobody answered.
 func (c *Clock) Update(ms []Measurement) Round {
 	c.mu.Lock()
 	r := c.update(ms)
@@ -494,7 +495,7 @@ func (c *Clock) update(ms []Measurement) Round {
 		err = fmt.Errorf("%w: %d, policy %d", ErrTooFew, len(sel.Agreed), c.cfg.MinSources)
 	}
 	if err != nil {
-		c.disagree(err)
+		c.disagree(err, groups(fit))
 		r.Err = err
 		return r
 	}
@@ -505,11 +506,11 @@ func (c *Clock) update(ms []Measurement) Round {
 	return r
 }
 
-// disagree is a round without majority.
-func (c *Clock) disagree(err error) {
+// disagree is a round without majority among so many groups. Silence is left to FreshFor.
+func (c *Clock) disagree(err error, groups int) {
 	c.cand = nil
 	switch v := c.view.Load(); {
-	case v.state == Trusted:
+	case v.state == Trusted && errors.Is(err, ErrNoMajority) && groups > 1:
 		c.move(Holdover, err.Error(), func(*view) {})
 	case v.state == Acquiring && v.anchored:
 		c.move(Untrusted, err.Error(), func(*view) {})
@@ -631,4 +632,13 @@ func (c *Clock) Readmit() error {
 	}
 	c.cand.readmit = true
 	return nil
+}
+
+// groups counts the voices of ms.
+func groups(ms []Measurement) int {
+	names := make(map[string]bool)
+	for _, m := range ms {
+		names[m.group()] = true
+	}
+	return len(names)
 }
