@@ -1,0 +1,94 @@
+package account
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"unicode/utf8"
+
+	"github.com/emmansun/gmsm/sm3"
+	"golang.org/x/crypto/pbkdf2"
+
+	"yinjian/appliance/problem"
+)
+
+const (
+	// pinIterations bounds what a read-out of the verifier alone would cost to search; the verifier is useless
+	// without the cipher machine's key in any case, so this is kept small enough for a busy ward (about 5 ms).
+	pinIterations = 10000
+	// MaxPINTries is how many wrong PINs in a row lock a signer's PIN until an administrator sets a new one.
+	MaxPINTries = 5
+	minPIN      = 6
+	maxPIN      = 64
+)
+
+// A MAC answers HMAC-SM3 over data under the named key inside the cipher machine.
+type MAC interface {
+	MAC(ctx context.Context, keyLabel string, data []byte) ([]byte, error)
+}
+
+// PINKeyLabel and AppKeyLabel name the secret keys in the log slot that PINs and application keys depend on.
+const (
+	PINKeyLabel = "mac/signer-pin"
+	AppKeyLabel = "mac/application-key"
+)
+
+func checkPINForm(pin string) error {
+	if n := len(pin); n < minPIN || n > maxPIN || !utf8.ValidString(pin) {
+		return problem.Invalid("pin", "PIN 长度须为 %d–%d 字节 (PIN must be %d to %d bytes)", minPIN, maxPIN, minPIN, maxPIN)
+	}
+	return nil
+}
+
+// newPINVerifier makes the stored form of pin for a signer.
+func newPINVerifier(ctx context.Context, m MAC, signer, pin string) (*PINVerifier, error) {
+	if err := checkPINForm(pin); err != nil {
+		return nil, err
+	}
+	v := &PINVerifier{Salt: make([]byte, 16), Iterations: pinIterations}
+	if _, err := rand.Read(v.Salt); err != nil {
+		return nil, err
+	}
+	tag, err := v.tag(ctx, m, signer, pin)
+	if err != nil {
+		return nil, err
+	}
+	v.Tag = tag
+	return v, nil
+}
+
+func (v *PINVerifier) tag(ctx context.Context, m MAC, signer, pin string) ([]byte, error) {
+	stretched := pbkdf2.Key([]byte(pin), v.Salt, v.Iterations, 32, sm3.New)
+	defer clear(stretched)
+	msg := append([]byte("yinjian/signer-pin/v1\x00"), stretched...)
+	msg = append(msg, signer...)
+	defer clear(msg)
+	tag, err := m.MAC(ctx, PINKeyLabel, msg)
+	if err != nil {
+		return nil, err
+	}
+	if len(tag) != 32 {
+		return nil, fmt.Errorf("account: HMAC-SM3 of %d bytes", len(tag))
+	}
+	return tag, nil
+}
+
+func (v *PINVerifier) check(ctx context.Context, m MAC, signer, pin string) (bool, error) {
+	tag, err := v.tag(ctx, m, signer, pin)
+	if err != nil {
+		return false, err
+	}
+	return subtle.ConstantTimeCompare(tag, v.Tag) == 1, nil
+}
+
+// applicationKey derives an application's HMAC key (32 bytes). It is never stored: whoever copies the disk has the
+// salt only.
+func applicationKey(ctx context.Context, m MAC, id string, salt []byte) ([]byte, error) {
+	if len(salt) != 16 {
+		return nil, errors.New("account: application key salt is not 16 bytes")
+	}
+	msg := append([]byte("yinjian/application-key/v1\x00"), salt...)
+	return m.MAC(ctx, AppKeyLabel, append(msg, id...))
+}

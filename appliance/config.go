@@ -1,0 +1,269 @@
+package appliance
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"yinjian/hsm"
+)
+
+// A Config is the one configuration file, config.toml in the appliance's folder. Unknown keys are errors. Paths may be
+// relative to that folder. Secrets are named by file and never stand in it.
+type Config struct {
+	Node   string `toml:"node"`   // name of this appliance in journals and evidence, [a-z0-9.-], for ever
+	Campus string `toml:"campus"` // 院区: "本部", "滨海"
+
+	Listen     Listen     `toml:"listen"`
+	HSM        HSM        `toml:"hsm"`
+	Time       Time       `toml:"time"`
+	Policy     Policy     `toml:"policy"`
+	Evaluation Evaluation `toml:"evaluation"`
+}
+
+// Listen says where the appliance listens.
+type Listen struct {
+	API string `toml:"api"` // host:port, TLS 1.3; port 0 picks a free one
+	// TSAPlain is a second listener for /tsa without TLS or credentials, loopback only, off when empty. It is named
+	// in /health/state.
+	TSAPlain string `toml:"tsa_plain"`
+}
+
+// HSM says how the cipher machine is reached.
+type HSM struct {
+	Module       string          `toml:"module"`      // the vendor's PKCS#11 library
+	ModuleArgs   string          `toml:"module_args"` // C_Initialize's pReserved string, for modules that take one
+	Profile      string          `toml:"profile"`     // vendor profile: "neutral", …
+	Slots        map[string]Slot `toml:"slots"`       // staff, tsa, log, ca
+	CallDeadline Duration        `toml:"call_deadline"`
+	VerifyFresh  *bool           `toml:"verify_fresh"` // check each fresh signature before it leaves; default true
+}
+
+// Slot is one slot class's token.
+type Slot struct {
+	TokenLabel string `toml:"token_label"`
+	// PINFile holds the user PIN. For evaluation only: whoever takes the disk has both.
+	PINFile  string `toml:"pin_file"`
+	Sessions int    `toml:"sessions"` // default 8
+}
+
+// Time says whom to believe.
+type Time struct {
+	MinSources  int          `toml:"min_sources"`  // groups that must agree
+	Accuracy    Duration     `toml:"accuracy"`     // stamps are refused when the bound exceeds it
+	HoldoverMax Duration     `toml:"holdover_max"` // how long without a majority
+	Poll        Duration     `toml:"poll"`
+	PolicyNote  string       `toml:"policy_note"` // repeated in all evidence
+	Sources     []TimeSource `toml:"sources"`
+}
+
+// TimeSource is one NTP server.
+type TimeSource struct {
+	Name    string `toml:"name"`
+	Group   string `toml:"group"` // sources that share an antenna share a group
+	Address string `toml:"address"`
+	KeyID   uint16 `toml:"key_id"`   // symmetric authentication, 0: none
+	KeyType string `toml:"key_type"` // "SHA256", "AES128", "AES256"
+	KeyFile string `toml:"key_file"`
+}
+
+// Policy are limits an evaluator asks for.
+type Policy struct {
+	ReserveBytes uint64 `toml:"reserve_bytes"` // free space below which signing is refused
+	// TSAReservePercent: tokens for others are refused earlier than signatures are.
+	TSAReservePercent int `toml:"tsa_reserve_percent"`
+	SegmentEntries    int `toml:"segment_entries"` // journal entries a file
+	MaxBodyBytes      int `toml:"max_body_bytes"`
+}
+
+// Evaluation are conveniences that no hospital uses in production; /health/state and the evidence name them.
+type Evaluation struct {
+	// Softtoken runs our software cipher machine as a child. Not a certified product.
+	Softtoken bool `toml:"softtoken"`
+	// GNSSFeed runs chrony, fed by gpsd, fed by simulated BeiDou sentences of this machine's own clock.
+	GNSSFeed bool `toml:"gnss_feed"`
+}
+
+// A Duration is written as "5s", "24h".
+type Duration time.Duration
+
+// UnmarshalText reads Go's duration syntax.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// MarshalText writes Go's duration syntax.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+var reNode = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,62}$`)
+
+// LoadConfig reads dir/config.toml. Everything wrong is reported at once, with the key's path.
+func LoadConfig(dir string) (*Config, error) {
+	name := filepath.Join(dir, "config.toml")
+	b, err := os.ReadFile(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s 不存在：请先运行 yinjian init --dir %s (no configuration: run yinjian init first)", name, dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c, err := ParseConfig(b, dir)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return c, nil
+}
+
+// ParseConfig reads a configuration; relative paths are taken from dir.
+func ParseConfig(b []byte, dir string) (*Config, error) {
+	c := new(Config)
+	dec := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := dec.Decode(c); err != nil {
+		var strict *toml.StrictMissingError
+		if errors.As(err, &strict) {
+			var errs []error
+			for _, e := range strict.Errors {
+				row, col := e.Position()
+				errs = append(errs, fmt.Errorf("%d:%d: 未知的配置项 %v (unknown key)", row, col, e.Key()))
+			}
+			return nil, errors.Join(errs...)
+		}
+		return nil, err
+	}
+	c.setDefaults()
+	abs := func(p *string) {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	abs(&c.HSM.Module)
+	for name, s := range c.HSM.Slots {
+		abs(&s.PINFile)
+		c.HSM.Slots[name] = s
+	}
+	for i := range c.Time.Sources {
+		abs(&c.Time.Sources[i].KeyFile)
+	}
+	return c, c.validate()
+}
+
+func (c *Config) setDefaults() {
+	def(&c.HSM.CallDeadline, Duration(5*time.Second))
+	def(&c.HSM.Profile, "neutral")
+	def(&c.Time.MinSources, 2)
+	def(&c.Time.Accuracy, Duration(time.Second))
+	def(&c.Time.HoldoverMax, Duration(4*time.Hour))
+	def(&c.Time.Poll, Duration(16*time.Second))
+	def(&c.Policy.ReserveBytes, 256<<20)
+	def(&c.Policy.TSAReservePercent, 10)
+	def(&c.Policy.SegmentEntries, 1_000_000)
+	def(&c.Policy.MaxBodyBytes, 16<<20)
+	for name, s := range c.HSM.Slots {
+		def(&s.Sessions, 8)
+		c.HSM.Slots[name] = s
+	}
+	if c.HSM.VerifyFresh == nil {
+		yes := true
+		c.HSM.VerifyFresh = &yes
+	}
+}
+
+func def[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+func (c *Config) validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
+	}
+	if !reNode.MatchString(c.Node) {
+		bad("node", "须为小写字母、数字、点或连字符，1–63 位 (lower-case letters, digits, dots, hyphens)")
+	}
+	if c.Campus == "" || len(c.Campus) > 64 {
+		bad("campus", "须为 1–64 字节 (1 to 64 bytes)")
+	}
+	if _, _, err := net.SplitHostPort(c.Listen.API); err != nil {
+		bad("listen.api", "须为 host:port (%v)", err)
+	}
+	if p := c.Listen.TSAPlain; p != "" {
+		host, _, err := net.SplitHostPort(p)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			bad("listen.tsa_plain", "只能是回环地址，如 127.0.0.1:0 (loopback only)")
+		}
+	}
+	if c.HSM.Module == "" {
+		bad("hsm.module", "缺少 PKCS#11 模块路径 (path of the PKCS#11 module is missing)")
+	}
+	for _, class := range hsm.Classes {
+		s, ok := c.HSM.Slots[string(class)]
+		if !ok {
+			bad("hsm.slots."+string(class), "缺少 (missing)")
+			continue
+		}
+		if s.TokenLabel == "" || len(s.TokenLabel) > 32 {
+			bad("hsm.slots."+string(class)+".token_label", "须为 1–32 字节 (1 to 32 bytes)")
+		}
+		if s.PINFile == "" {
+			bad("hsm.slots."+string(class)+".pin_file", "缺少 (missing)")
+		}
+		if s.Sessions < 1 || s.Sessions > 256 {
+			bad("hsm.slots."+string(class)+".sessions", "须为 1–256 (1 to 256)")
+		}
+	}
+	if len(c.HSM.Slots) > len(hsm.Classes) {
+		bad("hsm.slots", "只能有 staff、tsa、log、ca (only staff, tsa, log, ca)")
+	}
+	labels := map[string]string{}
+	for name, s := range c.HSM.Slots {
+		if other, dup := labels[s.TokenLabel]; dup {
+			bad("hsm.slots", "%s 与 %s 使用同一令牌，密钥用途须分离 (%s and %s share a token; purposes must be apart)", name, other, name, other)
+		}
+		labels[s.TokenLabel] = name
+	}
+	if c.Time.MinSources < 1 {
+		bad("time.min_sources", "至少为 1 (at least 1)")
+	}
+	if len(c.Time.Sources) == 0 && !c.Evaluation.GNSSFeed {
+		bad("time.sources", "至少需要一个时间源 (at least one source)")
+	}
+	groups := map[string]bool{}
+	for i, s := range c.Time.Sources {
+		key := fmt.Sprintf("time.sources[%d]", i)
+		if s.Name == "" || s.Group == "" {
+			bad(key, "缺少 name 或 group (name and group are needed)")
+		}
+		if _, _, err := net.SplitHostPort(s.Address); err != nil {
+			bad(key+".address", "须为 host:port (%v)", err)
+		}
+		groups[s.Group] = true
+	}
+	if c.Evaluation.GNSSFeed {
+		groups["evaluation-feed"] = true
+	}
+	if len(groups) < c.Time.MinSources {
+		bad("time.min_sources", "只有 %d 组时间源，达不到 %d (only %d groups of sources)", len(groups), c.Time.MinSources, len(groups))
+	}
+	if a := time.Duration(c.Time.Accuracy); a < 10*time.Millisecond || a > 10*time.Second {
+		bad("time.accuracy", "须在 10ms 与 10s 之间 (between 10ms and 10s)")
+	}
+	if c.Policy.MaxBodyBytes < 1<<20 || c.Policy.MaxBodyBytes > 256<<20 {
+		bad("policy.max_body_bytes", "须在 1 MiB 与 256 MiB 之间 (between 1 MiB and 256 MiB)")
+	}
+	if c.Policy.SegmentEntries < 10 {
+		bad("policy.segment_entries", "至少 10 (at least 10)")
+	}
+	return errors.Join(errs...)
+}
