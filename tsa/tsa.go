@@ -1,0 +1,230 @@
+// Package tsa is a time-stamping authority: it parses requests, issues tokens and verifies them, as RFC 3161 with
+// RFC 5816 describes, for SM2 with SM3 and RSA with SHA-256 units. GM/T 0033-2023 mirrors those structures as far as can
+// be told without its text; no conformity with it is claimed.
+//
+// A token is issued only while the clock vouches for the accuracy that the policy promises, and its accuracy field is
+// what the clock vouched for, not a constant. Transport is left to package api, the journal to the [Recorder], the chain
+// and revocation of certificates to package pki.
+package tsa
+
+import (
+	"context"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/emmansun/gmsm/smx509"
+	"github.com/sirupsen/logrus"
+
+	"yinjian/appliance/cms"
+	"yinjian/ntp"
+)
+
+// ErrTimeNotAvailable means that the clock cannot vouch for the accuracy the policy promises. It is sent as
+// timeNotAvailable(14), RFC 3161 §2.4.2.
+var ErrTimeNotAvailable = errors.New("tsa: trusted time not available")
+
+// ErrCertificateNotValid means that the unit's certificate, or its private key usage period, does not cover the present.
+var ErrCertificateNotValid = errors.New("tsa: unit's certificate does not cover this time")
+
+// A Clock tells the time and how wrong it can be. *ntp's clock is one.
+type Clock interface {
+	Now() ntp.Reading
+}
+
+// A SerialStore hands out token serial numbers, each once, ever.
+type SerialStore interface {
+	// Next returns a number in [1, 2^160) only once no later Next can return it again, not even after a restart. After an
+	// error the number may be spent: a gap is harmless, a repeat is not.
+	Next(ctx context.Context) (*big.Int, error)
+}
+
+// A Recorder writes tokens into the journal.
+type Recorder interface {
+	// RecordToken returns nil only after the token's entry is durable.
+	RecordToken(ctx context.Context, token *Token) error
+}
+
+// Config describes one unit (TSU): one key, one certificate, one policy.
+type Config struct {
+	Name     string                // for logs
+	Policy   asn1.ObjectIdentifier // the only policy tokens are issued under
+	Accuracy time.Duration         // ceiling of the accuracy field; beyond it nothing is issued
+	Signer   cms.Signer
+	Chain    []*smx509.Certificate // the unit's own first, each signed by the next
+	Profile  cms.Profile           // outer identifiers; RFC5652 by default
+	Clock    Clock
+	Serials  SerialStore
+	Recorder Recorder // nil for a unit that serves [Authority.Issue] alone; Respond then refuses
+	Log      logrus.FieldLogger
+}
+
+// An Authority issues tokens. Safe for concurrent use.
+type Authority struct {
+	config   Config
+	template *cms.Template
+	head     []byte // DER of TSTInfo's version and policy
+	validity [2]time.Time
+}
+
+// New checks the configuration and the unit's certificate: it must be for the signer's key, have extended key usage
+// critical and timeStamping alone (RFC 3161 §2.3), key usage digitalSignature or nonRepudiation and nothing else, not be a
+// CA, and each certificate of the chain must be signed by the next.
+func New(c Config) (*Authority, error) {
+	var errs []error
+	if c.Accuracy <= 0 {
+		errs = append(errs, errors.New("accuracy must be positive"))
+	}
+	if c.Clock == nil || c.Serials == nil || c.Log == nil || c.Signer == nil {
+		errs = append(errs, errors.New("signer, clock, serials and log must be set"))
+	}
+	if len(c.Chain) == 0 {
+		errs = append(errs, errors.New("chain is empty"))
+	}
+	head, err := encodeHead(c.Policy)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("policy: %w", err))
+	}
+	if len(errs) > 0 {
+		return nil, fmt.Errorf("tsa: unit %q: %w", c.Name, errors.Join(errs...))
+	}
+	a := &Authority{config: c, head: head}
+	for i, cert := range c.Chain[1:] {
+		if err := c.Chain[i].CheckSignatureFrom(cert); err != nil {
+			errs = append(errs, fmt.Errorf("chain: certificate %d is not signed by the next: %w", i, err))
+		}
+	}
+	own := c.Chain[0]
+	if err := checkPurpose(own); err != nil {
+		errs = append(errs, err)
+	}
+	if own.IsCA || own.KeyUsage == 0 || own.KeyUsage&^(smx509.KeyUsageDigitalSignature|smx509.KeyUsageContentCommitment) != 0 {
+		errs = append(errs, errors.New("certificate: key usage must be digitalSignature, nonRepudiation or both, of no CA"))
+	}
+	if a.validity, err = signingPeriod(own); err != nil {
+		errs = append(errs, err)
+	}
+	raw := make([][]byte, len(c.Chain))
+	for i, cert := range c.Chain {
+		raw[i] = cert.Raw
+	}
+	if a.template, err = cms.NewTemplate(c.Signer, raw, c.Profile); err != nil {
+		errs = append(errs, err)
+	}
+	if len(errs) > 0 {
+		return nil, fmt.Errorf("tsa: unit %q: %w", c.Name, errors.Join(errs...))
+	}
+	return a, nil
+}
+
+// Name is the configured name.
+func (a *Authority) Name() string { return a.config.Name }
+
+// Policy is the policy of all tokens.
+func (a *Authority) Policy() asn1.ObjectIdentifier { return a.config.Policy }
+
+// Chain is the unit's certificate and those above it. The slice is not to be changed.
+func (a *Authority) Chain() []*smx509.Certificate { return a.config.Chain }
+
+// Issue makes a token for req. Recording it is the caller's duty, before anybody sees it.
+//
+// The clock is read once, after the serial number is stored and before signing, so that genTime is never earlier than the
+// request. Unless it is trusted and the accuracy to be published is within the policy's, Issue returns
+// [ErrTimeNotAvailable] and nothing is signed. A fault of the requester is a [*RequestError]. Errors of serials and signer
+// are wrapped.
+func (a *Authority) Issue(ctx context.Context, req *Request) (*Token, error) {
+	if req.Policy != nil && !req.Policy.Equal(a.config.Policy) {
+		return nil, &RequestError{UnacceptedPolicy, fmt.Sprintf("policy %v is not served here", req.Policy)}
+	}
+	serial, err := a.config.Serials.Next(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("tsa: serial number: %w", err)
+	}
+	if serial == nil {
+		return nil, errors.New("tsa: serial number: the store gave none")
+	}
+	if serial.Sign() <= 0 || serial.BitLen() > maxSerialBits {
+		return nil, fmt.Errorf("tsa: serial number of %d bits, sign %d: want positive, at most %d bits",
+			serial.BitLen(), serial.Sign(), maxSerialBits)
+	}
+	reading := a.config.Clock.Now()
+	token := &Token{
+		Serial:     serial,
+		GenTime:    reading.Time.UTC().Truncate(time.Millisecond),
+		Policy:     a.config.Policy,
+		Imprint:    req.Imprint,
+		Nonce:      req.Nonce,
+		Provenance: reading,
+	}
+	if !reading.Trusted() || reading.Bound < 0 {
+		return nil, fmt.Errorf("%w: clock is %s", ErrTimeNotAvailable, reading.State)
+	}
+	// Cutting off the digits below a millisecond makes genTime wrong by what is cut off; the bound has to say so.
+	token.Accuracy = publishedAccuracy(reading.Bound + reading.Time.Sub(token.GenTime))
+	if token.Accuracy > a.config.Accuracy {
+		return nil, fmt.Errorf("%w: accuracy %v, at most %v is allowed", ErrTimeNotAvailable, token.Accuracy, a.config.Accuracy)
+	}
+	if token.GenTime.Before(a.validity[0]) || token.GenTime.After(a.validity[1]) {
+		return nil, fmt.Errorf("%w: %v", ErrCertificateNotValid, token.GenTime)
+	}
+	info, err := token.encodeInfo(a.head)
+	if err != nil {
+		return nil, fmt.Errorf("tsa: TSTInfo: %w", err)
+	}
+	signed, err := a.template.Sign(ctx, cms.Params{
+		ContentType:      cms.OIDTSTInfo,
+		Content:          info,
+		OmitCertificates: !req.CertReq,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("tsa: signing TSTInfo: %w", err)
+	}
+	token.DER = signed.Bytes()
+	return token, nil
+}
+
+// Respond answers a DER TimeStampReq with a DER TimeStampResp, always: granted, or a rejection with its PKIFailureInfo.
+// A token leaves only after it is recorded. What goes wrong inside is logged and shown as systemFailure, no more.
+func (a *Authority) Respond(ctx context.Context, reqDER []byte) []byte {
+	log := a.config.Log.WithField("unit", a.config.Name)
+	token, err := a.respond(ctx, reqDER)
+	var fault *RequestError
+	switch {
+	case err == nil:
+		return encodeGranted(token.DER)
+	case errors.As(err, &fault):
+		log.WithError(err).Debug("timestamp request refused")
+		return encodeRejection(fault.Failure, fault.Detail)
+	case errors.Is(err, ErrTimeNotAvailable):
+		log.WithError(err).Warn("timestamp refused: time not available")
+		return encodeRejection(TimeNotAvailable, "trusted time is not available")
+	}
+	log.WithError(err).Error("timestamp failed")
+	return encodeRejection(SystemFailure, "the authority cannot serve the request now")
+}
+
+func (a *Authority) respond(ctx context.Context, reqDER []byte) (*Token, error) {
+	req, err := ParseRequest(reqDER)
+	if err != nil {
+		return nil, err
+	}
+	if a.config.Recorder == nil {
+		return nil, errors.New("tsa: unit has no recorder")
+	}
+	token, err := a.Issue(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.config.Recorder.RecordToken(ctx, token); err != nil {
+		return nil, fmt.Errorf("tsa: recording token %x: %w", token.Serial, err)
+	}
+	return token, nil
+}
+
+// publishedAccuracy rounds an error up to milliseconds, at least one.
+func publishedAccuracy(bound time.Duration) time.Duration {
+	const unit = time.Millisecond
+	return max((bound+unit-1)/unit*unit, unit)
+}
