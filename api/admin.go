@@ -1,0 +1,258 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"strconv"
+
+	"github.com/labstack/echo/v4"
+	"golang.org/x/sys/unix"
+
+	"yinjian/api/wire"
+	"yinjian/appliance/account"
+	"yinjian/appliance/evidence"
+	"yinjian/appliance/problem"
+)
+
+// The bodies of the administration routes.
+type (
+	RegisterApplication   = wire.RegisterApplication
+	RegisteredApplication = wire.RegisteredApplication
+	EnrolSigner           = wire.EnrolSigner
+	SetSignerPIN          = wire.SetSignerPIN
+	Decision              = wire.Decision
+	RevokeCertificate     = wire.RevokeCertificate
+	IssueCRL              = wire.IssueCRL
+	AuditVerify           = wire.AuditVerify
+	Compare               = wire.Compare
+)
+
+// Admin does what an administrator on the local socket asks. actor says who that is in words that the journal keeps:
+// "local uid=0(root)". Requests are checked in form; answers are shown as their JSON. A refusal is a *problem.Problem.
+type Admin interface {
+	// RegisterApplication answers the application's HMAC key, here and never again.
+	RegisterApplication(ctx context.Context, actor string, req RegisterApplication) (*RegisteredApplication, error)
+	StopApplication(ctx context.Context, actor string, req Decision) (any, error)
+	ListApplications(ctx context.Context, actor string) (any, error)
+	EnrolSigner(ctx context.Context, actor string, req EnrolSigner) (any, error)
+	SetSignerPIN(ctx context.Context, actor string, req SetSignerPIN) (any, error)
+	StopSigner(ctx context.Context, actor string, req Decision) (any, error)
+	StartSigner(ctx context.Context, actor string, req Decision) (any, error)
+	ListSigners(ctx context.Context, actor string) (any, error)
+	RevokeCertificate(ctx context.Context, actor string, req RevokeCertificate) (any, error)
+	IssueCRL(ctx context.Context, actor string, req IssueCRL) (any, error)
+	AuditVerify(ctx context.Context, actor string, req AuditVerify) (any, error)
+	Compare(ctx context.Context, actor string, req Compare) (any, error)
+	State(ctx context.Context, actor string) (any, error)
+}
+
+func (s *Server) adminRoutes(e *echo.Echo) {
+	a := s.cfg.Admin
+	e.POST("/admin/v1/applications", administered(s, checkRegister, func(ctx context.Context, actor string, req RegisterApplication) (any, error) {
+		return a.RegisterApplication(ctx, actor, req)
+	}))
+	e.GET("/admin/v1/applications", s.listed(a.ListApplications))
+	e.POST("/admin/v1/applications/:id/stop", administered(s, checkApplicationDecision, a.StopApplication))
+	e.POST("/admin/v1/signers", administered(s, checkEnrol, a.EnrolSigner))
+	e.GET("/admin/v1/signers", s.listed(a.ListSigners))
+	e.POST("/admin/v1/signers/:id/pin", administered(s, checkSetPIN, a.SetSignerPIN))
+	e.POST("/admin/v1/signers/:id/stop", administered(s, checkSignerDecision, a.StopSigner))
+	e.POST("/admin/v1/signers/:id/start", administered(s, checkSignerDecision, a.StartSigner))
+	e.POST("/admin/v1/certificates/:serial/revoke", administered(s, checkRevoke, a.RevokeCertificate))
+	e.POST("/admin/v1/crls", administered(s, nothingToCheck[IssueCRL], a.IssueCRL))
+	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
+	e.POST("/admin/v1/compare", administered(s, nothingToCheck[Compare], a.Compare))
+	e.GET("/admin/v1/state", s.listed(a.State))
+	e.GET("/health/alive", s.alive)
+	e.GET("/health/ready", s.ready)
+}
+
+// administered reads and checks a request, and says who asks. There is no time limit: an audit takes what it takes,
+// and the administrator may give up.
+func administered[Req any](s *Server, check func(c echo.Context, req *Req) *problem.Problem, do func(ctx context.Context, actor string, req Req) (any, error)) echo.HandlerFunc {
+	return s.local(jsonBody(s.limits.SmallBody), func(c echo.Context, actor string, body []byte) error {
+		var req Req
+		if p := first(decode(body, &req)); p != nil {
+			return p
+		}
+		if p := check(c, &req); p != nil {
+			return p
+		}
+		out, err := do(c.Request().Context(), actor, req)
+		if err != nil {
+			return err
+		}
+		return answer(c, out)
+	})
+}
+
+func (s *Server) listed(do func(ctx context.Context, actor string) (any, error)) echo.HandlerFunc {
+	return s.local(noBody, func(c echo.Context, actor string, _ []byte) error {
+		out, err := do(c.Request().Context(), actor)
+		if err != nil {
+			return err
+		}
+		return answer(c, out)
+	})
+}
+
+// local lets root and the appliance's own user in.
+func (s *Server) local(b body, h func(c echo.Context, actor string, body []byte) error) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := c.Request()
+		peer, ok := r.Context().Value(peerKey{}).(*unix.Ucred)
+		if !ok || peer == nil {
+			return problem.New(problem.Forbidden, "无法确认本机调用者 (the kernel does not say who calls)", "请通过本机管理套接字访问 (use the local socket)")
+		}
+		actor := actorOf(peer.Uid)
+		c.Set(actorKey, actor)
+		if peer.Uid != 0 && int(peer.Uid) != os.Getuid() {
+			return problem.New(problem.Forbidden, "该用户不能管理设备 (this user may not administer the appliance)", "请使用 root 或设备服务用户 (use root or the service's user)")
+		}
+		if err := first(acceptable(r, b.gives), b.readable(r)); err != nil {
+			return err
+		}
+		data, release, err := s.received(c, b)
+		defer release()
+		if err != nil {
+			return err
+		}
+		return h(c, actor, data)
+	}
+}
+
+func actorOf(uid uint32) string {
+	id := strconv.FormatUint(uint64(uid), 10)
+	if u, err := user.LookupId(id); err == nil {
+		return "local uid=" + id + "(" + u.Username + ")"
+	}
+	return "local uid=" + id // a user without a name is still one user
+}
+
+type peerKey struct{}
+
+// withPeer keeps what SO_PEERCRED says: pid, uid and gid of the process that connected, as the kernel recorded them
+// then. Nobody can claim another's.
+func withPeer(ctx context.Context, conn net.Conn) context.Context {
+	u, ok := conn.(*net.UnixConn)
+	if !ok {
+		return ctx
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return ctx
+	}
+	var cred *unix.Ucred
+	if err := raw.Control(func(fd uintptr) {
+		if c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			cred = c
+		}
+	}); err != nil || cred == nil {
+		return ctx
+	}
+	return context.WithValue(ctx, peerKey{}, cred)
+}
+
+// ListenAdmin listens on a unix socket that only its owner may connect to. A socket left by a process that died is
+// removed; one that answers, or a file that is no socket, is an error. The folder should be the owner's alone.
+func ListenAdmin(path string) (net.Listener, error) {
+	if st, err := os.Lstat(path); err == nil {
+		if st.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("api: %s exists and is no socket", path)
+		}
+		if c, err := net.Dial("unix", path); err == nil {
+			c.Close()
+			return nil, fmt.Errorf("api: %s is in use", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("api: removing a dead socket: %w", err)
+		}
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("api: listening for administrators: %w", err)
+	}
+	// Between the two calls another user could connect; the handler would still refuse him by SO_PEERCRED.
+	if err := os.Chmod(path, 0o600); err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("api: listening for administrators: %w", err)
+	}
+	return ln, nil
+}
+
+func nothingToCheck[Req any](echo.Context, *Req) *problem.Problem { return nil }
+
+func checkRegister(_ echo.Context, r *RegisterApplication) *problem.Problem {
+	if p := first(
+		pattern("id", r.ID, applicationID), text("name", r.Name, 64), text("campus", r.Campus, 32),
+		oneOf("stamp", r.Stamp, account.StampRequired, account.StampNone),
+		each("rights", r.Rights, account.RightSign, account.RightVerify, account.RightTimestamp, account.RightEvidenceAny),
+	); p != nil {
+		return p
+	}
+	return each("consent", r.Consent, string(evidence.AppAsserted), string(evidence.SignerPIN))
+}
+
+// each wants at least one, all of them allowed, none twice.
+func each(field string, values []string, allowed ...string) *problem.Problem {
+	if len(values) == 0 {
+		return missing(field)
+	}
+	seen := map[string]bool{}
+	for _, v := range values {
+		if p := oneOf(field, v, allowed...); p != nil {
+			return p
+		}
+		if seen[v] {
+			return problem.Invalid(field, "%s 重复 (given twice)", v)
+		}
+		seen[v] = true
+	}
+	return nil
+}
+
+func checkEnrol(_ echo.Context, r *EnrolSigner) *problem.Problem {
+	if p := first(
+		pattern("id", r.ID, signerID), text("name", r.Name, 64), text("department", r.Department, 64), text("campus", r.Campus, 32),
+		each("algorithms", r.Algorithms, algSM2, algRSA),
+	); p != nil || r.PIN == "" {
+		return p
+	}
+	return pin("pin", r.PIN)
+}
+
+func checkSetPIN(c echo.Context, r *SetSignerPIN) *problem.Problem {
+	r.Signer = c.Param("id")
+	return first(pattern("path.id", r.Signer, signerID), pin("pin", r.PIN))
+}
+
+func checkSignerDecision(c echo.Context, r *Decision) *problem.Problem {
+	r.ID = c.Param("id")
+	return first(pattern("path.id", r.ID, signerID), text("reason", r.Reason, 256))
+}
+
+func checkApplicationDecision(c echo.Context, r *Decision) *problem.Problem {
+	r.ID = c.Param("id")
+	return first(pattern("path.id", r.ID, applicationID), text("reason", r.Reason, 256))
+}
+
+// checkRevoke takes the reasons of RFC 5280 §5.3.1 that end a certificate for good; certificateHold is not used.
+func checkRevoke(c echo.Context, r *RevokeCertificate) *problem.Problem {
+	r.Serial = c.Param("serial")
+	return first(
+		pattern("path.serial", r.Serial, serialNumber),
+		oneOf("reason", r.Reason, "unspecified", "keyCompromise", "cACompromise", "affiliationChanged", "superseded", "cessationOfOperation", "privilegeWithdrawn"),
+	)
+}
+
+// NewAdminServer is the http.Server for [ListenAdmin].
+func (s *Server) NewAdminServer() *http.Server {
+	srv := s.newHTTPServer(s.admin)
+	srv.WriteTimeout = 0 // an audit may take long
+	srv.ConnContext = withPeer
+	return srv
+}

@@ -1,0 +1,156 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+
+	"github.com/labstack/echo/v4"
+	"github.com/sirupsen/logrus"
+
+	"yinjian/api/wire"
+	"yinjian/appliance/problem"
+)
+
+// Codes that only HTTP has.
+const (
+	methodNotAllowed     problem.Code = "method_not_allowed"
+	notAcceptable        problem.Code = "not_acceptable"
+	unsupportedMediaType problem.Code = "unsupported_media_type"
+	requestTimeout       problem.Code = "request_timeout" // the client sent its body too slowly; nothing was done
+)
+
+type face struct {
+	status int
+	title  string
+}
+
+// faces is the one table of codes: 4xx is the caller's to change, 503 and 504 may be tried again.
+var faces = map[problem.Code]face{
+	problem.InvalidRequest:      {http.StatusBadRequest, "请求有误"},
+	problem.ContentRequired:     {http.StatusUnprocessableEntity, "需要原文"},
+	problem.TooLarge:            {http.StatusRequestEntityTooLarge, "内容过大"},
+	problem.Unauthenticated:     {http.StatusUnauthorized, "身份验证失败"},
+	problem.ReplayedRequest:     {http.StatusUnauthorized, "请求重复"},
+	problem.ClockSkew:           {http.StatusUnauthorized, "请求时间超出允许范围"},
+	problem.Forbidden:           {http.StatusForbidden, "没有权限"},
+	problem.ApplicationStopped:  {http.StatusForbidden, "应用已停用"},
+	problem.SignerUnknown:       {http.StatusUnprocessableEntity, "签名人不存在"},
+	problem.SignerStopped:       {http.StatusForbidden, "签名人已停用"},
+	problem.KeyUnknown:          {http.StatusUnprocessableEntity, "没有对应算法的密钥"},
+	problem.PINWrong:            {http.StatusForbidden, "PIN 错误"},
+	problem.PINLocked:           {http.StatusForbidden, "PIN 已锁定"},
+	problem.ConsentInsufficient: {http.StatusForbidden, "授权方式不足"},
+	problem.AuthorizationBad:    {http.StatusForbidden, "授权无效"},
+	problem.AuthorizationSpent:  {http.StatusForbidden, "授权已用完"},
+	problem.IdempotencyConflict: {http.StatusConflict, "幂等键冲突"},
+	problem.NotFound:            {http.StatusNotFound, "不存在"},
+	problem.Exists:              {http.StatusConflict, "已存在"},
+	problem.CertificateUnusable: {http.StatusConflict, "证书不可用"},
+	problem.TimeUntrusted:       {http.StatusServiceUnavailable, "时间不可信"},
+	problem.JournalUnwritable:   {http.StatusServiceUnavailable, "日志不可写"},
+	problem.DiskReserve:         {http.StatusServiceUnavailable, "磁盘余量不足"},
+	problem.HSMUnavailable:      {http.StatusServiceUnavailable, "密码机不可用"},
+	problem.HSMNeedsOperator:    {http.StatusServiceUnavailable, "密码机需要人工处理"},
+	problem.RateLimited:         {http.StatusTooManyRequests, "请求过多"},
+	problem.NotReady:            {http.StatusServiceUnavailable, "尚未就绪"},
+	problem.Timeout:             {http.StatusGatewayTimeout, "处理超时"},
+	problem.Internal:            {http.StatusInternalServerError, "内部错误"},
+
+	methodNotAllowed:     {http.StatusMethodNotAllowed, "方法不支持"},
+	notAcceptable:        {http.StatusNotAcceptable, "无法提供所要的格式"},
+	unsupportedMediaType: {http.StatusUnsupportedMediaType, "内容类型不支持"},
+	requestTimeout:       {http.StatusRequestTimeout, "请求发送过慢"},
+}
+
+const retryLater = "请稍后重试 (try again later)"
+
+var errInternal = problem.New(problem.Internal, "内部错误,已记入设备日志 (internal error, see the appliance's log)",
+	"请把请求编号告知管理员 (tell the administrator the request id)")
+
+// problemOf is the one place where an error becomes what a caller may see: a Problem passes, the context's ends are
+// timeouts, echo's routing errors get their code, and everything else is a plain 500 that shows nothing. A code
+// without a face is a programmer's slip and is also answered as 500.
+func problemOf(err error) (*problem.Problem, face) {
+	var p *problem.Problem
+	var routing *echo.HTTPError
+	switch {
+	case errors.As(err, &p):
+		if f, ok := faces[p.Code]; ok {
+			if p.Code == problem.Internal {
+				return errInternal.With(err), f
+			}
+			return p, f
+		}
+		p = errInternal.With(err)
+	case errors.Is(err, context.DeadlineExceeded):
+		p = problem.New(problem.Timeout, "处理超时,结果未知 (timed out, the outcome is unknown)",
+			"请用同一个 Idempotency-Key 重试 (retry with the same Idempotency-Key)").With(err)
+	case errors.Is(err, context.Canceled):
+		p = problem.New(problem.Timeout, "请求已取消,结果未知 (cancelled, the outcome is unknown)",
+			"请用同一个 Idempotency-Key 重试 (retry with the same Idempotency-Key)").With(err)
+	case errors.As(err, &routing) && routing.Code == http.StatusNotFound:
+		p = problem.New(problem.NotFound, "没有这个地址 (no such route)", "请查阅 /openapi.json (see /openapi.json)")
+	case errors.As(err, &routing) && routing.Code == http.StatusMethodNotAllowed:
+		p = problem.New(methodNotAllowed, "该地址不支持此方法 (method not allowed here, see Allow)", "请查阅 /openapi.json (see /openapi.json)")
+	default:
+		p = errInternal.With(err)
+	}
+	return p, faces[p.Code]
+}
+
+// fail is echo's error handler: it writes err as problem+json and logs it, once.
+func (s *Server) fail(err error, c echo.Context) {
+	p, f := problemOf(err)
+	id, _ := c.Get(requestIDKey).(string)
+	log := s.cfg.Log.WithFields(logrus.Fields{"request_id": id, "code": string(p.Code), "status": f.status, "route": c.Path()})
+	if app, ok := c.Get(applicationKey).(string); ok {
+		log = log.WithField("application", app)
+	}
+	if actor, ok := c.Get(actorKey).(string); ok {
+		log = log.WithField("operator", actor)
+	}
+	if p.Field != "" {
+		log = log.WithField("field", p.Field)
+	}
+	if p.Err != nil {
+		log = log.WithError(p.Err)
+	}
+	switch {
+	case f.status == http.StatusInternalServerError:
+		log.Error("request failed")
+	case f.status >= 500, f.status == http.StatusUnauthorized, f.status == http.StatusTooManyRequests:
+		log.Warn("request refused")
+	default:
+		log.Info("request refused")
+	}
+	if c.Response().Committed {
+		return
+	}
+	h := c.Response().Header()
+	h.Set(echo.HeaderContentType, "application/problem+json")
+	switch p.Code {
+	case problem.Unauthenticated, problem.ReplayedRequest, problem.ClockSkew:
+		h.Set(echo.HeaderWWWAuthenticate, wire.Scheme)
+	case problem.RateLimited, problem.NotReady:
+		h.Set(echo.HeaderRetryAfter, "1")
+	case problem.TooLarge, requestTimeout:
+		h.Set(echo.HeaderConnection, "close") // the rest of the body is not worth reading
+	}
+	body := wire.Problem{
+		Type: "urn:yinjian:problem:" + string(p.Code), Title: f.title, Status: f.status, Detail: p.Detail,
+		Instance: "urn:yinjian:request:" + id, Code: string(p.Code), Field: p.Field, Next: p.Next,
+	}
+	if p.Code == problem.PINWrong {
+		body.TriesLeft = &p.TriesLeft
+	}
+	out, err := json.Marshal(body)
+	if err != nil { // strings and integers only: cannot happen
+		panic(err)
+	}
+	c.Response().WriteHeader(f.status)
+	if _, err := c.Response().Write(out); err != nil {
+		log.WithError(err).Debug("client went away")
+	}
+}

@@ -1,0 +1,163 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	stdlog "log"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+const (
+	headerTime  = 5 * time.Second  // to send the header, and for the TLS handshake
+	bodyTime    = 30 * time.Second // to send header and body: 16 MiB at 4.5 Mbit/s
+	answerTime  = 90 * time.Second // from the header's end to the answer's: body, handling, sending
+	idleTime    = 60 * time.Second
+	headerBytes = 16 << 10
+
+	maxConnections = 4096 // of one listener; an idle one costs some 30 KB under TLS
+)
+
+// NewHTTPServer is an http.Server for one of the handlers with every time and size bounded: a client that sends or
+// reads too slowly loses its connection.
+func (s *Server) NewHTTPServer(h http.Handler) *http.Server { return s.newHTTPServer(h) }
+
+func (s *Server) newHTTPServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: headerTime,
+		ReadTimeout:       bodyTime,
+		WriteTimeout:      answerTime,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    headerBytes,
+		ErrorLog:          stdlog.New(debugWriter{s.cfg.Log}, "", 0),
+		// HTTP/1.1 only: one request a connection at a time is what the limits count. See ListenTLS.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
+	}
+}
+
+// debugWriter takes net/http's own lines: failed handshakes, mostly scanners.
+type debugWriter struct{ log logrus.FieldLogger }
+
+func (w debugWriter) Write(p []byte) (int, error) {
+	w.log.WithField("error", string(bytes.TrimSpace(p))).Debug("http server")
+	return len(p), nil
+}
+
+// ListenTLS listens on addr for TLS 1.3 (RFC 8446) and HTTP/1.1, and nothing older. Validity of the peers'
+// certificates is judged by clock. At most 4096 connections are open at once; more wait in the kernel's queue.
+func ListenTLS(addr string, cert tls.Certificate, clock Clock) (net.Listener, error) {
+	if len(cert.Certificate) == 0 || cert.PrivateKey == nil {
+		return nil, errors.New("api: TLS certificate or key missing")
+	}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("api: listening: %w", err)
+	}
+	return tls.NewListener(Limited(ln, maxConnections), &tls.Config{
+		Certificates: []tls.Certificate{cert},
+		MinVersion:   tls.VersionTLS13,
+		Time:         func() time.Time { return clock.Now().Time },
+		NextProtos:   []string{"http/1.1"},
+	}), nil
+}
+
+// ListenPlain listens without TLS, on a loopback address only.
+func ListenPlain(addr string) (net.Listener, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("api: listening: %w", err)
+	}
+	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+		return nil, fmt.Errorf("api: %s is not a loopback address, plain HTTP is not offered there", addr)
+	}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("api: listening: %w", err)
+	}
+	return Limited(ln, maxConnections), nil
+}
+
+// Serve serves ln until ctx ends, then lets running requests finish for at most drain, and answers nil. Another error
+// is the listener's. When Serve returns, no handler of srv runs any more, except ones that ignored their context's
+// end for longer than drain.
+func Serve(ctx context.Context, srv *http.Server, ln net.Listener, drain time.Duration) error {
+	stopped := make(chan error, 1)
+	served := make(chan struct{})
+	go func() {
+		select {
+		case <-ctx.Done():
+		case <-served: // the listener failed by itself
+			stopped <- nil
+			return
+		}
+		// ctx has ended: the drain needs its own.
+		drained, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+		defer cancel()
+		err := srv.Shutdown(drained)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = srv.Close() // connections are cut; their requests' contexts end
+		}
+		stopped <- err
+	}()
+	err := srv.Serve(ln)
+	close(served)
+	stopErr := <-stopped
+	if errors.Is(err, http.ErrServerClosed) {
+		err = stopErr
+	}
+	if err != nil {
+		return fmt.Errorf("api: serving %s: %w", ln.Addr(), err)
+	}
+	return nil
+}
+
+// Limited holds at most n connections of ln open at once.
+func Limited(ln net.Listener, n int) net.Listener {
+	return &limitedListener{Listener: ln, slots: make(chan struct{}, n), done: make(chan struct{})}
+}
+
+type limitedListener struct {
+	net.Listener
+	slots chan struct{}
+	once  sync.Once
+	done  chan struct{} // closed with the listener
+}
+
+func (l *limitedListener) Accept() (net.Conn, error) {
+	select {
+	case l.slots <- struct{}{}:
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &limitedConn{Conn: c, free: func() { <-l.slots }}, nil
+}
+
+func (l *limitedListener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return l.Listener.Close()
+}
+
+type limitedConn struct {
+	net.Conn
+	once sync.Once
+	free func()
+}
+
+func (c *limitedConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(c.free)
+	return err
+}

@@ -1,0 +1,327 @@
+package api
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"golang.org/x/time/rate"
+
+	"yinjian/api/wire"
+	"yinjian/appliance/account"
+	"yinjian/appliance/problem"
+)
+
+// Keys of values kept in the echo.Context.
+const (
+	requestIDKey   = "request_id"
+	applicationKey = "application"
+	actorKey       = "operator"
+)
+
+const seeContract = "请查阅 /openapi.json (see /openapi.json)"
+
+// identify gives each request its id, our own: an id from outside could repeat one in the log.
+func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		var id [16]byte
+		rand.Read(id[:]) // never fails, crypto/rand says
+		c.Set(requestIDKey, hex.EncodeToString(id[:]))
+		h := c.Response().Header()
+		h.Set(echo.HeaderXRequestID, hex.EncodeToString(id[:]))
+		h.Set(echo.HeaderCacheControl, "no-store")
+		h.Set(echo.HeaderXContentTypeOptions, "nosniff")
+		return next(c)
+	}
+}
+
+// recovered makes a panic a 500 of this one request.
+func (s *Server) recovered(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) (err error) {
+		defer func() {
+			if r := recover(); r != nil {
+				if r == http.ErrAbortHandler {
+					panic(r)
+				}
+				err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			}
+		}()
+		return next(c)
+	}
+}
+
+// A body says what a route reads and writes.
+type body struct {
+	takes string // media type; "" for a request without a body
+	gives string
+	most  int64 // bytes
+}
+
+var noBody = body{gives: echo.MIMEApplicationJSON}
+
+func jsonBody(most int64) body {
+	return body{echo.MIMEApplicationJSON, echo.MIMEApplicationJSON, most}
+}
+
+func stampQuery(most int64) body {
+	return body{"application/timestamp-query", "application/timestamp-reply", most}
+}
+
+// admitted runs h with the body, read whole and bounded, when there is room for one more request. Nothing in the body
+// is looked at before h.
+//
+// The body is read before a slot is taken: a client that sends slowly holds a connection and what it has sent so far,
+// not a slot.
+func (s *Server) admitted(b body, h func(c echo.Context, body []byte) error) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := c.Request()
+		if err := first(acceptable(r, b.gives), b.readable(r)); err != nil {
+			return err
+		}
+		data, release, err := s.received(c, b)
+		defer release()
+		if err != nil {
+			return err
+		}
+		select {
+		case s.slots <- struct{}{}:
+			defer func() { <-s.slots }()
+		default:
+			return problem.New(problem.RateLimited, "设备正在处理的请求已达上限 (too many requests at once)", retryLater)
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), s.limits.Handling)
+		defer cancel()
+		c.SetRequest(r.WithContext(ctx))
+		return h(c, data)
+	}
+}
+
+// authenticated is admitted for an application that proves itself and has the right ("" for none in particular).
+func (s *Server) authenticated(b body, right string, h func(c echo.Context, app *account.Application, body []byte) error) echo.HandlerFunc {
+	inner := s.admitted(b, func(c echo.Context, data []byte) error {
+		app, err := s.authenticate(c, data)
+		if err != nil {
+			return err
+		}
+		switch {
+		case app.Stopped:
+			return problem.New(problem.ApplicationStopped, "该应用已被管理员停用 (application stopped by an administrator)", "请联系系统管理员 (ask the administrator)")
+		case right != "" && !app.Has(right):
+			return problem.New(problem.Forbidden, "该应用没有 "+right+" 权限 (the application lacks this right)", "请联系系统管理员授权 (ask the administrator for it)")
+		case c.Request().URL.RawQuery != "":
+			return problem.Invalid("query", "该地址不接受查询参数 (no query parameter is known here)")
+		}
+		return h(c, app, data)
+	})
+	return func(c echo.Context) error {
+		// A request without a well-formed header is refused before its body is read.
+		a, err := authorization(c.Request())
+		if err != nil {
+			return err
+		}
+		c.Set("authorization", a)
+		return inner(c)
+	}
+}
+
+func unauthenticated(detail string) *problem.Problem {
+	p := problem.New(problem.Unauthenticated, detail, "请检查应用编号、密钥与待签字符串,见 docs/api-auth.md (check id, key and string to sign)")
+	p.Field = "header.Authorization"
+	return p
+}
+
+func authorization(r *http.Request) (*wire.Authorization, error) {
+	values := r.Header.Values(echo.HeaderAuthorization)
+	switch len(values) {
+	case 0:
+		return nil, unauthenticated("缺少 Authorization 头 (Authorization header missing)")
+	case 1:
+	default:
+		return nil, unauthenticated("Authorization 头重复 (more than one Authorization header)")
+	}
+	a, err := wire.ParseAuthorization(values[0])
+	if err != nil {
+		return nil, unauthenticated("Authorization 头格式不正确 (malformed Authorization header)").With(err)
+	}
+	return a, nil
+}
+
+// authenticate checks, in this order: the MAC, the application's rate, and that the request is fresh. Who does not
+// know the key learns only that; an unknown application costs the same work and gets the same answer.
+func (s *Server) authenticate(c echo.Context, data []byte) (*account.Application, error) {
+	a := c.Get("authorization").(*wire.Authorization)
+	r := c.Request()
+	app, key, ok := s.cfg.Directory.Application(a.App)
+	if !ok || app == nil || len(key) == 0 {
+		ok, key = false, make([]byte, 32)
+	}
+	want := wire.MAC(key, wire.Signable{Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, Host: r.Host, Body: data}, a.App, a.Time, a.Nonce)
+	if !hmac.Equal(want, a.MAC) || !ok {
+		return nil, unauthenticated("应用编号未知或签名不正确 (unknown application or wrong signature)").With(fmt.Errorf("application %s, known %t", a.App, ok))
+	}
+	c.Set(applicationKey, app.ID)
+	if !s.rates.allow(app) {
+		return nil, problem.New(problem.RateLimited, "该应用的请求过于频繁 (the application's rate is exceeded)", retryLater)
+	}
+	if err := s.guard.admit(app.ID, a.Nonce, a.At, s.cfg.Clock.Now()); err != nil {
+		return nil, err
+	}
+	return app, nil
+}
+
+// readable checks the body's announced type and size, before any of it is read.
+func (b body) readable(r *http.Request) *problem.Problem {
+	if r.ContentLength > b.most {
+		return tooLarge(b.most)
+	}
+	if b.takes == "" {
+		return nil
+	}
+	if enc := r.Header.Get(echo.HeaderContentEncoding); enc != "" && !strings.EqualFold(enc, "identity") {
+		return problem.New(unsupportedMediaType, "不接受压缩的请求体 (no Content-Encoding is taken)", seeContract)
+	}
+	media, params, err := mime.ParseMediaType(r.Header.Get(echo.HeaderContentType))
+	charset := params["charset"]
+	delete(params, "charset")
+	if err != nil || media != b.takes || len(params) != 0 || charset != "" && (b.takes != echo.MIMEApplicationJSON || !strings.EqualFold(charset, "utf-8")) {
+		return problem.New(unsupportedMediaType, "Content-Type 应为 "+b.takes+" (want this Content-Type)", seeContract)
+	}
+	return nil
+}
+
+func tooLarge(most int64) *problem.Problem {
+	return problem.New(problem.TooLarge, fmt.Sprintf("请求体超过 %d 字节 (body exceeds %d bytes)", most, most),
+		"请缩小内容,或改用摘要方式 (send less, or a digest)")
+}
+
+// acceptable checks the Accept header (RFC 9110 §12.5.1): without one, or with a range that takes our type, we go on.
+func acceptable(r *http.Request, gives string) *problem.Problem {
+	values := r.Header.Values(echo.HeaderAccept)
+	if len(values) == 0 {
+		return nil
+	}
+	kind, _, _ := strings.Cut(gives, "/")
+	best, taken := 0, false // the most specific range decides
+	for _, one := range strings.Split(strings.Join(values, ","), ",") {
+		media, params, err := mime.ParseMediaType(one)
+		if err != nil {
+			continue
+		}
+		rank := map[string]int{gives: 3, kind + "/*": 2, "*/*": 1}[media]
+		if rank > best {
+			best, taken = rank, strings.Trim(params["q"], "0.") != "" || params["q"] == ""
+		}
+	}
+	if taken {
+		return nil
+	}
+	return problem.New(notAcceptable, "只能提供 "+gives+" (this is the only type given)", seeContract)
+}
+
+// received reads the body, and then lifts the connection's deadline for reading: net/http watches the connection
+// while a handler runs, and would take the end of ReadTimeout for the client's leaving.
+func (s *Server) received(c echo.Context, b body) (data []byte, release func(), err error) {
+	data, release, err = s.bodies.read(c.Request(), b.most)
+	if err == nil {
+		err = http.NewResponseController(c.Response()).SetReadDeadline(time.Time{})
+		if errors.Is(err, http.ErrNotSupported) { // no connection: a test's recorder
+			err = nil
+		}
+	}
+	return data, release, err
+}
+
+// A budget bounds the bytes of all bodies held at once. They are counted as they arrive, not as they are announced:
+// to use it up, one must send it.
+type budget struct {
+	most int64
+	held atomic.Int64
+}
+
+// read takes at most `most` bytes. release is never nil, and is called when the body is no longer used.
+func (g *budget) read(r *http.Request, most int64) (data []byte, release func(), err error) {
+	var held int64
+	release = func() { g.held.Add(-held) }
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil, release, nil
+	}
+	if most == 0 { // a route without a body: one byte is one too many
+		if n, _ := io.ReadFull(r.Body, make([]byte, 1)); n > 0 {
+			return nil, release, tooLarge(0)
+		}
+		return nil, release, nil
+	}
+	limit := most + 1 // one more shows a body that is too long
+	if r.ContentLength >= 0 {
+		limit = min(limit, r.ContentLength+1)
+	}
+	for {
+		if int64(len(data)) == int64(cap(data)) {
+			grown := min(max(2*int64(cap(data)), 4<<10), limit)
+			more := grown - int64(cap(data))
+			if more <= 0 {
+				return nil, release, tooLarge(most)
+			}
+			if g.held.Add(more) > g.most {
+				g.held.Add(-more)
+				return nil, release, problem.New(problem.RateLimited, "设备正在接收的数据已达上限 (too much data in flight)", retryLater)
+			}
+			held += more
+			data = append(make([]byte, 0, grown), data...)
+		}
+		n, err := r.Body.Read(data[len(data):cap(data)])
+		data = data[:len(data)+n]
+		switch {
+		case int64(len(data)) > most:
+			return nil, release, tooLarge(most)
+		case errors.Is(err, io.EOF):
+			return data, release, nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, release, problem.New(requestTimeout, "请求体发送过慢 (body sent too slowly)", "请检查网络后重试 (check the network, then retry)").With(err)
+		case err != nil:
+			return nil, release, problem.Invalid("", "请求体不完整 (body incomplete)").With(err)
+		}
+	}
+}
+
+// rates is each application's share.
+type rates struct {
+	limit func(app *account.Application) (float64, int)
+	mu    sync.Mutex // guards of
+	of    map[string]*rate.Limiter
+}
+
+func (r *rates) allow(app *account.Application) bool {
+	r.mu.Lock()
+	l := r.of[app.ID]
+	if l == nil {
+		perSecond, burst := r.limit(app)
+		l = rate.NewLimiter(rate.Limit(perSecond), burst)
+		r.of[app.ID] = l
+	}
+	r.mu.Unlock()
+	return l.Allow() // a monotonic interval
+}
+
+// answer writes v as JSON, whole or not at all.
+func answer(c echo.Context, v any) error {
+	out, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("api: encoding the answer: %w", err)
+	}
+	return c.Blob(http.StatusOK, echo.MIMEApplicationJSON, out)
+}

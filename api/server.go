@@ -1,0 +1,233 @@
+// Package api is the appliance's HTTP face: it reads requests strictly, knows who sent them, hands them to the
+// services, and turns every error into problem+json (RFC 9457). It decides nothing that belongs to a service.
+//
+// Three handlers stand side by side. [Server.Handler] serves business systems over TLS 1.3, each request
+// authenticated by HMAC-SM3 (package wire, docs/api-auth.md); openapi.json is its contract. [Server.AdminHandler]
+// serves the local socket, where the kernel says who calls (SO_PEERCRED). [Server.TSAPlainHandler] serves RFC 3161
+// §3.4 without TLS on the loopback address, for programs that speak nothing else.
+//
+// The interfaces below are what api asks of the services; appliance joins the two.
+package api
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/labstack/echo/v4"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/time/rate"
+
+	"yinjian/appliance/account"
+	"yinjian/appliance/evidence"
+	"yinjian/appliance/sign"
+	"yinjian/ntp"
+)
+
+// Signing signs, verifies and answers evidence. Methods are called concurrently; a refusal is a *problem.Problem.
+type Signing interface {
+	// Sign has the request's form checked already (lengths, alphabets, exactly one of content and digest), and the
+	// application authenticated, running and with the right to sign.
+	Sign(ctx context.Context, app *account.Application, req *sign.Request) (*sign.Result, error)
+	// Verify answers a report, shown as its JSON.
+	Verify(ctx context.Context, req *sign.VerifyRequest) (*evidence.Report, error)
+	// Evidence answers the bundle as JSON. Whether app may read the record is for the service to say.
+	Evidence(ctx context.Context, app *account.Application, recordID string) ([]byte, error)
+}
+
+// Directory knows applications and certificates.
+type Directory interface {
+	// Application answers one and its HMAC key; it must not block, since every request asks.
+	Application(id string) (app *account.Application, key []byte, ok bool)
+	Authorize(ctx context.Context, app *account.Application, req account.GrantRequest) (*account.Grant, error)
+	// Certificate takes the serial in lower-case hex.
+	Certificate(serial string) (*account.CertificateStatus, bool)
+}
+
+// Stamps are the timestamp units.
+type Stamps interface {
+	Units() []string // the first is the default
+	// Respond answers a DER TimeStampResp, also for a refusal; an error only for an unknown unit.
+	Respond(ctx context.Context, unit, requester string, der []byte) ([]byte, error)
+}
+
+// Health is how the appliance is.
+type Health interface {
+	Alive() error
+	Ready() (ok bool, reasons []string) // reasons are shown without authentication: no paths, labels or addresses
+	State() any                         // shown as its JSON to authenticated callers
+}
+
+// Clock is the trusted time.
+type Clock interface{ Now() ntp.Reading }
+
+// Limits bound what callers may take. The zero value of each field is its default.
+type Limits struct {
+	Body       int64         // bytes of a body of sign and verify; 16 MiB
+	SmallBody  int64         // of the other JSON routes; 64 KiB
+	StampQuery int64         // of a TimeStampReq; 16 KiB
+	InFlight   int64         // bytes of all bodies being read or handled; 256 MiB
+	Concurrent int           // requests being handled, not counting health; 256
+	Handling   time.Duration // of one request, after its body was read; 30 s
+	Window     time.Duration // by which a request's time may be off; 5 min
+
+	// Rate answers how many requests a second an application may make, and how many at once. Nil means 3000 and
+	// 6000 for each. It is asked when an application is first seen.
+	Rate func(app *account.Application) (perSecond float64, burst int)
+	// Nonces remembered per application. The default holds what 3000 a second can bring within both halves of the
+	// window, some 2 million (at worst 100 MB for an application that does so).
+	Nonces int
+}
+
+func (l Limits) filled() Limits {
+	def := func(n *int64, v int64) {
+		if *n == 0 {
+			*n = v
+		}
+	}
+	def(&l.Body, 16<<20)
+	def(&l.SmallBody, 64<<10)
+	def(&l.StampQuery, 16<<10)
+	def(&l.InFlight, 256<<20)
+	if l.Concurrent == 0 {
+		l.Concurrent = 256
+	}
+	if l.Handling == 0 {
+		l.Handling = 30 * time.Second
+	}
+	if l.Window == 0 {
+		l.Window = 5 * time.Minute
+	}
+	if l.Rate == nil {
+		l.Rate = func(*account.Application) (float64, int) { return 3000, 6000 }
+	}
+	if l.Nonces == 0 {
+		l.Nonces = 3000*int(2*l.Window/time.Second) + 6000
+	}
+	return l
+}
+
+// Config is what a Server is made of. All fields but Limits and ReplayFile are required.
+type Config struct {
+	Signing   Signing
+	Directory Directory
+	Stamps    Stamps
+	Health    Health
+	Admin     Admin
+	Clock     Clock
+	Log       logrus.FieldLogger
+	Version   string
+	Limits    Limits
+	// ReplayFile keeps, over a restart, up to which time each application's requests were let through. Its folder
+	// exists; nobody else writes it. Without it a request dated after the restart (by a client whose clock is ahead)
+	// could be let through once more.
+	ReplayFile string
+}
+
+// A Server is the HTTP face. Its handlers may be used by several http.Servers at once.
+type Server struct {
+	cfg    Config
+	limits Limits
+	guard  *replayGuard
+	rates  rates
+	bodies budget
+	slots  chan struct{}
+
+	signing, admin, plain *echo.Echo
+}
+
+//go:embed openapi.json
+var openAPI []byte
+
+// New builds the handlers. It reads the clock once: requests older than that reading are refused.
+func New(cfg Config) (*Server, error) {
+	for name, missing := range map[string]bool{
+		"Signing": cfg.Signing == nil, "Directory": cfg.Directory == nil, "Stamps": cfg.Stamps == nil, "Health": cfg.Health == nil,
+		"Admin": cfg.Admin == nil, "Clock": cfg.Clock == nil, "Log": cfg.Log == nil, "Version": cfg.Version == "",
+	} {
+		if missing {
+			return nil, fmt.Errorf("api: config: %s is missing", name)
+		}
+	}
+	l := cfg.Limits.filled()
+	for _, n := range []int64{l.Body, l.SmallBody, l.StampQuery, l.InFlight, int64(l.Concurrent), int64(l.Handling), int64(l.Window), int64(l.Nonces)} {
+		if n < 0 {
+			return nil, errors.New("api: config: negative limit")
+		}
+	}
+	if l.InFlight < l.Body {
+		return nil, errors.New("api: config: InFlight is less than one Body")
+	}
+	guard, err := openReplayGuard(cfg.ReplayFile, cfg.Clock.Now().Time, l.Window, l.Nonces, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		cfg: cfg, limits: l, guard: guard,
+		rates:  rates{limit: l.Rate, of: map[string]*rate.Limiter{}},
+		bodies: budget{most: l.InFlight},
+		slots:  make(chan struct{}, l.Concurrent),
+	}
+	s.signing, s.admin, s.plain = s.echo(), s.echo(), s.echo()
+	s.signingRoutes(s.signing)
+	s.adminRoutes(s.admin)
+	s.plainRoutes(s.plain)
+	return s, nil
+}
+
+// Close stores how far requests were let through and refuses those that come later. Call it when the http.Servers
+// have stopped; without it the next run refuses requests of the first seconds.
+func (s *Server) Close() error { return s.guard.close() }
+
+// Handler serves business systems; for TLS only.
+func (s *Server) Handler() http.Handler { return s.signing }
+
+// AdminHandler serves the local socket. Its http.Server must come from [NewAdminServer], which learns who calls; any
+// other caller is refused.
+func (s *Server) AdminHandler() http.Handler { return s.admin }
+
+// TSAPlainHandler serves /tsa/{unit} and /health/alive without authentication; for a loopback address only.
+func (s *Server) TSAPlainHandler() http.Handler { return s.plain }
+
+func (s *Server) echo() *echo.Echo {
+	e := echo.New()
+	e.HideBanner, e.HidePort = true, true
+	e.Logger.SetOutput(io.Discard) // echo has its own; ours is cfg.Log
+	e.HTTPErrorHandler = s.fail
+	e.IPExtractor = echo.ExtractIPDirect() // nobody's X-Forwarded-For is believed
+	e.Pre(s.identify, s.recovered)
+	return e
+}
+
+func (s *Server) signingRoutes(e *echo.Echo) {
+	l := s.limits
+	post, get := e.POST, e.GET
+	post("/v1/sign", s.authenticated(jsonBody(l.Body), account.RightSign, s.sign))
+	post("/v1/verify", s.authenticated(jsonBody(l.Body), account.RightVerify, s.verify))
+	post("/v1/timestamp", s.authenticated(jsonBody(l.SmallBody), account.RightTimestamp, s.timestamp))
+	post("/v1/authorizations", s.authenticated(jsonBody(l.SmallBody), account.RightSign, s.authorize))
+	get("/v1/evidence/:id", s.authenticated(noBody, "", s.evidence))
+	get("/v1/certs/:serial", s.authenticated(noBody, "", s.certificate))
+	post("/tsa/:unit", s.authenticated(stampQuery(l.StampQuery), account.RightTimestamp, func(c echo.Context, app *account.Application, body []byte) error {
+		return s.stamp(c, app.ID, body)
+	}))
+	get("/health/alive", s.alive)
+	get("/health/ready", s.ready)
+	get("/health/state", s.authenticated(noBody, "", func(c echo.Context, _ *account.Application, _ []byte) error {
+		return answer(c, s.cfg.Health.State())
+	}))
+	get("/openapi.json", func(c echo.Context) error {
+		return c.Blob(http.StatusOK, echo.MIMEApplicationJSON, openAPI)
+	})
+}
+
+func (s *Server) plainRoutes(e *echo.Echo) {
+	e.POST("/tsa/:unit", s.admitted(stampQuery(s.limits.StampQuery), func(c echo.Context, body []byte) error {
+		return s.stamp(c, "plain:"+c.RealIP(), body)
+	}))
+	e.GET("/health/alive", s.alive)
+}

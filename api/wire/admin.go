@@ -1,0 +1,55 @@
+package wire
+
+// RegisterApplication is the body of POST /admin/v1/applications.
+type RegisterApplication struct {
+	ID      string   `json:"id"`      // [a-z0-9-]{2,32}
+	Name    string   `json:"name"`    // 1–64 bytes
+	Campus  string   `json:"campus"`  // 1–32 bytes
+	Rights  []string `json:"rights"`  // account.Right…
+	Stamp   string   `json:"stamp"`   // "required" or "none"
+	Consent []string `json:"consent"` // methods of which one suffices
+	Test    bool     `json:"test,omitempty"`
+}
+
+// A RegisteredApplication is its answer, and the only time that the HMAC key is shown.
+type RegisteredApplication struct {
+	Application any    `json:"application"`
+	Key         []byte `json:"key"` // HMAC-SM3 key
+}
+
+// EnrolSigner is the body of POST /admin/v1/signers.
+type EnrolSigner struct {
+	ID         string   `json:"id"`         // staff number, [A-Za-z0-9-]{2,32}
+	Name       string   `json:"name"`       // 1–64 bytes
+	Department string   `json:"department"` // 1–64 bytes
+	Campus     string   `json:"campus"`     // 1–32 bytes
+	Algorithms []string `json:"algorithms"` // "SM2", "RSA-2048": one key and certificate each
+	PIN        string   `json:"pin,omitempty"`
+}
+
+// SetSignerPIN is the body of POST /admin/v1/signers/{id}/pin.
+type SetSignerPIN struct {
+	Signer string `json:"-"`
+	PIN    string `json:"pin"`
+}
+
+// A Decision is the body of the routes that stop or start something: what it concerns (from the path) and why.
+type Decision struct {
+	ID     string `json:"-"`
+	Reason string `json:"reason"` // 1–256 bytes
+}
+
+// RevokeCertificate is the body of POST /admin/v1/certificates/{serial}/revoke.
+type RevokeCertificate struct {
+	Serial string `json:"-"`      // hex, lower case
+	Reason string `json:"reason"` // a CRLReason of RFC 5280 §5.3.1 by name: "keyCompromise"
+}
+
+// IssueCRL is the body of POST /admin/v1/crls.
+type IssueCRL struct{}
+
+// AuditVerify is the body of POST /admin/v1/audit/verify.
+type AuditVerify struct{}
+
+// Compare is the body of POST /admin/v1/compare: the journal against the central database.
+type Compare struct{}
