@@ -80,7 +80,7 @@ func checkShape(der []byte) error {
 		return errors.New("malformed fields")
 	}
 	for range 2 {
-		if !part.SkipASN1(asn1.UTCTime) && !part.SkipASN1(asn1.GeneralizedTime) {
+		if !skipTime(&part) {
 			return errors.New("malformed validity")
 		}
 	}
@@ -101,6 +101,13 @@ func checkShape(der []byte) error {
 		return errors.New("malformed extensions")
 	}
 	return checkExtensions(list)
+}
+
+func skipTime(s *cryptobyte.String) bool {
+	if s.PeekASN1Tag(asn1.UTCTime) {
+		return s.SkipASN1(asn1.UTCTime)
+	}
+	return s.SkipASN1(asn1.GeneralizedTime)
 }
 
 // checkAlgorithm refuses an AlgorithmIdentifier with more than one parameter.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -68,13 +69,16 @@ type Revocation struct {
 	InvalidFrom time.Time // invalidityDate (RFC 5280 §5.3.2); zero when absent
 }
 
-// A CRL is a revocation list with an index by serial, so that a look-up costs the same in a list of any length. It is
-// a full list by the certificates' own issuer; partitioned lists are read when their distribution point is the
-// certificate's. Delta and indirect lists, and lists by reason, are parsed but decide nothing. Safe for concurrent use.
+// A CRL is a revocation list with an index by serial, so that a look-up costs the same in a list of any length.
+//
+// A full list by the certificate's own issuer, or the partition that the certificate names as its distribution point,
+// can clear a certificate. A delta list, a list by reasons or another partition can only show that it is revoked. An
+// indirect list and one with critical extensions unknown to us decide nothing. Safe for concurrent use.
 type CRL struct {
 	list     *smx509.RevocationList
 	entries  map[string][]Revocation
-	unusable string // why the list may not be relied on; "" when it may
+	unusable string // why the list may not be relied on at all; "" when it may
+	partial  string // why absence from the list says nothing; "" when it does
 	scope    distribution
 	expired  time.Time // expiredCertsOnCRL: certificates that expired since then stay listed
 	// verifiedBy is the last issuer whose key verified the list. Hashing a long list for every certificate would be
@@ -84,7 +88,7 @@ type CRL struct {
 
 // distribution is what IssuingDistributionPoint says (RFC 5280 §5.2.5).
 type distribution struct {
-	uris             [][]byte
+	names            []string // GeneralNames, DER
 	onlyUsers, onlyC bool
 }
 
@@ -124,15 +128,11 @@ func checkCRLShape(der []byte) error {
 		return errors.New("signature is not a whole number of bytes")
 	}
 	if !tbs.SkipASN1(asn1.INTEGER) || !tbs.SkipASN1(asn1.SEQUENCE) || !tbs.SkipASN1(asn1.SEQUENCE) || // version, alg, issuer
-		!tbs.SkipASN1(asn1.UTCTime) && !tbs.SkipASN1(asn1.GeneralizedTime) {
+		!skipTime(&tbs) {
 		return errors.New("malformed fields")
 	}
-	if tbs.PeekASN1Tag(asn1.UTCTime) || tbs.PeekASN1Tag(asn1.GeneralizedTime) { // nextUpdate
-		var any cryptobyte.String
-		var tag asn1.Tag
-		if !tbs.ReadAnyASN1(&any, &tag) {
-			return errors.New("malformed nextUpdate")
-		}
+	if (tbs.PeekASN1Tag(asn1.UTCTime) || tbs.PeekASN1Tag(asn1.GeneralizedTime)) && !skipTime(&tbs) { // nextUpdate
+		return errors.New("malformed nextUpdate")
 	}
 	if !tbs.SkipOptionalASN1(asn1.SEQUENCE) ||
 		!tbs.ReadOptionalASN1(&exts, &present, asn1.Tag(0).ContextSpecific().Constructed()) || !tbs.Empty() {
@@ -154,7 +154,7 @@ func newCRL(list *smx509.RevocationList) (*CRL, error) {
 		case e.Id.Equal(oidIssuingDistribution):
 			c.readScope(e.Value)
 		case e.Id.Equal(oidDeltaCRLIndicator):
-			c.spoil("增量列表 (delta CRL)")
+			c.partial = "增量列表 (delta CRL)"
 		case e.Id.Equal(oidAuthorityKeyID), e.Id.Equal(oidCRLNumber):
 		case e.Id.Equal(oidExpiredCertsOnCRL):
 			in := cryptobyte.String(e.Value)
@@ -226,16 +226,14 @@ func (c *CRL) readScope(der []byte) {
 		for !names.Empty() {
 			var n cryptobyte.String
 			var tag asn1.Tag
-			if !names.ReadAnyASN1(&n, &tag) {
+			if !names.ReadAnyASN1Element(&n, &tag) {
 				c.spoil("分发点无法解析 (malformed issuing distribution point)")
 				return
 			}
-			if tag == ctx(6) { // uniformResourceIdentifier
-				c.scope.uris = append(c.scope.uris, n)
-			}
+			c.scope.names = append(c.scope.names, string(n))
 		}
-		if len(c.scope.uris) == 0 {
-			c.spoil("分发点名称无法识别 (distribution point name not understood)")
+		if len(c.scope.names) == 0 {
+			c.spoil("分发点无法解析 (malformed issuing distribution point)")
 			return
 		}
 	}
@@ -254,8 +252,11 @@ func (c *CRL) readScope(der []byte) {
 	c.scope.onlyC = flag(2)
 	var reasons cryptobyte.String
 	var someReasons bool
-	if !seq.ReadOptionalASN1(&reasons, &someReasons, ctx(3)) || someReasons {
-		c.spoil("仅含部分吊销原因 (onlySomeReasons)")
+	if !seq.ReadOptionalASN1(&reasons, &someReasons, ctx(3)) {
+		c.spoil("分发点无法解析 (malformed issuing distribution point)")
+	}
+	if someReasons {
+		c.partial = "仅含部分吊销原因 (onlySomeReasons)"
 	}
 	if flag(4) {
 		c.spoil("间接列表 (indirect CRL)")
@@ -311,23 +312,54 @@ func (c *CRL) verify(issuer *smx509.Certificate) error {
 	return nil
 }
 
-// covers says why the list does not speak of cert, or "".
+// covers says why the list's silence about cert says nothing, or "".
 func (c *CRL) covers(cert *smx509.Certificate) string {
 	isCA := cert.BasicConstraintsValid && cert.IsCA
-	if c.scope.onlyUsers && isCA || c.scope.onlyC && !isCA {
+	switch {
+	case c.partial != "":
+		return c.partial
+	case c.scope.onlyUsers && isCA || c.scope.onlyC && !isCA:
 		return "列表不含此类证书 (list of another kind of certificate)"
-	}
-	if len(c.scope.uris) == 0 {
+	case len(c.scope.names) == 0:
 		return ""
 	}
-	for _, u := range c.scope.uris {
-		for _, d := range cert.CRLDistributionPoints {
-			if string(u) == d {
-				return ""
-			}
+	for _, n := range distributionNames(cert) {
+		if slices.Contains(c.scope.names, n) {
+			return ""
 		}
 	}
 	return "列表属于另一分发点 (list of another distribution point)"
+}
+
+// distributionNames lists the full names, DER, of those distribution points of cert that the issuer itself serves for
+// all reasons (RFC 5280 §4.2.1.13).
+func distributionNames(cert *smx509.Certificate) (out []string) {
+	value, _, _ := extension(cert, oidDistributionPoints)
+	in := cryptobyte.String(value)
+	var points cryptobyte.String
+	if !in.ReadASN1(&points, asn1.SEQUENCE) {
+		return nil
+	}
+	full := asn1.Tag(0).ContextSpecific().Constructed()
+	for !points.Empty() {
+		var point, dp, names cryptobyte.String
+		var has bool
+		if !points.ReadASN1(&point, asn1.SEQUENCE) || !point.ReadOptionalASN1(&dp, &has, full) {
+			return nil
+		}
+		if !has || !point.Empty() || !dp.ReadASN1(&names, full) { // reasons or cRLIssuer follow, or a relative name
+			continue
+		}
+		for !names.Empty() {
+			var n cryptobyte.String
+			var tag asn1.Tag
+			if !names.ReadAnyASN1Element(&n, &tag) {
+				return nil
+			}
+			out = append(out, string(n))
+		}
+	}
+	return out
 }
 
 // A RevocationQuestion asks whether a certificate was revoked.
@@ -403,9 +435,6 @@ func (c *CRL) answer(q RevocationQuestion) answer {
 }
 
 func (c *CRL) judge(q RevocationQuestion) (status Status, detail string, doubt bool) {
-	if why := c.covers(q.Certificate); why != "" {
-		return NotChecked, why, false
-	}
 	if err := c.verify(q.Issuer); err != nil {
 		return NotChecked, err.Error(), false
 	}
@@ -416,8 +445,8 @@ func (c *CRL) judge(q RevocationQuestion) (status Status, detail string, doubt b
 	for _, r := range c.Lookup(q.Certificate.SerialNumber) {
 		after := r.Date.After(q.At)
 		switch {
-		case r.Reason == RemoveFromCRL: // has no business in a full list (RFC 5280 §5.3.1)
-			unsure = "完整列表中出现 removeFromCRL，含义不明 (removeFromCRL in a full list)"
+		case r.Reason == RemoveFromCRL: // has no business but in a delta list (RFC 5280 §5.3.1), which we do not apply
+			unsure = "列表含 removeFromCRL，状态不明 (removeFromCRL)"
 		case r.Reason == CertificateHold && !after:
 			later, held = fmt.Sprintf("自 %s 起暂停 (on hold)", stamp(r.Date)), true
 		case !after:
@@ -433,8 +462,9 @@ func (c *CRL) judge(q RevocationQuestion) (status Status, detail string, doubt b
 		}
 	}
 	// What follows rests on the list being complete and current.
-	stale := ""
+	stale := c.covers(q.Certificate)
 	switch {
+	case stale != "":
 	case q.ListedAt.Before(q.At):
 		stale = "吊销列表时刻早于所判时刻 (list judged before the time in question)"
 	case c.list.NextUpdate.IsZero():

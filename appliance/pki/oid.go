@@ -27,7 +27,6 @@ var (
 
 // Extensions and purposes of RFC 5280.
 var (
-	oidSubjectKeyID         = asn1.ObjectIdentifier{2, 5, 29, 14}
 	oidKeyUsage             = asn1.ObjectIdentifier{2, 5, 29, 15}
 	oidBasicConstraints     = asn1.ObjectIdentifier{2, 5, 29, 19}
 	oidCRLNumber            = asn1.ObjectIdentifier{2, 5, 29, 20}
@@ -36,6 +35,7 @@ var (
 	oidDeltaCRLIndicator    = asn1.ObjectIdentifier{2, 5, 29, 27}
 	oidIssuingDistribution  = asn1.ObjectIdentifier{2, 5, 29, 28}
 	oidNameConstraints      = asn1.ObjectIdentifier{2, 5, 29, 30}
+	oidDistributionPoints   = asn1.ObjectIdentifier{2, 5, 29, 31}
 	oidAuthorityKeyID       = asn1.ObjectIdentifier{2, 5, 29, 35}
 	oidPolicyConstraints    = asn1.ObjectIdentifier{2, 5, 29, 36}
 	oidExtKeyUsage          = asn1.ObjectIdentifier{2, 5, 29, 37}
