@@ -1,0 +1,749 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"yinjian/ntp"
+)
+
+// A Clock answers what time it is, with its bound.
+type Clock interface{ Now() ntp.Reading }
+
+// A Draft is what a caller wants recorded. The journal adds node, epoch, sequence and time.
+type Draft struct {
+	Kind   string // [a-z0-9./_-]; "journal." is kept for the journal
+	Actor  string
+	Object string
+	Ref    []byte // nil or 32 bytes
+	// Unique refuses the draft with a [*DuplicateRefError] if any entry has the same Ref already.
+	Unique bool
+	// State marks a change of state (accounts, keys, policies), which [Journal.State] replays.
+	State    bool
+	Fields   []Field // in any order
+	Payloads []Attachment
+}
+
+// An Attachment is a payload with its bytes. The bytes must not be changed while Append runs, nor afterwards if it
+// answered [ErrOutcomeUnknown].
+type Attachment struct {
+	Name      string
+	MediaType string
+	Data      []byte
+}
+
+// A Record is an entry of the journal.
+type Record struct {
+	Epoch    Epoch
+	Sequence uint64
+	LeafHash Hash
+	Entry    Entry
+	EntryDER []byte
+}
+
+// A Receipt says that the entry is on disk.
+type Receipt = Record
+
+// Config makes a [Journal]. Store, Node, Clock and Log are needed.
+type Config struct {
+	Store Store
+	Node  string // [a-z0-9._-], at most 64; the same for the life of the journal
+	// NewEpoch begins a new epoch, as must be done once after a restore. A new journal always begins one.
+	NewEpoch bool
+	Clock    Clock
+	Log      logrus.FieldLogger
+	// Checkpointer and Stamper may be nil, and may be set later.
+	Checkpointer CheckpointSigner
+	Stamper      Stamper
+	// LogKeys: if not empty, Open wants the last checkpoint signed by one of them.
+	LogKeys []crypto.PublicKey
+	// CheckpointEvery is the least time between two checkpoints, 0 < d ≤ 1 s; 0: 500 ms.
+	CheckpointEvery time.Duration
+	// CommitTimeout bounds how long Append waits for the outcome of a write that has begun; 0: 30 s.
+	CommitTimeout time.Duration
+	MaxBatch      int       // most entries of one transaction; 0: 256
+	QueueBytes    int64     // most bytes of drafts that wait; 0: 128 MiB
+	Rand          io.Reader // for epochs; nil: crypto/rand
+}
+
+// A Journal appends entries and answers questions about them. Safe for concurrent use. [Journal.Run] must run for
+// Append to return.
+type Journal struct {
+	cfg   Config
+	store Store
+	queue *semaphore.Weighted // bytes of waiting drafts
+
+	wake chan struct{} // capacity 1: requests are waiting
+
+	// mu guards what follows.
+	mu       sync.Mutex
+	waiting  []*request
+	closing  bool
+	failed   error         // set once
+	head     head          // what is durable
+	grown    chan struct{} // closed and replaced when head grows
+	last     *Checkpoint   // last stored; nil: none
+	signed   chan struct{} // closed and replaced when last changes
+	signer   CheckpointSigner
+	stamper  Stamper
+	unstamps chan struct{} // capacity 1: a checkpoint or a stamper is new
+
+	// Owned by the committing goroutine (and by Open before it).
+	doubt       bool  // the last write failed: read the head before the next
+	pendingSeal *Seal // must become the next entry
+}
+
+// A head is the end of the journal. Its frontier is never changed in place.
+type head struct {
+	frontier frontier
+	epoch    Epoch
+	leaf     Hash // of the last entry
+	chain    Hash
+	changes  uint64
+}
+
+// A request is one draft on its way.
+type request struct {
+	draft    Draft
+	payloads []Payload // sorted, with digests
+	blobs    []Blob
+	cost     int64
+	taken    bool // guarded by Journal.mu: no longer to be cancelled
+	internal bool
+	epoch    *Epoch // internal: this entry begins that epoch
+	done     chan struct{}
+	receipt  Receipt
+	err      error
+}
+
+// Open reads the head of the store and checks it: the last entry, the right edge of the tree and the last checkpoint
+// must agree. A journal that was cut off below its last checkpoint does not open ([ErrCorrupt]). In a new store, and
+// with NewEpoch, it writes the entry that announces the epoch.
+func Open(ctx context.Context, cfg Config) (*Journal, error) {
+	if cfg.Store == nil || cfg.Clock == nil || cfg.Log == nil {
+		return nil, errors.New("audit: opening journal: Store, Clock and Log are needed")
+	}
+	if !isName(cfg.Node) || strings.Contains(cfg.Node, "/") {
+		return nil, fmt.Errorf("audit: opening journal: node name %q: want 1 to %d of a-z 0-9 . _ -", cfg.Node, MaxNameBytes)
+	}
+	if cfg.CheckpointEvery < 0 || cfg.CheckpointEvery > time.Second {
+		return nil, errors.New("audit: opening journal: CheckpointEvery must be at most one second")
+	}
+	setDefault(&cfg.CheckpointEvery, 500*time.Millisecond)
+	setDefault(&cfg.CommitTimeout, 30*time.Second)
+	setDefault(&cfg.MaxBatch, 256)
+	setDefault(&cfg.QueueBytes, 128<<20)
+	cfg.QueueBytes = max(cfg.QueueBytes, MaxDraftBytes+draftCost)
+	if cfg.Rand == nil {
+		cfg.Rand = rand.Reader
+	}
+	j := &Journal{
+		cfg: cfg, store: cfg.Store, queue: semaphore.NewWeighted(cfg.QueueBytes),
+		wake: make(chan struct{}, 1), grown: make(chan struct{}), signed: make(chan struct{}),
+		unstamps: make(chan struct{}, 1), signer: cfg.Checkpointer, stamper: cfg.Stamper,
+	}
+	if err := j.load(ctx); err != nil {
+		return nil, fmt.Errorf("audit: opening journal: %w", err)
+	}
+	if cfg.NewEpoch || j.head.frontier.size() == 0 {
+		if err := j.beginEpoch(); err != nil {
+			return nil, fmt.Errorf("audit: opening journal: announcing epoch: %w", err)
+		}
+	}
+	return j, nil
+}
+
+func setDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// load reads the head and checks it against the last checkpoint.
+func (j *Journal) load(ctx context.Context) error {
+	size, last, err := j.store.Head(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the head: %w", err)
+	}
+	h := head{}
+	if h.frontier, err = loadFrontier(ctx, j.store, size); err != nil {
+		return fmt.Errorf("%w: the right edge of the tree: %v", ErrCorrupt, err)
+	}
+	if size > 0 {
+		rec, err := recordOf(*last)
+		if err != nil {
+			return err
+		}
+		if rec.Entry.Node != j.cfg.Node {
+			return fmt.Errorf("the journal is that of node %q, not of %q", rec.Entry.Node, j.cfg.Node)
+		}
+		h.epoch, h.leaf, h.chain = rec.Epoch, rec.LeafHash, Hash(last.Chain)
+		change, err := j.store.LastChange(ctx)
+		if err != nil {
+			return fmt.Errorf("the last change of state: %w", err)
+		}
+		rec, err = recordOf(change)
+		if err != nil {
+			return err
+		}
+		n, ok := rec.Entry.Change()
+		if !ok {
+			return fmt.Errorf("%w: entry %d is marked a change of state and is none", ErrCorrupt, rec.Sequence)
+		}
+		h.changes = n + 1
+	}
+	j.head = h
+	if err := j.loadSeal(ctx); err != nil {
+		return err
+	}
+
+	stored, err := j.store.LastCheckpoint(ctx)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("the last checkpoint: %w", err)
+	}
+	c, err := stored.parse()
+	if err != nil {
+		return fmt.Errorf("the last checkpoint: %w", err)
+	}
+	if len(j.cfg.LogKeys) > 0 && !slices.ContainsFunc(j.cfg.LogKeys, func(k crypto.PublicKey) bool {
+		return VerifyCheckpoint(k, c) == nil
+	}) {
+		return fmt.Errorf("%w: the last checkpoint is not signed by the log's key", ErrCorrupt)
+	}
+	switch {
+	case c.Node != j.cfg.Node:
+		return fmt.Errorf("%w: the last checkpoint is that of node %q", ErrCorrupt, c.Node)
+	case c.Size > size:
+		return fmt.Errorf("%w: a checkpoint covers %d entries, the journal has %d", ErrCorrupt, c.Size, size)
+	}
+	f, err := loadFrontier(ctx, j.store, c.Size)
+	if err != nil {
+		return fmt.Errorf("%w: the tree at the last checkpoint: %v", ErrCorrupt, err)
+	}
+	if f.root() != c.Root {
+		return fmt.Errorf("%w: the root of %d entries is not that of the last checkpoint", ErrCorrupt, c.Size)
+	}
+	if c.Changes > h.changes {
+		return fmt.Errorf("%w: a checkpoint counts %d changes of state, the journal has %d", ErrCorrupt, c.Changes, h.changes)
+	}
+	j.last = c
+	return nil
+}
+
+// loadSeal finds out whether the segment before an empty one has still to be entered in the journal: the stop came
+// between making the segment and its first write.
+func (j *Journal) loadSeal(ctx context.Context) error {
+	segs, err := j.store.Segments(ctx)
+	if err != nil {
+		return fmt.Errorf("listing segments: %w", err)
+	}
+	j.pendingSeal = nil
+	if n := len(segs); n > 1 && segs[n-1].Count == 0 {
+		if segs[n-2].Seal == nil {
+			return fmt.Errorf("%w: segment %d is not sealed and not the last", ErrCorrupt, segs[n-2].Number)
+		}
+		j.pendingSeal = segs[n-2].Seal
+	}
+	return nil
+}
+
+// beginEpoch writes the entry that announces a new epoch; it belongs to the new epoch.
+func (j *Journal) beginEpoch() error {
+	var e Epoch
+	if _, err := io.ReadFull(j.cfg.Rand, e[:]); err != nil {
+		return fmt.Errorf("drawing an epoch: %w", err)
+	}
+	d := Draft{Kind: KindEpoch, Actor: "journal", Object: e.String(), State: true}
+	if j.head.frontier.size() > 0 {
+		d.Fields = []Field{{"journal.previous", Octets(bytes.Clone(j.head.epoch[:]))}}
+	}
+	r, err := prepare(d, true)
+	if err != nil {
+		return err
+	}
+	r.epoch = &e
+	j.commit([]*request{r})
+	return r.err
+}
+
+// draftCost is what a draft weighs in the queue beside its payloads.
+const draftCost = 4096
+
+// prepare checks a draft and hashes its payloads, in the caller's goroutine.
+func prepare(d Draft, internal bool) (*request, error) {
+	r := &request{internal: internal, done: make(chan struct{}), cost: draftCost}
+	d.Ref = bytes.Clone(d.Ref)
+	d.Fields = slices.Clone(d.Fields)
+	if !internal {
+		if strings.HasPrefix(d.Kind, "journal.") {
+			return nil, fmt.Errorf("%w: kind %q is kept for the journal", ErrInvalidDraft, d.Kind)
+		}
+		for _, f := range d.Fields {
+			if strings.HasPrefix(f.Name, "journal.") {
+				return nil, fmt.Errorf("%w: field %q is kept for the journal", ErrInvalidDraft, f.Name)
+			}
+		}
+	}
+	if d.Unique && len(d.Ref) == 0 {
+		return nil, fmt.Errorf("%w: unique, and without a reference", ErrInvalidDraft)
+	}
+	if d.State {
+		d.Fields = append(d.Fields, Field{fieldChange, Int(0)}) // the committer knows the number
+	}
+	slices.SortFunc(d.Fields, func(a, b Field) int { return strings.Compare(a.Name, b.Name) })
+	for _, p := range d.Payloads {
+		sum := Sum(p.Data)
+		r.payloads = append(r.payloads, Payload{p.Name, p.MediaType, int64(len(p.Data)), sum})
+		r.blobs = append(r.blobs, Blob{sum, p.Data})
+		r.cost += int64(len(p.Data))
+	}
+	if r.cost > MaxDraftBytes+draftCost {
+		return nil, fmt.Errorf("%w: payloads of %d bytes together, at most %d", ErrInvalidDraft, r.cost, MaxDraftBytes)
+	}
+	slices.SortFunc(r.payloads, func(a, b Payload) int { return strings.Compare(a.Name, b.Name) })
+	r.draft = d
+	// A trial, so that a bad draft fails alone and not its batch. The greatest values stand for those to come.
+	trial := r.entry()
+	trial.Node, trial.Sequence, trial.Time.BoundMicros = strings.Repeat("x", MaxNameBytes), 1<<63-1, 1<<63-1
+	trial.Time.State = ntp.State(strings.Repeat("x", maxStateBytes))
+	trial.Time.Provenance = strings.Repeat("x", maxProvenanceBytes)
+	if _, err := trial.Marshal(); err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrInvalidDraft, err)
+	}
+	return r, nil
+}
+
+func (r *request) entry() *Entry {
+	return &Entry{
+		Kind: r.draft.Kind, Actor: r.draft.Actor, Object: r.draft.Object, Ref: r.draft.Ref,
+		Fields: slices.Clone(r.draft.Fields), Payloads: r.payloads,
+	}
+}
+
+// Append records d and returns when the entry is on disk. Drafts that wait at the same time share one transaction.
+//
+// Errors: [ErrInvalidDraft]; a [*DuplicateRefError]; [ErrJournalUnwritable]; [ErrOutcomeUnknown]; [ErrJournalFailed];
+// [ErrClosed]; that of ctx while the draft waited in the queue, in which case nothing was or will be written. Once the
+// write has begun, ctx is no longer looked at: the outcome is awaited, for at most Config.CommitTimeout.
+func (j *Journal) Append(ctx context.Context, d Draft) (Receipt, error) {
+	if err := ctx.Err(); err != nil {
+		return Receipt{}, err
+	}
+	r, err := prepare(d, false)
+	if err != nil {
+		return Receipt{}, err
+	}
+	if err := j.queue.Acquire(ctx, r.cost); err != nil {
+		return Receipt{}, err
+	}
+	j.mu.Lock()
+	switch {
+	case j.failed != nil:
+		err = j.failed
+	case j.closing:
+		err = ErrClosed
+	default:
+		j.waiting = append(j.waiting, r)
+	}
+	j.mu.Unlock()
+	if err != nil {
+		j.queue.Release(r.cost)
+		return Receipt{}, err
+	}
+	notify(j.wake)
+
+	select {
+	case <-r.done:
+		return r.receipt, r.err
+	case <-ctx.Done():
+	}
+	j.mu.Lock()
+	taken := r.taken
+	if !taken {
+		j.waiting = slices.DeleteFunc(j.waiting, func(o *request) bool { return o == r })
+	}
+	j.mu.Unlock()
+	if !taken {
+		j.queue.Release(r.cost)
+		return Receipt{}, ctx.Err()
+	}
+	limit := time.NewTimer(j.cfg.CommitTimeout)
+	defer limit.Stop()
+	select {
+	case <-r.done:
+		return r.receipt, r.err
+	case <-limit.C:
+		return Receipt{}, ErrOutcomeUnknown
+	}
+}
+
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Run commits, signs checkpoints and has them stamped until ctx ends. Then it refuses new drafts, commits those that
+// wait, tries for at most five seconds to sign a last checkpoint, and returns nil. It is called once.
+func (j *Journal) Run(ctx context.Context) error {
+	// The checkpoint goroutine outlives the committer, so that the last entries are covered.
+	signCtx, stopSigning := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopSigning()
+	var g errgroup.Group
+	g.Go(func() error {
+		defer stopSigning()
+		j.commitLoop(ctx)
+		return nil
+	})
+	g.Go(func() error { j.signLoop(signCtx); return nil })
+	g.Go(func() error { j.stampLoop(signCtx); return nil })
+	return g.Wait()
+}
+
+func (j *Journal) commitLoop(ctx context.Context) {
+	for {
+		batch := j.take()
+		if len(batch) > 0 {
+			j.commit(batch)
+			continue
+		}
+		select {
+		case <-j.wake:
+			continue
+		case <-ctx.Done():
+		}
+		j.mu.Lock()
+		j.closing = true // after this nothing is added
+		empty := len(j.waiting) == 0
+		j.mu.Unlock()
+		if empty {
+			return
+		}
+	}
+}
+
+// maxBatchBytes bounds what one transaction writes in payloads; a single draft can be larger.
+const maxBatchBytes = 32 << 20
+
+// take removes the next batch from the queue. From then on the requests cannot be cancelled.
+func (j *Journal) take() []*request {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	n, bytes := 0, int64(0)
+	for n < len(j.waiting) && n < j.cfg.MaxBatch && (n == 0 || bytes+j.waiting[n].cost <= maxBatchBytes) {
+		bytes += j.waiting[n].cost
+		j.waiting[n].taken = true
+		n++
+	}
+	batch := slices.Clone(j.waiting[:n])
+	j.waiting = slices.Delete(j.waiting, 0, n)
+	return batch
+}
+
+// commit writes the requests, in as many segments as they need, and answers each.
+func (j *Journal) commit(batch []*request) {
+	answer := func(rs []*request, err error) {
+		for _, r := range rs {
+			if err != nil {
+				r.err = err
+			}
+			if r.err != nil {
+				r.receipt = Receipt{}
+			}
+			if !r.internal {
+				j.queue.Release(r.cost)
+			}
+			close(r.done)
+		}
+	}
+	for len(batch) > 0 {
+		n, err := j.commitSome(batch)
+		if err != nil {
+			answer(batch, err)
+			return
+		}
+		answer(batch[:n], nil)
+		batch = batch[n:]
+	}
+}
+
+// commitSome writes a prefix of batch that fits in the active segment, and answers its length. A request may have its
+// own error (a duplicate reference); the error returned is everybody's.
+//
+// Order: 1. look at the store if the last write is in doubt; 2. roll to a new segment if the active one is full;
+// 3. give each draft its sequence; 4. write; 5. publish the new head. A stop before 4 leaves nothing, a stop after it
+// leaves entries that nobody was told of.
+func (j *Journal) commitSome(batch []*request) (int, error) {
+	ctx := context.Background() // a write is not abandoned half way; Append has its own limit
+	j.mu.Lock()
+	failed, h := j.failed, j.head
+	j.mu.Unlock()
+	if failed != nil {
+		return 0, failed
+	}
+	if j.doubt {
+		if err := j.resync(ctx); err != nil {
+			return 0, err
+		}
+		j.mu.Lock()
+		h = j.head
+		j.mu.Unlock()
+	}
+	reading := j.cfg.Clock.Now()
+	var now time.Time
+	if reading.Trusted() {
+		now = reading.Time
+	}
+	room, err := j.store.Room(ctx, now)
+	if err == nil && room == 0 && j.pendingSeal == nil {
+		if err = j.roll(ctx); err == nil {
+			room, err = j.store.Room(ctx, now)
+		}
+	}
+	if err == nil && room == 0 && j.pendingSeal == nil {
+		err = errors.New("the store has no room after rolling")
+	}
+	if err != nil {
+		j.doubt = true
+		return 0, fmt.Errorf("%w: %v", ErrJournalUnwritable, err)
+	}
+
+	work := batch
+	if j.pendingSeal != nil {
+		seal, err := prepare(j.pendingSeal.draft(), true)
+		if err != nil {
+			return 0, err
+		}
+		work = append([]*request{seal}, batch...)
+	}
+	if j.pendingSeal != nil {
+		room = max(room, 2) // a seal and one draft, or a segment of one entry would never end
+	}
+	work = work[:min(len(work), room)]
+
+	b, next, errs, err := j.build(ctx, h, work, TimeOf(reading))
+	if err != nil {
+		j.doubt = true
+		return 0, fmt.Errorf("%w: %v", ErrJournalUnwritable, err)
+	}
+	if len(b.Rows) > 0 {
+		if err := j.write(ctx, b, next); err != nil {
+			return 0, err
+		}
+	}
+	for i, err := range errs {
+		work[i].err = err
+	}
+	if j.pendingSeal != nil {
+		j.pendingSeal = nil
+		return len(work) - 1, nil
+	}
+	return len(work), nil
+}
+
+// build makes the rows of work on top of h. errs has one element for each request.
+func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) (Batch, head, []error, error) {
+	var b Batch
+	errs := make([]error, len(work))
+	next := h
+	next.frontier = h.frontier.clone()
+	fresh := map[string]uint64{} // refs of this batch
+	for i, r := range work {
+		if r.draft.Unique {
+			seq, known := fresh[string(r.draft.Ref)]
+			if !known {
+				found, err := j.store.FindRef(ctx, r.draft.Ref, 1)
+				if err != nil && !errors.Is(err, ErrNotFound) {
+					return b, next, nil, fmt.Errorf("looking a reference up: %w", err)
+				}
+				if known = len(found) > 0; known {
+					seq = found[0]
+				}
+			}
+			if known {
+				errs[i] = &DuplicateRefError{Sequence: seq}
+				continue
+			}
+		}
+		if r.epoch != nil {
+			next.epoch = *r.epoch
+		}
+		e := r.entry()
+		e.Node, e.Epoch, e.Sequence, e.Time = j.cfg.Node, next.epoch, next.frontier.size(), now
+		if r.draft.State {
+			k := slices.IndexFunc(e.Fields, func(f Field) bool { return f.Name == fieldChange })
+			e.Fields[k].Value = Int(next.changes)
+			next.changes++
+		}
+		der, err := e.Marshal()
+		if err != nil {
+			return b, next, nil, err
+		}
+		next.leaf = LeafHash(der)
+		next.chain = chainHash(next.chain, next.leaf)
+		if err := next.frontier.grow(next.leaf, func(id NodeID, hash Hash) {
+			b.Nodes = append(b.Nodes, Node{id, hash})
+		}); err != nil {
+			return b, next, nil, err
+		}
+		b.Rows = append(b.Rows, Row{
+			Sequence: int64(e.Sequence), Kind: e.Kind, Ref: e.Ref, Change: r.draft.State,
+			Leaf: bytes.Clone(next.leaf[:]), Chain: bytes.Clone(next.chain[:]), DER: der,
+		})
+		b.Blobs = append(b.Blobs, r.blobs...)
+		if len(e.Ref) > 0 {
+			if _, ok := fresh[string(e.Ref)]; !ok {
+				fresh[string(e.Ref)] = e.Sequence
+			}
+		}
+		r.receipt = Receipt{Epoch: e.Epoch, Sequence: e.Sequence, LeafHash: next.leaf, Entry: *e, EntryDER: der}
+	}
+	return b, next, errs, nil
+}
+
+// write appends b and publishes next. When the store answers with an error, its head is read: what is there counts.
+func (j *Journal) write(ctx context.Context, b Batch, next head) error {
+	err := j.store.Append(ctx, b)
+	if err != nil {
+		j.doubt = true
+		j.cfg.Log.WithError(err).WithField("entries", len(b.Rows)).Error("journal write failed")
+		if syncErr := j.resync(ctx); syncErr != nil {
+			return syncErr
+		}
+		j.mu.Lock()
+		landed := j.head.frontier.size() == next.frontier.size() && j.head.leaf == next.leaf
+		j.mu.Unlock()
+		if !landed {
+			return fmt.Errorf("%w: %v", ErrJournalUnwritable, err)
+		}
+		return nil // it landed, the answer was lost
+	}
+	j.publish(next)
+	return nil
+}
+
+func (j *Journal) publish(h head) {
+	j.mu.Lock()
+	j.head = h
+	close(j.grown)
+	j.grown = make(chan struct{})
+	j.mu.Unlock()
+}
+
+// resync reads the store's head after a failed write. The store must still end in what was acknowledged, or continue
+// it by entries that were written and whose acknowledgement was lost; otherwise the journal fails for good.
+func (j *Journal) resync(ctx context.Context) error {
+	unwritable := func(err error) error { return fmt.Errorf("%w: reading the head: %v", ErrJournalUnwritable, err) }
+	j.mu.Lock()
+	h := j.head
+	j.mu.Unlock()
+	size, _, err := j.store.Head(ctx)
+	if err != nil {
+		return unwritable(err)
+	}
+	known := h.frontier.size()
+	if size < known {
+		return j.fail(fmt.Errorf("the store has %d entries, %d were acknowledged", size, known))
+	}
+	if known > 0 {
+		row, err := j.store.Row(ctx, known-1)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return unwritable(err)
+		}
+		if err != nil || !bytes.Equal(row.Leaf, h.leaf[:]) {
+			return j.fail(fmt.Errorf("entry %d is not the one that was acknowledged", known-1))
+		}
+	}
+	next := h
+	next.frontier = h.frontier.clone()
+	for seq := known; seq < size; seq++ {
+		row, err := j.store.Row(ctx, seq)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return unwritable(err)
+		}
+		var rec Record
+		if err == nil {
+			rec, err = recordOf(row)
+		}
+		if err != nil {
+			return j.fail(fmt.Errorf("entry %d after a failed write: %v", seq, err))
+		}
+		if rec.Sequence != seq || rec.Entry.Node != j.cfg.Node {
+			return j.fail(fmt.Errorf("entry %d after a failed write is not ours", seq))
+		}
+		next.epoch, next.leaf = rec.Epoch, rec.LeafHash
+		next.chain = chainHash(next.chain, next.leaf)
+		if n, ok := rec.Entry.Change(); ok {
+			next.changes = n + 1
+		}
+		if err := next.frontier.grow(next.leaf, nil); err != nil {
+			return j.fail(err)
+		}
+	}
+	if err := j.loadSeal(ctx); err != nil {
+		return unwritable(err)
+	}
+	if size > known {
+		j.publish(next)
+	}
+	j.doubt = false
+	return nil
+}
+
+// fail latches the journal.
+func (j *Journal) fail(cause error) error {
+	err := fmt.Errorf("%w: %v", ErrJournalFailed, cause)
+	j.mu.Lock()
+	if j.failed == nil {
+		j.failed = err
+	}
+	j.mu.Unlock()
+	j.cfg.Log.WithError(err).Error("journal closed for writing")
+	return err
+}
+
+// roll seals the active segment. The seal is computed from what is stored, so that a segment is read once more as it
+// is finished; with a million entries that takes about a second, in which drafts wait.
+func (j *Journal) roll(ctx context.Context) error {
+	segs, err := j.store.Segments(ctx)
+	if err != nil {
+		return fmt.Errorf("listing segments: %w", err)
+	}
+	seal, err := sealOf(ctx, j.store, segs[len(segs)-1])
+	if err != nil {
+		return fmt.Errorf("summing segment %d up: %w", segs[len(segs)-1].Number, err)
+	}
+	if err := j.store.Roll(ctx, seal); err != nil {
+		return fmt.Errorf("rolling to segment %d: %w", seal.Segment+1, err)
+	}
+	j.pendingSeal = &seal
+	j.cfg.Log.WithFields(logrus.Fields{"segment": seal.Segment, "first": seal.First, "last": seal.Last}).Info("journal segment sealed")
+	return nil
+}
+
+// Failed is nil, or why the journal is closed for writing.
+func (j *Journal) Failed() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failed
+}
+
+// FreeBytes is the space left for the journal.
+func (j *Journal) FreeBytes() (uint64, error) { return j.store.FreeBytes() }

@@ -1,0 +1,295 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/transparency-dev/merkle/proof"
+)
+
+// recordOf reads a row and checks it against itself: the entry parses, is the one of that number, and hashes to the
+// leaf beside it.
+func recordOf(r Row) (Record, error) {
+	e, err := ParseEntry(r.DER)
+	if err != nil {
+		return Record{}, fmt.Errorf("%w: row %d: %v", ErrCorrupt, r.Sequence, err)
+	}
+	leaf := LeafHash(r.DER)
+	switch {
+	case r.Sequence < 0 || uint64(r.Sequence) != e.Sequence:
+		return Record{}, fmt.Errorf("%w: row %d holds entry %d", ErrCorrupt, r.Sequence, e.Sequence)
+	case string(r.Leaf) != string(leaf[:]):
+		return Record{}, fmt.Errorf("%w: entry %d does not hash to its leaf", ErrCorrupt, e.Sequence)
+	case len(r.Chain) != len(Hash{}):
+		return Record{}, fmt.Errorf("%w: entry %d has no chain hash", ErrCorrupt, e.Sequence)
+	}
+	return Record{Epoch: e.Epoch, Sequence: e.Sequence, LeafHash: leaf, Entry: *e, EntryDER: r.DER}, nil
+}
+
+// Size is the number of entries on disk.
+func (j *Journal) Size() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.head.frontier.size()
+}
+
+// Node is the name of the journal's node.
+func (j *Journal) Node() string { return j.cfg.Node }
+
+// Epoch is that of the last entry.
+func (j *Journal) Epoch() Epoch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.head.epoch
+}
+
+// Root is the root of the tree of the first size entries. It reads O(log n) nodes.
+func (j *Journal) Root(ctx context.Context, size uint64) (Hash, error) {
+	if size > j.Size() {
+		return Hash{}, fmt.Errorf("audit: root of %d entries: %w", size, ErrNotFound)
+	}
+	f, err := loadFrontier(ctx, j.store, size)
+	if err != nil {
+		return Hash{}, fmt.Errorf("audit: root of %d entries: %w", size, err)
+	}
+	return f.root(), nil
+}
+
+// Entry answers one entry, checked against its leaf hash.
+func (j *Journal) Entry(ctx context.Context, sequence uint64) (Record, error) {
+	if sequence >= j.Size() {
+		return Record{}, fmt.Errorf("audit: entry %d: %w", sequence, ErrNotFound)
+	}
+	row, err := j.store.Row(ctx, sequence)
+	if err != nil {
+		return Record{}, fmt.Errorf("audit: entry %d: %w", sequence, err)
+	}
+	return recordOf(row)
+}
+
+// maxByRef is how many entries ByRef answers.
+const maxByRef = 1000
+
+// ByRef answers the entries with this reference, ascending; none is [ErrNotFound].
+func (j *Journal) ByRef(ctx context.Context, ref []byte) ([]Record, error) {
+	seqs, err := j.store.FindRef(ctx, ref, maxByRef)
+	if err == nil && len(seqs) == 0 {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("audit: entries of reference %x: %w", ref, err)
+	}
+	out := make([]Record, 0, len(seqs))
+	for _, seq := range seqs {
+		rec, err := j.Entry(ctx, seq)
+		if err != nil {
+			return nil, err
+		}
+		if string(rec.Entry.Ref) != string(ref) {
+			return nil, fmt.Errorf("%w: entry %d is filed under another reference", ErrCorrupt, seq)
+		}
+		out = append(out, rec)
+	}
+	return out, nil
+}
+
+// Payload answers the bytes with this digest, checked.
+func (j *Journal) Payload(ctx context.Context, sum Hash) ([]byte, error) {
+	data, err := j.store.Blob(ctx, 0, sum)
+	if err != nil {
+		return nil, fmt.Errorf("audit: payload %s: %w", sum, err)
+	}
+	if Sum(data) != sum {
+		return nil, fmt.Errorf("%w: payload %s hashes to %s", ErrCorrupt, sum, Sum(data))
+	}
+	return data, nil
+}
+
+// errStop ends a scan.
+var errStop = errors.New("stop")
+
+// Range calls fn with the entries from number from to the last one on disk at the call, in order, each checked against
+// its leaf hash. A gap is [ErrCorrupt]. An error of fn ends it and is returned.
+func (j *Journal) Range(ctx context.Context, from uint64, fn func(Record) error) error {
+	end := j.Size()
+	segs, err := j.store.Segments(ctx)
+	if err != nil {
+		return fmt.Errorf("audit: listing segments: %w", err)
+	}
+	next := from
+	for i, seg := range segs {
+		if i+1 < len(segs) && segs[i+1].First <= next || next >= end {
+			continue
+		}
+		err := j.store.Rows(ctx, seg.Number, int64(next), func(r Row) error {
+			if next >= end {
+				return errStop
+			}
+			rec, err := recordOf(r)
+			if err != nil {
+				return err
+			}
+			if rec.Sequence != next {
+				return fmt.Errorf("%w: entry %d is missing", ErrCorrupt, next)
+			}
+			next++
+			return fn(rec)
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			return err
+		}
+	}
+	if next < end {
+		return fmt.Errorf("%w: entry %d is missing", ErrCorrupt, next)
+	}
+	return nil
+}
+
+// State replays the changes of state (drafts with State set), in order. Each is proved to be a leaf of the tree, and
+// their ordinals must have no gap and reach what the last checkpoint counts, so that neither a changed entry nor a
+// cleared mark goes unseen; either is [ErrCorrupt]. An error of fn ends it and is returned. Changes written while it
+// runs may be left out.
+func (j *Journal) State(ctx context.Context, fn func(Record) error) error {
+	j.mu.Lock()
+	h, last := j.head, j.last
+	j.mu.Unlock()
+	size, root := h.frontier.size(), h.frontier.root()
+	cache := map[NodeID]Hash{} // upper nodes are shared by all paths
+	var next uint64
+	err := j.store.Changes(ctx, func(r Row) error {
+		if r.Sequence >= 0 && uint64(r.Sequence) >= size {
+			return errStop
+		}
+		rec, err := recordOf(r)
+		if err != nil {
+			return err
+		}
+		if n, ok := rec.Entry.Change(); !ok || n != next {
+			return fmt.Errorf("%w: change of state %d is missing before entry %d", ErrCorrupt, next, rec.Sequence)
+		}
+		next++
+		path, err := j.inclusion(ctx, rec.Sequence, size, cache)
+		if err != nil {
+			return fmt.Errorf("%w: %v", ErrCorrupt, err)
+		}
+		if err := VerifyInclusion(rec.Sequence, size, rec.LeafHash, path, root); err != nil {
+			return fmt.Errorf("%w: %v", ErrCorrupt, err)
+		}
+		return fn(rec)
+	})
+	if err != nil && !errors.Is(err, errStop) {
+		return err
+	}
+	if next != h.changes || last != nil && next < last.Changes {
+		return fmt.Errorf("%w: %d changes of state were found, there are %d", ErrCorrupt, next, h.changes)
+	}
+	return nil
+}
+
+// InclusionProof proves that the entry is in the tree of the first size entries (RFC 6962 §2.1.1). It reads O(log n)
+// nodes.
+func (j *Journal) InclusionProof(ctx context.Context, sequence, size uint64) ([]Hash, error) {
+	if size > j.Size() {
+		return nil, fmt.Errorf("audit: inclusion proof in a tree of %d: %w", size, ErrNotFound)
+	}
+	return j.inclusion(ctx, sequence, size, nil)
+}
+
+func (j *Journal) inclusion(ctx context.Context, sequence, size uint64, cache map[NodeID]Hash) ([]Hash, error) {
+	nodes, err := proof.Inclusion(sequence, size)
+	if err != nil {
+		return nil, fmt.Errorf("audit: inclusion proof: %w", err)
+	}
+	return j.collect(ctx, nodes, cache)
+}
+
+// ConsistencyProof proves that the tree of the first to entries continues that of the first from (RFC 6962 §2.1.2).
+func (j *Journal) ConsistencyProof(ctx context.Context, from, to uint64) ([]Hash, error) {
+	if to > j.Size() {
+		return nil, fmt.Errorf("audit: consistency proof to %d: %w", to, ErrNotFound)
+	}
+	nodes, err := proof.Consistency(from, to)
+	if err != nil {
+		return nil, fmt.Errorf("audit: consistency proof: %w", err)
+	}
+	return j.collect(ctx, nodes, nil)
+}
+
+// collect fetches the nodes of a proof. Nodes from level 4 up are remembered in cache, if there is one.
+func (j *Journal) collect(ctx context.Context, nodes proof.Nodes, cache map[NodeID]Hash) ([]Hash, error) {
+	hashes := make([][]byte, len(nodes.IDs))
+	for i, n := range nodes.IDs {
+		id := NodeID{Level: uint8(n.Level), Index: n.Index}
+		h, ok := cache[id]
+		if !ok {
+			var err error
+			if h, err = j.store.Node(ctx, id); err != nil {
+				return nil, fmt.Errorf("audit: node (%d, %d) of a proof: %w", n.Level, n.Index, err)
+			}
+			if cache != nil && n.Level >= 4 {
+				cache[id] = h
+			}
+		}
+		hashes[i] = h[:]
+	}
+	path, err := nodes.Rehash(hashes, hasher{}.HashChildren)
+	if err != nil {
+		return nil, fmt.Errorf("audit: proof: %w", err)
+	}
+	return toHashes(path)
+}
+
+// Checkpoints calls fn with the stored checkpoints whose size is ≥ from, by size.
+func (j *Journal) Checkpoints(ctx context.Context, from uint64, fn func(Checkpoint) error) error {
+	return j.store.Checkpoints(ctx, from, func(s StoredCheckpoint) error {
+		c, err := s.parse()
+		if err != nil {
+			return err
+		}
+		return fn(*c)
+	})
+}
+
+// CheckpointFor answers the first stored checkpoint that covers the entry, or [ErrNotFound].
+func (j *Journal) CheckpointFor(ctx context.Context, sequence uint64) (Checkpoint, error) {
+	var found *Checkpoint
+	err := j.Checkpoints(ctx, sequence+1, func(c Checkpoint) error { found = &c; return errStop })
+	if err != nil && !errors.Is(err, errStop) {
+		return Checkpoint{}, err
+	}
+	if found == nil {
+		return Checkpoint{}, fmt.Errorf("audit: checkpoint for entry %d: %w", sequence, ErrNotFound)
+	}
+	return *found, nil
+}
+
+// An EpochSpan is one epoch's part of the journal, [First, End).
+type EpochSpan struct {
+	Epoch      Epoch
+	First, End uint64
+}
+
+// Epochs lists the epochs of the journal in order.
+func (j *Journal) Epochs(ctx context.Context) ([]EpochSpan, error) {
+	var spans []EpochSpan
+	end := j.Size()
+	err := j.store.Changes(ctx, func(r Row) error {
+		if r.Kind != KindEpoch || uint64(r.Sequence) >= end {
+			return nil
+		}
+		rec, err := recordOf(r)
+		if err != nil {
+			return err
+		}
+		if n := len(spans); n > 0 {
+			spans[n-1].End = rec.Sequence
+		}
+		spans = append(spans, EpochSpan{Epoch: rec.Epoch, First: rec.Sequence, End: end})
+		return nil
+	})
+	if err == nil && len(spans) == 0 {
+		err = fmt.Errorf("%w: no epoch is announced", ErrCorrupt)
+	}
+	return spans, err
+}

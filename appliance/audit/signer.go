@@ -1,0 +1,223 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+const (
+	signTimeout  = 5 * time.Second  // one signature or token; the pool has its own, shorter deadline
+	retryAfter   = time.Second      // after a failed signature
+	restampAfter = 10 * time.Second // after a failed token
+	// WaitLimit is how long WaitCheckpoint waits at most.
+	WaitLimit = 2 * time.Second
+)
+
+// SetCheckpointer gives the journal the log's key, or takes it away (nil). The cipher machine may be unlocked only
+// after the journal was opened.
+func (j *Journal) SetCheckpointer(s CheckpointSigner) {
+	j.mu.Lock()
+	j.signer = s
+	close(j.grown) // wakes the signing loop
+	j.grown = make(chan struct{})
+	j.mu.Unlock()
+}
+
+// SetStamper says who stamps checkpoints; nil: nobody.
+func (j *Journal) SetStamper(s Stamper) {
+	j.mu.Lock()
+	j.stamper = s
+	j.mu.Unlock()
+	notify(j.unstamps)
+}
+
+// signLoop signs a checkpoint after growth, and at most one in CheckpointEvery. Failure never reaches Append.
+func (j *Journal) signLoop(ctx context.Context) {
+	failing := false
+	for {
+		j.mu.Lock()
+		grown := j.grown
+		j.mu.Unlock()
+		pause := j.cfg.CheckpointEvery
+		signed, err := j.sign(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil {
+			if !failing {
+				j.cfg.Log.WithError(err).Error("checkpoint not signed")
+			}
+			pause = retryAfter
+		} else if failing && signed {
+			j.cfg.Log.Info("checkpoints are signed again")
+		}
+		failing = err != nil
+		if !signed && err == nil {
+			select {
+			case <-grown:
+				continue
+			case <-ctx.Done():
+			}
+			break
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	// The last entries get their checkpoint if the cipher machine still answers.
+	if _, err := j.sign(context.WithoutCancel(ctx)); err != nil && !failing {
+		j.cfg.Log.WithError(err).Warning("last checkpoint not signed")
+	}
+}
+
+// sign makes, stores and publishes a checkpoint of the present head, unless there is one or nobody to sign.
+func (j *Journal) sign(ctx context.Context) (bool, error) {
+	j.mu.Lock()
+	h, last, signer := j.head, j.last, j.signer
+	j.mu.Unlock()
+	size := h.frontier.size()
+	if signer == nil || last != nil && last.Size >= size {
+		return false, nil
+	}
+	c := &Checkpoint{
+		Node: j.cfg.Node, Epoch: h.epoch, Size: size, Root: h.frontier.root(), Time: TimeOf(j.cfg.Clock.Now()),
+		Changes: h.changes,
+	}
+	c.Time.Provenance = "" // the text has none
+	if last != nil {
+		c.PreviousSize, c.PreviousHash = last.Size, Sum(last.Note)
+	}
+	c.Note = c.text()
+	if _, err := ParseCheckpoint(c.Note, nil); err != nil {
+		return false, err // a clock state that the format cannot carry
+	}
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	var err error
+	if c.Signature, err = signer.SignMessage(ctx, c.Note); err != nil {
+		return false, fmt.Errorf("signing: %w", err)
+	}
+	if err := VerifyCheckpoint(signer.Public(), c); err != nil {
+		return false, err
+	}
+	if err := j.store.PutCheckpoint(ctx, c.stored()); err != nil {
+		return false, fmt.Errorf("storing: %w", err)
+	}
+	j.mu.Lock()
+	j.last = c
+	close(j.signed)
+	j.signed = make(chan struct{})
+	j.mu.Unlock()
+	notify(j.unstamps)
+	return true, nil
+}
+
+// stampLoop has the last checkpoint stamped. Those that were passed over while a token was being made stay without:
+// the later token dates them too, by consistency.
+func (j *Journal) stampLoop(ctx context.Context) {
+	var retry <-chan time.Time
+	failing := false
+	for {
+		select {
+		case <-j.unstamps:
+		case <-retry:
+		case <-ctx.Done():
+			return
+		}
+		retry = nil
+		err := j.stamp(ctx)
+		if err != nil {
+			if !failing && ctx.Err() == nil {
+				j.cfg.Log.WithError(err).Warning("checkpoint not stamped")
+			}
+			retry = time.After(restampAfter)
+		}
+		failing = err != nil
+	}
+}
+
+func (j *Journal) stamp(ctx context.Context) error {
+	j.mu.Lock()
+	c, stamper := j.last, j.stamper
+	j.mu.Unlock()
+	if c == nil || stamper == nil || c.Token != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	defer cancel()
+	token, err := stamper.Stamp(ctx, c.Signature)
+	if err != nil {
+		return fmt.Errorf("stamping: %w", err)
+	}
+	if len(token) == 0 || len(token) > MaxPayloadBytes {
+		return errors.New("stamping: token empty or too long")
+	}
+	if err := j.store.PutToken(ctx, c.Size, token); err != nil {
+		return fmt.Errorf("storing the token: %w", err)
+	}
+	stamped := *c
+	stamped.Token = token
+	j.mu.Lock()
+	if j.last.Size == c.Size {
+		j.last = &stamped
+	}
+	j.mu.Unlock()
+	return nil
+}
+
+// LastCheckpoint is the last signed one, or [ErrNotFound].
+func (j *Journal) LastCheckpoint() (Checkpoint, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.last == nil {
+		return Checkpoint{}, ErrNotFound
+	}
+	return *j.last, nil
+}
+
+// WaitCheckpoint waits for a signed checkpoint that covers the entry, until ctx ends and at most WaitLimit, and answers
+// the last one. The error is [ErrNoCheckpoint], or that of ctx.
+func (j *Journal) WaitCheckpoint(ctx context.Context, sequence uint64) (Checkpoint, error) {
+	limit := time.NewTimer(WaitLimit)
+	defer limit.Stop()
+	for {
+		j.mu.Lock()
+		last, signed := j.last, j.signed
+		j.mu.Unlock()
+		if last != nil && last.Size > sequence {
+			return *last, nil
+		}
+		select {
+		case <-signed:
+		case <-limit.C:
+			return Checkpoint{}, fmt.Errorf("%w: entry %d", ErrNoCheckpoint, sequence)
+		case <-ctx.Done():
+			return Checkpoint{}, ctx.Err()
+		}
+	}
+}
+
+// WaitSize waits until the journal has more than size entries, and answers how many.
+func (j *Journal) WaitSize(ctx context.Context, size uint64) (uint64, error) {
+	for {
+		j.mu.Lock()
+		now, grown := j.head.frontier.size(), j.grown
+		j.mu.Unlock()
+		if now > size {
+			return now, nil
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return now, ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,234 @@
+package audit
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/emmansun/gmsm/sm3"
+	"github.com/transparency-dev/merkle/compact"
+)
+
+// A NodeID names a node of the tree: Level 0 are the leaves, node Index covers the leaves from Index<<Level on.
+type NodeID struct {
+	Level uint8
+	Index uint64
+}
+
+// Last is the last leaf below a perfect node.
+func (n NodeID) Last() uint64 { return (n.Index+1)<<n.Level - 1 }
+
+// A Row is an entry as a store keeps it. All columns but DER can be computed from DER and the rows before; they are
+// kept so that reading is fast and so that changes show.
+type Row struct {
+	Sequence int64 // signed: a row that somebody inserted can have any number
+	Kind     string
+	Ref      []byte // nil or 32 bytes
+	Change   bool
+	Leaf     []byte // 32 bytes
+	Chain    []byte // 32 bytes
+	DER      []byte
+}
+
+// A Node is an inner node that became complete: the root of a perfect subtree, Level ≥ 1.
+type Node struct {
+	ID   NodeID
+	Hash Hash
+}
+
+// A Blob is a payload, stored under its digest.
+type Blob struct {
+	Sum  Hash
+	Data []byte
+}
+
+// A Batch is written as a whole or not at all. Rows are contiguous and continue the store's last row.
+type Batch struct {
+	Rows  []Row
+	Nodes []Node
+	Blobs []Blob
+}
+
+// A Seal sums up a finished segment.
+type Seal struct {
+	Segment     int
+	First, Last uint64 // sequences
+	Count       uint64
+	Root        Hash // of the tree whose leaves are the segment's, numbered from 0
+	Leaves      Hash // SM3 of the leaf hashes, one after the other
+}
+
+// A Segment is one part of the journal.
+type Segment struct {
+	Number int    // from 1
+	First  uint64 // sequence of its first entry
+	Count  uint64 // entries in it, by its seal or its last row
+	Seal   *Seal  // nil for the active segment, the last one
+	// Err is why the segment could not be read. Only the verifier goes on then.
+	Err error
+}
+
+// A StoredCheckpoint is the signed text of a checkpoint and what is kept beside it.
+type StoredCheckpoint struct {
+	Size      uint64
+	Note      []byte
+	Signature []byte
+	Token     []byte // nil until there is one
+}
+
+// A Store keeps the journal's bytes. Reads are safe for concurrent use, also while something is written; Append, Roll
+// and PutCheckpoint are called by one goroutine at a time each.
+//
+// What is not there is [ErrNotFound]. After an error of Append the caller does not assume anything: it reads Head.
+type Store interface {
+	// Head reads from the disk how many entries there are (the last row's sequence + 1) and the last row. It reports
+	// durable entries only.
+	Head(ctx context.Context) (size uint64, last *Row, err error)
+	// Append returns nil only after the batch is on disk (fsync).
+	Append(ctx context.Context, b Batch) error
+	// Room is how many more entries the active segment takes; 0 asks for Roll first. now is the zero time when the
+	// clock is not trusted: then only the count decides.
+	Room(ctx context.Context, now time.Time) (int, error)
+	// Roll seals the active segment with s and makes the next one. After a crash inside it, opening the store finishes
+	// it.
+	Roll(ctx context.Context, s Seal) error
+	// Segments lists all segments by number.
+	Segments(ctx context.Context) ([]Segment, error)
+
+	// Row answers one row.
+	Row(ctx context.Context, sequence uint64) (Row, error)
+	// Rows calls fn with the rows of one segment in ascending order of sequence, from the first that is ≥ from. No
+	// read transaction is open while fn runs. A row of another number than it should have is delivered like any other.
+	Rows(ctx context.Context, segment int, from int64, fn func(Row) error) error
+	// Changes calls fn with the rows that have Change set, ascending, over all segments.
+	Changes(ctx context.Context, fn func(Row) error) error
+	// LastChange answers the last of them.
+	LastChange(ctx context.Context) (Row, error)
+	// FindRef answers the sequences of the entries with this ref, ascending, the first limit of
+	// them; none is an empty answer.
+	FindRef(ctx context.Context, ref []byte, limit int) ([]uint64, error)
+	// Node answers a leaf hash (Level 0) or an inner node.
+	Node(ctx context.Context, id NodeID) (Hash, error)
+	// NodeCount is the number of inner nodes kept in a segment.
+	NodeCount(ctx context.Context, segment int) (uint64, error)
+	// Blob answers a payload. With segment 0 all segments are searched, the newest first.
+	Blob(ctx context.Context, segment int, sum Hash) ([]byte, error)
+
+	// PutCheckpoint stores a checkpoint durably; a size is stored once.
+	PutCheckpoint(ctx context.Context, c StoredCheckpoint) error
+	// PutToken stores a timestamp token beside the checkpoint of that size.
+	PutToken(ctx context.Context, size uint64, token []byte) error
+	// LastCheckpoint answers the checkpoint with the greatest size.
+	LastCheckpoint(ctx context.Context) (StoredCheckpoint, error)
+	// Checkpoints calls fn with all checkpoints whose size is ≥ from, by size, over all segments.
+	Checkpoints(ctx context.Context, from uint64, fn func(StoredCheckpoint) error) error
+
+	// FreeBytes is the space left for the journal.
+	FreeBytes() (uint64, error)
+}
+
+// loadFrontier reads the right edge of the tree with that size.
+func loadFrontier(ctx context.Context, s Store, size uint64) (frontier, error) {
+	ids := compact.RangeNodes(0, size, nil)
+	hashes := make([]Hash, len(ids))
+	for i, id := range ids {
+		h, err := s.Node(ctx, NodeID{Level: uint8(id.Level), Index: id.Index})
+		if err != nil {
+			return frontier{}, fmt.Errorf("node (%d, %d): %w", id.Level, id.Index, err)
+		}
+		hashes[i] = h
+	}
+	return newFrontier(size, hashes)
+}
+
+// sealOf computes a segment's seal from its rows.
+func sealOf(ctx context.Context, s Store, seg Segment) (Seal, error) {
+	f, err := newFrontier(0, nil)
+	if err != nil {
+		return Seal{}, err
+	}
+	all := sm3.New()
+	next := seg.First
+	err = s.Rows(ctx, seg.Number, int64(seg.First), func(r Row) error {
+		if r.Sequence < 0 || uint64(r.Sequence) != next || len(r.Leaf) != len(Hash{}) {
+			return fmt.Errorf("%w: segment %d has row %d where %d should be", ErrCorrupt, seg.Number, r.Sequence, next)
+		}
+		next++
+		all.Write(r.Leaf)
+		return f.grow(Hash(r.Leaf), nil)
+	})
+	if err != nil {
+		return Seal{}, err
+	}
+	if next == seg.First {
+		return Seal{}, fmt.Errorf("%w: segment %d is empty", ErrCorrupt, seg.Number)
+	}
+	return Seal{
+		Segment: seg.Number, First: seg.First, Last: next - 1, Count: next - seg.First,
+		Root: f.root(), Leaves: Hash(all.Sum(nil)),
+	}, nil
+}
+
+// Kinds and fields that the journal writes itself.
+const (
+	KindEpoch  = "journal.epoch"          // a new epoch begins with this entry
+	KindSealed = "journal.segment.sealed" // first entry of a segment: the seal of the one before
+)
+
+func (s Seal) draft() Draft {
+	return Draft{Kind: KindSealed, Actor: "journal", Fields: []Field{
+		{"journal.count", Int(s.Count)},
+		{"journal.first", Int(s.First)},
+		{"journal.last", Int(s.Last)},
+		{"journal.leaves", Octets(s.Leaves[:])},
+		{"journal.root", Octets(s.Root[:])},
+		{"journal.segment", Int(s.Segment)},
+	}}
+}
+
+// sealIn reads the seal from a journal.segment.sealed entry.
+func sealIn(e *Entry) (Seal, error) {
+	num := func(name string) uint64 { n, _ := e.Field(name).(Int); return uint64(n) }
+	s := Seal{
+		Segment: int(num("journal.segment")), First: num("journal.first"), Last: num("journal.last"),
+		Count: num("journal.count"),
+	}
+	leaves, _ := e.Field("journal.leaves").(Octets)
+	root, _ := e.Field("journal.root").(Octets)
+	if len(leaves) != 32 || len(root) != 32 {
+		return Seal{}, fmt.Errorf("%w: entry %d has no seal in it", ErrCorrupt, e.Sequence)
+	}
+	s.Leaves, s.Root = Hash(leaves), Hash(root)
+	return s, nil
+}
+
+// Marshal is the seal's fixed form, which stores may keep: 8-byte big-endian numbers, then the two hashes.
+func (s Seal) Marshal() []byte {
+	b := make([]byte, 0, 96)
+	for _, n := range []uint64{uint64(s.Segment), s.First, s.Last, s.Count} {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	b = append(b, s.Root[:]...)
+	return append(b, s.Leaves[:]...)
+}
+
+// ParseSeal reads what [Seal.Marshal] gives.
+func ParseSeal(b []byte) (Seal, error) {
+	if len(b) != 96 {
+		return Seal{}, fmt.Errorf("%w: seal of %d bytes", ErrCorrupt, len(b))
+	}
+	n := func(i int) uint64 { return binary.BigEndian.Uint64(b[8*i:]) }
+	return Seal{
+		Segment: int(n(0)), First: n(1), Last: n(2), Count: n(3), Root: Hash(b[32:64]), Leaves: Hash(b[64:96]),
+	}, nil
+}
+
+// Fields of entries that the projection knows; others stay in the journal.
+const (
+	FieldApplication  = "application"
+	FieldSigner       = "signer"
+	FieldDepartment   = "department"
+	FieldDocumentType = "document.type"
+	FieldCampus       = "campus"
+)

@@ -1,0 +1,146 @@
+package audit
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/emmansun/gmsm/sm3"
+	"github.com/transparency-dev/merkle/compact"
+	"github.com/transparency-dev/merkle/proof"
+)
+
+// A Hash is an SM3 digest (GM/T 0004-2012).
+type Hash [32]byte
+
+// String is the digest as 64 lower-case hexadecimal digits.
+func (h Hash) String() string { return hex.EncodeToString(h[:]) }
+
+// Sum is SM3 of data.
+func Sum(data []byte) Hash { return Hash(sm3.Sum(data)) }
+
+// LeafHash is SM3(0x00 ‖ entry), RFC 6962 §2.1 with SM3 in the place of SHA-256.
+func LeafHash(entryDER []byte) Hash { return Hash(hasher{}.HashLeaf(entryDER)) }
+
+// NodeHash is SM3(0x01 ‖ left ‖ right).
+func NodeHash(left, right Hash) Hash { return Hash(hasher{}.HashChildren(left[:], right[:])) }
+
+// EmptyRoot is the root of a tree without leaves, SM3 of nothing.
+func EmptyRoot() Hash { return Sum(nil) }
+
+// chainHash is SM3(0x02 ‖ previous ‖ leaf). The chain runs through all entries from 32 zero bytes. It proves nothing
+// that the tree does not prove; it tells which one of two neighbours was changed together with its leaf hash.
+func chainHash(previous, leaf Hash) Hash {
+	h := sm3.New()
+	h.Write([]byte{2})
+	h.Write(previous[:])
+	h.Write(leaf[:])
+	return Hash(h.Sum(nil))
+}
+
+// hasher satisfies merkle.LogHasher.
+type hasher struct{}
+
+func (hasher) EmptyRoot() []byte { h := EmptyRoot(); return h[:] }
+func (hasher) Size() int         { return sm3.Size }
+
+func (hasher) HashLeaf(leaf []byte) []byte {
+	h := sm3.New()
+	h.Write([]byte{0})
+	h.Write(leaf)
+	return h.Sum(nil)
+}
+
+func (hasher) HashChildren(l, r []byte) []byte {
+	h := sm3.New()
+	h.Write([]byte{1})
+	h.Write(l)
+	h.Write(r)
+	return h.Sum(nil)
+}
+
+// VerifyInclusion checks that the leaf with this hash is number sequence of the tree with this size and root
+// (RFC 9162 §2.1.3.2). It needs nothing but its arguments.
+func VerifyInclusion(sequence, size uint64, leaf Hash, path []Hash, root Hash) error {
+	if err := proof.VerifyInclusion(hasher{}, sequence, size, leaf[:], toSlices(path), root[:]); err != nil {
+		return fmt.Errorf("audit: inclusion proof of entry %d in a tree of %d: %w", sequence, size, err)
+	}
+	return nil
+}
+
+// VerifyConsistency checks that the tree (to, toRoot) continues the tree (from, fromRoot) (RFC 9162 §2.1.4.2).
+func VerifyConsistency(from, to uint64, path []Hash, fromRoot, toRoot Hash) error {
+	if from == 0 {
+		// Every tree continues the empty one; the library would take any root for it.
+		if len(path) != 0 || fromRoot != EmptyRoot() {
+			return errors.New("audit: consistency proof from the empty tree must be empty")
+		}
+		return nil
+	}
+	if err := proof.VerifyConsistency(hasher{}, from, to, toSlices(path), fromRoot[:], toRoot[:]); err != nil {
+		return fmt.Errorf("audit: consistency proof from %d to %d: %w", from, to, err)
+	}
+	return nil
+}
+
+func toSlices(in []Hash) [][]byte {
+	out := make([][]byte, len(in))
+	for i := range in {
+		out[i] = in[i][:]
+	}
+	return out
+}
+
+func toHashes(in [][]byte) ([]Hash, error) {
+	out := make([]Hash, len(in))
+	for i := range in {
+		if len(in[i]) != len(Hash{}) {
+			return nil, fmt.Errorf("%w: a node of %d bytes", ErrCorrupt, len(in[i]))
+		}
+		out[i] = Hash(in[i])
+	}
+	return out, nil
+}
+
+var ranges = &compact.RangeFactory{Hash: hasher{}.HashChildren}
+
+// A frontier is the right edge of a tree, as a compact range: the roots of the perfect subtrees of its leaves.
+type frontier struct{ r *compact.Range }
+
+func newFrontier(size uint64, hashes []Hash) (frontier, error) {
+	r, err := ranges.NewRange(0, size, toSlices(hashes))
+	if err != nil {
+		return frontier{}, fmt.Errorf("audit: right edge of the tree: %w", err)
+	}
+	return frontier{r}, nil
+}
+
+// grow appends leaf and reports each inner node that thereby became complete.
+func (f frontier) grow(leaf Hash, visit func(NodeID, Hash)) error {
+	return f.r.Append(leaf[:], func(id compact.NodeID, hash []byte) {
+		if visit != nil && id.Level > 0 {
+			visit(NodeID{Level: uint8(id.Level), Index: id.Index}, Hash(hash))
+		}
+	})
+}
+
+func (f frontier) size() uint64 { return f.r.End() }
+
+func (f frontier) root() Hash {
+	root, err := f.r.GetRootHash(nil)
+	if err != nil || root == nil { // err: a range that does not begin at 0, which none of ours does
+		return EmptyRoot()
+	}
+	return Hash(root)
+}
+
+// clone makes a copy that can grow, or be thrown away, on its own.
+func (f frontier) clone() frontier {
+	hashes := make([][]byte, len(f.r.Hashes()))
+	copy(hashes, f.r.Hashes())
+	r, err := ranges.NewRange(0, f.r.End(), hashes)
+	if err != nil {
+		panic("audit: a compact range refused its own hashes")
+	}
+	return frontier{r}
+}

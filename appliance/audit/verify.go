@@ -1,0 +1,773 @@
+package audit
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"math"
+	"math/bits"
+	"slices"
+
+	"github.com/emmansun/gmsm/sm3"
+)
+
+// A FindingKind names what [Verify] found. The names are stable.
+type FindingKind string
+
+const (
+	EntryChanged       FindingKind = "entry-changed"       // the entry does not hash to what was recorded for it
+	LeafChanged        FindingKind = "leaf-changed"        // the stored leaf hash was changed, the entry was not
+	ColumnChanged      FindingKind = "column-changed"      // a column says something else than its entry
+	ChainChanged       FindingKind = "chain-changed"       // the stored chain hash was changed
+	NodeChanged        FindingKind = "node-changed"        // an inner node does not follow from what is below it
+	NodeMissing        FindingKind = "node-missing"        // an inner node is gone
+	NodesWithoutEntry  FindingKind = "nodes-without-entry" // nodes are left of entries that are gone
+	EntryRemoved       FindingKind = "entry-removed"       // a number is missing
+	EntryAdded         FindingKind = "entry-added"         // a row stands where no entry was written
+	EntryReordered     FindingKind = "entry-reordered"     // a row holds the entry of another number
+	Truncated          FindingKind = "truncated"           // a signed checkpoint covers more entries than there are
+	HistoryRewritten   FindingKind = "history-rewritten"   // a signed root differs, and everything stored agrees with itself
+	CheckpointInvalid  FindingKind = "checkpoint-invalid"  // a checkpoint does not parse or its signature is not the log's
+	CheckpointRemoved  FindingKind = "checkpoint-removed"  // a checkpoint names one before it that is gone or another
+	PayloadMissing     FindingKind = "payload-missing"     // an entry's payload is gone
+	PayloadChanged     FindingKind = "payload-changed"     // a payload does not hash to what its entry says
+	SealWrong          FindingKind = "seal-wrong"          // a segment is not what its seal says
+	SegmentMissing     FindingKind = "segment-missing"     // a segment is gone, not sealed or not in its place
+	SegmentUnreadable  FindingKind = "segment-unreadable"  // a segment's file cannot be read
+	EpochWrong         FindingKind = "epoch-wrong"         // an epoch without announcement, or used twice
+	ChangeOutOfOrder   FindingKind = "change-out-of-order" // the changes of state are not numbered without gap
+	WrongNode          FindingKind = "wrong-node"          // an entry or checkpoint of another node
+	RolledBack         FindingKind = "rolled-back"         // a checkpoint known from elsewhere is later than the journal
+	maxFindings                    = 1000                  // kept; the rest is counted
+	expectedCheckpoint             = int64(60 * 1_000_000) // µs of entries without a checkpoint that make a remark
+)
+
+// A Finding is one thing that is not as it was written.
+type Finding struct {
+	Kind     FindingKind `json:"kind"`
+	Segment  int         `json:"segment,omitempty"`
+	Sequence uint64      `json:"sequence"`      // the first entry concerned
+	Through  uint64      `json:"through"`       // the last one
+	Ref      string      `json:"ref,omitempty"` // of the entry, hexadecimal: the record id
+	Detail   string      `json:"detail"`        // English
+	DetailZH string      `json:"detail_zh"`     // Chinese
+}
+
+// A Report is what [Verify] found.
+type Report struct {
+	Node        string   `json:"node"`
+	Entries     uint64   `json:"entries"` // the number that should be there: the last one's + 1
+	Root        string   `json:"root"`    // of what is stored, hexadecimal
+	Segments    int      `json:"segments"`
+	Epochs      []string `json:"epochs"`
+	Checkpoints uint64   `json:"checkpoints"` // valid ones
+	Tokens      uint64   `json:"tokens"`      // checkpoints with a timestamp token; the tokens are not checked here
+	Payloads    uint64   `json:"payloads"`
+	// CoveredTo: the first CoveredTo entries are under a valid signed checkpoint. The Uncovered ones after it are
+	// protected by the chain of hashes alone, which whoever can write the files can compute again.
+	CoveredTo uint64 `json:"covered_to"`
+	Uncovered uint64 `json:"uncovered"`
+	// UncoveredMicros is how much time lies between the first and the last uncovered entry.
+	UncoveredMicros int64 `json:"uncovered_us"`
+	// SignaturesChecked is false when no key was given: then checkpoints prove only that the files agree.
+	SignaturesChecked bool      `json:"signatures_checked"`
+	Findings          []Finding `json:"findings"`
+	Omitted           uint64    `json:"omitted"` // findings beyond those listed
+	Remarks           []string  `json:"remarks"` // what a reader should know; no finding
+}
+
+// OK reports whether nothing was found.
+func (r *Report) OK() bool { return len(r.Findings) == 0 }
+
+// Options are what a verifier brings along.
+type Options struct {
+	// LogKey verifies the checkpoints; OldLogKeys are its predecessors. Without any key signatures are not checked.
+	LogKey     crypto.PublicKey
+	OldLogKeys []crypto.PublicKey
+	// Known are checkpoints kept elsewhere (by the other campus, in evidence). Only they show that the whole journal
+	// was put back to an earlier state.
+	Known []Checkpoint
+	// Progress, if set, is called now and then.
+	Progress func(done, total uint64)
+}
+
+// Verify reads the whole store again and names what is not as it was written.
+//
+// For each entry: the canonical encoding, the number, the leaf hash, the chain, the columns, the payloads. For the
+// tree: each stored inner node must follow from the two below it, so that a damage is found where it is and not only
+// at the root; then the root of the stored nodes is compared with every signed checkpoint. Together that is the same
+// as computing each root from the entries. If somebody computed leaf, chain and all nodes again, only the checkpoints
+// differ; the finding then names the entries between the last checkpoint that fits and the first that does not.
+//
+// The error is about reading, not about findings; after it the report is incomplete.
+func Verify(ctx context.Context, store Store, opt Options) (*Report, error) {
+	v := &verifier{ctx: ctx, store: store, opt: opt, report: &Report{}, epochs: map[Epoch]bool{}}
+	if opt.LogKey != nil {
+		v.keys = append([]crypto.PublicKey{opt.LogKey}, opt.OldLogKeys...)
+	}
+	v.report.SignaturesChecked = len(v.keys) > 0
+	err := v.run()
+	return v.report, err
+}
+
+type verifier struct {
+	ctx    context.Context
+	store  Store
+	opt    Options
+	keys   []crypto.PublicKey
+	report *Report
+
+	seg     Segment
+	next    uint64     // number of the next entry
+	pending [64]*Hash  // by level: the left node that waits for its sibling; nil: none, or not known
+	chain   *Hash      // of the entry before; nil: not known
+	suspect *suspicion // the entry before, if it is to be settled by this one
+	named   *uint64    // the entry before, if it was named as changed
+	sum     hash.Hash  // over the segment's leaf hashes
+	own     frontier   // the segment's own tree
+	nodes   uint64     // inner nodes that the segment should have
+	prior   *Seal      // of the segment before
+	node    string
+	epoch   *Epoch
+	epochs  map[Epoch]bool
+	changes uint64
+	checked map[Hash]bool // payloads of this segment
+
+	points   []*Checkpoint // those to be compared, by size
+	firstBad bool          // a root differed already
+	goodSize uint64        // last size whose root fits
+	// Times of the first and the last entry that no checkpoint covers.
+	uncovered       bool
+	firstAt, lastAt int64
+}
+
+func (v *verifier) find(f Finding) {
+	if len(v.report.Findings) >= maxFindings {
+		v.report.Omitted++
+		return
+	}
+	if f.Through < f.Sequence {
+		f.Through = f.Sequence
+	}
+	if f.Segment == 0 {
+		f.Segment = v.seg.Number
+	}
+	v.report.Findings = append(v.report.Findings, f)
+}
+
+func (v *verifier) run() error {
+	segs, err := v.store.Segments(v.ctx)
+	if err != nil {
+		return fmt.Errorf("audit: verifying: listing segments: %w", err)
+	}
+	v.report.Segments = len(segs)
+	if err := v.loadCheckpoints(); err != nil {
+		return fmt.Errorf("audit: verifying: reading checkpoints: %w", err)
+	}
+	var total uint64
+	for _, s := range segs {
+		total = max(total, s.First+s.Count)
+	}
+	zero := Hash{}
+	v.chain = &zero
+	for i, s := range segs {
+		v.seg = s
+		if err := v.segment(i, segs, total); err != nil {
+			return fmt.Errorf("audit: verifying segment %d: %w", s.Number, err)
+		}
+	}
+	v.settle(nil)
+	v.finish()
+	return nil
+}
+
+// loadCheckpoints reads all checkpoints, checks their signatures and their own chain, and adds the known ones.
+func (v *verifier) loadCheckpoints() error {
+	var before *Checkpoint
+	seen := false
+	err := v.store.Checkpoints(v.ctx, 0, func(s StoredCheckpoint) error {
+		first := !seen
+		seen = true
+		c, err := s.parse()
+		if err == nil {
+			err = v.signed(c)
+		}
+		if err != nil {
+			v.find(Finding{
+				Kind: CheckpointInvalid, Sequence: s.Size, Detail: fmt.Sprintf("checkpoint of size %d: %v", s.Size, err),
+				DetailZH: fmt.Sprintf("规模为 %d 的检查点无效：%v", s.Size, err),
+			})
+			before = nil
+			return nil
+		}
+		if c.PreviousSize > 0 || before != nil {
+			switch {
+			case first, before != nil && before.Size != c.PreviousSize:
+				v.find(Finding{
+					Kind: CheckpointRemoved, Sequence: c.PreviousSize,
+					Detail:   fmt.Sprintf("the checkpoint of size %d, which the one of size %d names, is gone", c.PreviousSize, c.Size),
+					DetailZH: fmt.Sprintf("规模为 %d 的检查点所指的前一检查点（规模 %d）已被删除", c.Size, c.PreviousSize),
+				})
+			case before != nil && Sum(before.Note) != c.PreviousHash:
+				v.find(Finding{
+					Kind: CheckpointRemoved, Sequence: c.PreviousSize,
+					Detail:   fmt.Sprintf("the checkpoint of size %d is another than the one of size %d names", c.PreviousSize, c.Size),
+					DetailZH: fmt.Sprintf("规模为 %d 的检查点与规模 %d 的检查点所指的不是同一个", c.PreviousSize, c.Size),
+				})
+			}
+		}
+		before = c
+		v.report.Checkpoints++
+		if len(c.Token) > 0 {
+			v.report.Tokens++
+		}
+		v.points = append(v.points, c)
+		return nil
+	})
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	if err != nil {
+		v.find(Finding{Kind: SegmentUnreadable, Detail: err.Error(), DetailZH: "检查点无法读取：" + err.Error()})
+	}
+	for i := range v.opt.Known {
+		c := &v.opt.Known[i]
+		if err := v.signed(c); err != nil {
+			return fmt.Errorf("known checkpoint of size %d: %w", c.Size, err)
+		}
+		v.points = append(v.points, c)
+	}
+	slices.SortStableFunc(v.points, func(a, b *Checkpoint) int {
+		if a.Size < b.Size {
+			return -1
+		} else if a.Size > b.Size {
+			return 1
+		}
+		return 0
+	})
+	return nil
+}
+
+func (v *verifier) signed(c *Checkpoint) error {
+	if len(v.keys) == 0 {
+		return nil
+	}
+	var first error
+	for _, k := range v.keys {
+		err := VerifyCheckpoint(k, c)
+		if err == nil {
+			return nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+func (v *verifier) segment(i int, segs []Segment, total uint64) error {
+	s := v.seg
+	switch {
+	case s.Number != i+1 && (i == 0 || s.Number != segs[i-1].Number+1):
+		want := 1
+		if i > 0 {
+			want = segs[i-1].Number + 1
+		}
+		v.find(Finding{
+			Kind: SegmentMissing, Segment: want, Sequence: v.next, Through: max(s.First, 1) - 1,
+			Detail:   fmt.Sprintf("segments %d to %d are gone, entries %d to %d with them", want, s.Number-1, v.next, max(s.First, 1)-1),
+			DetailZH: fmt.Sprintf("第 %d 至 %d 段缺失，其中为第 %d 至 %d 条记录", want, s.Number-1, v.next, max(s.First, 1)-1),
+		})
+	case s.Seal == nil && i+1 < len(segs):
+		v.find(Finding{
+			Kind: SegmentMissing, Sequence: s.First, Detail: "the segment is not sealed and not the last",
+			DetailZH: "该段未封存，却不是最后一段",
+		})
+	}
+	if s.Err != nil {
+		v.find(Finding{
+			Kind: SegmentUnreadable, Sequence: v.next, Detail: s.Err.Error(), DetailZH: "该段无法读取：" + s.Err.Error(),
+		})
+		if s.Seal == nil && i+1 == len(segs) {
+			return nil
+		}
+	}
+	if s.First > v.next {
+		v.skip(s.First)
+	}
+	if s.Err != nil {
+		v.prior = nil
+		if i+1 < len(segs) {
+			v.skip(segs[i+1].First)
+		}
+		return nil
+	}
+	v.sum, v.nodes, v.checked = sm3.New(), 0, map[Hash]bool{}
+	v.own, _ = newFrontier(0, nil) // an empty range is never refused
+	begin := v.next
+	end := uint64(math.MaxInt64)
+	if i+1 < len(segs) && segs[i+1].Err == nil {
+		end = segs[i+1].First
+	}
+	err := v.store.Rows(v.ctx, s.Number, math.MinInt64, func(r Row) error { return v.row(r, end, total) })
+	if errors.Is(err, ErrCorrupt) {
+		v.find(Finding{
+			Kind: SegmentUnreadable, Sequence: v.next, Detail: err.Error(), DetailZH: "该段无法读取：" + err.Error(),
+		})
+		err = nil
+	}
+	if err != nil {
+		return err
+	}
+	if end != math.MaxInt64 && v.next < end {
+		v.removed(v.next, end-1)
+		v.skip(end)
+	}
+	stored, err := v.store.NodeCount(v.ctx, s.Number)
+	if err == nil && stored > v.nodes {
+		v.find(Finding{
+			Kind: NodesWithoutEntry, Sequence: v.next,
+			Detail:   fmt.Sprintf("%d stored nodes belong to entries that are not there; entries were removed after number %d", stored-v.nodes, int64(v.next)-1),
+			DetailZH: fmt.Sprintf("有 %d 个树节点没有对应记录：第 %d 条之后的记录曾被删除", stored-v.nodes, int64(v.next)-1),
+		})
+	} else if err != nil && !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	v.prior = nil
+	if v.own.size() > 0 {
+		v.prior = &Seal{
+			Segment: s.Number, First: begin, Last: v.next - 1, Count: v.own.size(), Root: v.own.root(),
+			Leaves: Hash(v.sum.Sum(nil)),
+		}
+		if s.Seal != nil && *s.Seal != *v.prior {
+			v.find(Finding{
+				Kind: SealWrong, Sequence: begin, Through: v.next - 1,
+				Detail:   fmt.Sprintf("the segment is not what its seal says (%d entries from %d)", s.Seal.Count, s.Seal.First),
+				DetailZH: fmt.Sprintf("该段内容与其封存摘要不符（封存时为自第 %d 条起共 %d 条）", s.Seal.First, s.Seal.Count),
+			})
+		}
+		if s.Seal != nil {
+			v.prior = s.Seal
+		}
+	}
+	return nil
+}
+
+func (v *verifier) removed(from, through uint64) {
+	v.find(Finding{
+		Kind: EntryRemoved, Sequence: from, Through: through,
+		Detail:   fmt.Sprintf("entries %d to %d are gone", from, through),
+		DetailZH: fmt.Sprintf("第 %d 至 %d 条记录已被删除", from, through),
+	})
+}
+
+// skip goes on as if the entries up to to had been there, unknown.
+func (v *verifier) skip(to uint64) {
+	for v.next < to {
+		v.grow(nil, nil)
+	}
+	v.settle(nil)
+	v.chain = nil
+}
+
+// row takes the next row of a segment.
+func (v *verifier) row(r Row, end, total uint64) error {
+	if err := v.ctx.Err(); err != nil {
+		return err
+	}
+	if r.Sequence < 0 || uint64(r.Sequence) < v.next || uint64(r.Sequence) >= end {
+		v.find(Finding{
+			Kind: EntryAdded, Sequence: uint64(max(r.Sequence, 0)), Ref: hex.EncodeToString(r.Ref),
+			Detail:   fmt.Sprintf("a row with number %d stands outside its segment", r.Sequence),
+			DetailZH: fmt.Sprintf("编号为 %d 的行不属于该段，是后来加入的", r.Sequence),
+		})
+		return nil
+	}
+	seq := uint64(r.Sequence)
+	if seq > v.next {
+		if seq-v.next > 1<<24 || total > 0 && seq >= total+1 { // a number from nowhere: nothing to walk through
+			v.find(Finding{
+				Kind: EntryAdded, Sequence: seq, Ref: hex.EncodeToString(r.Ref),
+				Detail:   fmt.Sprintf("a row with number %d stands far behind the last entry, %d", seq, int64(v.next)-1),
+				DetailZH: fmt.Sprintf("编号为 %d 的行远在最后一条记录（第 %d 条）之后，是后来加入的", seq, int64(v.next)-1),
+			})
+			return nil
+		}
+		v.removed(v.next, seq-1)
+		v.skip(seq)
+	}
+	if v.opt.Progress != nil && seq%4096 == 0 {
+		v.opt.Progress(seq, total)
+	}
+
+	// 1. The entry itself.
+	e, parseErr := ParseEntry(r.DER)
+	computed := LeafHash(r.DER)
+	at := Finding{Sequence: seq, Ref: hex.EncodeToString(r.Ref)}
+	if parseErr == nil {
+		at.Ref = hex.EncodeToString(e.Ref)
+	}
+	moved := parseErr == nil && e.Sequence != seq
+
+	// 2. Entry, leaf and chain. If entry and leaf differ, the chain says which of them was written. If they agree and
+	// the chain does not lead to them, the next row tells: its chain continues either the stored hash (then entry and
+	// leaf were changed together) or the computed one (then only the chain hash was).
+	var stored, chain Hash
+	wellFormed := len(r.Leaf) == len(stored) && len(r.Chain) == len(chain)
+	if wellFormed {
+		stored, chain = Hash(r.Leaf), Hash(r.Chain)
+	}
+	follows := func(before *Hash, leaf Hash) bool { return before != nil && chainHash(*before, leaf) == chain }
+	v.settle(func(before *Hash) bool { return follows(before, stored) || follows(before, computed) })
+	leaf := &stored // what the tree is checked with; nil: the one that was written is not known
+	suspect := false
+	switch {
+	case moved:
+		at.Kind = EntryReordered
+		at.Detail = fmt.Sprintf("row %d holds entry %d", seq, e.Sequence)
+		at.DetailZH = fmt.Sprintf("第 %d 行存放的是第 %d 条记录，次序被改动", seq, e.Sequence)
+		v.find(at)
+		leaf = nil
+	case computed != stored && follows(v.chain, computed):
+		leaf = &computed
+		at.Kind, at.Detail = LeafChanged, fmt.Sprintf("the leaf hash stored for entry %d was changed; the entry is as it was written", seq)
+		at.DetailZH = fmt.Sprintf("第 %d 条记录的叶哈希被改动，记录本身未变", seq)
+		v.find(at)
+	case computed != stored:
+		at.Kind, at.Detail = EntryChanged, fmt.Sprintf("entry %d was changed: it hashes to %s, recorded is %s", seq, computed, stored)
+		at.DetailZH = fmt.Sprintf("第 %d 条记录被改动：现哈希为 %s，登记的为 %s", seq, computed, stored)
+		v.find(at)
+		if !follows(v.chain, stored) {
+			leaf = nil
+		}
+	case parseErr != nil:
+		at.Kind = EntryChanged
+		at.Detail = fmt.Sprintf("entry %d is not in the journal's format: %v", seq, parseErr)
+		at.DetailZH = fmt.Sprintf("第 %d 条记录不符合日志格式：%v", seq, parseErr)
+		v.find(at)
+		leaf = nil
+	default:
+		suspect = v.chain != nil && !follows(v.chain, stored)
+	}
+
+	// 3. The tree above it.
+	nodeFits, err := v.grow(leaf, func(id NodeID, missing bool) {
+		low, high := id.Index<<id.Level, id.Last()
+		if id.Level == 1 && (suspect || v.named != nil && *v.named >= low && *v.named <= high) {
+			return // it does not fit because of an entry that is named
+		}
+		f := Finding{Sequence: low, Through: high}
+		if missing {
+			f.Kind = NodeMissing
+			f.Detail = fmt.Sprintf("the node above entries %d to %d is gone", low, high)
+			f.DetailZH = fmt.Sprintf("第 %d 至 %d 条记录之上的树节点缺失", low, high)
+		} else {
+			f.Kind = NodeChanged
+			f.Detail = fmt.Sprintf("the node above entries %d to %d does not follow from what is below it", low, high)
+			f.DetailZH = fmt.Sprintf("第 %d 至 %d 条记录之上的树节点与其下内容不符", low, high)
+		}
+		v.find(f)
+	})
+	if err != nil {
+		return err
+	}
+	v.suspect = nil
+	if suspect {
+		want := chainHash(*v.chain, stored)
+		v.suspect = &suspicion{seq: seq, ref: at.Ref, computed: want, inTree: nodeFits && seq&1 == 1, segment: v.seg.Number}
+	}
+	v.chain = nil
+	if wellFormed && leaf != nil {
+		v.chain = &chain
+	}
+	v.sum.Write(stored[:])
+	if err := v.own.grow(stored, nil); err != nil {
+		return err
+	}
+
+	// 4. What the entry says.
+	if parseErr == nil && !moved {
+		if err := v.content(r, e); err != nil {
+			return err
+		}
+	}
+	if parseErr == nil {
+		if !v.uncovered {
+			v.uncovered, v.firstAt = true, e.Time.Micros
+		}
+		v.lastAt = e.Time.Micros
+	}
+	return v.compare()
+}
+
+// A suspicion is an entry that agrees with its leaf hash, and to which the chain does not lead.
+type suspicion struct {
+	seq      uint64
+	ref      string
+	segment  int
+	computed Hash // the chain hash that the row should have
+	inTree   bool // the node above it fits
+}
+
+// settle names the suspected entry before this row. continues says whether this row's chain follows from a hash; nil
+// when there is no further row.
+func (v *verifier) settle(continues func(*Hash) bool) {
+	s := v.suspect
+	v.suspect, v.named = nil, nil
+	if s == nil {
+		return
+	}
+	f := Finding{Segment: s.segment, Sequence: s.seq, Ref: s.ref}
+	switch {
+	case continues == nil && !s.inTree:
+		f.Kind = EntryAdded
+		f.Detail = fmt.Sprintf("entry %d at the end does not follow from the ones before: it was added, or changed together with its leaf hash", s.seq)
+		f.DetailZH = fmt.Sprintf("末尾第 %d 条记录与之前的不衔接：是后来加入的，或连同叶哈希被改动", s.seq)
+	case continues == nil, continues(&s.computed):
+		f.Kind = ChainChanged
+		f.Detail = fmt.Sprintf("the chain hash of entry %d was changed; the entry is as it was written", s.seq)
+		f.DetailZH = fmt.Sprintf("第 %d 条记录的链哈希被改动，记录本身未变", s.seq)
+		v.chain = &s.computed
+	default:
+		f.Kind = EntryChanged
+		f.Detail = fmt.Sprintf("entry %d was changed together with its leaf hash: the chain does not lead to it", s.seq)
+		f.DetailZH = fmt.Sprintf("第 %d 条记录连同其叶哈希被改动：链哈希与之不符", s.seq)
+		v.named = &s.seq
+	}
+	v.find(f)
+}
+
+// content checks the columns, the node, the epoch, the number of the change of state, the seal, and the payloads.
+func (v *verifier) content(r Row, e *Entry) error {
+	at := Finding{Sequence: e.Sequence, Ref: hex.EncodeToString(e.Ref)}
+	_, isChange := e.Change()
+	for _, c := range []struct {
+		name string
+		same bool
+	}{{"kind", r.Kind == e.Kind}, {"ref", bytes.Equal(r.Ref, e.Ref)}, {"change", r.Change == isChange}} {
+		if !c.same {
+			f := at
+			f.Kind, f.Detail = ColumnChanged, fmt.Sprintf("column %s of row %d says something else than its entry", c.name, e.Sequence)
+			f.DetailZH = fmt.Sprintf("第 %d 行的 %s 列与记录内容不符", e.Sequence, c.name)
+			v.find(f)
+		}
+	}
+	if v.node == "" {
+		v.node = e.Node
+		v.report.Node = e.Node
+	}
+	if e.Node != v.node {
+		f := at
+		f.Kind, f.Detail = WrongNode, fmt.Sprintf("entry %d is of node %q, the journal of %q", e.Sequence, e.Node, v.node)
+		f.DetailZH = fmt.Sprintf("第 %d 条记录属于节点 %q，而日志属于 %q", e.Sequence, e.Node, v.node)
+		v.find(f)
+	}
+	if v.epoch == nil || *v.epoch != e.Epoch {
+		if e.Kind != KindEpoch || v.epochs[e.Epoch] || e.Object != e.Epoch.String() {
+			f := at
+			f.Kind, f.Detail = EpochWrong, fmt.Sprintf("epoch %s begins at entry %d without being announced, or for the second time", e.Epoch, e.Sequence)
+			f.DetailZH = fmt.Sprintf("纪元 %s 自第 %d 条起使用，却未经宣告或曾经用过", e.Epoch, e.Sequence)
+			v.find(f)
+		}
+		v.epochs[e.Epoch] = true
+		v.epoch = &e.Epoch
+		v.report.Epochs = append(v.report.Epochs, e.Epoch.String())
+	}
+	if n, ok := e.Change(); ok {
+		if n != v.changes {
+			f := at
+			f.Kind, f.Detail = ChangeOutOfOrder, fmt.Sprintf("entry %d is change of state %d, expected is %d", e.Sequence, n, v.changes)
+			f.DetailZH = fmt.Sprintf("第 %d 条记录是第 %d 次状态变更，应为第 %d 次", e.Sequence, n, v.changes)
+			v.find(f)
+		}
+		v.changes = n + 1
+	}
+	if e.Sequence == v.seg.First && v.seg.Number > 1 && v.prior != nil {
+		seal, err := sealIn(e)
+		if e.Kind != KindSealed || err != nil || seal != *v.prior {
+			f := at
+			f.Kind, f.Detail = SealWrong, fmt.Sprintf("entry %d does not hold the seal of segment %d", e.Sequence, v.prior.Segment)
+			f.DetailZH = fmt.Sprintf("第 %d 条记录所载的第 %d 段封存摘要不符", e.Sequence, v.prior.Segment)
+			v.find(f)
+		}
+	}
+	for _, p := range e.Payloads {
+		v.report.Payloads++
+		if v.checked[p.SM3] {
+			continue
+		}
+		data, err := v.store.Blob(v.ctx, v.seg.Number, p.SM3)
+		f := at
+		switch {
+		case errors.Is(err, ErrNotFound):
+			f.Kind, f.Detail = PayloadMissing, fmt.Sprintf("payload %q of entry %d is gone (SM3 %s)", p.Name, e.Sequence, p.SM3)
+			f.DetailZH = fmt.Sprintf("第 %d 条记录的附件 %q 缺失（SM3 %s）", e.Sequence, p.Name, p.SM3)
+			v.find(f)
+		case err != nil && !errors.Is(err, ErrCorrupt):
+			return err
+		case err != nil || Sum(data) != p.SM3 || int64(len(data)) != p.Size:
+			f.Kind, f.Detail = PayloadChanged, fmt.Sprintf("payload %q of entry %d was changed (recorded SM3 %s)", p.Name, e.Sequence, p.SM3)
+			f.DetailZH = fmt.Sprintf("第 %d 条记录的附件 %q 被改动（登记的 SM3 为 %s）", e.Sequence, p.Name, p.SM3)
+			v.find(f)
+		case len(v.checked) < 1<<16:
+			v.checked[p.SM3] = true
+		}
+	}
+	return nil
+}
+
+// grow appends a leaf, nil if it is not known, and checks each stored node that the leaf completes. It answers whether
+// the lowest of them fits. What is stored counts further up, so that one damage makes one finding.
+func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool)) (bool, error) {
+	fits := true
+	cur := leaf
+	level := uint8(0)
+	for i := v.next; i&1 == 1; i >>= 1 {
+		level++
+		id := NodeID{Level: level, Index: v.next >> level}
+		left := v.pending[level-1]
+		v.pending[level-1] = nil
+		stored, err := v.store.Node(v.ctx, id)
+		missing := errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt)
+		if err != nil && !missing {
+			return false, err
+		}
+		if !missing {
+			v.nodes++
+		}
+		var want *Hash
+		if left != nil && cur != nil {
+			h := NodeHash(*left, *cur)
+			want = &h
+		}
+		differs := !missing && want != nil && *want != stored
+		if (missing || differs) && bad != nil {
+			if level == 1 {
+				fits = false
+			}
+			bad(id, missing)
+		}
+		if missing {
+			cur = want
+		} else {
+			cur = &stored
+		}
+	}
+	v.pending[level] = cur
+	v.next++
+	return fits, nil
+}
+
+// root is the root of the stored nodes at the present size; false if a part is not known.
+func (v *verifier) root() (Hash, bool) {
+	var root *Hash
+	for level := range bits.Len64(v.next) {
+		if v.next>>level&1 == 0 {
+			continue
+		}
+		h := v.pending[level]
+		if h == nil {
+			return Hash{}, false
+		}
+		if root == nil {
+			root = h
+		} else {
+			n := NodeHash(*h, *root)
+			root = &n
+		}
+	}
+	if root == nil {
+		return EmptyRoot(), true
+	}
+	return *root, true
+}
+
+// compare holds the present root against the checkpoints of this size.
+func (v *verifier) compare() error {
+	for len(v.points) > 0 && v.points[0].Size <= v.next {
+		c := v.points[0]
+		v.points = v.points[1:]
+		if c.Size < v.next {
+			continue // inside a gap; the gap is named
+		}
+		root, known := v.root()
+		node := v.node == "" || c.Node == v.node
+		if !node {
+			v.find(Finding{
+				Kind: WrongNode, Sequence: c.Size, Detail: fmt.Sprintf("the checkpoint of size %d is of node %q", c.Size, c.Node),
+				DetailZH: fmt.Sprintf("规模为 %d 的检查点属于节点 %q", c.Size, c.Node),
+			})
+			continue
+		}
+		switch {
+		case known && root == c.Root && (v.epoch == nil || *v.epoch == c.Epoch) && v.changes == c.Changes:
+			v.goodSize = c.Size
+			v.uncovered = false
+		case known && root == c.Root && v.changes != c.Changes:
+			v.find(Finding{
+				Kind: ChangeOutOfOrder, Sequence: c.Size,
+				Detail:   fmt.Sprintf("the checkpoint of size %d counts %d changes of state, there are %d", c.Size, c.Changes, v.changes),
+				DetailZH: fmt.Sprintf("规模为 %d 的检查点记有 %d 次状态变更，实有 %d 次", c.Size, c.Changes, v.changes),
+			})
+			v.goodSize = c.Size
+			v.uncovered = false
+		case known && root == c.Root:
+			v.find(Finding{
+				Kind: EpochWrong, Sequence: c.Size, Detail: fmt.Sprintf("the checkpoint of size %d is of epoch %s", c.Size, c.Epoch),
+				DetailZH: fmt.Sprintf("规模为 %d 的检查点属于纪元 %s", c.Size, c.Epoch),
+			})
+		case known && !v.firstBad:
+			v.firstBad = true
+			v.find(Finding{
+				Kind: HistoryRewritten, Sequence: v.goodSize, Through: c.Size - 1,
+				Detail: fmt.Sprintf("the signed root of the first %d entries differs from that of the stored ones, that of the first %d fits: something in entries %d to %d was changed, added or removed and all hashes computed again",
+					c.Size, v.goodSize, v.goodSize, c.Size-1),
+				DetailZH: fmt.Sprintf("前 %d 条记录的签名根与现存内容不符，而前 %d 条相符：第 %d 至 %d 条中有记录被改动、增加或删除，且所有哈希被重算",
+					c.Size, v.goodSize, v.goodSize, c.Size-1),
+			})
+		}
+	}
+	return nil
+}
+
+func (v *verifier) finish() {
+	r := v.report
+	r.Entries = v.next
+	if root, ok := v.root(); ok {
+		r.Root = root.String()
+	}
+	for _, c := range v.points { // larger than the journal
+		known := slices.ContainsFunc(v.opt.Known, func(k Checkpoint) bool { return k.Size == c.Size && bytes.Equal(k.Note, c.Note) })
+		f := Finding{Kind: Truncated, Sequence: v.next, Through: c.Size - 1}
+		f.Detail = fmt.Sprintf("a signed checkpoint covers %d entries, the journal has %d: entries from %d on were cut off", c.Size, v.next, v.next)
+		f.DetailZH = fmt.Sprintf("有签名检查点覆盖 %d 条记录，日志只有 %d 条：第 %d 条起被截去", c.Size, v.next, v.next)
+		if known {
+			f.Kind = RolledBack
+			f.Detail = fmt.Sprintf("a checkpoint known from elsewhere covers %d entries, the journal has %d: it was put back to an earlier state", c.Size, v.next)
+			f.DetailZH = fmt.Sprintf("外部持有的检查点覆盖 %d 条记录，日志只有 %d 条：日志被换回了较早的状态", c.Size, v.next)
+		}
+		v.find(f)
+		break // the smallest says enough; the others follow from it
+	}
+	r.CoveredTo = v.goodSize
+	r.Uncovered = v.next - min(v.next, v.goodSize)
+	if v.uncovered {
+		r.UncoveredMicros = v.lastAt - v.firstAt
+	}
+	if r.Uncovered > 0 {
+		r.Remarks = append(r.Remarks, fmt.Sprintf("covered by checkpoint up to %d, %d entries after it are protected only by the chain", r.CoveredTo, r.Uncovered))
+	}
+	if r.UncoveredMicros > expectedCheckpoint {
+		r.Remarks = append(r.Remarks, "the entries after the last checkpoint span more than a minute: signing failed then, or checkpoints were removed at the end")
+	}
+	if !r.SignaturesChecked {
+		r.Remarks = append(r.Remarks, "no key of the log was given: the signatures of the checkpoints were not checked")
+	}
+	if len(v.opt.Known) == 0 {
+		r.Remarks = append(r.Remarks, "no checkpoint from elsewhere was given: that the whole journal was put back to an earlier state cannot be seen")
+	}
+}

@@ -1,0 +1,967 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"yinjian/appliance/audit"
+	"yinjian/dbdriver"
+)
+
+// JournalConfig says where the journal is and how long its segments are.
+type JournalConfig struct {
+	Dir string // made with mode 0700 if it is not there
+	// SegmentEntries is the length of a segment, at least 2; 0: 1,000,000.
+	SegmentEntries int
+	// Monthly also begins a segment with each calendar month (UTC), while the clock is trusted.
+	Monthly bool
+	// ReadOnly takes no lock and repairs nothing: for verifying a copy, or a journal beside its appliance. A segment
+	// that cannot be read is then listed with its error.
+	ReadOnly bool
+
+	fault func(step string) // tests stop the process here
+}
+
+const (
+	formatNo      = 1
+	defaultLength = 1_000_000
+	pageRows      = 128  // rows of one read; bounds memory, an entry has at most 256 KiB
+	recentBlobs   = 4096 // digests remembered, so that certificates and CRLs are not sent to the disk again
+)
+
+// Journal is an audit.Store. See [OpenJournal].
+type Journal struct {
+	cfg  JournalConfig
+	lock *os.File // nil when read only
+
+	mu       sync.RWMutex // guards segments and closed; the writer holds it for rolling only
+	segments []*segment   // by number, without gaps when writable
+	closed   bool
+
+	// writing serialises Append, Roll, PutCheckpoint and PutToken, and guards what follows.
+	writing sync.Mutex
+	next    uint64 // sequence of the next entry; valid if !doubt
+	doubt   bool
+	recent  map[audit.Hash]bool
+	order   []audit.Hash // of recent, oldest first
+	month   time.Time    // first day of the active segment's month; zero: not known yet
+}
+
+// A segment is one file.
+type segment struct {
+	number int
+	first  uint64
+	file   string
+
+	mu    sync.RWMutex // readers hold it shared while a query runs; rolling holds it to swap the pools
+	seal  *audit.Seal
+	read  *sql.DB
+	write *writer // nil unless active
+	err   error   // read-only journals: why it cannot be read
+}
+
+// A writer is the active segment's one writing connection with its statements.
+type writer struct {
+	db                      *sql.DB
+	entry, node, blob, note *sql.Stmt
+	token                   *sql.Stmt
+}
+
+var segmentName = regexp.MustCompile(`^journal-([0-9]{6,9})\.db$`)
+
+func (j *Journal) file(number int) string {
+	return filepath.Join(j.cfg.Dir, fmt.Sprintf("journal-%06d.db", number))
+}
+
+// OpenJournal opens the folder's segments, or makes the first. A folder that another process has open is refused with
+// dbdriver.ErrInUse.
+//
+// It finishes what a stop interrupted: unfinished segment files (*.tmp) are removed; a last segment that is sealed and
+// has no successor gets one, as Roll would have made it.
+func OpenJournal(ctx context.Context, cfg JournalConfig) (*Journal, error) {
+	if cfg.SegmentEntries == 0 {
+		cfg.SegmentEntries = defaultLength
+	}
+	if cfg.SegmentEntries < 2 {
+		return nil, errors.New("sqlite: a journal segment has at least two entries")
+	}
+	j := &Journal{cfg: cfg, doubt: true, recent: map[audit.Hash]bool{}}
+	if err := j.open(ctx); err != nil {
+		j.Close()
+		return nil, fmt.Errorf("sqlite: opening journal: %w", err)
+	}
+	return j, nil
+}
+
+func (j *Journal) open(ctx context.Context) error {
+	if !j.cfg.ReadOnly {
+		if err := j.claim(); err != nil {
+			return err
+		}
+	}
+	files, err := os.ReadDir(j.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if m := segmentName.FindStringSubmatch(f.Name()); m != nil {
+			n, _ := strconv.Atoi(m[1]) // digits only
+			j.segments = append(j.segments, &segment{number: n, file: j.file(n)})
+		} else if !j.cfg.ReadOnly && strings.HasPrefix(f.Name(), "journal-") && strings.Contains(f.Name(), ".tmp") {
+			if err := os.Remove(filepath.Join(j.cfg.Dir, f.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	slices.SortFunc(j.segments, func(a, b *segment) int { return a.number - b.number })
+	for i, s := range j.segments {
+		last := i == len(j.segments)-1
+		err := j.openSegment(ctx, s, last)
+		if err == nil && !j.cfg.ReadOnly {
+			switch {
+			case s.number != i+1:
+				err = fmt.Errorf("%w: segment %d is missing", audit.ErrCorrupt, i+1)
+			case !last && s.seal == nil:
+				err = fmt.Errorf("%w: it is not sealed and not the last", audit.ErrCorrupt)
+			case i > 0 && s.first != j.segments[i-1].seal.Last+1:
+				err = fmt.Errorf("%w: it begins at %d, the one before ends at %d", audit.ErrCorrupt, s.first, j.segments[i-1].seal.Last)
+			}
+		}
+		if err != nil && !j.cfg.ReadOnly {
+			return fmt.Errorf("segment %d: %w", s.number, err)
+		}
+		s.err = err
+	}
+	if j.cfg.ReadOnly {
+		return nil
+	}
+	if n := len(j.segments); n == 0 {
+		return j.addSegment(ctx, 1, 0)
+	} else if seal := j.segments[n-1].seal; seal != nil {
+		return j.addSegment(ctx, n+1, seal.Last+1)
+	}
+	return nil
+}
+
+// claim makes the folder and locks it for this process. The lock ends with the process, however that ends.
+func (j *Journal) claim() error {
+	_, err := os.Stat(j.cfg.Dir)
+	fresh := errors.Is(err, os.ErrNotExist)
+	if err := os.MkdirAll(j.cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	if fresh {
+		if err := syncFolder(filepath.Dir(j.cfg.Dir)); err != nil {
+			return err
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(j.cfg.Dir, "journal.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("%w: another process has this journal open", dbdriver.ErrInUse)
+		}
+		return fmt.Errorf("locking the journal: %w", err)
+	}
+	j.lock = f
+	return nil
+}
+
+// openSegment reads a segment's head and opens its pools. active: it is the last one.
+func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err error) {
+	if !j.cfg.ReadOnly && !active {
+		if _, err := os.Stat(s.file + "-wal"); err == nil {
+			if err := finishFile(ctx, s.file); err != nil { // a stop came between sealing and finishing
+				return err
+			}
+		}
+	}
+	if s.read, err = open(s.file, true, 4); err != nil {
+		return err
+	}
+	s.read.SetConnMaxIdleTime(time.Minute) // sealed segments can be many
+	var number, format int
+	var first int64
+	var seal []byte
+	if err := s.read.QueryRowContext(ctx, selectSegment).Scan(&number, &format, &first, &seal); err != nil {
+		return classify(err)
+	}
+	if number != s.number || first < 0 {
+		return fmt.Errorf("%w: the file says it is segment %d from %d", audit.ErrCorrupt, number, first)
+	}
+	if format != formatNo {
+		return fmt.Errorf("segment format %d is not known", format)
+	}
+	s.first = uint64(first)
+	if seal != nil {
+		parsed, err := audit.ParseSeal(seal)
+		if err != nil {
+			return err
+		}
+		s.seal = &parsed
+	}
+	if active && !j.cfg.ReadOnly {
+		if s.seal != nil {
+			return s.finish(ctx) // a stop came inside Roll
+		}
+		return s.openWriter(ctx)
+	}
+	return nil
+}
+
+func (s *segment) openWriter(ctx context.Context) error {
+	db, err := open(s.file, false, 1)
+	if err != nil {
+		return err
+	}
+	w := &writer{db: db}
+	s.write = w
+	var mode string
+	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode = WAL`).Scan(&mode); err != nil {
+		return classify(err)
+	}
+	if mode != "wal" {
+		return fmt.Errorf("journal mode is %q, want wal: the file system does not allow it", mode)
+	}
+	for stmt, text := range map[**sql.Stmt]string{
+		&w.entry: insertEntry, &w.node: insertNode, &w.blob: insertBlob, &w.note: insertCheckpoint, &w.token: insertToken,
+	} {
+		if *stmt, err = db.PrepareContext(ctx, text); err != nil {
+			return classify(err)
+		}
+	}
+	return nil
+}
+
+// finishFile folds the write-ahead log into the file and leaves a single file in rollback mode, which can be read from
+// a read-only medium.
+func finishFile(ctx context.Context, file string) error {
+	db, err := open(file, false, 1)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var mode string
+	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode = DELETE`).Scan(&mode); err != nil {
+		return classify(err)
+	}
+	if mode != "delete" {
+		return fmt.Errorf("%w: a reader keeps the finished segment in mode %q", dbdriver.ErrUnavailable, mode)
+	}
+	return nil
+}
+
+// finish closes the segment's pools, finishes its file and opens it for reading again. Readers wait.
+func (s *segment) finish(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.write != nil {
+		s.write.db.Close()
+		s.write = nil
+	}
+	s.read.Close()
+	finishErr := finishFile(ctx, s.file)
+	read, err := open(s.file, true, 4)
+	if err != nil {
+		return err
+	}
+	read.SetConnMaxIdleTime(time.Minute)
+	s.read = read
+	return finishErr
+}
+
+// addSegment makes the file of a new active segment: 1. built under a temporary name, 2. fsync, 3. renamed, 4. fsync of
+// the folder. A stop before 3 leaves a *.tmp file that the next open removes; after it, an empty segment, which is
+// what this function makes.
+func (j *Journal) addSegment(ctx context.Context, number int, first uint64) error {
+	s := &segment{number: number, first: first, file: j.file(number)}
+	if _, err := os.Stat(s.file); errors.Is(err, os.ErrNotExist) {
+		tmp := s.file + ".tmp"
+		for _, f := range []string{tmp, tmp + "-journal"} {
+			if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+		if err := buildSegment(ctx, tmp, number, first); err != nil {
+			return err
+		}
+		j.at("create/built")
+		if err := os.Rename(tmp, s.file); err != nil {
+			return err
+		}
+		j.at("create/renamed")
+	} else if err != nil {
+		return err
+	}
+	if err := syncFolder(j.cfg.Dir); err != nil {
+		return err
+	}
+	if err := j.openSegment(ctx, s, true); err != nil {
+		s.close()
+		return err
+	}
+	j.at("create/opened")
+	j.mu.Lock()
+	j.segments = append(j.segments, s)
+	j.mu.Unlock()
+	j.next, j.doubt, j.month = 0, true, time.Time{}
+	clear(j.recent)
+	j.order = nil
+	return nil
+}
+
+func buildSegment(ctx context.Context, file string, number int, first uint64) error {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	db, err := open(file, false, 1)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	if err := migrate(ctx, db, "journal"); err != nil {
+		return err
+	}
+	if _, err := db.ExecContext(ctx, insertSegment, number, formatNo, int64(first)); err != nil {
+		return classify(err)
+	}
+	if err := db.Close(); err != nil {
+		return classify(err)
+	}
+	return f.Sync()
+}
+
+func (j *Journal) at(step string) {
+	if j.cfg.fault != nil {
+		j.cfg.fault(step)
+	}
+}
+
+// Close closes all files and gives the folder free. It waits for reads that run.
+func (j *Journal) Close() error {
+	j.writing.Lock()
+	defer j.writing.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.closed = true
+	var errs []error
+	for _, s := range j.segments {
+		errs = append(errs, s.close())
+	}
+	j.segments = nil
+	if j.lock != nil {
+		errs = append(errs, j.lock.Close())
+		j.lock = nil
+	}
+	return errors.Join(errs...)
+}
+
+func (s *segment) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	if s.read != nil {
+		errs = append(errs, s.read.Close())
+	}
+	if s.write != nil {
+		errs = append(errs, s.write.db.Close()) // the last connection folds the log into the file
+		s.write = nil
+	}
+	return errors.Join(errs...)
+}
+
+// list answers the segments as they are now.
+func (j *Journal) list() ([]*segment, error) {
+	j.mu.RLock()
+	defer j.mu.RUnlock()
+	if j.closed {
+		return nil, fmt.Errorf("sqlite: journal store closed: %w", dbdriver.ErrUnavailable)
+	}
+	return slices.Clone(j.segments), nil
+}
+
+func (j *Journal) active() (*segment, error) {
+	segs, err := j.list()
+	if err == nil && (j.cfg.ReadOnly || len(segs) == 0) {
+		err = fmt.Errorf("sqlite: journal opened for reading only: %w", dbdriver.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return segs[len(segs)-1], nil
+}
+
+// query runs fn with the segment's reading pool.
+func (s *segment) query(fn func(*sql.DB) error) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.read == nil {
+		return s.err
+	}
+	if err := classify(fn(s.read)); err != nil {
+		return fmt.Errorf("sqlite: segment %d: %w", s.number, err)
+	}
+	return nil
+}
+
+func scanRow(scan func(...any) error) (audit.Row, error) {
+	var r audit.Row
+	var change int
+	err := scan(&r.Sequence, &r.Kind, &r.Ref, &change, &r.Leaf, &r.Chain, &r.DER)
+	r.Change = change != 0
+	return r, err
+}
+
+// Head implements audit.Store.
+func (j *Journal) Head(ctx context.Context) (uint64, *audit.Row, error) {
+	segs, err := j.list()
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, s := range slices.Backward(segs) {
+		var r audit.Row
+		err := s.query(func(db *sql.DB) (err error) {
+			r, err = scanRow(db.QueryRowContext(ctx, selectLastEntry).Scan)
+			return err
+		})
+		if errors.Is(err, audit.ErrNotFound) {
+			continue // the active segment before its first entry
+		}
+		if err != nil {
+			return 0, nil, err
+		}
+		if r.Sequence < 0 {
+			return 0, nil, fmt.Errorf("%w: last entry has sequence %d", audit.ErrCorrupt, r.Sequence)
+		}
+		return uint64(r.Sequence) + 1, &r, nil
+	}
+	return 0, nil, nil
+}
+
+// Append implements audit.Store: one transaction, on disk when it returns.
+func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
+	j.writing.Lock()
+	defer j.writing.Unlock()
+	s, err := j.active()
+	if err != nil {
+		return err
+	}
+	if s.write == nil {
+		return fmt.Errorf("sqlite: segment %d is sealed: %w", s.number, dbdriver.ErrUnavailable)
+	}
+	var stored []audit.Hash
+	err = inTx(ctx, s.write.db, func(tx *sql.Tx) error {
+		ctx := context.WithoutCancel(ctx)
+		entry, node, blob := tx.StmtContext(ctx, s.write.entry), tx.StmtContext(ctx, s.write.node), tx.StmtContext(ctx, s.write.blob)
+		for _, x := range b.Blobs {
+			if j.recent[x.Sum] || slices.Contains(stored, x.Sum) {
+				continue
+			}
+			data := x.Data
+			if data == nil {
+				data = []byte{} // nil would be NULL
+			}
+			if _, err := blob.ExecContext(ctx, x.Sum[:], data); err != nil {
+				return err
+			}
+			stored = append(stored, x.Sum)
+		}
+		for _, r := range b.Rows {
+			change := 0
+			if r.Change {
+				change = 1
+			}
+			if _, err := entry.ExecContext(ctx, r.Sequence, r.Kind, r.Ref, change, r.Leaf, r.Chain, r.DER); err != nil {
+				return err
+			}
+		}
+		for _, n := range b.Nodes {
+			if _, err := node.ExecContext(ctx, int64(n.ID.Level), int64(n.ID.Index), n.Hash[:]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		j.doubt = true
+		return fmt.Errorf("sqlite: appending %d entries: %w", len(b.Rows), err)
+	}
+	for _, sum := range stored {
+		if len(j.order) == recentBlobs {
+			delete(j.recent, j.order[0])
+			j.order = j.order[1:]
+		}
+		j.recent[sum] = true
+		j.order = append(j.order, sum)
+	}
+	if len(b.Rows) > 0 {
+		j.next, j.doubt = uint64(b.Rows[len(b.Rows)-1].Sequence)+1, false
+	}
+	return nil
+}
+
+// Room implements audit.Store.
+func (j *Journal) Room(ctx context.Context, now time.Time) (int, error) {
+	j.writing.Lock()
+	defer j.writing.Unlock()
+	s, err := j.active()
+	if err != nil {
+		return 0, err
+	}
+	if s.seal != nil {
+		return 0, nil // Roll was interrupted by an error
+	}
+	if j.doubt {
+		next, _, err := j.Head(ctx)
+		if err != nil {
+			return 0, err
+		}
+		j.next, j.doubt = max(next, s.first), false
+	}
+	if j.next < s.first {
+		return 0, fmt.Errorf("%w: segment %d begins at %d, the journal ends at %d", audit.ErrCorrupt, s.number, s.first, j.next)
+	}
+	count := j.next - s.first
+	if count >= uint64(j.cfg.SegmentEntries) {
+		return 0, nil
+	}
+	if j.cfg.Monthly && count > 0 && !now.IsZero() {
+		if j.month.IsZero() {
+			row, err := j.Row(ctx, s.first)
+			if err != nil {
+				return 0, err
+			}
+			e, err := audit.ParseEntry(row.DER)
+			if err != nil {
+				return 0, err
+			}
+			j.month = monthOf(e.Time.UTC())
+		}
+		if monthOf(now).After(j.month) { // a clock that went back makes no segment
+			return 0, nil
+		}
+	}
+	return int(uint64(j.cfg.SegmentEntries) - count), nil
+}
+
+func monthOf(t time.Time) time.Time {
+	t = t.UTC()
+	return time.Date(t.Year(), t.Month(), 1, 0, 0, 0, 0, time.UTC)
+}
+
+// Roll implements audit.Store: 1. the seal is written into the segment, 2. the segment becomes a single finished file,
+// 3. the next one is made. A stop after 1 or 2 is completed by [OpenJournal], an error by the next Roll.
+func (j *Journal) Roll(ctx context.Context, seal audit.Seal) error {
+	j.writing.Lock()
+	defer j.writing.Unlock()
+	s, err := j.active()
+	if err != nil {
+		return err
+	}
+	if seal.Segment != s.number {
+		return fmt.Errorf("sqlite: the seal is for segment %d, the active one is %d", seal.Segment, s.number)
+	}
+	if s.seal == nil {
+		if _, err := s.write.db.ExecContext(context.WithoutCancel(ctx), updateSeal, seal.Marshal(), s.number); err != nil {
+			return fmt.Errorf("sqlite: sealing segment %d: %w", s.number, classify(err))
+		}
+		s.mu.Lock()
+		s.seal = &seal
+		s.mu.Unlock()
+	} else if *s.seal != seal {
+		return fmt.Errorf("%w: segment %d is sealed with another seal", audit.ErrCorrupt, s.number)
+	}
+	j.at("roll/sealed")
+	s.finish(ctx) // if somebody else reads the file just now, it keeps its log until the next open; nothing is lost
+	j.at("roll/finished")
+	if err := j.addSegment(ctx, s.number+1, seal.Last+1); err != nil {
+		return fmt.Errorf("sqlite: making segment %d: %w", s.number+1, err)
+	}
+	return nil
+}
+
+// Segments implements audit.Store.
+func (j *Journal) Segments(ctx context.Context) ([]audit.Segment, error) {
+	segs, err := j.list()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]audit.Segment, len(segs))
+	for i, s := range segs {
+		out[i] = audit.Segment{Number: s.number, First: s.first, Err: s.err}
+		s.mu.RLock()
+		out[i].Seal = s.seal
+		s.mu.RUnlock()
+		if out[i].Seal != nil {
+			out[i].Count = out[i].Seal.Count
+			continue
+		}
+		err := s.query(func(db *sql.DB) error {
+			r, err := scanRow(db.QueryRowContext(ctx, selectLastEntry).Scan)
+			if err == nil && r.Sequence >= 0 && uint64(r.Sequence) >= s.first {
+				out[i].Count = uint64(r.Sequence) - s.first + 1
+			}
+			if errors.Is(err, sql.ErrNoRows) {
+				return nil
+			}
+			return err
+		})
+		if err != nil && !j.cfg.ReadOnly {
+			return nil, err
+		}
+		out[i].Err = errors.Join(s.err, err)
+	}
+	return out, nil
+}
+
+// NodeCount implements audit.Store.
+func (j *Journal) NodeCount(ctx context.Context, number int) (uint64, error) {
+	var n uint64
+	err := j.newest(func(s *segment) error {
+		if s.number != number {
+			return audit.ErrNotFound
+		}
+		return s.query(func(db *sql.DB) error { return db.QueryRowContext(ctx, countNodes).Scan(&n) })
+	})
+	return n, err
+}
+
+// holding answers the segment in whose range the sequence falls.
+func (j *Journal) holding(sequence uint64) (*segment, error) {
+	segs, err := j.list()
+	if err != nil {
+		return nil, err
+	}
+	i := sort.Search(len(segs), func(i int) bool { return segs[i].first > sequence }) - 1
+	if i < 0 || sequence > math.MaxInt64 {
+		return nil, fmt.Errorf("sqlite: no segment has entry %d: %w", sequence, audit.ErrNotFound)
+	}
+	return segs[i], nil
+}
+
+// Row implements audit.Store.
+func (j *Journal) Row(ctx context.Context, sequence uint64) (audit.Row, error) {
+	s, err := j.holding(sequence)
+	if err != nil {
+		return audit.Row{}, err
+	}
+	var r audit.Row
+	err = s.query(func(db *sql.DB) (err error) {
+		r, err = scanRow(db.QueryRowContext(ctx, selectEntry, int64(sequence)).Scan)
+		return err
+	})
+	return r, err
+}
+
+// Rows implements audit.Store.
+func (j *Journal) Rows(ctx context.Context, number int, from int64, fn func(audit.Row) error) error {
+	segs, err := j.list()
+	if err != nil {
+		return err
+	}
+	for _, s := range segs {
+		if s.number == number {
+			return s.pages(ctx, selectEntries, from, fn)
+		}
+	}
+	return fmt.Errorf("sqlite: no segment %d: %w", number, audit.ErrNotFound)
+}
+
+// pages reads a page, closes the read transaction and hands the rows to fn, so that a slow reader does not keep the
+// write-ahead log from being folded into the file.
+func (s *segment) pages(ctx context.Context, text string, from int64, fn func(audit.Row) error) error {
+	for {
+		page := make([]audit.Row, 0, pageRows)
+		err := s.query(func(db *sql.DB) error {
+			rows, err := db.QueryContext(ctx, text, from, pageRows)
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			for rows.Next() {
+				r, err := scanRow(rows.Scan)
+				if err != nil {
+					return err
+				}
+				page = append(page, r)
+			}
+			return rows.Err()
+		})
+		if err != nil {
+			return err
+		}
+		for _, r := range page {
+			if err := fn(r); err != nil {
+				return err
+			}
+		}
+		if len(page) < pageRows || page[len(page)-1].Sequence == math.MaxInt64 {
+			return nil
+		}
+		from = page[len(page)-1].Sequence + 1
+	}
+}
+
+// Changes implements audit.Store.
+func (j *Journal) Changes(ctx context.Context, fn func(audit.Row) error) error {
+	segs, err := j.list()
+	if err != nil {
+		return err
+	}
+	for _, s := range segs {
+		if err := s.pages(ctx, selectChanges, math.MinInt64, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// LastChange implements audit.Store.
+func (j *Journal) LastChange(ctx context.Context) (audit.Row, error) {
+	var r audit.Row
+	err := j.newest(func(s *segment) error {
+		return s.query(func(db *sql.DB) (err error) {
+			r, err = scanRow(db.QueryRowContext(ctx, selectLastChange).Scan)
+			return err
+		})
+	})
+	return r, err
+}
+
+// newest calls fn with the segments from the last on until it answers something else than audit.ErrNotFound.
+func (j *Journal) newest(fn func(*segment) error) error {
+	segs, err := j.list()
+	if err != nil {
+		return err
+	}
+	for _, s := range slices.Backward(segs) {
+		if err := fn(s); !errors.Is(err, audit.ErrNotFound) {
+			return err
+		}
+	}
+	return fmt.Errorf("sqlite: %w", audit.ErrNotFound)
+}
+
+// FindRef implements audit.Store. It asks the index of each segment.
+func (j *Journal) FindRef(ctx context.Context, ref []byte, limit int) ([]uint64, error) {
+	segs, err := j.list()
+	if err != nil {
+		return nil, err
+	}
+	var out []uint64
+	for _, s := range segs {
+		err := s.query(func(db *sql.DB) error {
+			rows, err := db.QueryContext(ctx, selectByRef, ref, limit-len(out))
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			for rows.Next() {
+				var seq int64
+				if err := rows.Scan(&seq); err != nil {
+					return err
+				}
+				if seq < 0 {
+					return fmt.Errorf("%w: an entry has sequence %d", audit.ErrCorrupt, seq)
+				}
+				out = append(out, uint64(seq))
+			}
+			return rows.Err()
+		})
+		if err != nil {
+			return nil, err
+		}
+		if len(out) >= limit {
+			break
+		}
+	}
+	return out, nil
+}
+
+// Node implements audit.Store. A node is in the segment of its last leaf.
+func (j *Journal) Node(ctx context.Context, id audit.NodeID) (audit.Hash, error) {
+	s, err := j.holding(id.Last())
+	if err != nil {
+		return audit.Hash{}, err
+	}
+	var h []byte
+	err = s.query(func(db *sql.DB) error {
+		if id.Level == 0 {
+			return db.QueryRowContext(ctx, selectLeaf, int64(id.Index)).Scan(&h)
+		}
+		return db.QueryRowContext(ctx, selectNode, int64(id.Level), int64(id.Index)).Scan(&h)
+	})
+	if err != nil {
+		return audit.Hash{}, err
+	}
+	if len(h) != len(audit.Hash{}) {
+		return audit.Hash{}, fmt.Errorf("%w: node (%d, %d) has %d bytes", audit.ErrCorrupt, id.Level, id.Index, len(h))
+	}
+	return audit.Hash(h), nil
+}
+
+// Blob implements audit.Store.
+func (j *Journal) Blob(ctx context.Context, number int, sum audit.Hash) ([]byte, error) {
+	var data []byte
+	err := j.newest(func(s *segment) error {
+		if number != 0 && s.number != number {
+			return audit.ErrNotFound
+		}
+		return s.query(func(db *sql.DB) error { return db.QueryRowContext(ctx, selectBlob, sum[:]).Scan(&data) })
+	})
+	return data, err
+}
+
+// PutCheckpoint implements audit.Store.
+func (j *Journal) PutCheckpoint(ctx context.Context, c audit.StoredCheckpoint) error {
+	return j.put(ctx, func(tx *sql.Tx, w *writer) error {
+		if _, err := tx.Stmt(w.note).Exec(int64(c.Size), c.Note, c.Signature); err != nil || c.Token == nil {
+			return err
+		}
+		_, err := tx.Stmt(w.token).Exec(int64(c.Size), c.Token)
+		return err
+	})
+}
+
+// PutToken implements audit.Store. The token is stored in the active segment; it is looked for in its checkpoint's and
+// the one after.
+func (j *Journal) PutToken(ctx context.Context, size uint64, token []byte) error {
+	return j.put(ctx, func(tx *sql.Tx, w *writer) error {
+		_, err := tx.Stmt(w.token).Exec(int64(size), token)
+		return err
+	})
+}
+
+func (j *Journal) put(ctx context.Context, fn func(*sql.Tx, *writer) error) error {
+	j.writing.Lock()
+	defer j.writing.Unlock()
+	s, err := j.active()
+	if err != nil {
+		return err
+	}
+	if s.write == nil {
+		return fmt.Errorf("sqlite: segment %d is sealed: %w", s.number, dbdriver.ErrUnavailable)
+	}
+	if err := inTx(ctx, s.write.db, func(tx *sql.Tx) error { return fn(tx, s.write) }); err != nil {
+		return fmt.Errorf("sqlite: storing checkpoint: %w", err)
+	}
+	return nil
+}
+
+// LastCheckpoint implements audit.Store.
+func (j *Journal) LastCheckpoint(ctx context.Context) (audit.StoredCheckpoint, error) {
+	var c audit.StoredCheckpoint
+	err := j.newest(func(s *segment) error {
+		return s.query(func(db *sql.DB) error {
+			return db.QueryRowContext(ctx, selectLastCheckpoint).Scan(&c.Size, &c.Note, &c.Signature)
+		})
+	})
+	if err != nil {
+		return c, err
+	}
+	c.Token, err = j.token(ctx, c.Size, 0)
+	return c, err
+}
+
+// token looks in the segments with number ≥ from, two of them at most if from is not 0.
+func (j *Journal) token(ctx context.Context, size uint64, from int) ([]byte, error) {
+	var token []byte
+	segs, err := j.list()
+	if err != nil {
+		return nil, err
+	}
+	if from == 0 {
+		from = len(segs) - 1
+	}
+	for _, s := range segs {
+		if s.number < from || s.number > from+1 {
+			continue
+		}
+		err := s.query(func(db *sql.DB) error { return db.QueryRowContext(ctx, selectToken, int64(size)).Scan(&token) })
+		if err == nil {
+			return token, nil
+		}
+		if !errors.Is(err, audit.ErrNotFound) {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// Checkpoints implements audit.Store.
+func (j *Journal) Checkpoints(ctx context.Context, from uint64, fn func(audit.StoredCheckpoint) error) error {
+	segs, err := j.list()
+	if err != nil {
+		return err
+	}
+	for _, s := range segs {
+		if s.seal != nil && s.seal.Last+1 < from {
+			continue
+		}
+		next := int64(min(from, math.MaxInt64))
+		for {
+			var page []audit.StoredCheckpoint
+			err := s.query(func(db *sql.DB) error {
+				rows, err := db.QueryContext(ctx, selectCheckpoints, next, pageRows)
+				if err != nil {
+					return err
+				}
+				defer rows.Close()
+				for rows.Next() {
+					var c audit.StoredCheckpoint
+					var size int64
+					if err := rows.Scan(&size, &c.Note, &c.Signature); err != nil {
+						return err
+					}
+					c.Size = uint64(size)
+					page = append(page, c)
+				}
+				return rows.Err()
+			})
+			if err != nil {
+				return err
+			}
+			for _, c := range page {
+				if c.Token, err = j.token(ctx, c.Size, s.number); err != nil {
+					return err
+				}
+				if err := fn(c); err != nil {
+					return err
+				}
+			}
+			if len(page) < pageRows {
+				break
+			}
+			next = int64(page[len(page)-1].Size) + 1
+		}
+	}
+	return nil
+}
+
+// FreeBytes implements audit.Store: what an unprivileged process may still write to the journal's file system.
+func (j *Journal) FreeBytes() (uint64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(j.cfg.Dir, &st); err != nil {
+		return 0, fmt.Errorf("sqlite: free space: %w", err)
+	}
+	return st.Bavail * uint64(st.Bsize), nil
+}

@@ -1,0 +1,247 @@
+package sqlite_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"yinjian/appliance/audit"
+	"yinjian/dbdriver"
+	"yinjian/dbdriver/sqlite"
+)
+
+// segments50 makes segments of 50 entries.
+func segments50(c *sqlite.JournalConfig) { c.SegmentEntries = 50 }
+
+func TestJournalReadsWhatItWrote(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	key := newLogKey(t)
+	withKey := func(c *audit.Config) { c.Checkpointer = key; c.LogKeys = append(c.LogKeys, key.Public()) }
+	j := start(t, openStore(t, dir, segments50), withKey)
+	var receipts []audit.Receipt
+	for i := range 260 {
+		d := signDraft(i)
+		d.State = i%10 == 0
+		r, err := j.Append(t.Context(), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		receipts = append(receipts, r)
+	}
+	check := func(j *running) {
+		t.Helper()
+		size := j.Size()
+		root, err := j.Root(t.Context(), size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range receipts {
+			got, err := j.Entry(t.Context(), r.Sequence)
+			if err != nil || got.LeafHash != r.LeafHash || got.Entry.Kind != "sign.v1" {
+				t.Fatalf("Entry(%d) = %v, %v", r.Sequence, got.LeafHash, err)
+			}
+			if i%37 == 0 {
+				byRef, err := j.ByRef(t.Context(), refOf(i))
+				if err != nil || len(byRef) != 1 || byRef[0].Sequence != r.Sequence {
+					t.Errorf("ByRef(%d) = %v, %v", i, byRef, err)
+				}
+				p, _ := got.Entry.Payload("signature")
+				data, err := j.Payload(t.Context(), p.SM3)
+				if want := fmt.Sprintf("signature value %d", i); err != nil || string(data) != want {
+					t.Errorf("Payload = %q, %v, want %q", data, err, want)
+				}
+				path, err := j.InclusionProof(t.Context(), r.Sequence, size)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := audit.VerifyInclusion(r.Sequence, size, r.LeafHash, path, root); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		var seen, changes int
+		if err := j.Range(t.Context(), 0, func(audit.Record) error { seen++; return nil }); err != nil || uint64(seen) != size {
+			t.Errorf("Range saw %d of %d, %v", seen, size, err)
+		}
+		if err := j.State(t.Context(), func(r audit.Record) error { changes++; return nil }); err != nil || changes != 27 {
+			t.Errorf("State saw %d changes, %v, want 27", changes, err)
+		}
+	}
+	check(j)
+	last := receipts[len(receipts)-1]
+	c, err := j.WaitCheckpoint(t.Context(), last.Sequence)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := audit.VerifyCheckpoint(key.Public(), &c); err != nil {
+		t.Error(err)
+	}
+	epoch := j.Epoch()
+	j.stop()
+
+	j = start(t, openStore(t, dir, segments50), withKey)
+	if j.Epoch() != epoch {
+		t.Errorf("epoch after a restart = %s, want %s", j.Epoch(), epoch)
+	}
+	check(j)
+	if _, err := j.Append(t.Context(), signDraft(3)); !errors.Is(err, audit.ErrDuplicateRef) {
+		t.Errorf("Append of a known reference = %v, want %v", err, audit.ErrDuplicateRef)
+	}
+	var dup *audit.DuplicateRefError
+	if _, err := j.Append(t.Context(), signDraft(200)); !errors.As(err, &dup) || dup.Sequence != receipts[200].Sequence {
+		t.Errorf("Append of a known reference = %v, want sequence %d", err, receipts[200].Sequence)
+	}
+	j.stop()
+
+	r := verify(t, dir, audit.Options{LogKey: key.Public()})
+	if !r.OK() || r.Uncovered != 0 || r.Segments != 6 || r.Entries != 260+6 {
+		t.Errorf("report = %+v", r)
+	}
+	// A restore draws a new epoch.
+	j = start(t, openStore(t, dir, segments50), func(c *audit.Config) { withKey(c); c.NewEpoch = true })
+	if j.Epoch() == epoch {
+		t.Error("the epoch after a restore is the old one")
+	}
+	spans, err := j.Epochs(t.Context())
+	if err != nil || len(spans) != 2 || spans[0].Epoch != epoch || spans[0].End != 266 || spans[1].First != 266 {
+		t.Errorf("Epochs = %v, %v", spans, err)
+	}
+	j.stop()
+	if r := verify(t, dir, audit.Options{LogKey: key.Public()}); !r.OK() || len(r.Epochs) != 2 {
+		t.Errorf("report after a new epoch = %+v", r)
+	}
+}
+
+func TestFilesArePrivate(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	j := start(t, openStore(t, dir, segments50), nil)
+	appendN(t, j.Journal, 0, 120)
+	if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("folder: %v, %v, want 0700", st.Mode(), err)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if info, err := f.Info(); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v, want 0600", f.Name(), info.Mode(), err)
+		}
+	}
+	free, err := j.FreeBytes()
+	if err != nil || free == 0 {
+		t.Errorf("FreeBytes = %d, %v", free, err)
+	}
+}
+
+func TestSecondOpenerIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	s := openStore(t, dir, nil)
+	_, err := sqlite.OpenJournal(t.Context(), sqlite.JournalConfig{Dir: dir})
+	if !errors.Is(err, dbdriver.ErrInUse) || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("second OpenJournal = %v, want %v", err, dbdriver.ErrInUse)
+	}
+	s.Close()
+	openStore(t, dir, nil).Close()
+}
+
+func TestSegmentsEndWithTheMonth(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	clock := newClock()
+	j := start(t, openStore(t, dir, func(c *sqlite.JournalConfig) { c.Monthly = true }), func(c *audit.Config) { c.Clock = clock })
+	appendN(t, j.Journal, 0, 10)
+	clock.jump(40 * 24 * time.Hour)
+	appendN(t, j.Journal, 10, 10)
+	clock.jump(-40 * 24 * time.Hour) // a clock that goes back makes no segment
+	appendN(t, j.Journal, 20, 10)
+	j.stop()
+	if r := verify(t, dir, audit.Options{}); !r.OK() || r.Segments != 2 || r.Entries != 32 {
+		t.Errorf("report = %+v", r)
+	}
+}
+
+func TestGroupCommit(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	j := start(t, openStore(t, dir, func(c *sqlite.JournalConfig) { c.SegmentEntries = 300 }), nil)
+	const workers, each = 64, 20
+	var mu sync.Mutex
+	got := map[uint64]audit.Hash{}
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := range each {
+				r, err := j.Append(t.Context(), signDraft(w*each+i))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				if _, twice := got[r.Sequence]; twice {
+					t.Errorf("sequence %d was given twice", r.Sequence)
+				}
+				got[r.Sequence] = r.LeafHash
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if len(got) != workers*each {
+		t.Fatalf("%d receipts, want %d", len(got), workers*each)
+	}
+	stored := map[uint64]audit.Hash{}
+	if err := j.Range(t.Context(), 0, func(r audit.Record) error {
+		if r.Entry.Kind == "sign.v1" {
+			stored[r.Sequence] = r.LeafHash
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(got, stored); diff != "" {
+		t.Errorf("acknowledged and stored differ:\n%s", diff)
+	}
+	j.stop()
+	if r := verify(t, dir, audit.Options{}); !r.OK() {
+		t.Errorf("findings: %+v", r.Findings)
+	}
+}
+
+// A reference raced for by many clients is given to one of them.
+func TestUniqueUnderConcurrency(t *testing.T) {
+	t.Parallel()
+	j := start(t, openStore(t, filepath.Join(t.TempDir(), "journal"), nil), nil)
+	var mu sync.Mutex
+	won, lost := map[uint64]int{}, map[uint64]int{}
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			r, err := j.Append(t.Context(), signDraft(1))
+			var dup *audit.DuplicateRefError
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				won[r.Sequence]++
+			} else if errors.As(err, &dup) {
+				lost[dup.Sequence]++
+			} else {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if diff := cmp.Diff([]map[uint64]int{{1: 1}, {1: 31}}, []map[uint64]int{won, lost}); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -1,0 +1,1 @@
+CREATE INDEX yj_record_by_time ON yj_record (signed_at_us)

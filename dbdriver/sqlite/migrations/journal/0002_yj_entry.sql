@@ -1,0 +1,1 @@
+CREATE TABLE yj_entry (seq_no INTEGER PRIMARY KEY, kind_name TEXT NOT NULL, ref_hash BLOB, change_flag INTEGER NOT NULL, leaf_hash BLOB NOT NULL, chain_hash BLOB NOT NULL, entry_der BLOB NOT NULL) STRICT

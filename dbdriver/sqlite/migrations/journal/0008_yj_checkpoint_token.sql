@@ -1,0 +1,1 @@
+CREATE TABLE yj_checkpoint_token (tree_size INTEGER PRIMARY KEY, token_der BLOB NOT NULL) STRICT

@@ -1,0 +1,175 @@
+// Package sqlite keeps the journal and the embedded central database in SQLite files.
+//
+// [Journal] is an audit.Store: segments journal-000001.db … in one folder, each a database in WAL mode with
+// synchronous=FULL, so that a commit returns after fsync (https://www.sqlite.org/pragma.html#pragma_synchronous).
+// [Central] is an audit.Projection, for the installation of one campus that has no database server.
+//
+// What is written in which order, and what a stop at any point leaves, is said at the functions that write. All SQL
+// is in statements.go and in migrations/.
+package sqlite
+
+import (
+	"context"
+
+	"database/sql"
+	"embed"
+
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	sqlite3 "github.com/mattn/go-sqlite3"
+
+	"yinjian/appliance/audit"
+	"yinjian/dbdriver"
+)
+
+//go:embed migrations
+var migrations embed.FS
+
+// open makes a pool for one file. Writable pools have one connection: SQLite has one writer anyway.
+func open(file string, readOnly bool, conns int) (*sql.DB, error) {
+	q := url.Values{}
+	q.Set("_busy_timeout", "10000")
+	if readOnly {
+		q.Set("mode", "ro")
+		q.Set("_query_only", "true")
+	} else {
+		q.Set("mode", "rw")
+		q.Set("_synchronous", "FULL")
+		q.Set("_txlock", "immediate")
+		q.Set("_foreign_keys", "true")
+	}
+	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: q.Encode()}).String()
+	db, err := sql.Open("sqlite3", dsn)
+	if err != nil {
+		return nil, fmt.Errorf("sqlite: opening %s: %w", filepath.Base(file), classify(err))
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	return db, nil
+}
+
+var errNoRow = fmt.Errorf("%w (%w)", audit.ErrNotFound, dbdriver.ErrNotFound)
+
+// classify turns the driver's errors into those of audit and dbdriver. The driver's own type does not pass.
+func classify(err error) error {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		return errNoRow
+	}
+	var se sqlite3.Error
+	if !errors.As(err, &se) {
+		return err
+	}
+	kind := error(nil)
+	switch se.Code {
+	case sqlite3.ErrFull:
+		return fmt.Errorf("%w (%w): %v", dbdriver.ErrFull, dbdriver.ErrUnavailable, err)
+	case sqlite3.ErrConstraint:
+		kind = dbdriver.ErrConflict
+	case sqlite3.ErrCorrupt, sqlite3.ErrNotADB, sqlite3.ErrFormat:
+		return fmt.Errorf("%w (%w): %v", dbdriver.ErrDamaged, audit.ErrCorrupt, err)
+	default: // I/O, locks, permissions, memory
+		kind = dbdriver.ErrUnavailable
+	}
+	return fmt.Errorf("%w: %v", kind, err)
+}
+
+// migrate applies the numbered files of folder that the database has not seen, each in a transaction of its own. One
+// file holds one statement. A file that was changed after it was applied is refused.
+func migrate(ctx context.Context, db *sql.DB, folder string) error {
+	var n int
+	if err := db.QueryRowContext(ctx, tableExists, "yj_migration").Scan(&n); err != nil {
+		return fmt.Errorf("sqlite: migrations: %w", classify(err))
+	}
+	if n == 0 {
+		if _, err := db.ExecContext(ctx, createMigrations); err != nil {
+			return fmt.Errorf("sqlite: migrations: %w", classify(err))
+		}
+	}
+	applied := map[int64]string{}
+	rows, err := db.QueryContext(ctx, selectMigrations)
+	if err != nil {
+		return fmt.Errorf("sqlite: migrations: %w", classify(err))
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var no int64
+		var name, sum string
+		if err := rows.Scan(&no, &name, &sum); err != nil {
+			return fmt.Errorf("sqlite: migrations: %w", classify(err))
+		}
+		applied[no] = sum
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("sqlite: migrations: %w", classify(err))
+	}
+	rows.Close()
+
+	files, err := fs.ReadDir(migrations, path.Join("migrations", folder)) // sorted by name
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		no, err := strconv.ParseInt(f.Name()[:4], 10, 64)
+		if err != nil {
+			return fmt.Errorf("sqlite: migration %s has no number", f.Name())
+		}
+		text, err := migrations.ReadFile(path.Join("migrations", folder, f.Name()))
+		if err != nil {
+			return err
+		}
+		sum := audit.Sum(text)
+		if old, ok := applied[no]; ok {
+			if old != sum.String() {
+				return fmt.Errorf("sqlite: migration %s was changed after it had been applied", f.Name())
+			}
+			continue
+		}
+		err = inTx(ctx, db, func(tx *sql.Tx) error {
+			if _, err := tx.ExecContext(ctx, strings.TrimSpace(string(text))); err != nil {
+				return err
+			}
+			_, err := tx.ExecContext(ctx, insertMigration, no, f.Name(), sum.String())
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("sqlite: migration %s: %w", f.Name(), err)
+		}
+	}
+	return nil
+}
+
+// inTx runs fn in a transaction that is not cut off by ctx half way.
+func inTx(ctx context.Context, db *sql.DB, fn func(*sql.Tx) error) error {
+	tx, err := db.BeginTx(context.WithoutCancel(ctx), nil)
+	if err != nil {
+		return classify(err)
+	}
+	if err := fn(tx); err != nil {
+		tx.Rollback() // the cause is err
+		return classify(err)
+	}
+	if err := tx.Commit(); err != nil { // the driver rolls back what a failed COMMIT leaves open
+		return classify(err)
+	}
+	return nil
+}
+
+func syncFolder(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

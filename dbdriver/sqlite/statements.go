@@ -1,0 +1,61 @@
+package sqlite
+
+// Every statement of the package is here. Columns are listed by name. Those of the segments are SQLite's own; those of
+// the central database keep to the subset that DM8, PostgreSQL and SQLite share: no quoting, no upsert, an underscore in every
+// name.
+
+// Segments.
+const (
+	insertSegment = `INSERT INTO yj_segment (segment_no, format_no, first_seq) VALUES (?, ?, ?)`
+	selectSegment = `SELECT segment_no, format_no, first_seq, seal_data FROM yj_segment`
+	updateSeal    = `UPDATE yj_segment SET seal_data = ? WHERE segment_no = ?`
+
+	insertEntry = `INSERT INTO yj_entry (seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der) VALUES (?, ?, ?, ?, ?, ?, ?)`
+
+	entryColumns     = `seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der`
+	selectEntry      = `SELECT ` + entryColumns + ` FROM yj_entry WHERE seq_no = ?`
+	selectEntries    = `SELECT ` + entryColumns + ` FROM yj_entry WHERE seq_no >= ? ORDER BY seq_no LIMIT ?`
+	selectLastEntry  = `SELECT ` + entryColumns + ` FROM yj_entry ORDER BY seq_no DESC LIMIT 1`
+	selectChanges    = `SELECT ` + entryColumns + ` FROM yj_entry WHERE change_flag = 1 AND seq_no >= ? ORDER BY seq_no LIMIT ?`
+	selectLastChange = `SELECT ` + entryColumns + ` FROM yj_entry WHERE change_flag = 1 ORDER BY seq_no DESC LIMIT 1`
+	selectByRef      = `SELECT seq_no FROM yj_entry WHERE ref_hash = ? ORDER BY seq_no LIMIT ?`
+	selectLeaf       = `SELECT leaf_hash FROM yj_entry WHERE seq_no = ?`
+	countEntries     = `SELECT COUNT(*) FROM yj_entry`
+
+	insertNode = `INSERT INTO yj_node (level_no, index_no, node_hash) VALUES (?, ?, ?)`
+	selectNode = `SELECT node_hash FROM yj_node WHERE level_no = ? AND index_no = ?`
+	countNodes = `SELECT COUNT(*) FROM yj_node`
+
+	insertBlob = `INSERT OR IGNORE INTO yj_blob (blob_sm3, blob_data) VALUES (?, ?)`
+	selectBlob = `SELECT blob_data FROM yj_blob WHERE blob_sm3 = ?`
+
+	insertCheckpoint = `INSERT INTO yj_checkpoint (tree_size, note_text, note_sig) VALUES (?, ?, ?)`
+	// A token may arrive when its checkpoint's segment is sealed; it is then kept in the active one.
+	insertToken          = `INSERT OR IGNORE INTO yj_checkpoint_token (tree_size, token_der) VALUES (?, ?)`
+	selectToken          = `SELECT token_der FROM yj_checkpoint_token WHERE tree_size = ?`
+	selectCheckpoints    = `SELECT tree_size, note_text, note_sig FROM yj_checkpoint WHERE tree_size >= ? ORDER BY tree_size LIMIT ?`
+	selectLastCheckpoint = `SELECT tree_size, note_text, note_sig FROM yj_checkpoint ORDER BY tree_size DESC LIMIT 1`
+)
+
+// Migrations.
+const (
+	createMigrations = `CREATE TABLE yj_migration (migration_no BIGINT NOT NULL, file_name VARCHAR(128) NOT NULL, file_sm3 VARCHAR(64) NOT NULL, PRIMARY KEY (migration_no))`
+	tableExists      = `SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = ?`
+	selectMigrations = `SELECT migration_no, file_name, file_sm3 FROM yj_migration ORDER BY migration_no`
+	insertMigration  = `INSERT INTO yj_migration (migration_no, file_name, file_sm3) VALUES (?, ?, ?)`
+)
+
+// The central database.
+const (
+	recordColumns = `node_id, epoch_id, seq_no, leaf_hash, record_id, kind_name, application_id, signer_id, department_name, document_type, campus_name, signed_at_us, bound_us, status_code, created_by, created_at, modified_by, modified_at`
+	insertRecord  = `INSERT INTO yj_record (` + recordColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+	selectRecords = `SELECT ` + recordColumns + ` FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ? ORDER BY seq_no LIMIT ?`
+	selectShipped = `SELECT leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no = ?`
+	selectLastSeq = `SELECT MAX(seq_no) FROM yj_record WHERE node_id = ? AND epoch_id = ?`
+	selectEpochs  = `SELECT DISTINCT epoch_id FROM yj_record WHERE node_id = ? ORDER BY epoch_id`
+
+	batchColumns  = `node_id, epoch_id, first_seq, last_seq, batch_mac, mac_key_id, created_by, created_at, modified_by, modified_at`
+	insertBatch   = `INSERT INTO yj_batch (` + batchColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
+	selectBatches = `SELECT ` + batchColumns + ` FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq >= ? ORDER BY first_seq LIMIT ?`
+	selectBatch   = `SELECT last_seq, batch_mac, mac_key_id FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq = ?`
+)
