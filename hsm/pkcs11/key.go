@@ -40,14 +40,13 @@ func (t *Token) handle(s p11.SessionHandle, gen uint64, key handleKey) (p11.Obje
 	if ok {
 		return h, nil
 	}
+	// Asked first: asked afterwards, a login by another goroutine in between would make the empty answer look true.
+	if err := t.loggedIn(s); err != nil {
+		return 0, err
+	}
 	found, err := t.objects(s, 2, p11.NewAttribute(p11.CKA_CLASS, key.class()), p11.NewAttribute(p11.CKA_LABEL, key.label))
 	if err != nil {
 		return 0, err
-	}
-	if len(found) == 0 {
-		if err := t.loggedIn(s); err != nil {
-			return 0, err
-		}
 	}
 	if err := exactlyOne(len(found)); err != nil {
 		return 0, err
@@ -255,6 +254,9 @@ func ecPoint(v []byte) (crypto.PublicKey, error) {
 	}
 	if len(v) == 64 {
 		v = append([]byte{4}, v...)
+	}
+	if len(v) != 65 || v[0] != 4 {
+		return nil, fmt.Errorf("hsm/pkcs11: CKA_EC_POINT of %d bytes is no uncompressed point", len(v))
 	}
 	pub, err := sm2.NewPublicKey(v)
 	if err != nil {

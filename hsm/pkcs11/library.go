@@ -129,8 +129,9 @@ func (l *library) initializeLocked() error {
 	return nil
 }
 
-// errNotUp is what a module answers between C_Finalize and C_Initialize; it has the class of a lost connection.
-func errNotUp() error { return &hsm.Error{Call: "C_OpenSession", RV: 0x190} }
+// errStale means that the module was restarted, or is about to be, since the Token logged in. It has the class of a lost
+// connection.
+var errStale = fmt.Errorf("the module was restarted: %w", &hsm.Error{Call: "C_OpenSession", RV: 0x190})
 
 // slots lists the slots that hold a token. The caller holds use.
 func (l *library) slots() ([]uint, error) {

@@ -53,7 +53,7 @@ func listSlots(module, moduleArgs string) ([]hsm.TokenInfo, error) {
 	lib.use.RLock()
 	defer lib.use.RUnlock()
 	if !lib.up {
-		return nil, errNotUp()
+		return nil, errStale
 	}
 	li, err := lib.ctx.GetInfo()
 	if err != nil {
@@ -139,7 +139,7 @@ func (l *library) lookup(label string) (uint, p11.TokenInfo, uint64, error) {
 	l.use.RLock()
 	defer l.use.RUnlock()
 	if !l.up {
-		return 0, p11.TokenInfo{}, 0, errNotUp()
+		return 0, p11.TokenInfo{}, 0, errStale
 	}
 	slot, ti, err := l.findToken(label)
 	return slot, ti, l.gen, err
@@ -178,7 +178,7 @@ func (l *library) setUserPIN(slot uint, cfg ProvisionConfig) error {
 	l.use.RLock()
 	defer l.use.RUnlock()
 	if !l.up {
-		return errNotUp()
+		return errStale
 	}
 	s, err := l.ctx.OpenSession(slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
 	if err != nil {

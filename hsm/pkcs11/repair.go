@@ -134,7 +134,11 @@ func (t *Token) relogin() error {
 	t.mu.Unlock()
 	defer zeroise(pin)
 	if !have {
-		return errNotUp()
+		return errStale
+	}
+	// A session that is gone too would spend the PIN for nothing.
+	if _, err := t.lib.ctx.GetSessionInfo(pinned); err != nil {
+		return call("C_GetSessionInfo", err)
 	}
 	if err := t.login(pinned, pin, true); err != nil {
 		return err
@@ -184,7 +188,7 @@ func (t *Token) connect(first bool) error {
 	t.lib.use.RLock()
 	defer t.lib.use.RUnlock()
 	if !t.lib.up {
-		return errNotUp()
+		return errStale
 	}
 	t.mu.Lock()
 	t.tried = t.lib.gen

@@ -23,10 +23,12 @@ func final(err error) error {
 	return finalError{err}
 }
 
-// run lends f a session and acts on the error it returns, as the package paragraph says. f is called at most twice.
-// It is told the generation that cached handles must belong to.
+// run lends f a session and acts on the error it returns, as the package paragraph says: each remedy once, and f's
+// C_Sign twice at most. f is told the generation that cached handles must belong to.
 func (t *Token) run(ctx context.Context, write bool, f func(s p11.SessionHandle, gen uint64) error) error {
-	for attempt := 0; ; attempt++ {
+	var session, refind, login, reconnect, room remedy
+	signed := 0
+	for stale := 0; ; {
 		if err := t.ready(ctx); err != nil {
 			return err
 		}
@@ -34,31 +36,59 @@ func (t *Token) run(ctx context.Context, write bool, f func(s p11.SessionHandle,
 		if err == nil {
 			return nil
 		}
+		// Another Token restarted the module, or a reconnect has not come to its end: nothing was tried yet.
+		if errors.Is(err, errStale) && stale < 10 {
+			stale++
+			if err = t.mend(ctx, gen, repairConnection, true, err); errors.Is(err, errNotMended) {
+				return err
+			}
+			continue
+		}
 		var e *hsm.Error
 		if !errors.As(err, &e) {
 			return err
 		}
 		var isFinal finalError
-		again := attempt == 0 && !errors.As(err, &isFinal)
+		may := !errors.As(err, &isFinal)
+		if e.Call == "C_Sign" {
+			signed++
+			may = may && signed < 2
+		}
+		again := false
 		switch e.Class() {
-		case hsm.ClassSession, hsm.ClassRefind, hsm.ClassBackpressure:
+		case hsm.ClassSession:
+			again = may && session.take()
+		case hsm.ClassRefind:
+			again = may && refind.take()
+		case hsm.ClassBackpressure:
+			again = may && room.take()
 		case hsm.ClassLogin:
+			again = may && login.take()
 			err = t.mend(ctx, gen, repairLogin, again, err)
 		case hsm.ClassReconnect, hsm.ClassUnknown:
 			vague := e.RV == hsm.CKR_GENERAL_ERROR || e.RV == hsm.CKR_FUNCTION_FAILED || e.Class() == hsm.ClassUnknown
-			if !vague || attempt > 0 {
-				err = t.mend(ctx, gen, repairConnection, again, err)
+			if vague && may && session.take() {
+				again = true
+				break
 			}
+			again = may && reconnect.take()
+			err = t.mend(ctx, gen, repairConnection, again, err)
 		case hsm.ClassFatal:
 			t.latch(err)
-			return err
-		default:
-			return err
 		}
 		if !again || errors.Is(err, errNotMended) {
 			return err
 		}
 	}
+}
+
+// A remedy may be taken once.
+type remedy bool
+
+func (r *remedy) take() bool {
+	first := !*r
+	*r = true
+	return bool(first)
 }
 
 var errNotMended = errors.New("not repaired")
@@ -122,7 +152,7 @@ func (t *Token) lend(ctx context.Context, write bool, f func(p11.SessionHandle, 
 	}
 	if !t.lib.up || t.libGen != t.lib.gen {
 		t.mu.Unlock()
-		return gen, errNotUp()
+		return gen, errStale
 	}
 	var s p11.SessionHandle
 	have := len(t.idle) > 0
@@ -152,6 +182,10 @@ func (t *Token) lend(ctx context.Context, write bool, f func(p11.SessionHandle, 
 	var e *hsm.Error
 	if err = f(s, gen); errors.As(err, &e) || write && !solo {
 		_ = t.lib.ctx.CloseSession(s)
+		if hsm.ClassifyError(err) == hsm.ClassSession {
+			// The token lost this session, and likely the idle ones with it.
+			t.dropIdle()
+		}
 		giveUp = t.mayShrink(err)
 		return gen, err
 	}
@@ -169,4 +203,15 @@ func (t *Token) mayShrink(err error) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return cap(t.sem)-t.lost > 1
+}
+
+// dropIdle closes the sessions that are not lent. The caller holds use, and the library is the sessions' own.
+func (t *Token) dropIdle() {
+	t.mu.Lock()
+	idle := t.idle
+	t.idle = nil
+	t.mu.Unlock()
+	for _, s := range idle {
+		_ = t.lib.ctx.CloseSession(s)
+	}
 }

@@ -12,17 +12,17 @@
 //
 // # Errors
 //
-// What is done about a failed call follows hsm.Class of its return value. An operation is tried at most once more;
-// C_GenerateKey and C_GenerateKeyPair never are, nor what follows a C_DestroyObject.
+// What is done about a failed call follows hsm.Class of its return value, each remedy at most once a call. C_Sign itself
+// runs at most twice; C_GenerateKey and C_GenerateKeyPair never again once called, nor what follows a C_DestroyObject.
 //
 //	permanent     answered to the caller
-//	session       another session, once more
-//	refind        the key's handle is forgotten and found again, once more
-//	login         C_Login on the pinned session, handles forgotten, once more
-//	reconnect     C_Finalize, C_Initialize, find the token, C_Login, once more. CKR_GENERAL_ERROR,
+//	session       another session
+//	refind        the key's handle is forgotten and found again
+//	login         C_Login on the pinned session, handles forgotten
+//	reconnect     C_Finalize, C_Initialize, find the token, C_Login. CKR_GENERAL_ERROR,
 //	              CKR_FUNCTION_FAILED and numbers without a name first get another session: vendors use them for
 //	              a bad request too, and a reconnect disturbs every call on the module
-//	backpressure  the pool gives up one session until the next reconnect, once more
+//	backpressure  the pool gives up one session until the next reconnect
 //	fatal         the PIN was refused: the token is latched, every call from then on answers hsm.ErrNeedsOperator,
 //	              and no PIN is presented again
 //
@@ -237,6 +237,9 @@ func (t *Token) Do(ctx context.Context, label string, op hsm.Operation, data []b
 		}
 		if out, err = t.lib.sign(s, m, h, input); hsm.ClassifyError(err) == hsm.ClassRefind {
 			t.forget(key, h)
+			if e := t.loggedIn(s); e != nil {
+				return e
+			}
 		}
 		return err
 	})

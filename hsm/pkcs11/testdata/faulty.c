@@ -1,0 +1,136 @@
+// A PKCS#11 module for tests: it passes calls on to another module and answers wrongly when a control file says so.
+//
+// C_Initialize's pReserved names "CONTROL=REAL": the control file, mapped by this module and by the test, and the real
+// module. The control file holds, for each function of the list, five 64-bit integers.
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+typedef unsigned long ul;
+typedef struct { unsigned char major, minor; } version;
+typedef struct { version v; void *fn[68]; } list;
+typedef struct { void *create, *destroy, *lock, *unlock; ul flags; void *reserved; } init_args;
+
+struct control {
+	long rv;    // what to answer
+	long times; // how often yet
+	long after; // 1: do the work first, then answer rv
+	long calls; // counted here
+	long value; // C_GetTokenInfo: ulMaxSessionCount to report, 0: the real one
+};
+
+static list real, mine;
+static struct control *control;
+
+static int before(int i, ul *rv) {
+	struct control *c = &control[i];
+	__atomic_add_fetch(&c->calls, 1, __ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&c->times, __ATOMIC_SEQ_CST) <= 0 || c->after)
+		return 0;
+	if (__atomic_fetch_sub(&c->times, 1, __ATOMIC_SEQ_CST) <= 0)
+		return 0;
+	*rv = c->rv;
+	return 1;
+}
+
+static ul after(int i, ul rv) {
+	struct control *c = &control[i];
+	if (!c->after || __atomic_fetch_sub(&c->times, 1, __ATOMIC_SEQ_CST) <= 0)
+		return rv;
+	return c->rv;
+}
+
+#define WRAP(i, name, params, args) \
+	static ul name params { \
+		ul rv; \
+		ul (*f) params = real.fn[i]; \
+		return before(i, &rv) ? rv : after(i, f args); \
+	}
+
+WRAP(12, open_session, (ul slot, ul flags, void *app, void *notify, ul *session), (slot, flags, app, notify, session))
+WRAP(18, login, (ul session, ul user, void *pin, ul len), (session, user, pin, len))
+WRAP(22, destroy_object, (ul session, ul object), (session, object))
+WRAP(26, find_init, (ul session, void *attrs, ul n), (session, attrs, n))
+WRAP(42, sign_init, (ul session, void *mechanism, ul key), (session, mechanism, key))
+WRAP(43, sign, (ul session, void *data, ul len, void *sig, ul *sig_len), (session, data, len, sig, sig_len))
+WRAP(59, generate_pair, (ul s, void *m, void *pub, ul np, void *priv, ul nq, ul *a, ul *b), (s, m, pub, np, priv, nq, a, b))
+
+static ul token_info(ul slot, unsigned char *info) {
+	ul rv, (*f)(ul, unsigned char *) = real.fn[6];
+	if (before(6, &rv))
+		return rv;
+	rv = f(slot, info);
+	if (control[6].value) // label 32, manufacturer 32, model 16, serial 16, flags, ulMaxSessionCount
+		memcpy(info + 96 + sizeof(ul), &control[6].value, sizeof(ul));
+	return rv;
+}
+
+static ul finalize(void *reserved) {
+	ul rv, (*f)(void *) = real.fn[1];
+	return before(1, &rv) ? rv : after(1, f(reserved));
+}
+
+// pending stands in the list until the real module is known.
+static ul pending(void) { return 0x190; }
+
+static ul initialize(init_args *args) {
+	ul rv, (*f)(void *) = NULL, (*get)(list **) = NULL;
+	if (control == NULL) {
+		char *spec = args && args->reserved ? strdup(args->reserved) : NULL, *path = spec ? strchr(spec, '=') : NULL;
+		if (path == NULL)
+			return 7;
+		*path++ = 0;
+		int fd = open(spec, O_RDWR | O_CLOEXEC);
+		if (fd < 0)
+			return 7;
+		void *m = mmap(NULL, 68 * sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		close(fd);
+		void *h = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+		if (m == MAP_FAILED || h == NULL)
+			return 7;
+		*(void **)&get = dlsym(h, "C_GetFunctionList");
+		list *l;
+		if (get == NULL || get(&l) != 0)
+			return 7;
+		real = *l;
+		control = m;
+		for (int i = 0; i < 68; i++)
+			if (mine.fn[i] == (void *)pending)
+				mine.fn[i] = real.fn[i];
+	}
+	if (before(0, &rv))
+		return rv;
+	init_args copy = *args;
+	copy.reserved = NULL;
+	*(void **)&f = real.fn[0];
+	return after(0, f(&copy));
+}
+
+ul C_GetFunctionList(list **out) {
+#ifdef FAULTY_LIST
+	return FAULTY_LIST;
+#endif
+	mine.v = (version){ 2, 40 };
+	for (int i = 0; control == NULL && i < 68; i++)
+		mine.fn[i] = (void *)pending;
+#ifdef MISSING
+	mine.fn[MISSING] = NULL;
+#endif
+	mine.fn[0] = (void *)initialize;
+	mine.fn[1] = (void *)finalize;
+	mine.fn[6] = (void *)token_info;
+	mine.fn[12] = (void *)open_session;
+	mine.fn[18] = (void *)login;
+	mine.fn[22] = (void *)destroy_object;
+	mine.fn[26] = (void *)find_init;
+	mine.fn[42] = (void *)sign_init;
+#if MISSING != 43
+	mine.fn[43] = (void *)sign;
+#endif
+	mine.fn[59] = (void *)generate_pair;
+	*out = &mine;
+	return 0;
+}
