@@ -2,6 +2,7 @@ package gnss
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -173,7 +174,7 @@ func (r *Rack) await(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-r.done:
-			return r.err
+			return fmt.Errorf("gnss: ended before it began: %w", cmp.Or(r.err, context.Canceled))
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

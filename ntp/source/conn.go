@@ -31,9 +31,9 @@ const (
 // newConn binds c to ctx: when ctx ends, reads and writes end.
 func newConn(ctx context.Context, c net.Conn) *conn {
 	if deadline, ok := ctx.Deadline(); ok {
-		_ = c.SetDeadline(deadline) // a conn without deadlines is ended by the line below
+		_ = c.SetDeadline(deadline)
 	}
-	return &conn{Conn: c, stop: context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)); _ = c.Close() })}
+	return &conn{Conn: c, stop: context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })}
 }
 
 // SetDeadline is beevik's wish, which the context overrules.
@@ -53,6 +53,10 @@ func (c *conn) Read(b []byte) (int, error) {
 			return 0, err
 		}
 		if n < headerSize || n > maxAnswer || !bytes.Equal(b[24:32], c.origin) || b[0]&7 != 4 {
+			continue
+		}
+		// beevik v1.6.0 negates poll and precision as int8 and panics at −128 (TestFaults, "precision −128").
+		if b[2] == 0x80 || b[3] == 0x80 {
 			continue
 		}
 		return n, nil

@@ -1,0 +1,725 @@
+package ntp_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"yinjian/ntp"
+)
+
+// A machine is a kernel with clocks that tests turn. True time is separate from all of them.
+type machine struct {
+	mu                         sync.Mutex
+	boot, mono, raw, wall, now time.Duration // wall and now (true time) since noon
+	ppm                        int           // the oscillator's error: boot, mono and raw gain ppm on now
+}
+
+func (m *machine) read(d *time.Duration) time.Duration { m.mu.Lock(); defer m.mu.Unlock(); return *d }
+func (m *machine) Boot() time.Duration                 { return m.read(&m.boot) }
+func (m *machine) Monotonic() time.Duration            { return m.read(&m.mono) }
+func (m *machine) Raw() time.Duration                  { return m.read(&m.raw) }
+func (m *machine) Realtime() time.Time                 { return noon.Add(m.read(&m.wall)) }
+func (m *machine) truth() time.Time                    { return noon.Add(m.read(&m.now)) }
+
+// pass lets true time go on.
+func (m *machine) pass(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.now += d
+	d += d / 1_000_000 * time.Duration(m.ppm)
+	m.boot, m.mono, m.raw, m.wall = m.boot+d, m.mono+d, m.raw+d, m.wall+d
+}
+
+func (m *machine) change(f func()) { m.mu.Lock(); defer m.mu.Unlock(); f() }
+
+// A bench is a clock under test, with what it told.
+type bench struct {
+	*testing.T
+	*machine
+	*ntp.Clock
+	told []string
+}
+
+func newBench(t *testing.T, cfg ntp.Config) *bench {
+	t.Helper()
+	b := &bench{T: t, machine: &machine{boot: time.Hour, mono: time.Hour, raw: time.Hour}}
+	c, err := ntp.NewClock(cfg, b.machine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Clock = c
+	b.Clock.OnChange(b.tell)
+	return b
+}
+
+func (b *bench) tell(from, to ntp.State, reason string, r ntp.Reading) {
+	if r.State != to || reason == "" || from == to {
+		b.Errorf("told %s to %s (%q) with a reading in %s", from, to, reason, r.State)
+	}
+	b.told = append(b.told, string(to))
+}
+
+// round lets a second pass and the named sources answer with true time + off, give or take half.
+func (b *bench) round(off, half time.Duration, names ...string) ntp.Round {
+	b.pass(time.Second)
+	return b.at(off, half, names...)
+}
+
+func (b *bench) at(off, half time.Duration, names ...string) ntp.Round {
+	if names == nil {
+		names = []string{"a", "b", "c"}
+	}
+	var in []ntp.Measurement
+	for _, n := range names {
+		in = append(in, b.measure(n, off, half))
+	}
+	return b.Update(in)
+}
+
+func (b *bench) measure(name string, off, half time.Duration) ntp.Measurement {
+	m := says(name, off, half)
+	m.UTC, m.Boot = b.truth().Add(off), b.Boot()
+	return m
+}
+
+func (b *bench) trusted(half time.Duration, names ...string) *bench {
+	b.Helper()
+	for range 3 {
+		if r := b.round(0, half, names...); r.Err != nil {
+			b.Fatal(r.Err)
+		}
+	}
+	b.want(ntp.Trusted)
+	return b
+}
+
+func (b *bench) want(s ntp.State) ntp.Reading {
+	b.Helper()
+	r := b.Now()
+	if r.State != s {
+		b.Fatalf("state %s, want %s (changes: %v, last round: %v)", r.State, s, b.told, b.Last().Err)
+	}
+	if r.Trusted() {
+		if d := b.truth().Sub(r.Time); d.Abs() > r.Bound {
+			b.Fatalf("reading is %v off, bound %v", d, r.Bound)
+		}
+	}
+	return r
+}
+
+func TestFirstTrust(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{PolicyNote: "本机时间，仅演示"})
+	if r := b.want(ntp.Cold); !r.Time.IsZero() {
+		t.Errorf("cold clock shows %v", r.Time)
+	}
+	if r := b.round(0, ms, "a", "b"); !errors.Is(r.Err, ntp.ErrTooFew) {
+		t.Errorf("two groups where three are wanted: %v", r.Err)
+	}
+	b.round(0, 60*ms)
+	b.want(ntp.Acquiring)
+	b.round(0, 60*ms, "a") // breaks the row
+	b.want(ntp.Cold)
+	b.round(0, 60*ms)
+	b.round(0, 60*ms)
+	if r := b.want(ntp.Acquiring); !r.Time.IsZero() {
+		t.Errorf("acquiring clock shows %v", r.Time)
+	}
+	b.round(0, 60*ms)
+	r := b.want(ntp.Trusted)
+	if !strings.HasPrefix(r.Provenance, "a+b+c, 3 of 3 groups; 本机时间") {
+		t.Errorf("provenance %q", r.Provenance)
+	}
+	if got, want := fmt.Sprint(b.told), "[acquiring cold acquiring trusted]"; got != want {
+		t.Errorf("told %s, want %s", got, want)
+	}
+}
+
+// TestRoundsMustAgreeWithOneAnother: three majorities, each elsewhere, are no agreement.
+func TestRoundsMustAgreeWithOneAnother(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{})
+	for i := range 6 {
+		b.round(time.Duration(i)*time.Second, 10*ms)
+		b.want(ntp.Acquiring)
+	}
+}
+
+// TestHoldover has the numbers of the policy: 60 ms, accuracy 1 s, 50 ppm make (1−0.06)/50e-6 = 18800 s = 5.2 h.
+func TestHoldover(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		bound, max time.Duration
+		ppm        int
+		last       time.Duration // the last second trusted, after the last agreement
+	}{
+		{60 * ms, time.Second, 50, 18800 * time.Second},
+		{60 * ms, time.Second, 15, 62666 * time.Second},
+		{60 * ms, 500 * ms, 50, 8800 * time.Second},
+	} {
+		b := newBench(t, ntp.Config{MaxBound: c.max, DriftPPM: c.ppm, AgreeRounds: 1})
+		b.at(0, c.bound)
+		if r := b.want(ntp.Trusted); r.Bound != c.bound {
+			t.Fatalf("bound %v, want %v", r.Bound, c.bound)
+		}
+		b.pass(1000 * time.Second)
+		if r, want := b.want(ntp.Holdover), c.bound+time.Duration(c.ppm)*ms; r.Bound != want {
+			t.Errorf("bound after 1000 s %v, want %v", r.Bound, want)
+		}
+		b.pass(c.last - 1000*time.Second)
+		b.want(ntp.Holdover)
+		b.pass(time.Second)
+		if r := b.want(ntp.Untrusted); r.Trusted() || r.Bound <= c.max {
+			t.Errorf("%v after %v: bound %v, ceiling %v", r.State, c.last, r.Bound, c.max)
+		}
+		if got, want := fmt.Sprint(b.told), "[acquiring trusted holdover untrusted]"; got != want {
+			t.Errorf("told %s, want %s", got, want)
+		}
+		// It comes back by agreement only.
+		b.AgreeAgain(c.bound)
+	}
+}
+
+func (b *bench) AgreeAgain(half time.Duration) {
+	b.Helper()
+	b.round(0, half)
+	b.want(ntp.Trusted)
+}
+
+func TestHoldoverCap(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{HoldoverMax: time.Hour, AgreeRounds: 1})
+	b.at(0, ms)
+	b.pass(time.Hour)
+	b.want(ntp.Holdover)
+	b.pass(1)
+	b.want(ntp.Untrusted)
+}
+
+// TestLostPacketIsNoEvent, while contradiction is.
+func TestLostPacketIsNoEvent(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{}).trusted(60 * ms)
+	if r := b.round(0, 60*ms, "a"); !errors.Is(r.Err, ntp.ErrTooFew) {
+		t.Error(r.Err)
+	}
+	b.want(ntp.Trusted)
+	b.pass(time.Second)
+	if r := b.Update([]ntp.Measurement{b.measure("a", 0, ms), b.measure("b", time.Second, ms)}); !errors.Is(r.Err, ntp.ErrNoMajority) {
+		t.Error(r.Err)
+	}
+	b.want(ntp.Holdover)
+	b.round(0, 60*ms)
+	b.want(ntp.Trusted)
+}
+
+func TestOutvotedLiar(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{MinSources: 2}).trusted(60 * ms)
+	b.pass(time.Second)
+	r := b.Update([]ntp.Measurement{b.measure("a", 0, 60*ms), b.measure("b", 0, 60*ms), b.measure("c", 5*time.Second, 60*ms)})
+	if r.Err != nil || fmt.Sprint(r.Rejected) != "[c]" {
+		t.Errorf("round %+v", r)
+	}
+	if got := b.want(ntp.Trusted).Provenance; !strings.HasPrefix(got, "a+b, 2 of 3 groups") {
+		t.Errorf("provenance %q", got)
+	}
+}
+
+// TestJump is the spoof of a whole majority: refused at once, and not let in without an operator.
+func TestJump(t *testing.T) {
+	t.Parallel()
+	for name, lie := range map[string]time.Duration{"ahead": 5 * time.Second, "back": -5 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, ntp.Config{}).trusted(60 * ms)
+			if r := b.round(lie, 60*ms); !errors.Is(r.Err, ntp.ErrJump) || (r.Offset-lie).Abs() > time.Millisecond {
+				t.Errorf("round %+v", r)
+			}
+			b.want(ntp.Suspect)
+			if err := b.Readmit(); err == nil {
+				t.Error("readmitted a majority that has not lasted")
+			}
+			var r ntp.Round
+			for range 10 {
+				r = b.round(lie, 60*ms)
+				b.want(ntp.Suspect)
+			}
+			if !errors.Is(r.Err, ntp.ErrOperator) {
+				t.Errorf("round %+v, want ErrOperator", r)
+			}
+			// The truth returns: three rounds, no operator.
+			b.round(0, 60*ms)
+			b.round(0, 60*ms)
+			b.want(ntp.Suspect)
+			b.round(0, 60*ms)
+			b.want(ntp.Trusted)
+		})
+	}
+}
+
+func TestReadmit(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{}).trusted(60 * ms)
+	was := b.want(ntp.Trusted)
+	b.change(func() { b.now += 5 * time.Second }) // it is we who were wrong: a paused virtual machine
+	for range 5 {
+		b.round(0, 60*ms)
+	}
+	b.want(ntp.Suspect)
+	if err := b.Readmit(); err != nil {
+		t.Fatal(err)
+	}
+	// Permission is for that majority, not for the next one.
+	b.round(-2*time.Second, 60*ms)
+	for range 4 {
+		b.round(0, 60*ms)
+	}
+	b.want(ntp.Suspect)
+	if err := b.Readmit(); err != nil {
+		t.Fatal(err)
+	}
+	b.round(0, 60*ms)
+	if r := b.want(ntp.Trusted); r.Time.Before(was.Time.Add(5 * time.Second)) {
+		t.Errorf("readmitted, but shows %v", r.Time)
+	}
+}
+
+// TestNeverBackwards: not even an operator makes the time vouched for unsaid.
+func TestNeverBackwards(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{})
+	for range 3 {
+		b.round(10*time.Second, 60*ms) // a lie from the start
+	}
+	r := b.Now()
+	if r.State != ntp.Trusted {
+		t.Fatal(r.State)
+	}
+	for range 4 {
+		b.round(0, 60*ms)
+	}
+	if err := b.Readmit(); err != nil {
+		t.Fatal(err)
+	}
+	var rounds int
+	for b.Now().State == ntp.Suspect && rounds < 20 {
+		rounds++
+		if got := b.round(0, 60*ms); b.Now().State == ntp.Suspect && !errors.Is(got.Err, ntp.ErrBackwards) {
+			t.Fatalf("round %+v, want ErrBackwards", got)
+		}
+	}
+	if again := b.want(ntp.Trusted); again.Time.Before(r.Time) || rounds < 4 {
+		t.Errorf("after %d rounds shows %v, had vouched for %v", rounds, again.Time, r.Time)
+	}
+}
+
+// TestHeldBack: a small correction backwards repeats the last time, and the bound says so.
+func TestHeldBack(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{AgreeRounds: 1})
+	b.at(50*ms, 60*ms)
+	r1 := b.want(ntp.Trusted)
+	b.at(-50*ms, 60*ms) // both contain the truth; together they leave ±10 ms
+	r2 := b.want(ntp.Trusted)
+	if !r2.Time.Equal(r1.Time) || r2.Bound != 60*ms {
+		t.Errorf("held %v ± %v, want %v ± 60ms", r2.Time, r2.Bound, r1.Time)
+	}
+	b.pass(50*ms + 1)
+	if r3 := b.want(ntp.Trusted); !r3.Time.After(r1.Time) || r3.Bound > 11*ms {
+		t.Errorf("after catching up %v ± %v", r3.Time, r3.Bound)
+	}
+}
+
+// TestCreep: a majority that walks away slowly runs out of the interval that our own clock allows.
+func TestCreep(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{}).trusted(60 * ms)
+	var off time.Duration
+	for b.Now().State == ntp.Trusted {
+		off += 2 * ms
+		if off > time.Second {
+			t.Fatal("carried off by a second")
+		}
+		b.round(off, 60*ms)
+	}
+	b.Now()
+	if off > 130*ms || b.Now().State != ntp.Suspect {
+		t.Errorf("noticed at %v in state %s", off, b.Now().State)
+	}
+}
+
+// TestDisturbances of the machine's clocks make the clock suspect at once, in Now, before any round.
+func TestDisturbances(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		disturb func(m *machine)
+		inNow   bool
+	}{
+		"wall clock forward":   {func(m *machine) { m.wall += time.Second }, true},
+		"wall clock back":      {func(m *machine) { m.wall -= 200 * ms }, true},
+		"sleep":                {func(m *machine) { m.boot += time.Minute; m.wall += time.Minute; m.now += time.Minute }, true},
+		"snapshot restored":    {func(m *machine) { m.boot, m.mono, m.wall = m.boot-time.Minute, m.mono-time.Minute, m.wall-time.Minute }, true},
+		"slewed by 300 ms":     {func(m *machine) { m.boot, m.mono, m.wall = m.boot+300*ms, m.mono+300*ms, m.wall+300*ms }, false},
+		"step below the bound": {func(m *machine) { m.wall += 20 * ms }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, ntp.Config{}).trusted(60 * ms)
+			b.change(func() { c.disturb(b.machine) })
+			if name == "step below the bound" {
+				b.want(ntp.Trusted)
+				return
+			}
+			if c.inNow {
+				b.want(ntp.Suspect)
+			} else if r := b.round(0, 60*ms); r.Err == nil {
+				t.Errorf("round %+v", r)
+			}
+			b.want(ntp.Suspect)
+			for range 3 {
+				b.want(ntp.Suspect)
+				b.round(0, 60*ms)
+			}
+			if name == "snapshot restored" { // our count has lost a minute: nobody but an operator can tell who is right
+				b.want(ntp.Suspect)
+				return
+			}
+			b.want(ntp.Trusted)
+		})
+	}
+}
+
+// TestDisturbedWhileAcquiring: what rounds agreed on before a step does not count.
+func TestDisturbedWhileAcquiring(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{})
+	b.round(0, 60*ms)
+	b.round(0, 60*ms)
+	b.change(func() { b.wall += time.Hour })
+	if r := b.round(0, 60*ms); r.Err == nil {
+		t.Error("a round across a step was used")
+	}
+	b.round(0, 60*ms)
+	b.round(0, 60*ms)
+	b.want(ntp.Acquiring)
+	b.round(0, 60*ms)
+	b.want(ntp.Trusted)
+}
+
+func TestLeapSecond(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		leap  ntp.Leap
+		shift time.Duration // of Unix time
+	}{"inserted": {ntp.LeapInsert, -time.Second}, "deleted": {ntp.LeapDelete, time.Second}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, ntp.Config{AgreeRounds: 2})
+			month := time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)
+			announce := func(l ntp.Leap) ntp.Round {
+				var in []ntp.Measurement
+				for _, n := range []string{"a", "b", "c"} {
+					m := b.measure(n, 0, ms)
+					m.Leap = l
+					in = append(in, m)
+				}
+				return b.Update(in)
+			}
+			b.pass(month.Sub(noon) - 12*time.Second)
+			for range 2 {
+				b.pass(time.Second)
+				announce(c.leap)
+			}
+			b.want(ntp.Trusted)
+			for b.truth().Before(month.Add(-1100 * ms)) {
+				b.want(ntp.Trusted)
+				b.pass(100 * ms)
+			}
+			b.pass(100 * ms) // 23:59:59
+			b.want(ntp.Suspect)
+			b.pass(time.Second) // 23:59:60, or 00:00:00
+			b.change(func() { b.now += c.shift; b.wall += c.shift })
+			for range 20 { // sources are not listened to
+				b.pass(100 * ms)
+				announce(c.leap)
+				if r := b.want(ntp.Suspect); r.Trusted() {
+					t.Fatal("trusted within the leap second")
+				}
+			}
+			b.pass(3 * time.Second)
+			for range 3 {
+				b.pass(time.Second)
+				announce(ntp.LeapNone)
+			}
+			if r := b.want(ntp.Trusted); r.Bound > 5*ms {
+				t.Errorf("bound %v", r.Bound)
+			}
+		})
+	}
+}
+
+func TestSnapshot(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{}).trusted(60 * ms)
+	last := b.want(ntp.Trusted)
+	raw, err := json.Marshal(b.Snapshot("boot-1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var snap ntp.Snapshot
+	if err := json.Unmarshal(raw, &snap); err != nil {
+		t.Fatal(err)
+	}
+	again := func(t *testing.T, snap ntp.Snapshot, boot string, before func(m *machine)) *bench {
+		t.Helper()
+		m := &machine{boot: b.boot, mono: b.mono, raw: b.raw, wall: b.wall, now: b.now}
+		m.pass(1000 * time.Second)
+		if before != nil {
+			before(m)
+		}
+		c, err := ntp.NewClock(ntp.Config{}, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := &bench{T: t, machine: m, Clock: c}
+		c.OnChange(n.tell)
+		if err := c.Restore(snap, boot); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	t.Run("same boot", func(t *testing.T) {
+		n := again(t, snap, "boot-1", nil)
+		if r := n.want(ntp.Holdover); r.Bound < 110*ms || r.Bound > 111*ms || r.Provenance != last.Provenance {
+			t.Errorf("restored %+v", r)
+		}
+		n.round(0, 60*ms)
+		n.want(ntp.Trusted)
+		if err := n.Restore(snap, "boot-1"); !errors.Is(err, ntp.ErrSnapshot) {
+			t.Errorf("restoring a clock in use: %v", err)
+		}
+	})
+	t.Run("too long away", func(t *testing.T) {
+		again(t, snap, "boot-1", func(m *machine) { m.pass(6 * time.Hour) }).want(ntp.Untrusted)
+	})
+	t.Run("stepped while away", func(t *testing.T) {
+		again(t, snap, "boot-1", func(m *machine) { m.wall += time.Second }).want(ntp.Suspect)
+	})
+	t.Run("suspect stays suspect", func(t *testing.T) {
+		s := snap
+		s.State = ntp.Suspect
+		again(t, s, "boot-1", nil).want(ntp.Suspect)
+	})
+	t.Run("other boot", func(t *testing.T) {
+		n := again(t, snap, "boot-2", nil)
+		n.want(ntp.Cold)
+		for range 4 { // a majority that lives in the past
+			n.round(-2000*time.Second, 60*ms)
+		}
+		n.want(ntp.Suspect)
+		if err := n.Last().Err; !errors.Is(err, ntp.ErrBackwards) {
+			t.Errorf("round: %v, want ErrBackwards", err)
+		}
+		for range 3 {
+			n.round(0, 60*ms)
+		}
+		n.want(ntp.Trusted)
+	})
+	t.Run("nonsense", func(t *testing.T) {
+		for name, spoil := range map[string]func(*ntp.Snapshot){
+			"future":   func(s *ntp.Snapshot) { s.Boot += 24 * time.Hour },
+			"agreed":   func(s *ntp.Snapshot) { s.Agreed += 24 * time.Hour },
+			"negative": func(s *ntp.Snapshot) { s.Bound = -1 },
+			"year":     func(s *ntp.Snapshot) { s.UTC = s.UTC.AddDate(900, 0, 0) },
+			"emitted":  func(s *ntp.Snapshot) { s.Emitted = s.Emitted.AddDate(900, 0, 0) },
+			"leap":     func(s *ntp.Snapshot) { s.LeapAt = noon },
+			"state":    func(s *ntp.Snapshot) { s.State = "excellent" },
+		} {
+			s := snap
+			spoil(&s)
+			c, err := ntp.NewClock(ntp.Config{}, &machine{boot: 2 * time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Restore(s, "boot-1"); !errors.Is(err, ntp.ErrSnapshot) {
+				t.Errorf("%s: %v, want ErrSnapshot", name, err)
+			}
+			if st := c.Now().State; st != ntp.Cold {
+				t.Errorf("%s: state %s after refusal", name, st)
+			}
+		}
+	})
+}
+
+// TestRandomHistory is the promise itself: whatever the machine goes through, less than half of the sources lying, a
+// trusted reading contains the true time and none goes back.
+func TestRandomHistory(t *testing.T) {
+	t.Parallel()
+	var trusted, total int
+	for seed := range uint64(150) {
+		rng := rand.New(rand.NewPCG(seed, 3))
+		b := newBench(t, ntp.Config{MinSources: 2, AgreeRounds: 1 + rng.IntN(3)})
+		b.ppm = rng.IntN(99) - 49
+		var last time.Time
+		for range 400 {
+			b.pass(time.Duration(rng.Int64N(int64(20 * time.Second))))
+			switch rng.IntN(60) {
+			case 0:
+				step := time.Duration(rng.Int64N(int64(4*time.Second))) - 2*time.Second
+				b.change(func() { b.wall += step })
+			case 1:
+				b.pass(time.Duration(rng.Int64N(int64(8 * time.Hour)))) // outage
+			case 2:
+				d := time.Duration(rng.Int64N(int64(time.Hour)))
+				b.change(func() { b.boot += d; b.wall += d; b.now += d }) // sleep
+			}
+			var in []ntp.Measurement
+			for i, name := range []string{"a", "b", "c", "d", "e"} {
+				half := time.Duration(1 + rng.Int64N(int64(90*ms)))
+				off := time.Duration(rng.Int64N(2*int64(half)+1)) - half
+				switch {
+				case i < 2: // liars
+					off = time.Duration(rng.Int64N(int64(400*ms))) - 200*ms
+				case rng.IntN(20) == 0: // silent; then the liars may be half, and MinSources has to hold
+					if i == 4 {
+						continue
+					}
+				}
+				in = append(in, b.measure(name, off, half))
+			}
+			if len(in) == 5 {
+				b.Update(in)
+			} else {
+				b.Update(nil)
+			}
+			r := b.Now()
+			total++
+			if !r.Trusted() {
+				continue
+			}
+			trusted++
+			if d := b.truth().Sub(r.Time); d.Abs() > r.Bound {
+				t.Fatalf("seed %d: %v off with bound %v", seed, d, r.Bound)
+			}
+			if r.Time.Before(last) {
+				t.Fatalf("seed %d: went back from %v to %v", seed, last, r.Time)
+			}
+			last = r.Time
+		}
+	}
+	if trusted < total/2 {
+		t.Errorf("trusted in %d of %d readings: a clock that is never trusted proves nothing", trusted, total)
+	}
+}
+
+// TestConcurrentNow: readings taken in an order are in that order, while rounds push the clock to and fro.
+func TestConcurrentNow(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{AgreeRounds: 1})
+	b.at(0, 60*ms)
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			var last time.Time
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				r := b.Now()
+				if r.Trusted() && r.Time.Before(last) {
+					t.Errorf("went back from %v to %v", last, r.Time)
+					return
+				}
+				last = r.Time
+			}
+		})
+	}
+	rng := rand.New(rand.NewPCG(1, 4))
+	for range 2000 {
+		b.pass(time.Duration(rng.Int64N(int64(ms))))
+		b.at(time.Duration(rng.Int64N(int64(80*ms)))-40*ms, 60*ms)
+	}
+	close(stop)
+	wg.Wait()
+	b.want(ntp.Trusted)
+}
+
+// TestOnChangeMayCallTheClock, and hears everything in order.
+func TestOnChangeMayCallTheClock(t *testing.T) {
+	t.Parallel()
+	m := &machine{boot: time.Hour}
+	c, err := ntp.NewClock(ntp.Config{AgreeRounds: 1, MinSources: 1}, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bench{T: t, machine: m, Clock: c}
+	c.OnChange(func(from, to ntp.State, reason string, r ntp.Reading) {
+		b.tell(from, to, reason, r)
+		c.Now()
+		c.Last()
+		if to == ntp.Acquiring {
+			c.Update(nil)
+		}
+	})
+	b.at(0, ms, "a")
+	if got, want := fmt.Sprint(b.told), "[acquiring trusted]"; got != want {
+		t.Errorf("told %s, want %s", got, want)
+	}
+}
+
+func TestUpdateRefusesStaleAndUnfit(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{MinSources: 1, AgreeRounds: 1})
+	old, future, unfit := b.measure("old", 0, ms), b.measure("future", 0, ms), b.measure("unfit", 0, ms)
+	old.Boot -= time.Minute + 1
+	future.Boot += time.Second
+	unfit.Stratum = 16
+	r := b.Update([]ntp.Measurement{old, future, unfit})
+	for _, name := range []string{"old", "future", "unfit"} {
+		if !errors.Is(r.Unfit[name], ntp.ErrUnfit) {
+			t.Errorf("%s: %v, want ErrUnfit", name, r.Unfit[name])
+		}
+	}
+	b.want(ntp.Cold)
+}
+
+func TestConfig(t *testing.T) {
+	t.Parallel()
+	_, err := ntp.NewClock(ntp.Config{MinSources: -1, DriftPPM: 1000, AgreeRounds: -1, MaxBound: -1, HoldoverMax: -1, FreshFor: 1}, &machine{})
+	if err == nil {
+		t.Fatal("nonsense accepted")
+	}
+	for _, key := range []string{"min_sources", "drift_ppm", "agree_rounds", "max_bound", "holdover_max", "fresh_for"} {
+		if !strings.Contains(err.Error(), key) {
+			t.Errorf("error does not name %s: %v", key, err)
+		}
+	}
+}
+
+func BenchmarkNow(b *testing.B) {
+	m := &machine{boot: time.Hour}
+	c, err := ntp.NewClock(ntp.Config{AgreeRounds: 1, MinSources: 1}, m)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := says("a", 0, ms)
+	r.Boot = m.Boot()
+	c.Update([]ntp.Measurement{r})
+	b.ReportAllocs()
+	for b.Loop() {
+		m.pass(1)
+		if !c.Now().Trusted() {
+			b.Fatal("not trusted")
+		}
+	}
+}

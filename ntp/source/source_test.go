@@ -1,0 +1,574 @@
+package source_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"yinjian/ntp"
+	"yinjian/ntp/source"
+	"yinjian/ntp/sysclock"
+)
+
+// utcAtBoot makes the servers of these tests live in 2030: whatever the test machine's wall clock says, it must not show.
+var utcAtBoot = time.Date(2030, 3, 1, 0, 0, 0, 0, time.UTC)
+
+var kernel = func() *sysclock.Clock {
+	c, err := sysclock.Open()
+	if err != nil {
+		panic(err)
+	}
+	return c
+}()
+
+func quiet() logrus.FieldLogger { l := logrus.New(); l.SetOutput(io.Discard); return l }
+
+// An answer is an NTP packet in the making.
+type answer struct {
+	leap, version, mode  byte
+	stratum              byte
+	poll, precision      int8
+	rootDelay, rootDisp  time.Duration
+	refID                string
+	refAge               time.Duration
+	offset               time.Duration // of the server's clock
+	inside               time.Duration // claimed between receive and transmit
+	origin, recv, xmit   uint64        // 0: right ones
+	noXmit, wrongOrigin  bool
+	refZero, recvLater   bool
+	truncate, extraBytes int
+}
+
+func good() answer {
+	return answer{version: 4, mode: 4, stratum: 1, precision: -20, rootDelay: 100 * time.Millisecond, rootDisp: 11 * time.Millisecond, refID: "BDS", refAge: 4 * time.Second}
+}
+
+func stamp(t time.Time) uint64 {
+	d := t.Sub(time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC)) // below 292 years
+	return uint64(d/time.Second)<<32 | uint64(d%time.Second)<<32/uint64(time.Second)
+}
+
+func short(d time.Duration) uint32 { return uint32(uint64(d) << 16 / uint64(time.Second)) }
+
+func (a answer) bytes(req []byte) []byte {
+	now := utcAtBoot.Add(kernel.Boot() + a.offset)
+	b := make([]byte, 48, 128)
+	b[0], b[1], b[2], b[3] = a.leap<<6|a.version<<3|a.mode, a.stratum, byte(a.poll), byte(a.precision)
+	binary.BigEndian.PutUint32(b[4:], short(a.rootDelay))
+	binary.BigEndian.PutUint32(b[8:], short(a.rootDisp))
+	copy(b[12:16], a.refID)
+	if !a.refZero {
+		binary.BigEndian.PutUint64(b[16:], stamp(now.Add(-a.refAge)))
+	}
+	copy(b[24:32], req[40:48])
+	if a.wrongOrigin {
+		b[31] ^= 1
+	}
+	recv := now.Add(-a.inside)
+	if a.recvLater {
+		recv = now.Add(time.Second)
+	}
+	binary.BigEndian.PutUint64(b[32:], stamp(recv))
+	if !a.noXmit {
+		binary.BigEndian.PutUint64(b[40:], stamp(now))
+	}
+	b = append(b, make([]byte, a.extraBytes)...)
+	return b[:len(b)-a.truncate]
+}
+
+// serve answers each request with what reply returns for it, n counting from 0, and returns the address.
+func serve(t testing.TB, reply func(n int, req []byte) [][]byte) string {
+	t.Helper()
+	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		buf := make([]byte, 2048)
+		for n := 0; ; n++ {
+			size, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if size < 48 {
+				continue
+			}
+			for _, p := range reply(n, buf[:size]) {
+				_, _ = c.WriteTo(p, from)
+			}
+		}
+	}()
+	return c.LocalAddr().String()
+}
+
+func always(a answer) func(int, []byte) [][]byte {
+	return func(_ int, req []byte) [][]byte { return [][]byte{a.bytes(req)} }
+}
+
+func newSource(t testing.TB, name, address string) *source.Source {
+	t.Helper()
+	s, err := source.New(source.Config{Name: name, Group: "g-" + name, Address: address, Timeout: 300 * time.Millisecond, Clock: kernel})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestGoodAnswer(t *testing.T) {
+	t.Parallel()
+	a := good()
+	a.leap, a.stratum, a.refID = 1, 2, "\x0a\x00\x00\x01"
+	m, err := newSource(t, "lan", serve(t, always(a))).Query(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := m.UTC.Sub(utcAtBoot.Add(m.Boot)); d.Abs() > m.RTT/2+time.Microsecond {
+		t.Errorf("UTC is %v off, round trip %v", d, m.RTT)
+	}
+	if m.Source != "lan" || m.Group != "g-lan" || m.Stratum != 2 || m.Leap != ntp.LeapInsert || m.RefID != "10.0.0.1" {
+		t.Errorf("measurement %+v", m)
+	}
+	if want := 61*time.Millisecond + m.RTT/2; m.RootDistance < want || m.RootDistance > want+3*time.Millisecond {
+		t.Errorf("root distance %v, want about %v", m.RootDistance, want)
+	}
+	if d := m.ReferenceAge - 4*time.Second; d.Abs() > time.Millisecond {
+		t.Errorf("reference age %v, want 4s", m.ReferenceAge)
+	}
+}
+
+// TestFaults are servers that are broken or lie. Each either fails in Query, or in Check with the limits below, or, if it
+// is a lie that one answer cannot show, comes out as it was told.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	limits := ntp.Limits{MaxRootDistance: time.Second, MaxReferenceAge: time.Hour}
+	with := func(f func(*answer)) func(int, []byte) [][]byte { a := good(); f(&a); return always(a) }
+	spoofed := good()
+	spoofed.wrongOrigin, spoofed.offset = true, time.Hour
+	for name, c := range map[string]struct {
+		reply func(int, []byte) [][]byte
+		want  string // in the error; "" for a fit measurement
+		off   time.Duration
+	}{
+		"stratum 16":         {with(func(a *answer) { a.stratum = 16 }), "stratum 16", 0},
+		"stratum 255":        {with(func(a *answer) { a.stratum = 255 }), "stratum 255", 0},
+		"unsynchronized":     {with(func(a *answer) { a.leap = 3 }), "not synchronized", 0},
+		"kiss INIT":          {with(func(a *answer) { a.stratum = 0; a.refID = "INIT" }), `kiss of death "INIT"`, 0},
+		"version 3":          {with(func(a *answer) { a.version = 3 }), "version 3", 0},
+		"mode 3":             {with(func(a *answer) { a.mode = 3 }), "timeout", 0},
+		"mode 5":             {with(func(a *answer) { a.mode = 5 }), "timeout", 0},
+		"no transmit time":   {with(func(a *answer) { a.noXmit = true }), "invalid transmit time", 0},
+		"ticked backwards":   {with(func(a *answer) { a.recvLater = true }), "backwards", 0},
+		"thought too long":   {with(func(a *answer) { a.inside = time.Second }), "inside the server", 0},
+		"reference 2 h old":  {with(func(a *answer) { a.refAge = 2 * time.Hour }), "reference time is 2h", 0},
+		"reference 48 h old": {with(func(a *answer) { a.refAge = 48 * time.Hour }), "reference time is 48h", 0},
+		"reference ahead":    {with(func(a *answer) { a.refAge = -time.Minute }), "ahead", 0},
+		"no reference time":  {with(func(a *answer) { a.refZero = true }), "ahead", 0}, // 0 reads as 2036
+		"dispersion 10 s":    {with(func(a *answer) { a.rootDisp = 10 * time.Second }), "root distance 10", 0},
+		"dispersion 17 s":    {with(func(a *answer) { a.rootDisp = 17 * time.Second }), "root distance 17", 0},
+		"root delay 20 s":    {with(func(a *answer) { a.rootDelay = 20 * time.Second }), "root distance 10", 0},
+		"precision 4 s":      {with(func(a *answer) { a.precision = 2 }), "root distance 4", 0},
+		"precision absurd":   {with(func(a *answer) { a.precision = 127 }), "", 0}, // 2^127 s overflows to nothing in beevik
+		"precision −128":     {with(func(a *answer) { a.precision = -128 }), "timeout", 0},
+		"poll −128":          {with(func(a *answer) { a.poll = -128 }), "timeout", 0},
+		"year 1990":          {with(func(a *answer) { a.offset = -40 * 365 * 24 * time.Hour }), "year 1990", 0},
+		"5 s ahead":          {with(func(a *answer) { a.offset = 5 * time.Second }), "", 5 * time.Second},
+		"a day behind":       {with(func(a *answer) { a.offset = -24 * time.Hour }), "", -24 * time.Hour},
+		"leap pending":       {with(func(a *answer) { a.leap = 1 }), "", 0},
+		"extension bytes":    {with(func(a *answer) { a.extraBytes = 28 }), "", 0},
+		"short packet":       {with(func(a *answer) { a.truncate = 1 }), "timeout", 0},
+		"empty packet":       {with(func(a *answer) { a.truncate = 48 }), "timeout", 0},
+		"oversized packet":   {with(func(a *answer) { a.extraBytes = 1100 }), "timeout", 0},
+		"wrong origin":       {always(spoofed), "timeout", 0},
+		"silence":            {func(int, []byte) [][]byte { return nil }, "timeout", 0},
+		"spoofed, then right": {func(_ int, req []byte) [][]byte {
+			return [][]byte{spoofed.bytes(req), {1, 2, 3}, {}, good().bytes(req)}
+		}, "", 0},
+		"garbage, then right when asked again": {func(n int, req []byte) [][]byte {
+			a := good()
+			a.noXmit = n == 0
+			return [][]byte{a.bytes(req)}
+		}, "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, err := newSource(t, "s", serve(t, c.reply)).Query(t.Context())
+			if err == nil {
+				err = m.Check(limits)
+			}
+			if c.want != "" {
+				if err == nil || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("error %v, want %q", err, c.want)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := m.UTC.Sub(utcAtBoot.Add(m.Boot)) - c.off; d.Abs() > m.RootDistance {
+				t.Errorf("UTC is %v off", d)
+			}
+		})
+	}
+}
+
+// TestDelay: 100 ms on the way there alone show as 50 ms of error, inside the root distance.
+func TestDelay(t *testing.T) {
+	t.Parallel()
+	addr := serve(t, func(_ int, req []byte) [][]byte {
+		time.Sleep(100 * time.Millisecond) // the delay itself is the subject
+		return [][]byte{good().bytes(req)}
+	})
+	m, err := newSource(t, "slow", addr).Query(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := m.UTC.Sub(utcAtBoot.Add(m.Boot)); m.RTT < 100*time.Millisecond || d.Abs() > m.RTT/2+time.Millisecond || m.RootDistance < m.RTT/2+61*time.Millisecond {
+		t.Errorf("%v off, round trip %v, root distance %v", d, m.RTT, m.RootDistance)
+	}
+}
+
+// A turned clock is the kernel's with BOOTTIME moved by hand.
+type turned struct {
+	*sysclock.Clock
+	ahead, slept atomic.Int64
+	onBoot       func()
+}
+
+func (c *turned) Boot() time.Duration {
+	if c.onBoot != nil {
+		c.onBoot()
+	}
+	return c.Clock.Boot() + time.Duration(c.ahead.Load()+c.slept.Load())
+}
+func (c *turned) Monotonic() time.Duration {
+	return c.Clock.Monotonic() + time.Duration(c.ahead.Load())
+}
+
+func TestKissOfDeath(t *testing.T) {
+	t.Parallel()
+	for _, code := range []string{"DENY", "RSTR"} {
+		var asked atomic.Int32
+		a := good()
+		a.stratum, a.refID = 0, code
+		s := newSource(t, "s", serve(t, func(_ int, req []byte) [][]byte { asked.Add(1); return [][]byte{a.bytes(req)} }))
+		for range 3 {
+			if _, err := s.Query(t.Context()); !errors.Is(err, source.ErrDenied) {
+				t.Errorf("%s: %v, want ErrDenied", code, err)
+			}
+		}
+		if n := asked.Load(); n != 1 {
+			t.Errorf("%s: asked %d times, want 1", code, n)
+		}
+	}
+}
+
+func TestRate(t *testing.T) {
+	t.Parallel()
+	var asked, limited atomic.Int32
+	limited.Store(1)
+	addr := serve(t, func(_ int, req []byte) [][]byte {
+		asked.Add(1)
+		a := good()
+		if limited.Load() != 0 {
+			a.stratum, a.refID = 0, "RATE"
+		}
+		return [][]byte{a.bytes(req)}
+	})
+	clock := &turned{Clock: kernel}
+	s, err := source.New(source.Config{Name: "s", Address: addr, Clock: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Each RATE doubles the pause, in which nobody is asked.
+	for i, pause := range []time.Duration{64, 128, 256, 512, 1024, 1024} {
+		if _, err := s.Query(t.Context()); !errors.Is(err, source.ErrBackoff) {
+			t.Fatalf("RATE: %v, want ErrBackoff", err)
+		}
+		clock.ahead.Add(int64(pause*time.Second - 100*time.Millisecond))
+		if _, err := s.Query(t.Context()); !errors.Is(err, source.ErrBackoff) || asked.Load() != int32(i+1) {
+			t.Fatalf("asked %d times within %d s of the %dth RATE: %v", asked.Load(), pause, i+1, err)
+		}
+		clock.ahead.Add(int64(100 * time.Millisecond))
+	}
+	// Good answers bring the old rate back, gradually.
+	limited.Store(0)
+	spaced := 0
+	for range 60 {
+		if _, err := s.Query(t.Context()); errors.Is(err, source.ErrBackoff) {
+			spaced++
+			clock.ahead.Add(int64(1024 * time.Second))
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if spaced < 20 {
+		t.Errorf("only %d queries were spaced", spaced)
+	}
+	for range 120 {
+		_, _ = s.Query(t.Context())
+		clock.ahead.Add(int64(1024 * time.Second))
+	}
+	for range 3 {
+		if _, err := s.Query(t.Context()); err != nil {
+			t.Errorf("still spaced: %v", err)
+		}
+	}
+}
+
+func TestSleepDuringQuery(t *testing.T) {
+	t.Parallel()
+	clock := &turned{Clock: kernel}
+	addr := serve(t, func(_ int, req []byte) [][]byte {
+		clock.slept.Add(int64(time.Second))
+		return [][]byte{good().bytes(req)}
+	})
+	s, err := source.New(source.Config{Name: "s", Address: addr, Clock: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := s.Query(t.Context()); !errors.Is(err, source.ErrSleep) {
+		t.Errorf("Query = %+v, %v, want ErrSleep", m, err)
+	}
+}
+
+func TestQueryEndsWithContext(t *testing.T) {
+	t.Parallel()
+	asked := make(chan struct{}, 8)
+	addr := serve(t, func(int, []byte) [][]byte { asked <- struct{}{}; return nil })
+	s, err := source.New(source.Config{Name: "s", Address: addr, Clock: kernel, Timeout: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { _, err := s.Query(ctx); done <- err }()
+	<-asked
+	cancel()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("no error")
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("Query goes on after its context")
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := func(name, text string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	secret := strings.Repeat("a5", 16)
+	for name, c := range map[string]struct {
+		cfg  source.Config
+		want string
+	}{
+		"no name":      {source.Config{Address: "127.0.0.1:123", Clock: kernel}, "required"},
+		"no clock":     {source.Config{Name: "s", Address: "127.0.0.1:123"}, "required"},
+		"no port":      {source.Config{Name: "s", Address: "127.0.0.1", Clock: kernel}, "host:port"},
+		"timeout":      {source.Config{Name: "s", Address: "127.0.0.1:123", Clock: kernel, Timeout: -1}, "timeout"},
+		"MD5":          {auth(1, "MD5", file("md5", "1 MD5 HEX:"+secret, 0o600)), `auth type "MD5"`},
+		"no such file": {auth(1, "AES128", filepath.Join(dir, "none")), "no such file"},
+		"open to all":  {auth(1, "AES128", file("open", "1 AES128 HEX:"+secret, 0o644)), "open to others"},
+		"no such key":  {auth(2, "AES128", file("other", "1 AES128 HEX:"+secret, 0o600)), "key 2 not found"},
+		"twice":        {auth(1, "AES128", file("twice", "1 AES128 HEX:"+secret+"\n1 AES128 HEX:"+secret, 0o600)), "occurs twice"},
+		"other type":   {auth(1, "AES256", file("type", "1 AES128 HEX:"+secret, 0o600)), "not of type"},
+		"bad hex":      {auth(1, "AES128", file("hex", "1 AES128 HEX:"+secret+"zz", 0o600)), "not hexadecimal"},
+		"bare key":     {auth(1, "AES128", file("bare", "1 AES128 "+secret, 0o600)), "must begin with"},
+		"short":        {auth(1, "SHA256", file("short", "1 SHA256 ASCII:secret", 0o600)), "has 6 bytes"},
+		"long":         {auth(1, "SHA256", file("long", "1 SHA256 HEX:"+secret+secret+"00", 0o600)), "has 33 bytes"},
+		"empty key":    {auth(1, "SHA256", file("empty", "1 SHA256 HEX:", 0o600)), "empty"},
+		"odd line":     {auth(1, "SHA256", file("odd", "# comment\n\n1 SHA256", 0o600)), "line 3"},
+		"id no number": {auth(1, "SHA256", file("id", "one SHA256 HEX:00", 0o600)), "not a number"},
+		"oversized":    {auth(1, "SHA256", file("huge", strings.Repeat("#", 70<<10), 0o600)), "larger than"},
+		"no id":        {auth(0, "SHA256", file("noid", "", 0o600)), "required"},
+	} {
+		_, err := source.New(c.cfg)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+		if err != nil && strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: the error shows the key: %v", name, err)
+		}
+	}
+}
+
+func auth(id uint32, typ, file string) source.Config {
+	return source.Config{Name: "s", Address: "127.0.0.1:123", Clock: kernel, Auth: source.Auth{KeyID: id, Type: typ, KeyFile: file}}
+}
+
+// TestPoller has three servers, one of which lies, falls silent, and so on.
+func TestPoller(t *testing.T) {
+	t.Parallel()
+	var lie, silent atomic.Bool
+	honest := good()
+	honest.stratum = 2
+	var sources []*source.Source
+	for _, name := range []string{"a", "b", "c"} {
+		sources = append(sources, newSource(t, name, serve(t, func(_ int, req []byte) [][]byte {
+			a := honest
+			switch {
+			case name == "c" && lie.Load():
+				a.offset = 5 * time.Second
+			case silent.Load():
+				return nil
+			}
+			return [][]byte{a.bytes(req)}
+		})))
+	}
+	clock, err := ntp.NewClock(ntp.Config{MinSources: 2}, kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &source.Poller{Sources: sources, Clock: clock, Log: quiet(), Interval: 10 * time.Millisecond}
+	want := func(s ntp.State, rounds int) ntp.Reading {
+		t.Helper()
+		for range rounds {
+			p.Round(t.Context())
+		}
+		r := clock.Now()
+		if r.State != s {
+			t.Fatalf("state %s, want %s: %+v", r.State, s, clock.Last())
+		}
+		return r
+	}
+	lie.Store(true)
+	r := want(ntp.Trusted, 3)
+	if d := r.Time.Sub(utcAtBoot.Add(kernel.Boot())); d.Abs() > r.Bound {
+		t.Errorf("%v off, bound %v", d, r.Bound)
+	}
+	if last := clock.Last(); strings.Join(last.Rejected, " ") != "g-c" {
+		t.Errorf("rejected %v", last.Rejected)
+	}
+	silent.Store(true) // now only the liar speaks
+	want(ntp.Trusted, 1)
+	for i, st := range p.Status() {
+		if (st.Err != nil) != (i < 2) || st.Measurement.Source != st.Source {
+			t.Errorf("status %+v", st)
+		}
+	}
+	silent.Store(false)
+	lie.Store(false)
+	want(ntp.Trusted, 1)
+
+	// Run ends with its context, and does not take the interruption for silence.
+	ctx, cancel := context.WithCancel(t.Context())
+	rounds := make(chan ntp.Round)
+	p.OnRound = func(r ntp.Round) { rounds <- r }
+	done := make(chan error)
+	go func() { done <- p.Run(ctx) }()
+	for range 3 {
+		if r := <-rounds; r.Err != nil {
+			t.Error(r.Err)
+		}
+	}
+	cancel()
+	for {
+		select {
+		case <-rounds:
+			continue
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		break
+	}
+	if err := (&source.Poller{Sources: append(sources, sources[0]), Clock: clock, Log: quiet()}).Run(t.Context()); err == nil {
+		t.Error("two sources of one name accepted")
+	}
+}
+
+// A fake conn answers with given bytes, once, with the origin of the question written into them if asked to.
+type fakeConn struct {
+	net.Conn
+	mu     sync.Mutex
+	origin []byte
+	packet []byte
+	fix    bool
+}
+
+func (c *fakeConn) Write(b []byte) (int, error) {
+	c.origin = append([]byte(nil), b[40:48]...)
+	return len(b), nil
+}
+func (c *fakeConn) Read(b []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.packet == nil {
+		return 0, os.ErrDeadlineExceeded
+	}
+	n := copy(b, c.packet)
+	if c.fix && n >= 32 {
+		copy(b[24:32], c.origin)
+	}
+	c.packet = nil
+	return n, nil
+}
+func (c *fakeConn) Close() error                { return nil }
+func (c *fakeConn) SetDeadline(time.Time) error { return nil }
+
+// FuzzAnswer feeds raw packets. Whatever they are: no panic, and what passes Check is within its own limits and has a
+// UTC that follows from the packet's timestamps.
+func FuzzAnswer(f *testing.F) {
+	req := make([]byte, 48)
+	for _, a := range []answer{good(), {}, {version: 4, mode: 4, stratum: 0, refID: "RATE", poll: 127}, {version: 4, mode: 4, stratum: 1, precision: -128}} {
+		f.Add(a.bytes(req), true)
+		f.Add(a.bytes(req), false)
+	}
+	long := good()
+	long.extraBytes = 68
+	f.Add(long.bytes(req), true)
+	f.Add([]byte{}, true)
+	limits := ntp.Limits{MaxRootDistance: time.Second, MaxReferenceAge: time.Hour}
+	f.Fuzz(func(t *testing.T, packet []byte, fix bool) {
+		s, err := source.New(source.Config{
+			Name: "s", Address: "127.0.0.1:123", Clock: kernel, Timeout: time.Second,
+			Dial: func(context.Context, string, string) (net.Conn, error) {
+				return &fakeConn{packet: packet, fix: fix}, nil
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.Query(context.Background())
+		if err != nil {
+			return
+		}
+		if !fix {
+			t.Fatalf("believed a packet with origin %x", packet[24:32])
+		}
+		if m.Check(limits) != nil {
+			return
+		}
+		xmit := binary.BigEndian.Uint64(packet[40:])
+		want := time.Unix(int64(xmit>>32)-2208988800, 0)
+		if xmit>>63 == 0 {
+			want = want.Add(1 << 32 * time.Second) // NTP era 1
+		}
+		if d := m.UTC.Sub(want); d.Abs() > 3*time.Second {
+			t.Fatalf("UTC %v from transmit time %v", m.UTC, want)
+		}
+	})
+}
