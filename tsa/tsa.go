@@ -74,8 +74,8 @@ type Authority struct {
 // CA, and each certificate of the chain must be signed by the next.
 func New(c Config) (*Authority, error) {
 	var errs []error
-	if c.Accuracy <= 0 {
-		errs = append(errs, errors.New("accuracy must be positive"))
+	if c.Accuracy < time.Millisecond || c.Accuracy > maxAccuracy {
+		errs = append(errs, fmt.Errorf("accuracy %v is outside 1ms to %v", c.Accuracy, maxAccuracy))
 	}
 	if c.Clock == nil || c.Serials == nil || c.Log == nil || c.Signer == nil {
 		errs = append(errs, errors.New("signer, clock, serials and log must be set"))
@@ -158,8 +158,8 @@ func (a *Authority) Issue(ctx context.Context, req *Request) (*Token, error) {
 		Nonce:      req.Nonce,
 		Provenance: reading,
 	}
-	if !reading.Trusted() || reading.Bound < 0 {
-		return nil, fmt.Errorf("%w: clock is %s", ErrTimeNotAvailable, reading.State)
+	if !reading.Trusted() || reading.Bound < 0 || reading.Bound > a.config.Accuracy {
+		return nil, fmt.Errorf("%w: clock is %s, its bound %v", ErrTimeNotAvailable, reading.State, reading.Bound)
 	}
 	// Cutting off the digits below a millisecond makes genTime wrong by what is cut off; the bound has to say so.
 	token.Accuracy = publishedAccuracy(reading.Bound + reading.Time.Sub(token.GenTime))
@@ -222,6 +222,9 @@ func (a *Authority) respond(ctx context.Context, reqDER []byte) (*Token, error) 
 	}
 	return token, nil
 }
+
+// maxAccuracy keeps the arithmetic far from overflow; a vaguer clock is of no use to anybody. ETSI EN 319 422 wants 1 s.
+const maxAccuracy = time.Hour
 
 // publishedAccuracy rounds an error up to milliseconds, at least one.
 func publishedAccuracy(bound time.Duration) time.Duration {
