@@ -42,7 +42,7 @@ func TestOpenSSLVerifiesRSA(t *testing.T) {
 			queryFile, q := query(t, flags...)
 			response := write(t, filepath.Join(dir, "r.tsr"), a.Respond(t.Context(), q))
 			ca := write(t, filepath.Join(dir, "ca.pem"), certPEM(u.ca))
-			args := []string{"ts", "-verify", "-queryfile", queryFile, "-in", response, "-CAfile", ca}
+			args := []string{"ts", "-verify", "-attime", "1795256430", "-queryfile", queryFile, "-in", response, "-CAfile", ca}
 			if name == "bare leaf" {
 				args = append(args, "-untrusted", write(t, filepath.Join(dir, "tsu.pem"), certPEM(u.cert)))
 			}
@@ -51,7 +51,7 @@ func TestOpenSSLVerifiesRSA(t *testing.T) {
 			}
 			// the judge can say no
 			other := write(t, filepath.Join(dir, "other"), []byte("other"))
-			args = []string{"ts", "-verify", "-data", other, "-in", response, "-CAfile", ca}
+			args = []string{"ts", "-verify", "-attime", "1795256430", "-data", other, "-in", response, "-CAfile", ca}
 			if out, err := openssl(t, args...); err == nil {
 				t.Errorf("openssl verifies other data: %s", out)
 			}

@@ -2,13 +2,12 @@ package tsa
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/asn1"
 	"fmt"
 	"hash"
 	"math/big"
-
-	"crypto/sha256"
-	"crypto/sha512"
 
 	"github.com/emmansun/gmsm/sm3"
 	"golang.org/x/crypto/cryptobyte"
@@ -89,10 +88,16 @@ func isSM3(oid asn1.ObjectIdentifier) bool { return oid.Equal(cms.OIDSM3) || oid
 // are legal and met where 8 random bytes are sent as they are, so they are echoed like any other.
 const maxNonceBytes = 20
 
+// maxRequestBytes is far above any request that could be granted: two hundred bytes with the longest of everything.
+const maxRequestBytes = 16 << 10
+
 // ParseRequest reads a DER TimeStampReq. Every error is a *RequestError, ready to be sent.
 func ParseRequest(reqDER []byte) (*Request, error) {
 	badFormat := func(what string) (*Request, error) {
 		return nil, &RequestError{BadDataFormat, what + " is not DER of a TimeStampReq"}
+	}
+	if len(reqDER) > maxRequestBytes {
+		return nil, &RequestError{BadDataFormat, fmt.Sprintf("request of more than %d bytes", maxRequestBytes)}
 	}
 	s := cryptobyte.String(bytes.Clone(reqDER))
 	var body, version cryptobyte.String

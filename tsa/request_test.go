@@ -92,6 +92,7 @@ func TestEveryFailure(t *testing.T) {
 	}{
 		"empty":                {nil, tsa.BadDataFormat},
 		"garbage":              {[]byte("GET / HTTP/1.1"), tsa.BadDataFormat},
+		"oversized":            {tlv(0x30, body, tlv(0xa0, make([]byte, 20000))), tsa.BadDataFormat},
 		"trailing byte":        {append(tlv(0x30, body), 0), tsa.BadDataFormat},
 		"truncated":            {tlv(0x30, body)[:40], tsa.BadDataFormat},
 		"indefinite":           {slices.Concat([]byte{0x30, 0x80}, body, []byte{0, 0}), tsa.BadDataFormat},

@@ -97,7 +97,7 @@ var singleValued = []asn1.ObjectIdentifier{
 	OIDContentType, OIDMessageDigest, OIDSigningTime, OIDSigningCertificate, OIDSigningCertificateV2, OIDAlgorithmProtection,
 }
 
-// hashes are the digests a certificate may be named by.
+// hashOf answers the digests that a certificate may be named by, nil for others.
 func hashOf(oid asn1.ObjectIdentifier) hash.Hash {
 	switch {
 	case oid.Equal(OIDSM3):

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/emmansun/gmsm/pkcs7"
 	"github.com/emmansun/gmsm/sm2"
 
 	"yinjian/appliance/cms"
@@ -192,6 +193,48 @@ func TestOpenSSLVerifiesSM2(t *testing.T) {
 		digest := strings.Fields(mustOpenSSL(t, "dgst", "-sm3", "-r", write(t, filepath.Join(dir, "content"), content)))[0]
 		if value, ok := si.Attribute(cms.OIDMessageDigest); !ok || digest != hex.EncodeToString(value[2:]) {
 			t.Errorf("openssl's SM3 %s, messageDigest %x", digest, value)
+		}
+	}
+}
+
+// TestGMSM: gmsm's pkcs7 (v0.44.0) knows 301.1 only, so it reads profile gm0010; and what it writes is read here.
+func TestGMSM(t *testing.T) {
+	t.Parallel()
+	who := sm2Person()
+	signed, err := cms.Sign(t.Context(), who.key, cms.Params{Content: content, Certificates: who.chain(), Profile: cms.GM0010})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p7, err := pkcs7.Parse(signed.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p7.Verify(); err != nil || !bytes.Equal(p7.Content, content) {
+		t.Errorf("gmsm: Verify = %v, content %q", err, p7.Content)
+	}
+
+	for name, make := range map[string]func([]byte) (*pkcs7.SignedData, error){
+		"GM/T 0010": pkcs7.NewSMSignedData, "PKCS#7": pkcs7.NewSignedData,
+	} {
+		sd, err := make(content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sd.SetDigestAlgorithm(pkcs7.OIDDigestAlgorithmSM3)
+		if err := sd.AddSigner(who.cert, who.key.key, pkcs7.SignerInfoConfig{}); err != nil {
+			t.Fatal(err)
+		}
+		theirs, err := sd.Finish()
+		if err != nil {
+			t.Fatal(err)
+		}
+		message, err := cms.Parse(theirs)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if report, err := message.Verify(content); err != nil {
+			t.Errorf("%s: Verify = %v: %v", name, err, report.Checks)
 		}
 	}
 }
