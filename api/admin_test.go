@@ -1,0 +1,290 @@
+package api_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"yinjian/api"
+	"yinjian/api/client"
+	"yinjian/api/wire"
+	"yinjian/appliance/problem"
+)
+
+// admin notes what it is asked.
+type admin struct {
+	mu     sync.Mutex
+	actors []string
+	asked  []any
+	fail   error
+}
+
+func (a *admin) note(actor string, req any) (any, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.actors, a.asked = append(a.actors, actor), append(a.asked, req)
+	return m{"ok": true}, a.fail
+}
+
+func (a *admin) RegisterApplication(_ context.Context, actor string, req api.RegisterApplication) (*api.RegisteredApplication, error) {
+	_, err := a.note(actor, req)
+	return &api.RegisteredApplication{Application: m{"id": req.ID}, Key: appKey}, err
+}
+func (a *admin) StopApplication(_ context.Context, actor string, req api.Decision) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListApplications(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "applications")
+}
+func (a *admin) EnrolSigner(_ context.Context, actor string, req api.EnrolSigner) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) SetSignerPIN(_ context.Context, actor string, req api.SetSignerPIN) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) StopSigner(_ context.Context, actor string, req api.Decision) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) StartSigner(_ context.Context, actor string, req api.Decision) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListSigners(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "signers")
+}
+func (a *admin) RevokeCertificate(_ context.Context, actor string, req api.RevokeCertificate) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) IssueCRL(_ context.Context, actor string, req api.IssueCRL) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) AuditVerify(_ context.Context, actor string, req api.AuditVerify) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) Compare(_ context.Context, actor string, req api.Compare) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) State(_ context.Context, actor string) (any, error) { return a.note(actor, "state") }
+
+// socket serves the kit's admin handler and answers the path.
+func (k *kit) socket() string {
+	k.t.Helper()
+	dir, err := os.MkdirTemp("", "yj") // a socket's path is short: sun_path has 108 bytes
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "admin.sock")
+	ln, err := api.ListenAdmin(path)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	serve(k.t, k.server.NewAdminServer(), ln)
+	return path
+}
+
+func TestAdminReachesEveryRoute(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	a := client.NewAdmin(k.socket())
+	t.Cleanup(a.Close)
+	ctx := t.Context()
+	check := func(_ json.RawMessage, err error) {
+		t.Helper()
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	reg := wire.RegisterApplication{ID: "his", Name: "门诊", Campus: "east", Rights: []string{"sign"}, Stamp: "required", Consent: []string{"signer-pin"}, Test: true}
+	got, err := a.RegisterApplication(ctx, reg)
+	if err != nil || !cmp.Equal(got.Key, appKey) {
+		t.Errorf("RegisterApplication = %v, %v", got, err)
+	}
+	enrol := wire.EnrolSigner{ID: "D1001", Name: "张三", Department: "心内科", Campus: "east", Algorithms: []string{"SM2", "RSA-2048"}, PIN: "314159"}
+	check(a.ListApplications(ctx))
+	check(a.StopApplication(ctx, wire.Decision{ID: "his", Reason: "停用"}))
+	check(a.EnrolSigner(ctx, enrol))
+	check(a.ListSigners(ctx))
+	check(a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001", PIN: "271828"}))
+	check(a.StopSigner(ctx, wire.Decision{ID: "D1001", Reason: "离职"}))
+	check(a.StartSigner(ctx, wire.Decision{ID: "D1001", Reason: "返聘"}))
+	check(a.RevokeCertificate(ctx, wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}))
+	check(a.IssueCRL(ctx))
+	check(a.AuditVerify(ctx))
+	check(a.Compare(ctx))
+	check(a.State(ctx))
+	want := []any{
+		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, enrol, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828"},
+		wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
+		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, wire.AuditVerify{}, wire.Compare{}, "state",
+	}
+	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
+		t.Error(diff)
+	}
+	for _, actor := range k.admin.actors {
+		if uid := strconv.Itoa(os.Getuid()); !strings.HasPrefix(actor, "local uid="+uid) {
+			t.Errorf("actor = %q, want uid %s", actor, uid)
+		}
+	}
+
+	k.admin.fail = problem.New(problem.Exists, "已存在 (exists)", "换一个编号 (take another id)")
+	if _, err := a.EnrolSigner(ctx, enrol); !client.Is(err, problem.Exists) {
+		t.Errorf("EnrolSigner = %v, want exists", err)
+	}
+}
+
+func TestAdminRefusesFaultyFields(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	a := client.NewAdmin(k.socket())
+	t.Cleanup(a.Close)
+	ctx := t.Context()
+	app := wire.RegisterApplication{ID: "his", Name: "门诊", Campus: "east", Rights: []string{"sign"}, Stamp: "required", Consent: []string{"signer-pin"}}
+	signer := wire.EnrolSigner{ID: "D1001", Name: "张三", Department: "心内科", Campus: "east", Algorithms: []string{"SM2"}}
+	register := func(change func(*wire.RegisterApplication)) func() error {
+		return func() error { r := app; change(&r); _, err := a.RegisterApplication(ctx, r); return err }
+	}
+	enrol := func(change func(*wire.EnrolSigner)) func() error {
+		return func() error { r := signer; change(&r); _, err := a.EnrolSigner(ctx, r); return err }
+	}
+	for name, row := range map[string]struct {
+		do    func() error
+		field string
+	}{
+		"id missing":          {register(func(r *wire.RegisterApplication) { r.ID = "" }), "id"},
+		"id upper case":       {register(func(r *wire.RegisterApplication) { r.ID = "HIS" }), "id"},
+		"name missing":        {register(func(r *wire.RegisterApplication) { r.Name = "" }), "name"},
+		"name too long":       {register(func(r *wire.RegisterApplication) { r.Name = strings.Repeat("门", 22) }), "name"},
+		"name with newline":   {register(func(r *wire.RegisterApplication) { r.Name = "a\nb" }), "name"},
+		"name reversed":       {register(func(r *wire.RegisterApplication) { r.Name = "a\u202eb" }), "name"},
+		"campus missing":      {register(func(r *wire.RegisterApplication) { r.Campus = "" }), "campus"},
+		"no rights":           {register(func(r *wire.RegisterApplication) { r.Rights = nil }), "rights"},
+		"unknown right":       {register(func(r *wire.RegisterApplication) { r.Rights = []string{"root"} }), "rights"},
+		"right twice":         {register(func(r *wire.RegisterApplication) { r.Rights = []string{"sign", "sign"} }), "rights"},
+		"unknown stamp":       {register(func(r *wire.RegisterApplication) { r.Stamp = "maybe" }), "stamp"},
+		"no consent":          {register(func(r *wire.RegisterApplication) { r.Consent = []string{} }), "consent"},
+		"unknown consent":     {register(func(r *wire.RegisterApplication) { r.Consent = []string{"sms"} }), "consent"},
+		"signer id":           {enrol(func(r *wire.EnrolSigner) { r.ID = "D 1" }), "id"},
+		"signer name":         {enrol(func(r *wire.EnrolSigner) { r.Name = " x" }), "name"},
+		"signer department":   {enrol(func(r *wire.EnrolSigner) { r.Department = "" }), "department"},
+		"signer campus":       {enrol(func(r *wire.EnrolSigner) { r.Campus = strings.Repeat("x", 33) }), "campus"},
+		"signer no algorithm": {enrol(func(r *wire.EnrolSigner) { r.Algorithms = nil }), "algorithms"},
+		"signer algorithm":    {enrol(func(r *wire.EnrolSigner) { r.Algorithms = []string{"DSA"} }), "algorithms"},
+		"signer long PIN":     {enrol(func(r *wire.EnrolSigner) { r.PIN = strings.Repeat("1", 65) }), "pin"},
+		"PIN missing":         {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
+		"PIN of nobody": {func() error {
+			_, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "x", PIN: "1"})
+			return err
+		}, "path.id"},
+		"stop without reason": {func() error { _, err := a.StopSigner(ctx, wire.Decision{ID: "D1001"}); return err }, "reason"},
+		"stop bad id": {func() error {
+			_, err := a.StopApplication(ctx, wire.Decision{ID: "HIS", Reason: "x"})
+			return err
+		}, "path.id"},
+		"hold": {func() error {
+			_, err := a.RevokeCertificate(ctx, wire.RevokeCertificate{Serial: "01", Reason: "certificateHold"})
+			return err
+		}, "reason"},
+		"serial": {func() error {
+			_, err := a.RevokeCertificate(ctx, wire.RevokeCertificate{Serial: "0G", Reason: "superseded"})
+			return err
+		}, "path.serial"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var p *client.Problem
+			if err := row.do(); !errors.As(err, &p) || p.Code != string(problem.InvalidRequest) || p.Field != row.field {
+				t.Errorf("err = %v, want invalid_request (%s)", err, row.field)
+			}
+		})
+	}
+	if len(k.admin.asked) != 0 {
+		t.Errorf("refused requests reached the service: %v", k.admin.asked)
+	}
+}
+
+func TestAdminRefusesOtherUsers(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	path := k.socket()
+	if os.Getuid() != 0 {
+		t.Skip("acting as another user needs root")
+	}
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		t.Skip("curl is missing")
+	}
+	// Even with the file's own protection gone, the kernel says who calls.
+	for _, p := range []string{filepath.Dir(path), path} {
+		if err := os.Chmod(p, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(curl, "-s", "--unix-socket", path, "http://yinjian/admin/v1/signers")
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), `"code":"forbidden"`) {
+		t.Errorf("another user got %s (%v), want forbidden", out, err)
+	}
+	if len(k.admin.asked) != 0 {
+		t.Errorf("another user reached the service: %v", k.admin.asked)
+	}
+}
+
+func TestAdminNeedsTheSocket(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	srv := httptest.NewServer(k.server.AdminHandler())
+	t.Cleanup(srv.Close)
+	resp, err := http.Get(srv.URL + "/admin/v1/state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("over TCP: %d, want 403", resp.StatusCode)
+	}
+	if got := k.do(call{method: "GET", path: "/admin/v1/state"}); got.status != 404 {
+		t.Errorf("on the signing listener: %d, want 404", got.status)
+	}
+}
+
+func TestListenAdmin(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	ln, err := api.ListenAdmin(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("socket's mode = %v, %v", st.Mode(), err)
+	}
+	if _, err := api.ListenAdmin(path); err == nil {
+		t.Error("a socket in use was taken over")
+	}
+	// A killed process leaves its socket behind.
+	ln.(interface{ SetUnlinkOnClose(bool) }).SetUnlinkOnClose(false)
+	ln.Close()
+	ln, err = api.ListenAdmin(path)
+	if err != nil {
+		t.Fatalf("after a killed process: %v", err)
+	}
+	ln.Close()
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := api.ListenAdmin(path); err == nil {
+		t.Error("a file that is no socket was removed")
+	}
+}

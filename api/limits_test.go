@@ -1,0 +1,433 @@
+package api_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"yinjian/api"
+	"yinjian/appliance/account"
+	"yinjian/appliance/problem"
+	"yinjian/appliance/sign"
+)
+
+type appT = account.Application
+
+func discard() logrus.FieldLogger {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	return log
+}
+
+// dial opens a raw TLS connection.
+func (k *kit) dial() *tls.Conn {
+	k.t.Helper()
+	_, pool := certificate(k.t)
+	c, err := tls.Dial("tcp", k.addr, &tls.Config{RootCAs: pool, Time: func() time.Time { return epoch }})
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.t.Cleanup(func() { c.Close() })
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		k.t.Fatal(err)
+	}
+	return c
+}
+
+// raw writes a signed request's head with a Content-Length of our choice.
+func (k *kit) raw(c *tls.Conn, length int64) {
+	r := k.request(call{path: "/v1/sign"})
+	fmt.Fprintf(c, "POST /v1/sign HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nAuthorization: %s\r\nContent-Length: %d\r\n\r\n",
+		r.Host, r.Header.Get("Authorization"), length)
+}
+
+func TestTwoGigabytesAreRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	c := k.dial()
+	k.raw(c, 2<<30)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil) // not a byte of body was sent
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != 413 || !strings.Contains(string(body), `"code":"too_large"`) || !resp.Close {
+		t.Errorf("answer = %d %s, close %t", resp.StatusCode, body, resp.Close)
+	}
+}
+
+func TestBodyLimits(t *testing.T) {
+	t.Parallel()
+	k := start(t, func(c *api.Config, _ *http.Server) { c.Limits.Body = 100 << 10 })
+	chunked := func(r *http.Request) { r.ContentLength = -1 }
+	for name, row := range map[string]struct {
+		path    string
+		size    int
+		chunked bool
+		status  int
+	}{
+		"sign, just fits":       {"/v1/sign", 100 << 10, false, 400}, // and is no JSON
+		"sign, one more":        {"/v1/sign", 100<<10 + 1, false, 413},
+		"chunked, just fits":    {"/v1/sign", 100 << 10, true, 400},
+		"chunked, one more":     {"/v1/sign", 100<<10 + 1, true, 413},
+		"chunked, many more":    {"/v1/sign", 5 << 20, true, 413},
+		"small, just fits":      {"/v1/timestamp", 64 << 10, false, 400},
+		"small, one more":       {"/v1/timestamp", 64<<10 + 1, false, 413},
+		"grants, one more":      {"/v1/authorizations", 64<<10 + 1, true, 413},
+		"chunked and empty":     {"/v1/sign", 0, true, 400},
+		"below the first chunk": {"/v1/sign", 4<<10 - 1, true, 400},
+		"the first chunk":       {"/v1/sign", 4 << 10, true, 400},
+		"above the first chunk": {"/v1/sign", 4<<10 + 1, true, 400},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := call{path: row.path, body: make([]byte, row.size)}
+			if row.chunked {
+				c.tamper = chunked
+			}
+			got, err := k.try(c)
+			if err != nil && row.size > 4<<20 {
+				return // the server closed while we were still sending, as it may
+			}
+			if err != nil || got.status != row.status {
+				t.Errorf("answer = %d %s, %v; want %d", got.status, got.body, err, row.status)
+			}
+		})
+	}
+}
+
+func TestDataInFlightIsBounded(t *testing.T) {
+	t.Parallel()
+	k := start(t, func(c *api.Config, _ *http.Server) { c.Limits.Body, c.Limits.InFlight = 100<<10, 100<<10+1 })
+	entered, leave := make(chan struct{}), make(chan struct{})
+	k.services.sign = func(context.Context, *account.Application, *sign.Request) (*sign.Result, error) {
+		close(entered)
+		<-leave
+		return nil, problem.New(problem.NotFound, "x", "x")
+	}
+	body := signBody()
+	body["content"] = b64(make([]byte, 60<<10))
+	big := encode(t, body)
+	first := make(chan error, 1)
+	go func() { _, err := k.try(call{path: "/v1/sign", body: big}); first <- err }()
+	<-entered
+	wantProblem(t, k.do(call{path: "/v1/sign", body: big}), 429, problem.RateLimited, "")
+	close(leave)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	k.services.sign = newServices().sign
+	if got := k.do(call{path: "/v1/sign", body: big}); got.status != 200 { // what was held is given back
+		t.Errorf("afterwards: %d %s", got.status, got.body)
+	}
+}
+
+func TestRequestsAtOnceAreBounded(t *testing.T) {
+	t.Parallel()
+	k := start(t, func(c *api.Config, _ *http.Server) { c.Limits.Concurrent = 1 })
+	entered, leave := make(chan struct{}), make(chan struct{})
+	k.services.bundle = func(context.Context, *account.Application, string) ([]byte, error) {
+		close(entered)
+		<-leave
+		return []byte(`{"format":"x"}`), nil
+	}
+	first := make(chan reply, 1)
+	go func() {
+		got, err := k.try(call{method: "GET", path: "/v1/evidence/" + record})
+		if err != nil {
+			t.Error(err)
+		}
+		first <- got
+	}()
+	<-entered
+	again := certs
+	again.nonce = "not-used-up-by-a-refusal"
+	wantProblem(t, k.do(again), 429, problem.RateLimited, "")
+	if got := k.do(call{method: "GET", path: "/health/alive", unsigned: true}); got.status != 200 {
+		t.Errorf("alive while busy: %d", got.status)
+	}
+	close(leave)
+	if got := <-first; got.status != 200 {
+		t.Errorf("the first: %d", got.status)
+	}
+	if got := k.do(again); got.status != 200 {
+		t.Errorf("afterwards: %d %s", got.status, got.body)
+	}
+}
+
+func TestHandlingTime(t *testing.T) {
+	t.Parallel()
+	k := start(t, func(c *api.Config, srv *http.Server) {
+		c.Limits.Handling = 300 * time.Millisecond
+		srv.ReadTimeout = 100 * time.Millisecond // shorter: must not end a request that was read
+	})
+	var took time.Duration
+	k.services.sign = func(ctx context.Context, _ *account.Application, _ *sign.Request) (*sign.Result, error) {
+		began := time.Now()
+		<-ctx.Done()
+		took = time.Since(began)
+		return nil, fmt.Errorf("waiting for the cipher machine: %w", ctx.Err())
+	}
+	got := k.do(call{path: "/v1/sign", body: encode(t, signBody())})
+	wantProblem(t, got, 504, problem.Timeout, "")
+	if took < 250*time.Millisecond || !strings.Contains(got.problem.Next, "Idempotency-Key") {
+		t.Errorf("ended after %s: %s", took, got.body)
+	}
+}
+
+// wantClosed reads until the server closes, which must not be our own deadline.
+func wantClosed(t *testing.T, c net.Conn) string {
+	t.Helper()
+	got, err := io.ReadAll(c)
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		t.Errorf("connection still open; got %q", got)
+	}
+	return string(got)
+}
+
+func TestSlowClients(t *testing.T) {
+	t.Parallel()
+	k := start(t, func(_ *api.Config, srv *http.Server) {
+		if srv.ReadHeaderTimeout > 10*time.Second || srv.ReadTimeout > time.Minute || srv.IdleTimeout > 2*time.Minute || srv.WriteTimeout > 2*time.Minute || srv.MaxHeaderBytes > 64<<10 {
+			t.Errorf("NewHTTPServer is lax: %+v", srv)
+		}
+		srv.ReadHeaderTimeout, srv.ReadTimeout, srv.IdleTimeout = 200*time.Millisecond, 400*time.Millisecond, 300*time.Millisecond
+	})
+	t.Run("handshake", func(t *testing.T) {
+		c, err := net.Dial("tcp", k.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		wantClosed(t, c)
+	})
+	t.Run("header", func(t *testing.T) {
+		c := k.dial()
+		fmt.Fprintf(c, "GET /health/alive HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+		wantClosed(t, c)
+	})
+	t.Run("body", func(t *testing.T) {
+		c := k.dial()
+		k.raw(c, 1000)
+		io.WriteString(c, `{"signer":`)
+		if got := wantClosed(t, c); !strings.HasPrefix(got, "HTTP/1.1 408 ") || !strings.Contains(got, `"code":"request_timeout"`) {
+			t.Errorf("answer = %s", got)
+		}
+	})
+	t.Run("idle", func(t *testing.T) {
+		c := k.dial()
+		fmt.Fprintf(c, "GET /health/alive HTTP/1.1\r\nHost: x\r\n\r\n")
+		if got := wantClosed(t, c); !strings.HasPrefix(got, "HTTP/1.1 200 ") {
+			t.Errorf("answer = %s", got)
+		}
+	})
+	t.Run("cut off", func(t *testing.T) {
+		c := k.dial()
+		k.raw(c, 1000)
+		io.WriteString(c, `{`)
+		c.CloseWrite()
+		if got := wantClosed(t, c); !strings.HasPrefix(got, "HTTP/1.1 400 ") {
+			t.Errorf("answer = %s", got)
+		}
+	})
+	t.Run("long header", func(t *testing.T) {
+		c := k.dial()
+		fmt.Fprintf(c, "GET /health/alive HTTP/1.1\r\nHost: x\r\nX-Long: %s\r\n\r\n", strings.Repeat("x", 64<<10))
+		if got := wantClosed(t, c); !strings.HasPrefix(got, "HTTP/1.1 431 ") && got != "" {
+			t.Errorf("answer = %s", got)
+		}
+	})
+}
+
+func TestTLSVersions(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	_, pool := certificate(t)
+	for version, ok := range map[uint16]bool{tls.VersionTLS12: false, tls.VersionTLS13: true} {
+		c, err := tls.Dial("tcp", k.addr, &tls.Config{RootCAs: pool, MinVersion: version, MaxVersion: version, Time: func() time.Time { return epoch }})
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", tls.VersionName(version), err)
+		}
+		if err == nil {
+			c.Close()
+		}
+	}
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Skip("openssl is missing")
+	}
+	for flag, want := range map[string]string{"-tls1_2": "alert protocol version", "-tls1_3": "Protocol  : TLSv1.3"} {
+		cmd := exec.Command(openssl, "s_client", "-connect", k.addr, flag, "-ign_eof")
+		cmd.Stdin = strings.NewReader("GET /health/alive HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		out, _ := cmd.CombinedOutput() // its status is 1 for the version that is refused
+		if !strings.Contains(string(out), want) && !(flag == "-tls1_3" && strings.Contains(string(out), "New, TLSv1.3")) {
+			t.Errorf("openssl s_client %s: %s", flag, out)
+		}
+		if strings.Contains(string(out), `"alive":true`) != (flag == "-tls1_3") {
+			t.Errorf("openssl s_client %s: %s", flag, out)
+		}
+	}
+}
+
+func TestListenersRefuseTheWrongPlace(t *testing.T) {
+	t.Parallel()
+	for _, addr := range []string{"0.0.0.0:0", ":0", "192.0.2.1:0", "localhost:0", "nonsense"} {
+		if ln, err := api.ListenPlain(addr); err == nil {
+			ln.Close()
+			t.Errorf("plain HTTP on %s", addr)
+		}
+	}
+	if _, err := api.ListenTLS("127.0.0.1:0", tls.Certificate{}, newClock()); err == nil {
+		t.Error("TLS without a certificate")
+	}
+	cert, _ := certificate(t)
+	if _, err := api.ListenTLS("256.0.0.1:0", cert, newClock()); err == nil {
+		t.Error("TLS on no address")
+	}
+}
+
+func TestConnectionsAreBounded(t *testing.T) {
+	t.Parallel()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln := api.Limited(inner, 1)
+	accepted := make(chan net.Conn, 2)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				ended <- err
+				return
+			}
+			accepted <- c
+		}
+	}()
+	for range 2 {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	one := <-accepted
+	select {
+	case <-accepted:
+		t.Error("a second connection was accepted")
+	case <-time.After(100 * time.Millisecond):
+	}
+	one.Close()
+	one.Close() // twice frees one place only
+	two := <-accepted
+	defer two.Close()
+	ln.Close()
+	if err := <-ended; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept after Close = %v", err)
+	}
+}
+
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	k.services.bundle = func(context.Context, *account.Application, string) ([]byte, error) {
+		close(entered)
+		<-leave
+		return []byte(`{"format":"x"}`), nil
+	}
+	first := make(chan reply, 1)
+	go func() {
+		got, err := k.try(call{method: "GET", path: "/v1/evidence/" + record})
+		if err != nil {
+			t.Error(err)
+		}
+		first <- got
+	}()
+	<-entered
+	stopped := make(chan error, 1)
+	go func() { stopped <- k.stop() }()
+	for { // the listener closes first
+		c, err := net.Dial("tcp", k.addr)
+		if err != nil {
+			break
+		}
+		c.Close()
+	}
+	select {
+	case <-stopped:
+		t.Error("stopped with a request running")
+	default:
+	}
+	close(leave)
+	if got := <-first; got.status != 200 {
+		t.Errorf("the running request: %d", got.status)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDrainEnds(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	entered := make(chan struct{})
+	k.services.bundle = func(ctx context.Context, _ *account.Application, _ string) ([]byte, error) {
+		close(entered)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	ln, err := api.ListenPlain("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan error, 1)
+	go func() {
+		stopped <- api.Serve(ctx, k.server.NewHTTPServer(k.server.Handler()), ln, 50*time.Millisecond)
+	}()
+	r := k.request(call{method: "GET", path: "/v1/evidence/" + record, host: ln.Addr().String()})
+	r.URL.Scheme, r.URL.Host = "http", ln.Addr().String()
+	ended := make(chan error, 1)
+	go func() {
+		resp, err := http.DefaultTransport.RoundTrip(r)
+		if err == nil {
+			resp.Body.Close()
+		}
+		ended <- err
+	}()
+	<-entered
+	cancel()
+	if err := <-stopped; err != nil {
+		t.Errorf("Serve = %v", err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("a request outlived the drain")
+	}
+}
+
+func TestServeAnswersTheListenersError(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close()
+	if err := api.Serve(t.Context(), k.server.NewHTTPServer(k.server.Handler()), ln, time.Second); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Serve = %v", err)
+	}
+}
