@@ -376,7 +376,7 @@ func (s *Service) RegisterApplication(ctx context.Context, actor string, a Appli
 }
 
 // StopApplication stops or starts an application.
-func (s *Service) StopApplication(ctx context.Context, actor, id string, stopped bool) (*Application, error) {
+func (s *Service) StopApplication(ctx context.Context, actor, id string, stopped bool, reason string) (*Application, error) {
 	s.change.Lock()
 	defer s.change.Unlock()
 	old, _, ok := s.Application(id)
@@ -390,7 +390,7 @@ func (s *Service) StopApplication(ctx context.Context, actor, id string, stopped
 	if err != nil {
 		return nil, err
 	}
-	d := audit.Draft{Kind: kindApplication, Actor: actor, Object: id, State: true, Fields: []audit.Field{text("intent", iid), text("act", act)}}
+	d := audit.Draft{Kind: kindApplication, Actor: actor, Object: id, State: true, Fields: []audit.Field{text("intent", iid), text("act", act), text("reason", reason)}}
 	if err := s.record(ctx, d, &a); err != nil {
 		return nil, err
 	}
@@ -497,7 +497,7 @@ func (s *Service) issue(ctx context.Context, algorithm string, pub crypto.Public
 }
 
 // changeSigner journals intent and outcome of a change to an enrolled signer.
-func (s *Service) changeSigner(ctx context.Context, actor, id, act string, change func(*Signer) error) (*Signer, error) {
+func (s *Service) changeSigner(ctx context.Context, actor, id, act, reason string, change func(*Signer) error) (*Signer, error) {
 	s.change.Lock()
 	defer s.change.Unlock()
 	old, ok := s.Signer(id)
@@ -514,7 +514,7 @@ func (s *Service) changeSigner(ctx context.Context, actor, id, act string, chang
 		return nil, err
 	}
 	d := audit.Draft{Kind: kindSigner, Actor: actor, Object: id, State: true, Fields: []audit.Field{
-		text("intent", iid), text("act", act), boolean("pin_set", act == "set-pin"),
+		text("intent", iid), text("act", act), text("reason", reason), boolean("pin_set", act == "set-pin"),
 	}}
 	if err := s.record(ctx, d, &g); err != nil {
 		return nil, err
@@ -525,7 +525,7 @@ func (s *Service) changeSigner(ctx context.Context, actor, id, act string, chang
 
 // SetPIN gives the signer a new PIN, clears the count of failures and voids live authorisations.
 func (s *Service) SetPIN(ctx context.Context, actor, id, pin string) (*Signer, error) {
-	return s.changeSigner(ctx, actor, id, "set-pin", func(g *Signer) error {
+	return s.changeSigner(ctx, actor, id, "set-pin", "", func(g *Signer) error {
 		v, err := newPINVerifier(ctx, s.cfg.MAC, id, pin)
 		g.PIN = v
 		return err
@@ -533,9 +533,9 @@ func (s *Service) SetPIN(ctx context.Context, actor, id, pin string) (*Signer, e
 }
 
 // StopSigner stops or starts a signer.
-func (s *Service) StopSigner(ctx context.Context, actor, id string, stopped bool) (*Signer, error) {
+func (s *Service) StopSigner(ctx context.Context, actor, id string, stopped bool, reason string) (*Signer, error) {
 	act := map[bool]string{true: "stop", false: "start"}[stopped]
-	return s.changeSigner(ctx, actor, id, act, func(g *Signer) error { g.Stopped = stopped; return nil })
+	return s.changeSigner(ctx, actor, id, act, reason, func(g *Signer) error { g.Stopped = stopped; return nil })
 }
 
 // Revoke revokes a staff certificate and publishes a new CRL.

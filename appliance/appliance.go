@@ -1,0 +1,645 @@
+// Package appliance puts the parts together: it builds them from the configuration, starts them in order, watches over
+// child processes and stops everything. It holds no procedure of its own beyond birth, start and stop.
+//
+// Order of a start: clocks and sources → cipher machine (and its worker processes) → journal → identity → directory
+// replayed from the journal → timestamp units → signing → listeners. Each step either holds or the start fails with
+// what to do. A stop runs backwards and drains.
+package appliance
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/emmansun/gmsm/smx509"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+
+	"yinjian/api"
+	"yinjian/appliance/account"
+	"yinjian/appliance/audit"
+	"yinjian/appliance/evidence"
+	"yinjian/appliance/pki/ca"
+	"yinjian/appliance/sign"
+	"yinjian/dbdriver/sqlite"
+	"yinjian/hsm"
+	"yinjian/hsm/worker"
+	"yinjian/ntp"
+	"yinjian/ntp/gnss"
+	"yinjian/ntp/source"
+	"yinjian/ntp/sysclock"
+	"yinjian/tsa"
+)
+
+// Version is this release.
+const Version = "0.1.0"
+
+// Options of [Run].
+type Options struct {
+	Dir string // the appliance's folder
+	Log *logrus.Logger
+	// Worker and Softtoken are the commands of the child processes: this program's own subcommands.
+	Worker    []string
+	Softtoken []string
+	// OnReady is called when all listeners are open.
+	OnReady func(Endpoints)
+}
+
+// Endpoints are where the running appliance listens.
+type Endpoints struct {
+	API      string            `json:"api"` // https://host:port
+	Units    map[string]string `json:"-"`   // plain timestamp endpoints, by unit
+	Admin    string            `json:"admin"`
+	TLSRoots string            `json:"tls_ca"` // PEM file
+}
+
+// An Appliance is a running one.
+type Appliance struct {
+	cfg *Config
+	dir string
+	log *logrus.Logger
+
+	sys     *sysclock.Clock
+	clock   *ntp.Clock
+	workers map[hsm.SlotClass]*worker.Client
+	tokens  map[hsm.SlotClass]hsm.Token
+	logKey  *hsm.Key
+	store   *sqlite.Journal
+	central *sqlite.Central
+	journal *audit.Journal
+	shipper *audit.Shipper
+	serials *serials
+
+	identity  *identity
+	directory *account.Service
+	signing   *sign.Service
+	units     map[string]*tsa.Authority
+	trust     evidence.Trust
+
+	keys    keyCache
+	softErr atomic.Pointer[string]
+	plain   string // address of the plain timestamp listener, "" when off
+	started time.Duration
+}
+
+// A stage is a group of goroutines that stop together.
+type stage struct {
+	group  *errgroup.Group
+	cancel context.CancelFunc
+}
+
+func newStage(ctx context.Context) (*stage, context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	return &stage{g, cancel}, ctx
+}
+
+// stop ends the stage and waits.
+func (s *stage) stop() error {
+	s.cancel()
+	err := s.group.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// Run starts the appliance in o.Dir and runs it until ctx ends or a part fails that nothing can stand in for.
+func Run(ctx context.Context, o Options) (err error) {
+	cfg, err := LoadConfig(o.Dir)
+	if err != nil {
+		return err
+	}
+	dir, err := filepath.Abs(o.Dir)
+	if err != nil {
+		return err
+	}
+	a := &Appliance{cfg: cfg, dir: dir, log: o.Log, tokens: map[hsm.SlotClass]hsm.Token{}, workers: map[hsm.SlotClass]*worker.Client{}}
+
+	// What is started is undone in the reverse order: listeners first, so that what they still do finds everything; the
+	// journal before its store, the workers after both, the software cipher machine after its workers, time last.
+	var undo []func() error
+	var stages []*stage
+	base := context.WithoutCancel(ctx)
+	begin := func() (*stage, context.Context) {
+		s, sctx := newStage(base)
+		stages = append(stages, s)
+		undo = append(undo, s.stop)
+		return s, sctx
+	}
+	defer func() {
+		for _, f := range slices.Backward(undo) {
+			if uerr := f(); uerr != nil && err == nil {
+				err = uerr
+			}
+		}
+	}()
+
+	// 1. Clocks.
+	times, tctx := begin()
+	if err := a.startTime(tctx, times); err != nil {
+		return err
+	}
+
+	// 2. The cipher machine. Its workers outlive every other stage but time.
+	if cfg.Evaluation.Softtoken {
+		soft, sctx := begin()
+		soft.group.Go(func() error { return a.superviseSofttoken(sctx, o.Softtoken) })
+	}
+	undo = append(undo, func() error {
+		for _, w := range a.workers {
+			if cerr := w.Close(); cerr != nil {
+				a.log.WithError(cerr).Warning("worker did not stop cleanly")
+			}
+		}
+		return nil
+	})
+	if err := a.startWorkers(ctx, o.Worker); err != nil {
+		return err
+	}
+
+	// 3. The journal. Its checkpoint key must be there before it opens; only an empty journal may have a new one made.
+	a.store, err = sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: filepath.Join(dir, "journal"), SegmentEntries: cfg.Policy.SegmentEntries, Monthly: true})
+	if err != nil {
+		return err
+	}
+	undo = append(undo, a.store.Close)
+	size, _, err := a.store.Head(ctx)
+	if err != nil {
+		return err
+	}
+	if err := a.ensureLogKeys(ctx, size == 0); err != nil {
+		return err
+	}
+	newEpoch := false
+	if _, serr := os.Stat(filepath.Join(dir, "restored")); serr == nil { // left by a restore: the next start begins an epoch
+		newEpoch = true
+	}
+	a.journal, err = audit.Open(ctx, audit.Config{
+		Store: a.store, Node: cfg.Node, Clock: a.clock, Log: a.log, Checkpointer: a.logKey, NewEpoch: newEpoch,
+		LogKeys: []crypto.PublicKey{a.logKey.Public()},
+	})
+	if err != nil {
+		return err
+	}
+	if newEpoch {
+		if err := os.Remove(filepath.Join(dir, "restored")); err != nil {
+			return err
+		}
+	}
+	journal, jctx := begin()
+	journal.group.Go(func() error { return a.journal.Run(jctx) })
+	a.clock.OnChange(a.recordTimeChange)
+
+	// 4. Who we are.
+	receipt, err := a.journal.Append(ctx, audit.Draft{
+		Kind: kindStarted, Actor: "appliance", Object: cfg.Node,
+		Fields: []audit.Field{{Name: "version", Value: audit.Text(Version)}, {Name: "evaluation", Value: audit.Text(a.evaluationWords())}},
+	})
+	if err != nil {
+		return err
+	}
+	a.serials = newSerials(receipt.Epoch, receipt.Sequence)
+	authorities, err := a.establishIdentity(ctx)
+	if err != nil {
+		return err
+	}
+
+	// 5. The directory, replayed.
+	if err := a.startDirectory(ctx, authorities); err != nil {
+		return err
+	}
+
+	// 6. Timestamps and signing.
+	if err := a.startUnits(); err != nil {
+		return err
+	}
+	a.journal.SetStamper(checkpointStamper{a.units["sm2"]})
+	if err := a.startSigning(); err != nil {
+		return err
+	}
+
+	// 7. Duties.
+	duties, dctx := begin()
+	a.central, err = sqlite.OpenCentral(ctx, filepath.Join(dir, "central.db"))
+	if err != nil {
+		return err
+	}
+	undo = append(undo, a.central.Close)
+	a.shipper, err = audit.NewShipper(audit.ShipperConfig{Journal: a.journal, Projection: a.central, MAC: a.batchMAC(), MACKeyID: batchLabel, Log: a.log})
+	if err != nil {
+		return err
+	}
+	duties.group.Go(func() error { return a.shipper.Run(dctx) })
+	duties.group.Go(func() error { return a.refreshCRLs(dctx) })
+	duties.group.Go(func() error { return a.persistTime(dctx) })
+
+	// 8. Listeners.
+	serving, lctx := begin()
+	endpoints, err := a.listen(lctx, serving)
+	if err != nil {
+		return err
+	}
+	a.log.WithFields(logrus.Fields{"api": endpoints.API, "node": cfg.Node}).Info("appliance is operational")
+	if o.OnReady != nil {
+		o.OnReady(*endpoints)
+	}
+
+	// 9. Until somebody says stop, or a stage fails.
+	failed := make(chan error, len(stages))
+	var watchers sync.WaitGroup
+	for _, s := range stages {
+		watchers.Go(func() { failed <- s.group.Wait() })
+	}
+	select {
+	case <-ctx.Done():
+		a.log.Info("stopping: finishing what was begun")
+		return nil
+	case err := <-failed:
+		if err == nil {
+			err = errors.New("a part of the appliance ended by itself")
+		}
+		return err
+	}
+}
+
+// evaluationWords says which conveniences are on that no hospital uses in production.
+func (a *Appliance) evaluationWords() string {
+	var words []string
+	if a.cfg.Evaluation.Softtoken {
+		words = append(words, "软件密码机，仅供评估 (software cipher machine, evaluation only)")
+	}
+	if a.cfg.Evaluation.GNSSFeed {
+		words = append(words, "模拟北斗，时间为本机时间 (simulated BeiDou, the time is the machine's own)")
+	}
+	if a.cfg.Listen.TSAPlain != "" {
+		words = append(words, "明文时间戳端口 (plain timestamp listener)")
+	}
+	if len(words) == 0 {
+		return "无 (none)"
+	}
+	return strings.Join(words, "; ")
+}
+
+func (a *Appliance) startTime(ctx context.Context, s *stage) error {
+	sys, err := sysclock.Open()
+	if err != nil {
+		return err
+	}
+	a.sys, a.started = sys, sys.Boot()
+	t := a.cfg.Time
+	a.clock, err = ntp.NewClock(ntp.Config{
+		MinSources: t.MinSources, MaxBound: time.Duration(t.Accuracy), HoldoverMax: time.Duration(t.HoldoverMax),
+		PolicyNote: t.PolicyNote, FreshFor: max(time.Minute, 4*time.Duration(t.Poll)),
+	}, sys)
+	if err != nil {
+		return err
+	}
+	a.restoreTime()
+	var sources []*source.Source
+	add := func(c source.Config) error {
+		c.Clock = sys
+		src, err := source.New(c)
+		if err == nil {
+			sources = append(sources, src)
+		}
+		return err
+	}
+	for _, c := range t.Sources {
+		auth := source.Auth{KeyID: uint32(c.KeyID), Type: c.KeyType, KeyFile: c.KeyFile}
+		if err := add(source.Config{Name: c.Name, Group: c.Group, Address: c.Address, Auth: auth}); err != nil {
+			return fmt.Errorf("time source %s: %w", c.Name, err)
+		}
+	}
+	if a.cfg.Evaluation.GNSSFeed {
+		dir, err := os.MkdirTemp("", "yinjian-rack-") // chronyd's socket path is limited in length
+		if err != nil {
+			return err
+		}
+		rack, err := gnss.StartRack(ctx, gnss.RackConfig{Dir: dir, Log: a.log, Clock: sys.Realtime})
+		if err != nil {
+			os.RemoveAll(dir)
+			return fmt.Errorf("simulated BeiDou feed: %w", err)
+		}
+		s.group.Go(func() error {
+			defer os.RemoveAll(dir)
+			select {
+			case <-ctx.Done():
+			case <-rack.Done(): // the appliance goes on in Holdover and then refuses; the feed is for evaluation
+				a.log.Error("simulated BeiDou feed has ended")
+				<-ctx.Done()
+			}
+			return rack.Close()
+		})
+		if err := add(source.Config{Name: "rack", Group: "evaluation-feed", Address: rack.Address}); err != nil {
+			return err
+		}
+	}
+	poller := &source.Poller{Sources: sources, Clock: a.clock, Interval: time.Duration(t.Poll), Log: a.log}
+	s.group.Go(func() error { return poller.Run(ctx) })
+	return nil
+}
+
+// timeFile keeps the clock's anchor, so that a restart in the same boot goes on in Holdover.
+func (a *Appliance) timeFile() string { return filepath.Join(a.dir, "run", "time.json") }
+
+func (a *Appliance) restoreTime() {
+	b, err := os.ReadFile(a.timeFile())
+	if err != nil {
+		return // a first start, or one that never was trusted
+	}
+	var s ntp.Snapshot
+	if err := json.Unmarshal(b, &s); err == nil {
+		err = a.clock.Restore(s, a.sys.BootID())
+		if err == nil {
+			return
+		}
+	}
+	a.log.WithError(err).Warning("the saved time anchor was not taken over; time starts cold")
+}
+
+func (a *Appliance) persistTime(ctx context.Context) error {
+	tick := time.NewTicker(10 * time.Second)
+	defer tick.Stop()
+	save := func() {
+		b, err := json.Marshal(a.clock.Snapshot(a.sys.BootID()))
+		if err == nil {
+			err = writeFile(a.timeFile(), b, 0o600)
+		}
+		if err != nil {
+			a.log.WithError(err).Warning("the time anchor could not be saved; a restart will start cold")
+		}
+	}
+	for {
+		select {
+		case <-tick.C:
+			save()
+		case <-ctx.Done():
+			save()
+			return nil
+		}
+	}
+}
+
+// recordTimeChange journals a change of the clock's state. It is called from whoever noticed, perhaps while appending,
+// so it does not wait.
+func (a *Appliance) recordTimeChange(from, to ntp.State, reason string, r ntp.Reading) {
+	a.log.WithFields(logrus.Fields{"from": from, "to": to, "reason": reason, "bound_ms": r.Bound.Milliseconds()}).Info("time changed state")
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		_, err := a.journal.Append(ctx, audit.Draft{
+			Kind: kindTimeState, Actor: "time", Object: a.cfg.Node,
+			Fields: []audit.Field{{Name: "from", Value: audit.Text(from)}, {Name: "to", Value: audit.Text(to)}, {Name: "reason", Value: audit.Text(reason)}},
+		})
+		if err != nil && !errors.Is(err, audit.ErrClosed) {
+			a.log.WithError(err).Error("a change of the time's state could not be journalled")
+		}
+	}()
+}
+
+// startWorkers drives each slot class by a process of its own.
+func (a *Appliance) startWorkers(ctx context.Context, command []string) error {
+	args := a.cfg.HSM.ModuleArgs
+	if a.cfg.Evaluation.Softtoken {
+		args = "socket='" + SofttokenSocket(a.dir) + "'"
+		if err := WaitForSocket(ctx, SofttokenSocket(a.dir), 20*time.Second); err != nil {
+			return fmt.Errorf("软件密码机没有启动 (the software cipher machine did not start): %w", err)
+		}
+	}
+	for _, class := range hsm.Classes {
+		slot := a.cfg.HSM.Slots[string(class)]
+		pin, err := ReadSecret(slot.PINFile)
+		if err != nil {
+			return fmt.Errorf("hsm.slots.%s: %w", class, err)
+		}
+		w, err := worker.Start(worker.Config{
+			Command: command, Class: class, CallDeadline: time.Duration(a.cfg.HSM.CallDeadline), Log: a.log.WithField("slot_class", class),
+			Params: worker.StartParams{Module: a.cfg.HSM.Module, ModuleArgs: args, TokenLabel: slot.TokenLabel, PIN: pin, Profile: a.cfg.HSM.Profile, MaxSessions: slot.Sessions},
+		})
+		clear(pin)
+		if err != nil {
+			return fmt.Errorf("cipher machine, slot %s: %w", class, err)
+		}
+		a.workers[class], a.tokens[class] = w, w
+		if _, err := w.Info(ctx); err != nil {
+			return fmt.Errorf("cipher machine, slot %s: %w", class, err)
+		}
+	}
+	return nil
+}
+
+// ensureLogKeys finds or, for an empty journal, makes the keys that must be there before the journal is.
+func (a *Appliance) ensureLogKeys(ctx context.Context, mayMake bool) error {
+	t := a.tokens[hsm.Log]
+	info, _, err := ensureKey(ctx, t, logLabel, hsm.SM2, mayMake)
+	if err != nil {
+		return err
+	}
+	if a.logKey, err = hsm.KeyOf(t, info, *a.cfg.HSM.VerifyFresh); err != nil {
+		return err
+	}
+	for _, label := range []string{account.PINKeyLabel, account.AppKeyLabel, batchLabel} {
+		if _, _, err := ensureKey(ctx, t, label, hsm.HMACSM3, mayMake); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// establishIdentity reads the identity from the journal, or makes it when time is trusted.
+func (a *Appliance) establishIdentity(ctx context.Context) (map[string]*ca.Authority, error) {
+	err := a.journal.State(ctx, func(r audit.Record) error {
+		if r.Entry.Kind != kindIdentity {
+			return nil
+		}
+		body, err := a.objectOf(ctx, &r.Entry)
+		if err != nil {
+			return err
+		}
+		id := new(identity)
+		if err := json.Unmarshal(body, id); err != nil {
+			return err
+		}
+		a.identity = id
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	if a.identity == nil {
+		a.log.Info("a new appliance: waiting for trusted time to make its keys and certificates")
+		if err := a.waitForTime(ctx); err != nil {
+			return nil, err
+		}
+		id, authorities, err := a.birth(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("birth: %w", err)
+		}
+		a.identity = id
+		return authorities, nil
+	}
+	pub, err := smx509.MarshalPKIXPublicKey(a.logKey.Public())
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(pub, a.identity.LogKey) {
+		return nil, errors.New("密码机里的日志密钥不是本机日志的密钥：可能接错了密码机 (the checkpoint key in the cipher machine is not this journal's: is it the right machine?)")
+	}
+	if a.identity.Node != a.cfg.Node {
+		return nil, fmt.Errorf("config.toml 的 node 是 %q，而本机日志属于 %q (the journal belongs to another node)", a.cfg.Node, a.identity.Node)
+	}
+	return a.authorities(ctx, a.identity.CAs, time.Time{})
+}
+
+func (a *Appliance) waitForTime(ctx context.Context) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for !a.clock.Now().Trusted() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (a *Appliance) objectOf(ctx context.Context, e *audit.Entry) ([]byte, error) {
+	p, ok := e.Payload("object")
+	if !ok {
+		return nil, fmt.Errorf("entry %d has no object", e.Sequence)
+	}
+	return a.journal.Payload(ctx, p.SM3)
+}
+
+func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*ca.Authority) error {
+	a.directory = account.New(account.Config{
+		Journal: a.journal, Clock: a.clock, MAC: macKeys{a.tokens[hsm.Log]}, Staff: a.tokens[hsm.Staff], CAs: authorities, Log: a.log,
+	})
+	a.identity.register(a.directory)
+	err := a.journal.State(ctx, func(r audit.Record) error {
+		return a.directory.Replay(ctx, &r.Entry, func(string) ([]byte, error) { return a.objectOf(ctx, &r.Entry) })
+	})
+	if err != nil {
+		return fmt.Errorf("directory: %w", err)
+	}
+	if err := a.directory.Settle(ctx); err != nil {
+		return err
+	}
+	_, err = a.directory.RefreshCRLs(ctx)
+	return err
+}
+
+func (a *Appliance) refreshCRLs(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if done, err := a.directory.RefreshCRLs(ctx); err != nil && ctx.Err() == nil {
+				a.log.WithError(err).Error("no new CRL could be made; signing stops when the present one ends")
+			} else if done {
+				a.log.Info("new CRLs were made")
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (a *Appliance) startUnits() error {
+	a.units = map[string]*tsa.Authority{}
+	for unit, label := range tsaLabels {
+		key, err := hsm.NewKey(context.Background(), a.tokens[hsm.TSA], label, *a.cfg.HSM.VerifyFresh)
+		if err != nil {
+			return err
+		}
+		chain, err := a.identity.chain(unit)
+		if err != nil {
+			return err
+		}
+		a.units[unit], err = tsa.New(tsa.Config{
+			Name: unit, Policy: unitPolicies[unit], Accuracy: time.Duration(a.cfg.Time.Accuracy), Signer: key, Chain: chain,
+			Clock: a.clock, Serials: a.serials, Recorder: tokenRecorder{a, unit}, Log: a.log,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *Appliance) startSigning() error {
+	anchors, err := a.identity.anchors()
+	if err != nil {
+		return err
+	}
+	a.trust = evidence.Trust{Anchors: anchors, LogKeys: []crypto.PublicKey{a.logKey.Public()}}
+	a.keys = keyCache{token: a.tokens[hsm.Staff], verify: *a.cfg.HSM.VerifyFresh, keys: map[string]*hsm.Key{}}
+	a.signing = sign.New(sign.Config{
+		Directory: a.directory, Journal: a.journal, Keys: &a.keys, Clock: a.clock, Accuracy: time.Duration(a.cfg.Time.Accuracy),
+		Stampers: map[string]sign.Stamper{string(hsm.SM2): a.units["sm2"], string(hsm.RSA2048): a.units["rsa"]},
+		Reserve:  a.reserve, Log: a.log, Trust: a.trust,
+	})
+	return nil
+}
+
+func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
+	server, err := api.New(api.Config{
+		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Health: health{a}, Admin: admin{a},
+		Clock: apiClock{a}, Log: a.log, Version: Version, Limits: api.Limits{Body: int64(a.cfg.Policy.MaxBodyBytes)},
+		ReplayFile: filepath.Join(a.dir, "run", "replay.json"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	cert, err := a.identity.tlsCertificate(a.dir)
+	if err != nil {
+		return nil, err
+	}
+	const drain = 20 * time.Second
+	ln, err := api.ListenTLS(a.cfg.Listen.API, cert, apiClock{a})
+	if err != nil {
+		return nil, err
+	}
+	adminPath := AdminSocket(a.dir)
+	adminLn, err := api.ListenAdmin(adminPath)
+	if err != nil {
+		ln.Close()
+		return nil, err
+	}
+	e := &Endpoints{API: "https://" + ln.Addr().String(), Admin: adminPath, Units: map[string]string{}, TLSRoots: filepath.Join(a.dir, "tls-ca.pem")}
+	var plainLn net.Listener
+	if addr := a.cfg.Listen.TSAPlain; addr != "" {
+		if plainLn, err = api.ListenPlain(addr); err != nil {
+			ln.Close()
+			adminLn.Close()
+			return nil, err
+		}
+		a.plain = plainLn.Addr().String()
+		for unit := range a.units {
+			e.Units[unit] = "http://" + a.plain + "/tsa/" + unit
+		}
+	}
+	if err := a.exportPublic(); err != nil {
+		return nil, err
+	}
+	s.group.Go(func() error { return api.Serve(ctx, server.NewHTTPServer(server.Handler()), ln, drain) })
+	s.group.Go(func() error { return api.Serve(ctx, server.NewAdminServer(), adminLn, drain) })
+	if plainLn != nil {
+		s.group.Go(func() error { return api.Serve(ctx, server.NewHTTPServer(server.TSAPlainHandler()), plainLn, drain) })
+	}
+	return e, nil
+}

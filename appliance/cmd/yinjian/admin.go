@@ -1,0 +1,241 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"yinjian/api/client"
+	"yinjian/api/wire"
+	"yinjian/appliance"
+)
+
+// The administration commands speak to the running appliance over its local socket: the journal has one writer.
+
+// adminFlags are shared by all of them.
+type adminFlags struct {
+	dir, output string
+}
+
+func (f *adminFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.dir, "dir", "", "设备目录 (the appliance's folder)")
+	c.Flags().StringVarP(&f.output, "output", "o", "text", "text 或 json (text or json)")
+	_ = c.MarkFlagRequired("dir")
+}
+
+func (f *adminFlags) client() (*client.Admin, error) {
+	if f.output != "text" && f.output != "json" {
+		return nil, usageError{fmt.Errorf("-o %s：须为 text 或 json (must be text or json)", f.output)}
+	}
+	socket := appliance.AdminSocket(f.dir)
+	if _, err := os.Stat(socket); err != nil {
+		return nil, fmt.Errorf("设备未在运行：请先 yinjian serve --dir %s (the appliance is not running)", f.dir)
+	}
+	return client.NewAdmin(socket), nil
+}
+
+// show prints an answer: JSON as it is, or as lines of "key: value".
+func (f *adminFlags) show(answer json.RawMessage) error {
+	if f.output == "json" {
+		var b bytes.Buffer
+		if err := json.Indent(&b, answer, "", "  "); err != nil {
+			return err
+		}
+		fmt.Println(b.String())
+		return nil
+	}
+	var v any
+	dec := json.NewDecoder(bytes.NewReader(answer))
+	dec.UseNumber()
+	if err := dec.Decode(&v); err != nil {
+		return err
+	}
+	printValue(os.Stdout, "", v)
+	return nil
+}
+
+func adminCommand(use, short string, args int, flags func(*cobra.Command), run func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error)) *cobra.Command {
+	var f adminFlags
+	c := &cobra.Command{Use: use, Short: short, Args: exactArgs(args), RunE: func(c *cobra.Command, args []string) error {
+		a, err := f.client()
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+		answer, err := run(c.Context(), a, args)
+		if err != nil {
+			return explain(err)
+		}
+		return f.show(answer)
+	}}
+	f.add(c)
+	if flags != nil {
+		flags(c)
+	}
+	return c
+}
+
+// explain adds the next step to a refusal.
+func explain(err error) error {
+	var p *client.Problem
+	if errors.As(err, &p) {
+		return fmt.Errorf("%s [%s]\n  下一步 (next): %s", p.Detail, p.Code, p.Next)
+	}
+	return err
+}
+
+func applicationCommand() *cobra.Command {
+	c := &cobra.Command{Use: "app", Short: "应用：登记、停用、列出 (applications)", Args: exactArgs(0)}
+	var req wire.RegisterApplication
+	var keyFile string
+	var f adminFlags
+	register := &cobra.Command{
+		Use: "register ID", Short: "登记应用，密钥只写入文件一次 (register; the HMAC key is written to a file, once)", Args: exactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			a, err := f.client()
+			if err != nil {
+				return err
+			}
+			defer a.Close()
+			req.ID = args[0]
+			if keyFile == "" {
+				keyFile = filepath.Join(f.dir, "credentials", req.ID+".json")
+			}
+			if err := register(c.Context(), a, req, keyFile); err != nil {
+				return explain(err)
+			}
+			fmt.Printf("应用 %s 已登记；凭据 (credentials): %s\n", req.ID, keyFile)
+			return nil
+		},
+	}
+	f.add(register)
+	register.Flags().StringVar(&req.Name, "name", "", "名称 (name)")
+	register.Flags().StringVar(&req.Campus, "campus", "", "院区 (campus)")
+	register.Flags().StringSliceVar(&req.Rights, "rights", []string{"sign", "verify", "timestamp"}, "权限 (rights)")
+	register.Flags().StringSliceVar(&req.Consent, "consent", []string{"signer-pin"}, "可接受的同意方式 (accepted methods of consent)")
+	register.Flags().StringVar(&req.Stamp, "stamp", "required", "时间戳策略 required 或 none (stamp policy)")
+	register.Flags().BoolVar(&req.Test, "test", false, "测试应用，记录带测试标记 (a test application)")
+	register.Flags().StringVar(&keyFile, "key-file", "", "凭据文件，缺省在设备目录的 credentials 下 (default: below the folder)")
+	var reason string
+	c.AddCommand(register,
+		adminCommand("list", "列出应用 (list)", 0, nil, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+			return a.ListApplications(ctx)
+		}),
+		adminCommand("stop ID", "停用应用 (stop)", 1, func(c *cobra.Command) { c.Flags().StringVar(&reason, "reason", "", "原因 (why)") },
+			func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+				return a.StopApplication(ctx, wire.Decision{ID: args[0], Reason: reason})
+			}))
+	return c
+}
+
+// A credential is what an application needs to call: its id and HMAC key.
+type credential struct {
+	Application string `json:"application"`
+	Key         string `json:"key_hex"` // HMAC-SM3 key, hex
+}
+
+// register registers an application and leaves its credential in a new file.
+func register(ctx context.Context, a *client.Admin, req wire.RegisterApplication, keyFile string) error {
+	if err := os.MkdirAll(filepath.Dir(keyFile), 0o700); err != nil {
+		return err
+	}
+	// The file comes first: a key that could not be written down would be lost.
+	file, err := os.OpenFile(keyFile, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	r, err := a.RegisterApplication(ctx, req)
+	if err != nil {
+		file.Close()
+		os.Remove(keyFile)
+		return err
+	}
+	enc := json.NewEncoder(file)
+	enc.SetIndent("", "  ")
+	err = enc.Encode(credential{Application: req.ID, Key: hex.EncodeToString(r.Key)})
+	return errors.Join(err, file.Sync(), file.Close())
+}
+
+func signerCommand() *cobra.Command {
+	c := &cobra.Command{Use: "signer", Short: "签名人：登记、PIN、启停、列出 (signers)", Args: exactArgs(0)}
+	var req wire.EnrolSigner
+	var pinFile, reason string
+	pinFlag := func(c *cobra.Command) {
+		c.Flags().StringVar(&pinFile, "pin-file", "", "PIN 文件，权限 600 (file with the PIN, mode 600)")
+	}
+	why := func(c *cobra.Command) { c.Flags().StringVar(&reason, "reason", "", "原因 (why)") }
+	c.AddCommand(
+		adminCommand("enrol ID", "登记签名人：在密码机内生成密钥并签发评估证书 (enrol: keys in the cipher machine, evaluation certificates)", 1, func(c *cobra.Command) {
+			pinFlag(c)
+			c.Flags().StringVar(&req.Name, "name", "", "姓名 (name)")
+			c.Flags().StringVar(&req.Department, "department", "", "科室 (department)")
+			c.Flags().StringVar(&req.Campus, "campus", "", "院区 (campus)")
+			c.Flags().StringSliceVar(&req.Algorithms, "algorithms", []string{"SM2", "RSA-2048"}, "算法 (algorithms)")
+		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			req.ID = args[0]
+			if pinFile != "" {
+				pin, err := appliance.ReadSecret(pinFile)
+				if err != nil {
+					return nil, err
+				}
+				req.PIN = string(pin)
+			}
+			return a.EnrolSigner(ctx, req)
+		}),
+		adminCommand("set-pin ID", "设置 PIN，解除锁定 (set the PIN, end a lock-out)", 1, pinFlag, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			if pinFile == "" {
+				return nil, usageError{errors.New("需要 --pin-file (--pin-file is needed)")}
+			}
+			pin, err := appliance.ReadSecret(pinFile)
+			if err != nil {
+				return nil, err
+			}
+			return a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: args[0], PIN: string(pin)})
+		}),
+		adminCommand("list", "列出签名人 (list)", 0, nil, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+			return a.ListSigners(ctx)
+		}),
+		adminCommand("stop ID", "停用 (stop)", 1, why, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			return a.StopSigner(ctx, wire.Decision{ID: args[0], Reason: reason})
+		}),
+		adminCommand("start ID", "启用 (start)", 1, why, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			return a.StartSigner(ctx, wire.Decision{ID: args[0], Reason: reason})
+		}),
+	)
+	return c
+}
+
+func certificateCommand() *cobra.Command {
+	c := &cobra.Command{Use: "cert", Short: "证书 (certificates)", Args: exactArgs(0)}
+	var reason string
+	c.AddCommand(adminCommand("revoke SERIAL", "吊销签名人证书并发布新的吊销列表 (revoke a signer's certificate and publish a CRL)", 1,
+		func(c *cobra.Command) {
+			c.Flags().StringVar(&reason, "reason", "unspecified", "keyCompromise、superseded …")
+		},
+		func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			return a.RevokeCertificate(ctx, wire.RevokeCertificate{Serial: strings.ToLower(args[0]), Reason: reason})
+		}))
+	return c
+}
+
+func crlCommand() *cobra.Command {
+	c := &cobra.Command{Use: "crl", Short: "吊销列表 (CRLs)", Args: exactArgs(0)}
+	c.AddCommand(adminCommand("publish", "立即发布新的吊销列表 (publish new CRLs now)", 0, nil, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+		return a.IssueCRL(ctx)
+	}))
+	return c
+}
+
+func statusCommand() *cobra.Command {
+	return adminCommand("status", "设备状态 (state of the appliance)", 0, nil, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+		return a.State(ctx)
+	})
+}

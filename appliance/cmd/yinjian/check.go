@@ -1,0 +1,292 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/emmansun/gmsm/smx509"
+	"github.com/spf13/cobra"
+
+	"yinjian/appliance/audit"
+	"yinjian/appliance/evidence"
+	"yinjian/appliance/pki"
+	"yinjian/dbdriver/sqlite"
+)
+
+// errFound means that the check was made and found something; what, was printed.
+var errFound = errors.New("检查未通过，详见上文 (the check found something, see above)")
+
+func auditCommand() *cobra.Command {
+	c := &cobra.Command{Use: "audit", Short: "日志 (the journal)", Args: exactArgs(0)}
+	var dir, journal, logKey, output string
+	verify := &cobra.Command{
+		Use:   "verify (--dir DIR | --journal DIR --log-key FILE)",
+		Short: "重读全部日志，指出被改动、删除、增加或调换的条目 (re-read everything and name what was changed)",
+		Long: `重读日志的每一条目、每一附件、每一检查点，指出被改动、删除、增加、调换的条目。
+可在设备运行时执行（只读），也可对一份拷贝执行。退出码 0：未发现问题；1：有发现或无法读取。
+
+Re-reads every entry, payload and checkpoint. Works beside a running appliance (read-only) and on a copy.`,
+		Args: exactArgs(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			switch {
+			case dir != "" && journal == "":
+				journal = filepath.Join(dir, "journal")
+				if logKey == "" {
+					logKey = filepath.Join(dir, "log.pem")
+				}
+			case journal == "" || dir != "":
+				return usageError{errors.New("给出 --dir，或 --journal 与 --log-key (give --dir, or --journal and --log-key)")}
+			}
+			return auditVerify(c.Context(), os.Stdout, journal, logKey, output)
+		},
+	}
+	f := verify.Flags()
+	f.StringVar(&dir, "dir", "", "设备目录 (folder of the appliance)")
+	f.StringVar(&journal, "journal", "", "日志目录 (folder of the journal)")
+	f.StringVar(&logKey, "log-key", "", "日志公钥 PEM；不给则不验签名 (without it signatures are not checked)")
+	f.StringVarP(&output, "output", "o", "text", "text 或 json")
+	c.AddCommand(verify)
+	return c
+}
+
+func auditVerify(ctx context.Context, w io.Writer, journal, logKey, output string) error {
+	var key crypto.PublicKey
+	if logKey != "" {
+		var err error
+		if key, err = readPublicKey(logKey); err != nil {
+			return err
+		}
+	}
+	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: journal, ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	report, err := audit.Verify(ctx, store, audit.Options{LogKey: key})
+	if output == "json" {
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		if jerr := enc.Encode(report); jerr != nil {
+			return jerr
+		}
+	} else {
+		printAudit(w, report)
+	}
+	if err != nil {
+		return fmt.Errorf("未能读完 (reading was not finished): %w", err)
+	}
+	if !report.OK() {
+		return errFound
+	}
+	return nil
+}
+
+func printAudit(w io.Writer, r *audit.Report) {
+	fmt.Fprintf(w, "日志 journal %s：%d 条 entries，%d 段 segments，%d 个检查点 checkpoints，%d 个附件 payloads\n", r.Node, r.Entries, r.Segments, r.Checkpoints, r.Payloads)
+	fmt.Fprintf(w, "检查点覆盖到 covered to %d，其后 %d 条仅由链保护 (entries after it are protected by the chain alone)\n", r.CoveredTo, r.Uncovered)
+	if !r.SignaturesChecked {
+		fmt.Fprintln(w, "未给日志公钥：检查点签名未验 (no log key: signatures of checkpoints were not checked)")
+	}
+	for _, m := range r.Remarks {
+		fmt.Fprintf(w, "  说明 note: %s\n", m)
+	}
+	if r.OK() {
+		fmt.Fprintln(w, "结论 result: 未发现改动 (nothing was changed)")
+		return
+	}
+	for _, f := range r.Findings {
+		record := ""
+		if f.Ref != "" {
+			record = " 记录 record " + f.Ref
+		}
+		fmt.Fprintf(w, "  ✗ 条目 entry %d [%s]%s\n      %s\n      %s\n", f.Sequence, f.Kind, record, f.DetailZH, f.Detail)
+	}
+	if r.Omitted > 0 {
+		fmt.Fprintf(w, "  另有 %d 项未列出 (%d more)\n", r.Omitted, r.Omitted)
+	}
+}
+
+func databaseCommand() *cobra.Command {
+	c := &cobra.Command{Use: "db", Short: "投影库 (the projection)", Args: exactArgs(0)}
+	var f adminFlags
+	compare := &cobra.Command{
+		Use: "compare", Short: "由日志重算投影库的每一行，指出差异 (derive every row again and name what differs)", Args: exactArgs(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			a, err := f.client()
+			if err != nil {
+				return err
+			}
+			defer a.Close()
+			answer, err := a.Compare(c.Context())
+			if err != nil {
+				return explain(err)
+			}
+			var report audit.CompareReport
+			if err := json.Unmarshal(answer, &report); err != nil {
+				return err
+			}
+			if f.output == "json" {
+				err = f.show(answer)
+			} else {
+				printCompare(os.Stdout, &report)
+			}
+			if err == nil && !report.OK() {
+				err = errFound
+			}
+			return err
+		},
+	}
+	f.add(compare)
+	c.AddCommand(compare)
+	return c
+}
+
+func printCompare(w io.Writer, r *audit.CompareReport) {
+	fmt.Fprintf(w, "投影 projection：%d 行 rows，%d 批 batches，%d 批 MAC 已验 checked，%d 条未送达 not shipped yet\n", r.Rows, r.Batches, r.MACsChecked, r.NotShipped)
+	if r.OK() {
+		fmt.Fprintln(w, "结论 result: 与日志一致 (agrees with the journal)")
+	}
+	for _, d := range r.Differences {
+		where := ""
+		if d.Column != "" {
+			where = fmt.Sprintf(" 列 column %s：应为 want %q，实为 got %q", d.Column, d.Want, d.Got)
+		}
+		fmt.Fprintf(w, "  ✗ 条目 entry %d [%s]%s\n      %s\n      %s\n", d.Sequence, d.Kind, where, d.DetailZH, d.Detail)
+	}
+}
+
+func verifyCommand() *cobra.Command {
+	var anchors, logKey, document, output string
+	c := &cobra.Command{
+		Use:   "verify --anchors PATH --log-key FILE [--document FILE] EVIDENCE",
+		Short: "离线验证一份证据 (verify evidence without the appliance)",
+		Args:  exactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			data, err := os.ReadFile(args[0])
+			if err != nil {
+				return err
+			}
+			bundle, err := evidence.Parse(data)
+			if err != nil {
+				return err
+			}
+			trust, err := loadTrust(anchors, logKey)
+			if err != nil {
+				return err
+			}
+			var in evidence.Input
+			if document != "" {
+				if in.Document, err = os.ReadFile(document); err != nil {
+					return err
+				}
+			}
+			report := evidence.Verify(bundle, trust, in)
+			if output == "json" {
+				enc := json.NewEncoder(os.Stdout)
+				enc.SetIndent("", "  ")
+				if err := enc.Encode(report); err != nil {
+					return err
+				}
+			} else {
+				printReport(os.Stdout, report)
+			}
+			if report.Verdict != pki.Valid {
+				return errFound
+			}
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&anchors, "anchors", "", "信任锚：PEM 文件或目录 (trust anchors: PEM file or folder)")
+	f.StringVar(&logKey, "log-key", "", "日志公钥 PEM (the log's public key)")
+	f.StringVar(&document, "document", "", "原文 (the document)")
+	f.StringVarP(&output, "output", "o", "text", "text 或 json")
+	_ = c.MarkFlagRequired("anchors")
+	_ = c.MarkFlagRequired("log-key")
+	return c
+}
+
+// loadTrust reads anchors from a PEM file, or from all *.pem of a folder that are CA certificates.
+func loadTrust(anchors, logKey string) (evidence.Trust, error) {
+	var t evidence.Trust
+	files := []string{anchors}
+	st, err := os.Stat(anchors)
+	if err != nil {
+		return t, err
+	}
+	if st.IsDir() {
+		if files, err = filepath.Glob(filepath.Join(anchors, "*.pem")); err != nil {
+			return t, err
+		}
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return t, err
+		}
+		if st.IsDir() && !bytes.Contains(b, []byte("BEGIN CERTIFICATE")) {
+			continue // the log's key may lie beside the anchors
+		}
+		certs, err := pki.ParseCertificatePEMs(b)
+		if err != nil {
+			return t, fmt.Errorf("%s: %w", name, err)
+		}
+		for _, c := range certs {
+			if c.IsCA {
+				t.Anchors = append(t.Anchors, c)
+			}
+		}
+	}
+	if len(t.Anchors) == 0 {
+		return t, fmt.Errorf("%s 中没有 CA 证书 (no CA certificate found)", anchors)
+	}
+	key, err := readPublicKey(logKey)
+	if err != nil {
+		return t, err
+	}
+	t.LogKeys = []crypto.PublicKey{key}
+	return t, nil
+}
+
+func readPublicKey(name string) (crypto.PublicKey, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, fmt.Errorf("%s: 不是 PEM 公钥 (not a PEM public key)", name)
+	}
+	key, err := smx509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return key, nil
+}
+
+var statusMarks = map[pki.Status]string{pki.Passed: "✓", pki.Failed: "✗", pki.NotChecked: "–"}
+
+func printReport(w io.Writer, r *evidence.Report) {
+	fmt.Fprintf(w, "结论 verdict: %s — %s\n", r.Verdict, r.Summary)
+	if r.Signer != "" {
+		fmt.Fprintf(w, "签名人 signer: %s\n", r.Signer)
+	}
+	if r.GenTime != "" {
+		fmt.Fprintf(w, "签署时间 time: %s ± %s\n", r.GenTime, r.Accuracy)
+	}
+	for _, c := range r.Checks {
+		fmt.Fprintf(w, "  %s %-34s %s\n", statusMarks[c.Status], c.ID, c.Detail)
+	}
+	for _, s := range r.Statements {
+		fmt.Fprintf(w, "  ! %s\n", s)
+	}
+	fmt.Fprintln(w, "（✓ 通过 passed   ✗ 未通过 failed   – 未检查 not checked）")
+}

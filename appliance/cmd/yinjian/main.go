@@ -1,0 +1,79 @@
+// Command yinjian is the appliance: it runs it (serve), makes a new one (init), administers a running one (app, signer,
+// cert, crl, audit, db, status), checks evidence (verify), is the software cipher machine (softtoken) and shows the
+// whole in a minute (demo). Output is for people, -o json for programs; errors go to stderr with what to do; it exits 0,
+// 1 (failed) or 2 (misused).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"yinjian/appliance"
+)
+
+// usageError is a mistake in the call, not a failure of the work.
+type usageError struct{ error }
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		fmt.Fprintln(os.Stderr, "用法错误 (usage):", err)
+		return 2
+	default:
+		fmt.Fprintln(os.Stderr, "失败 (failed):", err)
+		return 1
+	}
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "yinjian",
+		Short:         "印鉴：电子病历签名设备 (signing appliance for medical records)",
+		Version:       appliance.Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(
+		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), demoCommand(),
+		applicationCommand(), signerCommand(), certificateCommand(), crlCommand(), statusCommand(),
+		auditCommand(), databaseCommand(), verifyCommand(),
+	)
+	return root
+}
+
+// exactArgs is cobra's, answering a usageError.
+func exactArgs(n int) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usageError{fmt.Errorf("%s: 需要 %d 个参数，给出 %d 个 (want %d arguments, got %d)", c.CommandPath(), n, len(args), n, len(args))}
+		}
+		return nil
+	}
+}
+
+func newLog(level logrus.Level) *logrus.Logger {
+	log := logrus.New()
+	log.SetOutput(os.Stderr)
+	log.SetLevel(level)
+	log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true, DisableColors: true})
+	return log
+}

@@ -1,0 +1,246 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"yinjian/api"
+	"yinjian/api/wire"
+	"yinjian/appliance/account"
+	"yinjian/appliance/audit"
+	"yinjian/appliance/evidence"
+	"yinjian/hsm"
+	"yinjian/hsm/worker"
+	"yinjian/ntp"
+)
+
+// What the listeners see of the appliance: small adapters to package api's interfaces, one type for each.
+
+// apiClock is the trusted clock for the API. Before the first agreement there is none, and request times are held
+// against the machine's own clock, in a state that says so; nothing of that becomes evidence.
+type apiClock struct{ a *Appliance }
+
+func (c apiClock) Now() ntp.Reading {
+	r := c.a.clock.Now()
+	if r.Time.IsZero() {
+		r.Time = c.a.sys.Realtime().UTC()
+	}
+	return r
+}
+
+type stamps struct{ a *Appliance }
+
+func (s stamps) Units() []string { return []string{"sm2", "rsa"} }
+
+func (s stamps) Respond(ctx context.Context, unit, requester string, der []byte) ([]byte, error) {
+	u, ok := s.a.units[unit]
+	if !ok {
+		return nil, fmt.Errorf("no timestamp unit %q", unit)
+	}
+	return u.Respond(context.WithValue(ctx, requesterKey{}, requester), der), nil
+}
+
+type health struct{ a *Appliance }
+
+func (h health) Alive() error { return nil }
+
+// Ready says whether a signature asked for now would be made.
+func (h health) Ready() (bool, []string) {
+	reasons := []string{}
+	if r := h.a.clock.Now(); !r.Trusted() || r.Bound > time.Duration(h.a.cfg.Time.Accuracy) {
+		reasons = append(reasons, "时间不可信 (time is not trusted)")
+	}
+	for _, class := range hsm.Classes {
+		if s := h.a.workers[class].State(); s.Phase != worker.Ready {
+			reasons = append(reasons, fmt.Sprintf("密码机 %s 不可用 (cipher machine unavailable)", class))
+		}
+	}
+	if err := h.a.journal.Failed(); err != nil {
+		reasons = append(reasons, "日志不可写 (the journal is closed for writing)")
+	} else if h.a.reserve() != nil {
+		reasons = append(reasons, "存储空间低于保留值 (too little room left)")
+	}
+	return len(reasons) == 0, reasons
+}
+
+// A state is the body of /health/state.
+type state struct {
+	State      string               `json:"state"`
+	Node       string               `json:"node"`
+	Campus     string               `json:"campus"`
+	Version    string               `json:"version"`
+	UptimeS    int64                `json:"uptime_s"`
+	Evaluation string               `json:"evaluation"`
+	Time       timeState            `json:"time"`
+	HSM        map[string]slotState `json:"hsm"`
+	Journal    journalState         `json:"journal"`
+	Projection projectionState      `json:"projection"`
+	Listeners  map[string]string    `json:"listeners"`
+	Warnings   []string             `json:"warnings"`
+}
+
+type timeState struct {
+	State      ntp.State `json:"state"`
+	Time       string    `json:"time,omitempty"`
+	BoundMS    float64   `json:"bound_ms"`
+	Provenance string    `json:"provenance"`
+}
+
+type slotState struct {
+	Phase    string  `json:"phase"`
+	SinceS   float64 `json:"since_s"`
+	Restarts int     `json:"restarts"`
+	Sessions int     `json:"sessions"`
+	PID      int     `json:"pid"`
+	Error    string  `json:"last_error,omitempty"`
+}
+
+type projectionState struct {
+	Shipped uint64 `json:"shipped"`
+	Lag     uint64 `json:"lag"`
+	Fork    bool   `json:"fork"`
+	Error   string `json:"last_error,omitempty"`
+}
+
+type journalState struct {
+	Entries    uint64 `json:"entries"`
+	Epoch      string `json:"epoch"`
+	Checkpoint uint64 `json:"checkpoint"`
+	FreeBytes  uint64 `json:"free_bytes"`
+	Failed     string `json:"failed,omitempty"`
+}
+
+func (h health) State() any {
+	a := h.a
+	r := a.clock.Now()
+	s := state{
+		State: "operational", Node: a.cfg.Node, Campus: a.cfg.Campus, Version: Version, Evaluation: a.evaluationWords(),
+		UptimeS: int64((a.sys.Boot() - a.started).Seconds()), HSM: map[string]slotState{}, Warnings: []string{},
+		Time:      timeState{State: r.State, BoundMS: float64(r.Bound.Microseconds()) / 1000, Provenance: r.Provenance},
+		Listeners: map[string]string{"api": a.cfg.Listen.API + " (TLS 1.3)"},
+	}
+	if !r.Time.IsZero() {
+		s.Time.Time = r.Time.Format(time.RFC3339Nano)
+	}
+	if a.plain != "" {
+		s.Listeners["tsa_plain"] = a.plain + " (明文，仅回环 plain, loopback only)"
+		s.Warnings = append(s.Warnings, "时间戳明文端口已打开 (the plain timestamp listener is open)")
+	}
+	for class, w := range a.workers {
+		ws := w.State()
+		s.HSM[string(class)] = slotState{
+			Phase: fmt.Sprint(ws.Phase), SinceS: ws.Since.Seconds(), Restarts: ws.Restarts, Sessions: ws.Sessions, PID: ws.PID, Error: errorText(ws.LastError),
+		}
+	}
+	if a.cfg.Evaluation.Softtoken {
+		s.Warnings = append(s.Warnings, "软件密码机，仅供评估，非认证产品 (software cipher machine: evaluation only, not a certified product)")
+	}
+	if a.cfg.Time.MinSources == 1 {
+		s.Warnings = append(s.Warnings, "只要求一组时间源：掌握该源者即掌握时间 (one group of sources suffices: whoever owns it owns the time)")
+	}
+	s.Journal.Entries, s.Journal.Epoch = a.journal.Size(), a.journal.Epoch().String()
+	if c, err := a.journal.LastCheckpoint(); err == nil {
+		s.Journal.Checkpoint = c.Size
+	}
+	s.Journal.FreeBytes, _ = a.journal.FreeBytes() // 0 says enough
+	if err := a.journal.Failed(); err != nil {
+		s.State, s.Journal.Failed = "failed", "日志已停止写入，详见运行日志 (closed for writing, see the log)"
+	}
+	ship := a.shipper.Status()
+	s.Projection = projectionState{Shipped: ship.Shipped, Lag: ship.Lag, Fork: ship.Fork, Error: errorText(ship.LastError)}
+	if ship.Fork {
+		s.Warnings = append(s.Warnings, "分叉告警：投影库中同一位置有另一条目 (fork alarm: the projection holds another entry under the same key)")
+	}
+	if ok, reasons := h.Ready(); !ok {
+		s.Warnings = append(s.Warnings, reasons...)
+	}
+	return s
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+type admin struct{ a *Appliance }
+
+func (d admin) RegisterApplication(ctx context.Context, actor string, req api.RegisterApplication) (*api.RegisteredApplication, error) {
+	app := account.Application{ID: req.ID, Name: req.Name, Campus: req.Campus, Rights: req.Rights, Stamp: req.Stamp, Test: req.Test}
+	for _, m := range req.Consent {
+		app.Consent = append(app.Consent, evidence.Method(m))
+	}
+	registered, key, err := d.a.directory.RegisterApplication(ctx, actor, app)
+	if err != nil {
+		return nil, err
+	}
+	return &api.RegisteredApplication{Application: registered, Key: key}, nil
+}
+
+func (d admin) StopApplication(ctx context.Context, actor string, req api.Decision) (any, error) {
+	return d.a.directory.StopApplication(ctx, actor, req.ID, true, req.Reason)
+}
+
+func (d admin) ListApplications(context.Context, string) (any, error) {
+	return d.a.directory.Applications(), nil
+}
+
+func (d admin) EnrolSigner(ctx context.Context, actor string, req api.EnrolSigner) (any, error) {
+	return d.a.directory.Enrol(ctx, actor, account.Enrolment{
+		ID: req.ID, Name: req.Name, Department: req.Department, Campus: req.Campus, Algorithms: req.Algorithms, PIN: req.PIN,
+	})
+}
+
+func (d admin) SetSignerPIN(ctx context.Context, actor string, req api.SetSignerPIN) (any, error) {
+	return d.a.directory.SetPIN(ctx, actor, req.Signer, req.PIN)
+}
+
+func (d admin) StopSigner(ctx context.Context, actor string, req api.Decision) (any, error) {
+	return d.a.directory.StopSigner(ctx, actor, req.ID, true, req.Reason)
+}
+
+func (d admin) StartSigner(ctx context.Context, actor string, req api.Decision) (any, error) {
+	return d.a.directory.StopSigner(ctx, actor, req.ID, false, req.Reason)
+}
+
+func (d admin) ListSigners(context.Context, string) (any, error) { return d.a.directory.Signers(), nil }
+
+func (d admin) RevokeCertificate(ctx context.Context, actor string, req api.RevokeCertificate) (any, error) {
+	return d.a.directory.Revoke(ctx, actor, req.Serial, req.Reason)
+}
+
+func (d admin) IssueCRL(ctx context.Context, actor string, _ api.IssueCRL) (any, error) {
+	if err := d.a.directory.PublishCRLs(ctx, actor); err != nil {
+		return nil, err
+	}
+	out := map[string]any{}
+	for _, alg := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048} {
+		if l := d.a.directory.CRL(string(alg)); l != nil {
+			out[string(alg)] = map[string]any{"number": l.Number, "this_update": l.ThisUpdate, "next_update": l.NextUpdate, "der": l.DER}
+		}
+	}
+	return out, nil
+}
+
+func (d admin) AuditVerify(ctx context.Context, actor string, _ wire.AuditVerify) (any, error) {
+	return audit.Verify(ctx, d.a.store, audit.Options{LogKey: d.a.logKey.Public()})
+}
+
+func (d admin) Compare(ctx context.Context, actor string, _ wire.Compare) (any, error) {
+	return audit.Compare(ctx, d.a.journal, d.a.central, d.a.batchMAC())
+}
+
+func (d admin) State(context.Context, string) (any, error) { return health(d).State(), nil }
+
+// batchMAC is the projection's MAC key.
+func (a *Appliance) batchMAC() audit.MAC {
+	return batchMAC{macKeys{a.tokens[hsm.Log]}}
+}
+
+type batchMAC struct{ keys macKeys }
+
+func (b batchMAC) MAC(ctx context.Context, data []byte) ([]byte, error) {
+	return b.keys.MAC(ctx, batchLabel, data)
+}

@@ -1,0 +1,272 @@
+package appliance
+
+import (
+	"context"
+	"encoding/asn1"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/emmansun/gmsm/smx509"
+	"github.com/sirupsen/logrus"
+
+	"yinjian/appliance/audit"
+	"yinjian/appliance/pki"
+	"yinjian/hsm"
+	"yinjian/tsa"
+)
+
+// SofttokenSocket and AdminSocket are the unix sockets below the appliance's folder.
+func SofttokenSocket(dir string) string { return filepath.Join(dir, "softtoken", "p11.sock") }
+
+// AdminSocket is where the command line administers a running appliance.
+func AdminSocket(dir string) string { return filepath.Join(dir, "run", "admin.sock") }
+
+var unitPolicies = map[string]asn1.ObjectIdentifier{"sm2": pki.OIDPolicyTSASM2, "rsa": pki.OIDPolicyTSARSA}
+
+// superviseSofttoken keeps the software cipher machine running as a child. A crash is started again, with a pause that
+// grows; a child that cannot stay up for long is left to the operator's eyes in the log, never given up.
+func (a *Appliance) superviseSofttoken(ctx context.Context, command []string) error {
+	pause := 100 * time.Millisecond
+	for {
+		begun := a.sys.Monotonic()
+		cmd := exec.Command(command[0], command[1:]...)
+		cmd.Stderr = a.log.WriterLevel(logrus.InfoLevel)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C reaches us, and we stop it in order
+		stdin, err := cmd.StdinPipe()                         // its end tells the child that we are gone
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			return fmt.Errorf("software cipher machine: %w", err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		select {
+		case <-ctx.Done():
+			_ = stdin.Close()
+			_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
+			select {
+			case <-ended:
+			case <-time.After(10 * time.Second):
+				_ = cmd.Process.Kill()
+				<-ended
+			}
+			return nil
+		case err := <-ended:
+			a.log.WithError(err).Error("the software cipher machine ended; starting it again")
+		}
+		if a.sys.Monotonic()-begun > time.Minute {
+			pause = 100 * time.Millisecond
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil
+		}
+		pause = min(2*pause, 5*time.Second)
+	}
+}
+
+// WaitForSocket waits until somebody listens on the unix socket.
+func WaitForSocket(ctx context.Context, path string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		c, err := net.Dial("unix", path)
+		if err == nil {
+			return c.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", path, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// ReadSecret reads a PIN file: one line, readable by its owner alone.
+func ReadSecret(name string) ([]byte, error) {
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("%s: 权限 %#o，他人可读；请 chmod 600 (others may read it; chmod 600)", name, st.Mode().Perm())
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r') {
+		b = b[:len(b)-1]
+	}
+	if len(b) == 0 {
+		return nil, fmt.Errorf("%s: 空文件 (empty)", name)
+	}
+	return b, nil
+}
+
+// writeFile replaces a file so that a stop at any point leaves the old or the new one: temporary name, fsync, rename,
+// fsync of the folder.
+func writeFile(name string, data []byte, perm os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already after the rename
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(perm), f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), name); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// macKeys reaches the secret keys of the log slot. It satisfies account.MAC.
+type macKeys struct{ token hsm.Token }
+
+func (m macKeys) MAC(ctx context.Context, label string, data []byte) ([]byte, error) {
+	return m.token.Do(ctx, label, hsm.MACSM3, data)
+}
+
+// A keyCache hands out staff keys for signing, described by their certificates, so that no search is made on the hot
+// path. It reaches the staff slot only.
+type keyCache struct {
+	token  hsm.Token
+	verify bool
+	mu     sync.RWMutex
+	keys   map[string]*hsm.Key // guarded by mu, by label; labels are never given twice
+}
+
+// Key satisfies sign.Keys.
+func (k *keyCache) Key(_ context.Context, label string, certificate []byte) (*hsm.Key, error) {
+	k.mu.RLock()
+	key := k.keys[label]
+	k.mu.RUnlock()
+	if key != nil {
+		return key, nil
+	}
+	cert, err := smx509.ParseCertificate(certificate)
+	if err != nil {
+		return nil, err
+	}
+	alg := hsm.SM2
+	if cert.PublicKeyAlgorithm == smx509.RSA {
+		alg = hsm.RSA2048
+	}
+	key, err = hsm.KeyOf(k.token, hsm.KeyInfo{Label: label, Algorithm: alg, Public: cert.PublicKey}, k.verify)
+	if err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	k.keys[label] = key
+	k.mu.Unlock()
+	return key, nil
+}
+
+// checkpointStamper stamps checkpoints; their tokens never become leaves.
+type checkpointStamper struct{ unit *tsa.Authority }
+
+func (c checkpointStamper) Stamp(ctx context.Context, data []byte) ([]byte, error) {
+	t, err := c.unit.Issue(ctx, &tsa.Request{Imprint: tsa.ImprintOf(data), CertReq: true})
+	if err != nil {
+		return nil, err
+	}
+	return t.DER, nil
+}
+
+type requesterKey struct{}
+
+// tokenRecorder journals free-standing tokens before they leave.
+type tokenRecorder struct {
+	a    *Appliance
+	unit string
+}
+
+func (r tokenRecorder) RecordToken(ctx context.Context, t *tsa.Token) error {
+	if err := r.a.tokenReserve(); err != nil {
+		return err
+	}
+	requester, _ := ctx.Value(requesterKey{}).(string)
+	if requester == "" {
+		requester = "unknown"
+	}
+	_, err := r.a.journal.Append(ctx, audit.Draft{
+		Kind: kindToken, Actor: requester, Object: "unit/" + r.unit,
+		Fields: []audit.Field{
+			{Name: "imprint.algorithm", Value: audit.Text(t.Imprint.Algorithm.String())},
+			{Name: "imprint.digest", Value: audit.Octets(t.Imprint.Digest)},
+			{Name: "policy", Value: audit.Text(t.Policy.String())},
+			{Name: "serial", Value: audit.Octets(t.Serial.Bytes())},
+			{Name: "time.bound_us", Value: audit.Int(t.Provenance.Bound.Microseconds())},
+			{Name: "time.provenance", Value: audit.Text(t.Provenance.Provenance)},
+		},
+		Payloads: []audit.Attachment{{Name: "token", MediaType: "application/timestamp-token", Data: t.DER}},
+	})
+	return err
+}
+
+// reserve refuses signatures when the disk is nearly full.
+func (a *Appliance) reserve() error {
+	free, err := a.journal.FreeBytes()
+	if err != nil {
+		return err
+	}
+	if free < a.cfg.Policy.ReserveBytes {
+		return fmt.Errorf("%d MiB free, %d MiB are kept in reserve", free>>20, a.cfg.Policy.ReserveBytes>>20)
+	}
+	return a.journal.Failed()
+}
+
+// tokenReserve refuses tokens for others earlier than signatures, so that a stranger's tokens never use up the room
+// that records need (DESIGN §6).
+func (a *Appliance) tokenReserve() error {
+	if err := a.reserve(); err != nil {
+		return err
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(a.dir, &fs); err != nil {
+		return err
+	}
+	if total := fs.Blocks; total > 0 && fs.Bavail*100/total < uint64(a.cfg.Policy.TSAReservePercent) {
+		return fmt.Errorf("less than %d %% of the volume is free: tokens are refused before signatures are", a.cfg.Policy.TSAReservePercent)
+	}
+	return nil
+}
+
+// exportPublic writes what others need to check us: anchors, units, the log's key. Nothing secret.
+func (a *Appliance) exportPublic() error {
+	id := a.identity
+	cert := func(der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}) }
+	files := map[string][]byte{
+		"tls-ca.pem":     cert(id.CAs[string(hsm.RSA2048)]),
+		"ca.pem":         cert(id.CAs[string(hsm.SM2)]),
+		"ca-rsa.pem":     cert(id.CAs[string(hsm.RSA2048)]),
+		"tsa-sm2.pem":    cert(id.Units["sm2"]),
+		"tsa-rsa.pem":    cert(id.Units["rsa"]),
+		"tsa-ca-sm2.pem": cert(id.CAs[string(hsm.SM2)]),
+		"tsa-ca-rsa.pem": cert(id.CAs[string(hsm.RSA2048)]),
+		"log.pem":        pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: id.LogKey}),
+	}
+	for name, data := range files {
+		if err := writeFile(filepath.Join(a.dir, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
