@@ -255,13 +255,13 @@ var (
 	errSignature         = errors.New("signature does not verify")
 )
 
-// checkSignature verifies what key signed. Only SM2-with-SM3 (default identity) by an SM2 key and RSA with SHA-2 by an
+// checkSignature verifies what holder's key signed. Only SM2-with-SM3 (default identity) by an SM2 key and RSA with SHA-2 by an
 // RSA key are taken; smx509 alone would also let an SM2-with-SM3 signature be checked on another curve.
-func checkSignature(key crypto.PublicKey, holder *smx509.Certificate, alg smx509.SignatureAlgorithm, signed, signature []byte) error {
-	if err := CheckPublicKey(key); err != nil {
+func checkSignature(holder *smx509.Certificate, alg smx509.SignatureAlgorithm, signed, signature []byte) error {
+	if err := CheckPublicKey(holder.PublicKey); err != nil {
 		return fmt.Errorf("%w: %v", errAlgorithmUnknown, err)
 	}
-	_, isRSA := key.(*rsa.PublicKey)
+	_, isRSA := holder.PublicKey.(*rsa.PublicKey)
 	switch alg {
 	case smx509.SM2WithSM3:
 		if isRSA {

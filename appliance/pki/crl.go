@@ -305,7 +305,7 @@ func (c *CRL) verify(issuer *smx509.Certificate) error {
 	if issuer.KeyUsage&smx509.KeyUsageCRLSign == 0 {
 		return errors.New("颁发者无 CRL 签发用途 (issuer lacks cRLSign)")
 	}
-	if err := checkSignature(issuer.PublicKey, issuer, c.list.SignatureAlgorithm, c.list.RawTBSRevocationList, c.list.Signature); err != nil {
+	if err := checkSignature(issuer, c.list.SignatureAlgorithm, c.list.RawTBSRevocationList, c.list.Signature); err != nil {
 		return fmt.Errorf("列表签名未通过 (%w)", err)
 	}
 	c.verifiedBy.Store(issuer)

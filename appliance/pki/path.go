@@ -204,7 +204,7 @@ func (s *search) check(child, parent *smx509.Certificate) error {
 		s.exhausted = true
 		return errTooLong
 	}
-	err := checkSignature(parent.PublicKey, parent, child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature)
+	err := checkSignature(parent, child.SignatureAlgorithm, child.RawTBSCertificate, child.Signature)
 	s.links[l] = err
 	return err
 }
