@@ -21,7 +21,7 @@ func Sentences(t time.Time, fix Fix) string {
 	if fix == Silent {
 		return ""
 	}
-	t = t.UTC()
+	t = t.UTC().Truncate(time.Second)
 	clock, date := t.Format("150405.00"), t.Format("020106")
 	const place = "3954.2400,N,11624.6600,E"
 	var b strings.Builder

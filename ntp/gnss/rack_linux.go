@@ -72,7 +72,12 @@ func find(program, debianPackage string) (string, error) {
 // namespace. Its other way, a SOCK refclock, serves only pulses (PPS) in gpsd 3.22, and a TCP feed has none. So gpsd and
 // chronyd are started in an IPC namespace of their own, and racks run side by side, also beside the machine's own gpsd.
 // That takes CAP_SYS_ADMIN. Without it there is one rack per machine at a time, under a lock on [LockPath].
-// An ordinary user can run it: gpsd then uses the units 2 and 3, which are open to all.
+// An ordinary user can run it. Started by root, gpsd runs as nobody: it would change its user by itself otherwise, and
+// the kernel forgets PDEATHSIG when a process does that. Either way it uses the shared memory units 2 and 3, which are
+// open to all.
+//
+// gpsd 3.22 hands on the time of a receiver that says it has no fix ([NoFix]), and chronyd takes it for fresh. Only
+// [Silent] looks like an outage.
 func StartRack(ctx context.Context, cfg RackConfig) (*Rack, error) {
 	if cfg.Log == nil || cfg.Clock == nil || cfg.Dir == "" {
 		return nil, errors.New("gnss: rack needs a folder, a log and a clock")
@@ -213,7 +218,7 @@ func (r *Rack) supervise(ctx context.Context, cfg RackConfig, ntpPort int, gpsd 
 			var daemons sync.WaitGroup
 			defer daemons.Wait()
 			for _, argv := range [][]string{gpsd, append([]string{chronyd}, args...)} {
-				cmd, err := r.launch(argv, cfg)
+				cmd, err := r.launch(argv, cfg, cancel)
 				if err != nil {
 					cancel(err)
 					return err
@@ -236,18 +241,29 @@ func (r *Rack) supervise(ctx context.Context, cfg RackConfig, ntpPort int, gpsd 
 	return <-result
 }
 
-// launch starts a daemon on the calling thread.
-func (r *Rack) launch(argv []string, cfg RackConfig) (*exec.Cmd, error) {
+// nobody is the user that has no rights, everywhere on Linux.
+const nobody = 65534
+
+// launch starts a daemon on the calling thread. It calls useless if the daemon runs but has said that it cannot serve.
+func (r *Rack) launch(argv []string, cfg RackConfig, useless func(error)) (*exec.Cmd, error) {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = cfg.Dir
+	name := filepath.Base(argv[0])
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	// A process group of its own: a Ctrl-C meant for us does not kill it before we have asked it to end.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if name == "gpsd" && os.Geteuid() == 0 {
+		cmd.Dir = "/"
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: nobody, Gid: nobody}
+	}
 	cmd.WaitDelay = time.Second
-	name := filepath.Base(argv[0])
 	out := &lines{to: func(line string) {
 		r.recent.add(name + ": " + line)
 		cfg.Log.WithField("program", name).Debug(line)
+		// chronyd goes on without its socket when the port is taken.
+		if strings.Contains(line, "Could not open NTP socket") {
+			useless(fmt.Errorf("%w: %s: %s", errEnded, name, line))
+		}
 	}}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
@@ -275,17 +291,17 @@ func terminate(cmd *exec.Cmd) {
 //	maxdispersion 1.0   samples older than their dispersion allows are not used
 //	cmdport, bindcmdaddress: no command port and no command socket; nobody reconfigures it
 func chronyConfig(port int) (conf string, args []string, err error) {
-	unit, owner := 0, "root"
+	owner := "root" // chronyd would become _chrony otherwise, who cannot write to Dir
 	args = []string{"-x", "-d", "-f", "chrony.conf"}
 	if os.Geteuid() != 0 {
 		me, err := user.Current()
 		if err != nil {
 			return "", nil, fmt.Errorf("gnss: %w", err)
 		}
-		unit, owner = 2, me.Username // gpsd keeps units 0 and 1 for root
+		owner = me.Username
 		args = append([]string{"-U"}, args...)
 	}
-	conf = fmt.Sprintf(`refclock SHM %d refid BDS poll 0 offset 0.0 delay 0.1 precision 1e-2 maxdispersion 1.0
+	conf = fmt.Sprintf(`refclock SHM 2 refid BDS poll 0 offset 0.0 delay 0.1 precision 1e-2 maxdispersion 1.0
 port %d
 bindaddress 127.0.0.1
 allow 127.0.0.0/8
@@ -294,7 +310,7 @@ bindcmdaddress /
 pidfile chronyd.pid
 maxclockerror 50
 user %s
-`, unit, port, owner)
+`, port, owner)
 	return conf, args, nil
 }
 
