@@ -1,0 +1,107 @@
+package softtoken
+
+// Numbers of the neutral profile that PKCS#11 does not define. The first five are those xipki uses for its neutral
+// tokens; 0xFFFFF006 to 0xFFFFF008 are SM4 there and kept free; HMAC-SM3 is ours.
+const (
+	CKKNeutralSM2 = 0xFFFFF001 // CKA_KEY_TYPE of pairs made by CKMNeutralSM2KeyPairGen
+
+	CKMNeutralSM2KeyPairGen = 0xFFFFF001
+	CKMNeutralSM2           = 0xFFFFF002 // signs e (32 bytes), answers r ‖ s
+	CKMNeutralSM2SM3        = 0xFFFFF003 // signs M: the token computes e = SM3(ZA ‖ M); the parameter is the ID
+	CKMNeutralSM3           = 0xFFFFF005
+	CKMNeutralHMACSM3       = 0xFFFFF009
+)
+
+// PKCS#11's own numbers (current mechanisms v2.40).
+const (
+	ckmRSAPKCSKeyPairGen   = 0x0000
+	ckmRSAPKCS             = 0x0001
+	ckmSHA256RSAPKCS       = 0x0040
+	ckmSHA256              = 0x0250
+	ckmGenericSecretKeyGen = 0x0350
+	ckmECKeyPairGen        = 0x1040
+	ckmECDSA               = 0x1041
+)
+
+// An operation is what a mechanism does, whatever its number.
+type operation int
+
+const (
+	opGenSM2 operation = iota + 1
+	opGenRSA
+	opGenSecret
+	opSM2Sign    // input e
+	opSM2SignSM3 // input M
+	opRSAPKCS    // input is padded as it comes (RFC 8017 §8.2.1 step 2 without the hash)
+	opSHA256RSAPKCS
+	opHMACSM3
+	opSM3
+	opSHA256
+)
+
+// A paramForm is how a mechanism's parameter is laid out.
+type paramForm int
+
+const (
+	paramNone  paramForm = iota
+	paramSM2ID           // the signer's ID, raw; none: 1234567812345678 (GM/T 0009-2012 §10)
+)
+
+// An encoding is how an SM2 signature is written.
+type encoding int
+
+const (
+	encRaw encoding = iota // r ‖ s, 64 bytes
+	encDER                 // SM2Signature (GM/T 0009-2012 §7.3)
+)
+
+// A mechanism is one row of a profile.
+type mechanism struct {
+	number   uint64
+	op       operation
+	flags    uint64 // CK_MECHANISM_INFO
+	min, max uint64 // key sizes: bits for SM2 and RSA, bytes for secret keys
+	param    paramForm
+	encoding encoding
+}
+
+const ecFlags = ckfECFp | ckfECNamedCurve | ckfECUncompress
+
+// A profile is the set of numbers a token answers to. All that distinguishes vendors stands in it.
+type profile struct {
+	name       string
+	sm2KeyType uint64 // CKA_KEY_TYPE that a vendor's key generation gives
+	mechanisms []mechanism
+}
+
+var neutralProfile = &profile{
+	name:       "neutral",
+	sm2KeyType: CKKNeutralSM2,
+	mechanisms: []mechanism{
+		{number: ckmRSAPKCSKeyPairGen, op: opGenRSA, flags: ckfGenerateKeyPair, min: 2048, max: 3072},
+		{number: ckmRSAPKCS, op: opRSAPKCS, flags: ckfSign | ckfVerify, min: 2048, max: 3072},
+		{number: ckmSHA256RSAPKCS, op: opSHA256RSAPKCS, flags: ckfSign | ckfVerify, min: 2048, max: 3072},
+		{number: ckmSHA256, op: opSHA256, flags: ckfDigest},
+		{number: ckmGenericSecretKeyGen, op: opGenSecret, flags: ckfGenerate, min: minSecret, max: maxSecret},
+		{number: ckmECKeyPairGen, op: opGenSM2, flags: ckfGenerateKeyPair | ecFlags, min: 256, max: 256},
+		{number: ckmECDSA, op: opSM2Sign, flags: ckfSign | ckfVerify | ecFlags, min: 256, max: 256},
+		{number: CKMNeutralSM2KeyPairGen, op: opGenSM2, flags: ckfGenerateKeyPair | ecFlags, min: 256, max: 256},
+		{number: CKMNeutralSM2, op: opSM2Sign, flags: ckfSign | ckfVerify | ecFlags, min: 256, max: 256},
+		{number: CKMNeutralSM2SM3, op: opSM2SignSM3, param: paramSM2ID, flags: ckfSign | ckfVerify | ecFlags, min: 256, max: 256},
+		{number: CKMNeutralSM3, op: opSM3, flags: ckfDigest},
+		{number: CKMNeutralHMACSM3, op: opHMACSM3, flags: ckfSign | ckfVerify, min: minSecret, max: maxSecret},
+	},
+}
+
+// find answers the row of a number, nil when the token does not have it.
+func (p *profile) find(number uint64) *mechanism {
+	for i := range p.mechanisms {
+		if p.mechanisms[i].number == number {
+			return &p.mechanisms[i]
+		}
+	}
+	return nil
+}
+
+// isSM2KeyType says whether a CKA_KEY_TYPE denotes SM2 here: the profile's own, or CKK_EC with the SM2 curve.
+func (p *profile) isSM2KeyType(v uint64) bool { return v == ckkEC || v == p.sm2KeyType }

@@ -1,0 +1,198 @@
+package softtoken
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"crypto/subtle"
+	"hash"
+	"time"
+)
+
+// A signature is a running C_Sign or C_Verify operation.
+type signature struct {
+	row     *mechanism
+	key     *object
+	view    view      // when it began: a logout since then ends it
+	hash    hash.Hash // mechanisms that take a message: what it has of it; nil for those that take a digest
+	updated bool      // C_SignUpdate was called: only C_SignFinal may end it
+}
+
+// begin starts a signature; what says CKA_SIGN or CKA_VERIFY.
+func (p *profile) begin(a *appSlot, m mechParam, handle, what uint64) (*signature, rv) {
+	row := p.find(m.number)
+	if row == nil || row.flags&ckfSign == 0 {
+		return nil, ckrMechanismInvalid
+	}
+	id, code := row.readParam(m.param)
+	if code != ckrOK {
+		return nil, code
+	}
+	key, v := a.object(handle)
+	if key == nil {
+		return nil, ckrKeyHandleInvalid
+	}
+	attrs := key.attributes()
+	if !row.takes(key, attrs.class(), what) {
+		return nil, ckrKeyTypeInconsistent
+	}
+	if !attrs.bool(what) {
+		return nil, ckrKeyFunctionNotPermitted
+	}
+	sig := &signature{row: row, key: key, view: v}
+	switch row.op {
+	case opSM2SignSM3:
+		sig.hash = hashZA(key.sm2, id)
+	case opSHA256RSAPKCS:
+		sig.hash = sha256.New()
+	case opHMACSM3:
+		_, whole := key.secret.use(func() rv { sig.hash = newHMAC(key.secret.raw); return ckrOK })
+		if !whole {
+			return nil, ckrKeyHandleInvalid
+		}
+	}
+	return sig, ckrOK
+}
+
+// readParam answers the signer's ID where the mechanism has one.
+func (m *mechanism) readParam(param []byte) ([]byte, rv) {
+	switch {
+	case m.param == paramNone && len(param) > 0, len(param) > maxSM2ID:
+		return nil, ckrMechanismParamInvalid
+	case m.param == paramSM2ID && len(param) == 0:
+		return []byte(defaultSM2ID), ckrOK
+	}
+	return param, ckrOK
+}
+
+// takes says whether the mechanism works with such a key in that direction.
+func (m *mechanism) takes(key *object, class, what uint64) bool {
+	want := uint64(ckoPrivateKey)
+	if what == ckaVerify {
+		want = ckoPublicKey
+	}
+	switch m.op {
+	case opSM2Sign, opSM2SignSM3:
+		return class == want && key.sm2 != nil
+	case opRSAPKCS, opSHA256RSAPKCS:
+		return class == want && key.rsa != nil
+	case opHMACSM3:
+		return class == ckoSecretKey
+	}
+	return false
+}
+
+// size is the longest signature that may come out.
+func (s *signature) size() uint32 {
+	switch {
+	case s.row.op == opHMACSM3:
+		return 32
+	case s.key.rsa != nil:
+		return uint32(s.key.rsa.Size())
+	case s.row.encoding == encDER:
+		return 72
+	}
+	return 64
+}
+
+// alive says whether the operation outlived what happened since it began: a logout, or the key's end.
+func (s *signature) alive(a *appSlot) bool {
+	if s.key.dead.Load() {
+		return false
+	}
+	return !s.key.private() || a.view().generation == s.view.generation
+}
+
+func (s *signature) update(data []byte) rv {
+	if s.hash == nil {
+		return ckrOperationNotInitialized // the mechanism signs in one part only
+	}
+	s.updated = true
+	s.hash.Write(data)
+	return ckrOK
+}
+
+// input answers what the key is applied to: the digest of what was written, or data as it is.
+func (s *signature) input(data []byte) []byte {
+	if s.hash == nil {
+		return data
+	}
+	s.hash.Write(data)
+	return s.hash.Sum(nil)
+}
+
+func (s *signature) rsaHash() crypto.Hash {
+	if s.row.op == opSHA256RSAPKCS {
+		return crypto.SHA256
+	}
+	return 0
+}
+
+// sign ends the operation with a signature over input.
+func (s *signature) sign(input []byte) (out []byte, code rv) {
+	if s.row.op == opHMACSM3 {
+		return input, ckrOK
+	}
+	key := s.key.secret
+	code, whole := key.use(func() (code rv) {
+		if key.sm2 != nil {
+			out, code = signSM2(key.sm2, input, s.row.encoding)
+		} else {
+			out, code = signRSA(key.rsa, s.rsaHash(), input)
+		}
+		return code
+	})
+	if !whole {
+		return nil, ckrOperationNotInitialized
+	}
+	return out, code
+}
+
+// check ends the operation by comparing a signature over input.
+func (s *signature) check(input, sig []byte) rv {
+	switch s.row.op {
+	case opHMACSM3:
+		if len(sig) != len(input) {
+			return ckrSignatureLenRange
+		}
+		if subtle.ConstantTimeCompare(sig, input) != 1 {
+			return ckrSignatureInvalid
+		}
+		return ckrOK
+	case opSM2Sign, opSM2SignSM3:
+		return verifySM2(s.key.sm2, input, sig, s.row.encoding)
+	default:
+		return verifyRSA(s.key.rsa, s.rsaHash(), input, sig)
+	}
+}
+
+// take ends the session's signing or verifying operation and answers it if it may be completed: by one call of
+// C_Sign or C_Verify (final false), or by C_SignFinal or C_VerifyFinal.
+func take(op **signature, a *appSlot, final bool) (*signature, rv) {
+	s := *op
+	*op = nil
+	if s == nil || !s.alive(a) || final && s.hash == nil || !final && s.updated {
+		return nil, ckrOperationNotInitialized
+	}
+	return s, ckrOK
+}
+
+// A digest is a running C_Digest operation.
+type digest struct {
+	hash    hash.Hash
+	updated bool
+}
+
+// A search is a running C_FindObjects operation: the handles that were not fetched yet.
+type search struct{ rest []uint64 }
+
+// serviceDelay waits until a machine of the given service time would have answered, or until done is closed.
+func serviceDelay(started time.Time, service time.Duration, done <-chan struct{}) {
+	if left := service - time.Since(started); left > 0 {
+		timer := time.NewTimer(left)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-done:
+		}
+	}
+}
