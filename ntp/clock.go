@@ -35,7 +35,7 @@ type Config struct {
 	MaxRootDistance time.Duration
 	MaxReferenceAge time.Duration
 	// ReentryLimit is how far from the clock's own prediction a majority may be taken without an operator (Readmit)
-	// once the clock was Suspect or Untrusted. Default MaxBound.
+	// once the clock was Suspect or Untrusted. Default MaxBound. Below 600 ms a leap second needs the operator too.
 	ReentryLimit time.Duration
 	// FreshFor is how old the last agreement may be for the clock to be called Trusted and not Holdover, so that one lost
 	// packet is no event; three poll intervals or more. Sources that answer and contradict one another end Trusted at
@@ -221,7 +221,7 @@ func (c *Clock) OnChange(f func(from, to State, reason string, r Reading)) {
 // last time is repeated until the clock has caught up, and the bound includes the difference. A reading that is not
 // Trusted may be looked at and not signed; its Time is zero while the clock is Cold or Acquiring for the first time.
 func (c *Clock) Now() Reading {
-	for {
+	for try := 1; ; try++ {
 		v := c.view.Load() // before Boot, so that the anchor is never in the future
 		boot := c.clock.Boot()
 		if v.usable() {
@@ -234,6 +234,9 @@ func (c *Clock) Now() Reading {
 		}
 		if r, ok := c.reading(v, boot); ok {
 			return r
+		}
+		if try < 4 {
+			continue // a faster caller was handed a later time while we were off the processor: look again
 		}
 		c.fail(Untrusted, "ntp: holding the time back from going backwards exceeds the bound")
 	}
@@ -462,7 +465,7 @@ func (c *Clock) update(ms []Measurement) Round {
 		r.Err = err
 		return r
 	}
-	// 2. Around a leap second no two clocks agree what time it is. Afterwards our count is put right by the second.
+	// 2. Around a leap second no two clocks agree what time it is. Afterwards our count has to find its place again.
 	if v := c.view.Load(); v.leapAt != 0 && v.anchored {
 		now := v.anchor.at(s.boot, c.cfg.DriftPPM).mid()
 		switch {
@@ -497,6 +500,12 @@ func (c *Clock) update(ms []Measurement) Round {
 	if err != nil {
 		c.disagree(err, groups(fit))
 		r.Err = err
+		return r
+	}
+	// A clock that has just started must not begin its count within a leap second, before or after the jump.
+	if mid := sel.span().mid(); sel.Leap != LeapNone && monthEnd(mid)-mid < int64(2*leapBefore) {
+		c.cand = nil
+		r.Err = ErrLeap
 		return r
 	}
 	if v := c.view.Load(); v.anchored {
@@ -600,22 +609,27 @@ func (c *Clock) trust(a anchor, sel Selection) {
 		// Leap seconds are inserted at the end of a month of UTC (RFC 5905 §7.3, leap indicator).
 		v.leapAt, v.leap = 0, sel.Leap
 		if sel.Leap != LeapNone {
-			t := unixNano(a.span.mid())
-			v.leapAt = time.Date(t.Year(), t.Month()+1, 1, 0, 0, 0, 0, time.UTC).UnixNano()
+			v.leapAt = monthEnd(a.span.mid())
 		}
 	})
 }
 
-// afterLeap takes the second out of, or into, our count. UTC as Unix time goes back by one when one is inserted.
+func monthEnd(ns int64) int64 {
+	t := unixNano(ns)
+	return time.Date(t.Year(), t.Month()+1, 1, 0, 0, 0, 0, time.UTC).UnixNano()
+}
+
+// afterLeap makes the prediction leave open whether the second came: servers have announced leap seconds that did not.
+// Unix time goes back by one when a second is inserted. The clock is Suspect, so nobody relies on the wide bound; fresh
+// rounds decide, and half a second either way is within the re-entry limit.
 func (c *Clock) afterLeap() {
-	shift := int64(time.Second)
-	if c.view.Load().leap == LeapInsert {
-		shift = -shift
-	}
 	c.cand = nil
 	v := *c.view.Load()
-	v.anchor.span.low += shift
-	v.anchor.span.high += shift
+	if v.leap == LeapInsert {
+		v.anchor.span.low -= int64(time.Second)
+	} else {
+		v.anchor.span.high += int64(time.Second)
+	}
 	v.leapAt, v.leap = 0, LeapNone
 	c.view.Store(&v)
 }

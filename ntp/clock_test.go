@@ -418,7 +418,10 @@ func TestLeapSecond(t *testing.T) {
 	for name, c := range map[string]struct {
 		leap  ntp.Leap
 		shift time.Duration // of Unix time
-	}{"inserted": {ntp.LeapInsert, -time.Second}, "deleted": {ntp.LeapDelete, time.Second}} {
+	}{
+		"inserted": {ntp.LeapInsert, -time.Second}, "deleted": {ntp.LeapDelete, time.Second},
+		"insertion that did not come": {ntp.LeapInsert, 0}, "deletion that did not come": {ntp.LeapDelete, 0},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, ntp.Config{AgreeRounds: 2})
@@ -463,6 +466,20 @@ func TestLeapSecond(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStartInLeapSecond: rounds within the last two seconds are not counted.
+func TestStartInLeapSecond(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{AgreeRounds: 1, MinSources: 1})
+	month := time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)
+	b.pass(month.Sub(noon) - 1900*ms)
+	m := b.measure("a", 0, ms)
+	m.Leap = ntp.LeapInsert
+	if r := b.Update([]ntp.Measurement{m}); !errors.Is(r.Err, ntp.ErrLeap) {
+		t.Errorf("round %+v, want ErrLeap", r)
+	}
+	b.want(ntp.Cold)
 }
 
 func TestSnapshot(t *testing.T) {
