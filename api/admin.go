@@ -116,7 +116,7 @@ func (s *Server) local(b body, h func(c echo.Context, actor string, body []byte)
 		if err := first(acceptable(r, b.gives), b.readable(r)); err != nil {
 			return err
 		}
-		data, release, err := s.received(c, b)
+		data, release, err := s.bodies.read(r, b.most)
 		defer release()
 		if err != nil {
 			return err

@@ -419,3 +419,7 @@ func TestConfigIsChecked(t *testing.T) {
 		}
 	}
 }
+
+func withClock(c *clock) option {
+	return func(cfg *api.Config, _ *http.Server) { cfg.Clock = c }
+}

@@ -81,6 +81,7 @@ func (d *decoder) value(v reflect.Value, path string) *problem.Problem {
 		if v.Type().Elem().Kind() == reflect.Uint8 {
 			return d.bytes(v, path)
 		}
+		v.Set(reflect.MakeSlice(v.Type(), 0, 0)) // given and empty is not left out
 		return d.array(path, func(i int) *problem.Problem {
 			v.Set(reflect.Append(v, reflect.Zero(v.Type().Elem())))
 			return d.value(v.Index(i), fmt.Sprintf("%s[%d]", path, i))

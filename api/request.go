@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/labstack/echo/v4"
 	"golang.org/x/time/rate"
@@ -92,7 +91,7 @@ func (s *Server) admitted(b body, h func(c echo.Context, body []byte) error) ech
 		if err := first(acceptable(r, b.gives), b.readable(r)); err != nil {
 			return err
 		}
-		data, release, err := s.received(c, b)
+		data, release, err := s.bodies.read(r, b.most)
 		defer release()
 		if err != nil {
 			return err
@@ -230,19 +229,6 @@ func acceptable(r *http.Request, gives string) *problem.Problem {
 		return nil
 	}
 	return problem.New(notAcceptable, "只能提供 "+gives+" (this is the only type given)", seeContract)
-}
-
-// received reads the body, and then lifts the connection's deadline for reading: net/http watches the connection
-// while a handler runs, and would take the end of ReadTimeout for the client's leaving.
-func (s *Server) received(c echo.Context, b body) (data []byte, release func(), err error) {
-	data, release, err = s.bodies.read(c.Request(), b.most)
-	if err == nil {
-		err = http.NewResponseController(c.Response()).SetReadDeadline(time.Time{})
-		if errors.Is(err, http.ErrNotSupported) { // no connection: a test's recorder
-			err = nil
-		}
-	}
-	return data, release, err
 }
 
 // A budget bounds the bytes of all bodies held at once. They are counted as they arrive, not as they are announced:
