@@ -240,12 +240,12 @@ func checkApplicationDecision(c echo.Context, r *Decision) *problem.Problem {
 	return first(pattern("path.id", r.ID, applicationID), text("reason", r.Reason, 256))
 }
 
-// checkRevoke takes the reasons of RFC 5280 §5.3.1 that end a certificate for good; certificateHold is not used.
+// checkRevoke takes the reasons of RFC 5280 §5.3.1 that an administrator has for an end entity; certificateHold is not used.
 func checkRevoke(c echo.Context, r *RevokeCertificate) *problem.Problem {
 	r.Serial = c.Param("serial")
 	return first(
 		pattern("path.serial", r.Serial, serialNumber),
-		oneOf("reason", r.Reason, "unspecified", "keyCompromise", "cACompromise", "affiliationChanged", "superseded", "cessationOfOperation", "privilegeWithdrawn"),
+		oneOf("reason", r.Reason, "unspecified", "keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation", "privilegeWithdrawn"),
 	)
 }
 

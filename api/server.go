@@ -70,7 +70,7 @@ type Limits struct {
 	Body       int64         // bytes of a body of sign and verify; 16 MiB
 	SmallBody  int64         // of the other JSON routes; 64 KiB
 	StampQuery int64         // of a TimeStampReq; 16 KiB
-	InFlight   int64         // bytes of all bodies being read or handled; 256 MiB
+	InFlight   int64         // bytes of all bodies being read or handled; 256 MiB or four Bodies
 	Concurrent int           // requests being handled, not counting health; 256
 	Handling   time.Duration // of one request, after its body was read; 30 s
 	Window     time.Duration // by which a request's time may be off; 5 min
@@ -92,7 +92,7 @@ func (l Limits) filled() Limits {
 	def(&l.Body, 16<<20)
 	def(&l.SmallBody, 64<<10)
 	def(&l.StampQuery, 16<<10)
-	def(&l.InFlight, 256<<20)
+	def(&l.InFlight, max(256<<20, 4*l.Body))
 	if l.Concurrent == 0 {
 		l.Concurrent = 256
 	}
