@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/emmansun/gmsm/smx509"
-	"github.com/sirupsen/logrus"
 
 	"yinjian/appliance/audit"
 	"yinjian/appliance/pki"
@@ -38,7 +37,7 @@ func (a *Appliance) superviseSofttoken(ctx context.Context, command []string) er
 	for {
 		begun := a.sys.Monotonic()
 		cmd := exec.Command(command[0], command[1:]...)
-		cmd.Stderr = a.log.WriterLevel(logrus.InfoLevel)
+		cmd.Stderr = os.Stderr                                // it has a log of its own, in the same form
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C reaches us, and we stop it in order
 		stdin, err := cmd.StdinPipe()                         // its end tells the child that we are gone
 		if err == nil {

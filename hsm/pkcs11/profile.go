@@ -85,11 +85,12 @@ type Attribute struct {
 // oidSM2 is the DER of 1.2.156.10197.1.301, sm2p256v1 (GM/T 0006-2012).
 var oidSM2 = []byte{0x06, 0x08, 0x2A, 0x81, 0x1C, 0xCF, 0x55, 0x01, 0x82, 0x2D}
 
-// Numbers of our own software cipher machine, in PKCS#11's vendor range (CKM_VENDOR_DEFINED and above).
+// Numbers of our own software cipher machine: generic secret keys as PKCS#11 has them, and HMAC-SM3 in the vendor range
+// (softtoken.CKMNeutralHMACSM3), since PKCS#11 v2.40 has none.
 const (
-	ckkHMACSM3       = 0xFFFFF001
-	ckmHMACSM3KeyGen = 0xFFFFF001
-	ckmHMACSM3       = 0xFFFFF002
+	ckkHMACSM3       = p11.CKK_GENERIC_SECRET
+	ckmHMACSM3KeyGen = p11.CKM_GENERIC_SECRET_KEY_GEN
+	ckmHMACSM3       = 0xFFFFF009
 )
 
 var rsaKeys = KeyTemplate{Generate: p11.CKM_RSA_PKCS_KEY_PAIR_GEN, KeyType: p11.CKK_RSA, ModulusBits: 2048}

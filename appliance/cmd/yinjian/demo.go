@@ -12,9 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -418,17 +416,7 @@ func (d *demo) stamp(ctx context.Context, unit string) error {
 	if err != nil {
 		return err
 	}
-	post, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(query))
-	if err != nil {
-		return err
-	}
-	post.Header.Set("Content-Type", "application/timestamp-query")
-	resp, err := http.DefaultClient.Do(post)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	reply, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	reply, err := client.StampPlain(ctx, url, query)
 	if err != nil {
 		return err
 	}
@@ -523,9 +511,11 @@ func mustFail(r *evidence.Report, id string) error {
 	return fmt.Errorf("tampering was not found: %s should have failed", id)
 }
 
-// flip changes one byte in all files that match pattern: the first byte of the only place where want stands behind
-// before. It answers how many places were changed.
-func flip(pattern string, want []byte) (int, error) {
+// flip changes one bit in the files that match pattern: in the last byte of the first want that follows anchor within a
+// row's length. A database may hold stale copies of a page; those are changed too, so that the live row surely is. It
+// answers how many places were changed.
+func flip(pattern string, anchor, want []byte) (int, error) {
+	const row = 2048
 	files, err := filepath.Glob(pattern)
 	if err != nil {
 		return 0, err
@@ -536,15 +526,23 @@ func flip(pattern string, want []byte) (int, error) {
 		if err != nil {
 			return places, err
 		}
-		i := bytes.Index(b, want)
-		if i < 0 {
-			continue
+		before := places
+		for at := 0; ; {
+			i := bytes.Index(b[at:], anchor)
+			if i < 0 {
+				break
+			}
+			at += i + len(anchor)
+			if j := bytes.Index(b[at:min(at+row, len(b))], want); j >= 0 {
+				b[at+j+len(want)-1] ^= 1
+				places++
+			}
 		}
-		b[i+len(want)-1] ^= 1
-		if err := os.WriteFile(name, b, 0o600); err != nil {
-			return places, err
+		if places > before {
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				return places, err
+			}
 		}
-		places++
 	}
 	return places, nil
 }
@@ -558,7 +556,7 @@ func (d *demo) tamperProjection(ctx context.Context, raw *wire.SignResult) error
 	if err != nil {
 		return err
 	}
-	if n, err := flip(filepath.Join(d.dir, "central.db"), []byte("胸外科")); err != nil || n != 1 {
+	if n, err := flip(filepath.Join(d.dir, "central.db"), []byte(raw.RecordID), []byte("胸外科")); err != nil || n == 0 {
 		return fmt.Errorf("changing the projection: %d places, %v", n, err)
 	}
 	if err := d.startServer(ctx); err != nil {
@@ -599,11 +597,16 @@ func (d *demo) tamperJournal(ctx context.Context, raw *wire.SignResult) error {
 	if err := os.CopyFS(copied, os.DirFS(filepath.Join(d.dir, "journal"))); err != nil {
 		return err
 	}
-	if n, err := flip(filepath.Join(copied, "*.db"), []byte("discharge-summary")); err != nil || n != 1 {
+	ref, err := hex.DecodeString(raw.RecordID)
+	if err != nil {
+		return err
+	}
+	anchor := append([]byte{0x04, 0x20}, ref...) // the record id inside the entry's DER
+	if n, err := flip(filepath.Join(copied, "*.db"), anchor, []byte("discharge-summary")); err != nil || n == 0 {
 		return fmt.Errorf("changing the journal: %d places, %v", n, err)
 	}
 	found := new(bytes.Buffer)
-	err := auditVerify(ctx, found, copied, filepath.Join(d.dir, "log.pem"), "text")
+	err = auditVerify(ctx, found, copied, filepath.Join(d.dir, "log.pem"), "text")
 	want := fmt.Sprintf("entry %d ", raw.Sequence)
 	if !errors.Is(err, errFound) || !strings.Contains(found.String(), want) {
 		return fmt.Errorf("tampering with the journal was not found (%v):\n%s", err, found)

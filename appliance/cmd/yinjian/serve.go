@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
@@ -112,11 +114,14 @@ func workerCommand() *cobra.Command {
 		Use: "worker", Hidden: true, Args: exactArgs(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			log := newLog(logrus.InfoLevel)
+			// Ctrl-C and a service manager's SIGTERM reach the whole group. The worker ends when its parent does, or when the
+			// parent closes the stream, so that signatures under way are finished.
+			signal.Ignore(os.Interrupt, syscall.SIGTERM)
 			conn, err := worker.Inherited()
 			if err != nil {
 				return usageError{err}
 			}
-			return worker.Serve(c.Context(), conn, func(ctx context.Context, p worker.StartParams) (hsm.Token, error) {
+			return worker.Serve(context.WithoutCancel(c.Context()), conn, func(ctx context.Context, p worker.StartParams) (hsm.Token, error) {
 				profile, err := pkcs11.ProfileByName(p.Profile)
 				if err != nil {
 					return nil, err
