@@ -19,7 +19,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/emmansun/gmsm/smx509"
@@ -88,7 +87,7 @@ type Appliance struct {
 	trust     evidence.Trust
 
 	keys    keyCache
-	softErr atomic.Pointer[string]
+	server  *api.Server
 	plain   string // address of the plain timestamp listener, "" when off
 	started time.Duration
 }
@@ -246,6 +245,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.persistTime(dctx) })
 
 	// 8. Listeners.
+	undo = append(undo, func() error { // after the listeners' stage: keeps over a restart which requests were let through
+		if a.server == nil {
+			return nil
+		}
+		return a.server.Close()
+	})
 	serving, lctx := begin()
 	endpoints, err := a.listen(lctx, serving)
 	if err != nil {
@@ -605,6 +610,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.server = server
 	cert, err := a.identity.tlsCertificate(a.dir)
 	if err != nil {
 		return nil, err
