@@ -597,7 +597,7 @@ func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) 
 			return b, next, nil, err
 		}
 		next.leaf = LeafHash(der)
-		next.chain = chainHash(next.chain, next.leaf)
+		next.chain = ChainHash(next.chain, next.leaf)
 		if err := next.frontier.grow(next.leaf, func(id NodeID, hash Hash) {
 			b.Nodes = append(b.Nodes, Node{id, hash})
 		}); err != nil {
@@ -689,7 +689,7 @@ func (j *Journal) resync(ctx context.Context) error {
 			return j.fail(fmt.Errorf("entry %d after a failed write is not ours", seq))
 		}
 		next.epoch, next.leaf = rec.Epoch, rec.LeafHash
-		next.chain = chainHash(next.chain, next.leaf)
+		next.chain = ChainHash(next.chain, next.leaf)
 		if n, ok := rec.Entry.Change(); ok {
 			next.changes = n + 1
 		}

@@ -106,8 +106,11 @@ func (j *Journal) Payload(ctx context.Context, sum Hash) ([]byte, error) {
 	return data, nil
 }
 
-// errStop ends a scan.
-var errStop = errors.New("stop")
+// errStop ends a scan whose caller has seen enough; errEnd one that has come to its end.
+var (
+	errStop = errors.New("stop")
+	errEnd  = errors.New("end")
+)
 
 // Range calls fn with the entries from number from to the last one on disk at the call, in order, each checked against
 // its leaf hash. A gap is [ErrCorrupt]. An error of fn ends it and is returned.
@@ -124,7 +127,7 @@ func (j *Journal) Range(ctx context.Context, from uint64, fn func(Record) error)
 		}
 		err := j.store.Rows(ctx, seg.Number, int64(next), func(r Row) error {
 			if next >= end {
-				return errStop
+				return errEnd
 			}
 			rec, err := recordOf(r)
 			if err != nil {
@@ -136,7 +139,7 @@ func (j *Journal) Range(ctx context.Context, from uint64, fn func(Record) error)
 			next++
 			return fn(rec)
 		})
-		if err != nil && !errors.Is(err, errStop) {
+		if err != nil && !errors.Is(err, errEnd) {
 			return err
 		}
 	}
@@ -159,7 +162,7 @@ func (j *Journal) State(ctx context.Context, fn func(Record) error) error {
 	var next uint64
 	err := j.store.Changes(ctx, func(r Row) error {
 		if r.Sequence >= 0 && uint64(r.Sequence) >= size {
-			return errStop
+			return errEnd
 		}
 		rec, err := recordOf(r)
 		if err != nil {
@@ -178,7 +181,7 @@ func (j *Journal) State(ctx context.Context, fn func(Record) error) error {
 		}
 		return fn(rec)
 	})
-	if err != nil && !errors.Is(err, errStop) {
+	if err != nil && !errors.Is(err, errEnd) {
 		return err
 	}
 	if next != h.changes || last != nil && next < last.Changes {

@@ -28,9 +28,9 @@ func NodeHash(left, right Hash) Hash { return Hash(hasher{}.HashChildren(left[:]
 // EmptyRoot is the root of a tree without leaves, SM3 of nothing.
 func EmptyRoot() Hash { return Sum(nil) }
 
-// chainHash is SM3(0x02 ‖ previous ‖ leaf). The chain runs through all entries from 32 zero bytes. It proves nothing
+// ChainHash is SM3(0x02 ‖ previous ‖ leaf). The chain runs through all entries from 32 zero bytes. It proves nothing
 // that the tree does not prove; it tells which one of two neighbours was changed together with its leaf hash.
-func chainHash(previous, leaf Hash) Hash {
+func ChainHash(previous, leaf Hash) Hash {
 	h := sm3.New()
 	h.Write([]byte{2})
 	h.Write(previous[:])

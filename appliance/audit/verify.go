@@ -123,7 +123,7 @@ type verifier struct {
 
 	seg     Segment
 	next    uint64     // number of the next entry
-	pending [64]*Hash  // by level: the left node that waits for its sibling; nil: none, or not known
+	pending [64]*value // by level: the left node that waits for its sibling; nil: none, or not known
 	chain   *Hash      // of the entry before; nil: not known
 	suspect *suspicion // the entry before, if it is to be settled by this one
 	named   *uint64    // the entry before, if it was named as changed
@@ -272,8 +272,9 @@ func (v *verifier) signed(c *Checkpoint) error {
 func (v *verifier) segment(i int, segs []Segment, total uint64) error {
 	s := v.seg
 	switch {
-	case s.Number != i+1 && (i == 0 || s.Number != segs[i-1].Number+1):
+	case (i == 0 && s.Number != 1) || i > 0 && s.Number != segs[i-1].Number+1:
 		want := 1
+		v.prior = nil
 		if i > 0 {
 			want = segs[i-1].Number + 1
 		}
@@ -310,8 +311,11 @@ func (v *verifier) segment(i int, segs []Segment, total uint64) error {
 	v.own, _ = newFrontier(0, nil) // an empty range is never refused
 	begin := v.next
 	end := uint64(math.MaxInt64)
-	if i+1 < len(segs) && segs[i+1].Err == nil {
+	switch {
+	case i+1 < len(segs) && segs[i+1].Number == s.Number+1 && segs[i+1].Err == nil:
 		end = segs[i+1].First
+	case s.Seal != nil:
+		end = s.Seal.Last + 1
 	}
 	err := v.store.Rows(v.ctx, s.Number, math.MinInt64, func(r Row) error { return v.row(r, end, total) })
 	if errors.Is(err, ErrCorrupt) {
@@ -421,7 +425,7 @@ func (v *verifier) row(r Row, end, total uint64) error {
 	if wellFormed {
 		stored, chain = Hash(r.Leaf), Hash(r.Chain)
 	}
-	follows := func(before *Hash, leaf Hash) bool { return before != nil && chainHash(*before, leaf) == chain }
+	follows := func(before *Hash, leaf Hash) bool { return before != nil && ChainHash(*before, leaf) == chain }
 	v.settle(func(before *Hash) bool { return follows(before, stored) || follows(before, computed) })
 	leaf := &stored // what the tree is checked with; nil: the one that was written is not known
 	suspect := false
@@ -477,7 +481,7 @@ func (v *verifier) row(r Row, end, total uint64) error {
 	}
 	v.suspect = nil
 	if suspect {
-		want := chainHash(*v.chain, stored)
+		want := ChainHash(*v.chain, stored)
 		v.suspect = &suspicion{seq: seq, ref: at.Ref, computed: want, inTree: nodeFits && seq&1 == 1, segment: v.seg.Number}
 	}
 	v.chain = nil
@@ -586,7 +590,7 @@ func (v *verifier) content(r Row, e *Entry) error {
 		}
 		v.changes = n + 1
 	}
-	if e.Sequence == v.seg.First && v.seg.Number > 1 && v.prior != nil {
+	if e.Sequence == v.seg.First && v.seg.Number > 1 && v.prior != nil && v.prior.Segment == v.seg.Number-1 {
 		seal, err := sealIn(e)
 		if e.Kind != KindSealed || err != nil || seal != *v.prior {
 			f := at
@@ -620,16 +624,34 @@ func (v *verifier) content(r Row, e *Entry) error {
 	return nil
 }
 
+// A value is the hash of a node: the stored one, and the computed one where it differs. Which of the two was written
+// is known only further up.
+type value struct {
+	stored   Hash
+	computed *Hash
+}
+
+func (v *value) either() []Hash {
+	if v.computed == nil {
+		return []Hash{v.stored}
+	}
+	return []Hash{v.stored, *v.computed}
+}
+
 // grow appends a leaf, nil if it is not known, and checks each stored node that the leaf completes. It answers whether
-// the lowest of them fits. What is stored counts further up, so that one damage makes one finding.
+// the lowest of them fits. A node that does not fit is reported once: what is above it may follow from the stored hash
+// or from the computed one.
 func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool)) (bool, error) {
 	fits := true
-	cur := leaf
+	var cur *value
+	if leaf != nil {
+		cur = &value{stored: *leaf}
+	}
 	level := uint8(0)
 	for i := v.next; i&1 == 1; i >>= 1 {
 		level++
 		id := NodeID{Level: level, Index: v.next >> level}
-		left := v.pending[level-1]
+		left, right := v.pending[level-1], cur
 		v.pending[level-1] = nil
 		stored, err := v.store.Node(v.ctx, id)
 		missing := errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt)
@@ -640,21 +662,30 @@ func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool)) (bool, er
 			v.nodes++
 		}
 		var want *Hash
-		if left != nil && cur != nil {
-			h := NodeHash(*left, *cur)
-			want = &h
-		}
-		differs := !missing && want != nil && *want != stored
-		if (missing || differs) && bad != nil {
-			if level == 1 {
-				fits = false
+		same := false
+		if left != nil && right != nil {
+			for _, l := range left.either() {
+				for _, r := range right.either() {
+					h := NodeHash(l, r)
+					if same = same || h == stored; want == nil {
+						want = &h
+					}
+				}
 			}
-			bad(id, missing)
 		}
-		if missing {
-			cur = want
-		} else {
-			cur = &stored
+		switch {
+		case missing && want == nil:
+			cur = nil
+		case missing:
+			cur = &value{stored: *want}
+		case want == nil || same:
+			cur = &value{stored: stored}
+		default:
+			cur = &value{stored: stored, computed: want}
+		}
+		if bad != nil && (missing || want != nil && !same) {
+			fits = fits && level != 1
+			bad(id, missing)
 		}
 	}
 	v.pending[level] = cur
@@ -662,28 +693,36 @@ func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool)) (bool, er
 	return fits, nil
 }
 
-// root is the root of the stored nodes at the present size; false if a part is not known.
-func (v *verifier) root() (Hash, bool) {
-	var root *Hash
+// roots are the roots at the present size that the stored and the computed hashes give, the stored ones' first; none
+// if a part is not known.
+func (v *verifier) roots() []Hash {
+	var roots []Hash
 	for level := range bits.Len64(v.next) {
 		if v.next>>level&1 == 0 {
 			continue
 		}
 		h := v.pending[level]
 		if h == nil {
-			return Hash{}, false
+			return nil
 		}
-		if root == nil {
-			root = h
-		} else {
-			n := NodeHash(*h, *root)
-			root = &n
+		if roots == nil {
+			roots = h.either()
+			continue
 		}
+		var next []Hash
+		for _, left := range h.either() {
+			for _, right := range roots {
+				if len(next) < 16 { // more damages than that at one edge are named anyway
+					next = append(next, NodeHash(left, right))
+				}
+			}
+		}
+		roots = next
 	}
-	if root == nil {
-		return EmptyRoot(), true
+	if roots == nil {
+		return []Hash{EmptyRoot()}
 	}
-	return *root, true
+	return roots
 }
 
 // compare holds the present root against the checkpoints of this size.
@@ -694,7 +733,8 @@ func (v *verifier) compare() error {
 		if c.Size < v.next {
 			continue // inside a gap; the gap is named
 		}
-		root, known := v.root()
+		roots := v.roots()
+		known, fits := len(roots) > 0, slices.Contains(roots, c.Root)
 		node := v.node == "" || c.Node == v.node
 		if !node {
 			v.find(Finding{
@@ -704,10 +744,10 @@ func (v *verifier) compare() error {
 			continue
 		}
 		switch {
-		case known && root == c.Root && (v.epoch == nil || *v.epoch == c.Epoch) && v.changes == c.Changes:
+		case fits && (v.epoch == nil || *v.epoch == c.Epoch) && v.changes == c.Changes:
 			v.goodSize = c.Size
 			v.uncovered = false
-		case known && root == c.Root && v.changes != c.Changes:
+		case fits && v.changes != c.Changes:
 			v.find(Finding{
 				Kind: ChangeOutOfOrder, Sequence: c.Size,
 				Detail:   fmt.Sprintf("the checkpoint of size %d counts %d changes of state, there are %d", c.Size, c.Changes, v.changes),
@@ -715,7 +755,7 @@ func (v *verifier) compare() error {
 			})
 			v.goodSize = c.Size
 			v.uncovered = false
-		case known && root == c.Root:
+		case fits:
 			v.find(Finding{
 				Kind: EpochWrong, Sequence: c.Size, Detail: fmt.Sprintf("the checkpoint of size %d is of epoch %s", c.Size, c.Epoch),
 				DetailZH: fmt.Sprintf("规模为 %d 的检查点属于纪元 %s", c.Size, c.Epoch),
@@ -737,8 +777,8 @@ func (v *verifier) compare() error {
 func (v *verifier) finish() {
 	r := v.report
 	r.Entries = v.next
-	if root, ok := v.root(); ok {
-		r.Root = root.String()
+	if roots := v.roots(); len(roots) > 0 {
+		r.Root = roots[0].String()
 	}
 	for _, c := range v.points { // larger than the journal
 		known := slices.ContainsFunc(v.opt.Known, func(k Checkpoint) bool { return k.Size == c.Size && bytes.Equal(k.Note, c.Note) })

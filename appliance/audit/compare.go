@@ -1,0 +1,240 @@
+package audit
+
+import (
+	"context"
+	"crypto/hmac"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// A DifferenceKind names how the projection departs from the journal.
+type DifferenceKind string
+
+const (
+	RowMissing       DifferenceKind = "row-missing"        // the entry was shipped and its row is gone
+	RowAdded         DifferenceKind = "row-added"          // a row without entry
+	RowChanged       DifferenceKind = "row-changed"        // a column says something else
+	RowFork          DifferenceKind = "row-fork"           // the row is that of another entry
+	RowBeyondJournal DifferenceKind = "row-beyond-journal" // of an epoch's part that this journal does not have: a restore lost it
+	BatchWrong       DifferenceKind = "batch-mac-wrong"    // the MAC does not fit the stored rows
+	BatchMissing     DifferenceKind = "batch-missing"      // rows that no batch covers
+)
+
+// A Difference is one departure.
+type Difference struct {
+	Kind     DifferenceKind `json:"kind"`
+	Epoch    string         `json:"epoch"`
+	Sequence uint64         `json:"sequence"`
+	Through  uint64         `json:"through"`
+	RecordID string         `json:"record_id,omitempty"`
+	Column   string         `json:"column,omitempty"`
+	Want     string         `json:"want,omitempty"` // by the journal
+	Got      string         `json:"got,omitempty"`
+	Detail   string         `json:"detail"`
+	DetailZH string         `json:"detail_zh"`
+}
+
+// A CompareReport is what [Compare] found.
+type CompareReport struct {
+	Rows        uint64       `json:"rows"`
+	Batches     uint64       `json:"batches"`
+	MACsChecked uint64       `json:"macs_checked"`
+	NotShipped  uint64       `json:"not_shipped"` // entries after the last shipped one: the lag
+	Differences []Difference `json:"differences"`
+	Omitted     uint64       `json:"omitted"`
+}
+
+// OK reports whether nothing was found.
+func (r *CompareReport) OK() bool { return len(r.Differences) == 0 }
+
+func (r *CompareReport) add(d Difference) {
+	if len(r.Differences) >= maxFindings {
+		r.Omitted++
+		return
+	}
+	d.Through = max(d.Through, d.Sequence)
+	r.Differences = append(r.Differences, d)
+}
+
+// Compare derives each row of the projection again from the journal's entries and names each row and column that
+// differs, for this journal's node. With mac (nil: MACs are not checked) it computes the MACs of the batches over the
+// rows as they are stored.
+func Compare(ctx context.Context, j *Journal, p Projection, mac MAC) (*CompareReport, error) {
+	report := &CompareReport{}
+	spans, err := j.Epochs(ctx)
+	if err != nil {
+		return report, fmt.Errorf("audit: comparing: %w", err)
+	}
+	for _, span := range spans {
+		if err := compareEpoch(ctx, report, j, p, mac, span); err != nil {
+			return report, fmt.Errorf("audit: comparing epoch %s: %w", span.Epoch, err)
+		}
+	}
+	stored, err := p.Epochs(ctx, j.Node())
+	if err != nil {
+		return report, fmt.Errorf("audit: comparing: %w", err)
+	}
+	for _, epoch := range stored {
+		if !slices.ContainsFunc(spans, func(s EpochSpan) bool { return s.Epoch.String() == epoch }) {
+			report.add(Difference{
+				Kind: RowAdded, Epoch: epoch, Detail: fmt.Sprintf("the projection has rows of epoch %s, which the journal does not know", epoch),
+				DetailZH: fmt.Sprintf("中心库含有日志中不存在的纪元 %s 的行", epoch),
+			})
+		}
+	}
+	return report, nil
+}
+
+func compareEpoch(ctx context.Context, report *CompareReport, j *Journal, p Projection, mac MAC, span EpochSpan) error {
+	epoch := span.Epoch.String()
+	last, err := p.Shipped(ctx, j.Node(), epoch)
+	if errors.Is(err, ErrNotFound) {
+		report.NotShipped += span.End - span.First
+		return nil
+	} else if err != nil {
+		return err
+	}
+	end := min(span.End, last+1)
+	report.NotShipped += span.End - end
+
+	// Both sides are read in pages of the same numbers.
+	const page = 512
+	for from := span.First; from < end; from += page {
+		to := min(from+page, end)
+		rows := map[uint64]ProjectedRow{}
+		lower := from
+		if from == span.First {
+			lower = 0 // rows before the epoch's first entry are additions
+		}
+		err := p.Rows(ctx, j.Node(), epoch, lower, func(r ProjectedRow) error {
+			if r.Sequence >= to {
+				return errStop
+			}
+			report.Rows++
+			if r.Sequence < from {
+				addedRow(report, r)
+				return nil
+			}
+			rows[r.Sequence] = r
+			return nil
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			return err
+		}
+		err = j.Range(ctx, from, func(rec Record) error {
+			if rec.Sequence >= to {
+				return errStop
+			}
+			got, ok := rows[rec.Sequence]
+			compareRow(report, Project(rec), got, ok)
+			return nil
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			return err
+		}
+	}
+	err = p.Rows(ctx, j.Node(), epoch, end, func(r ProjectedRow) error {
+		report.Rows++
+		d := Difference{
+			Kind: RowBeyondJournal, Epoch: epoch, Sequence: r.Sequence, RecordID: r.RecordID,
+			Detail:   fmt.Sprintf("the projection has entry %d of the epoch, the journal has not: a restore lost it, or it was added", r.Sequence),
+			DetailZH: fmt.Sprintf("中心库有该纪元第 %d 条，日志没有：恢复备份时丢失，或是后来加入的", r.Sequence),
+		}
+		report.add(d)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return compareBatches(ctx, report, j.Node(), epoch, p, mac)
+}
+
+func addedRow(report *CompareReport, r ProjectedRow) {
+	report.add(Difference{
+		Kind: RowAdded, Epoch: r.Epoch, Sequence: r.Sequence, RecordID: r.RecordID,
+		Detail:   fmt.Sprintf("row %d has no entry in this epoch of the journal", r.Sequence),
+		DetailZH: fmt.Sprintf("第 %d 行在日志的该纪元中没有对应记录", r.Sequence),
+	})
+}
+
+func compareRow(report *CompareReport, want, got ProjectedRow, ok bool) {
+	d := Difference{Epoch: want.Epoch, Sequence: want.Sequence, RecordID: want.RecordID}
+	if !ok {
+		d.Kind, d.Detail = RowMissing, fmt.Sprintf("the row of entry %d is gone", want.Sequence)
+		d.DetailZH = fmt.Sprintf("第 %d 条记录的行缺失", want.Sequence)
+		report.add(d)
+		return
+	}
+	gotCols := got.columns()
+	for i, w := range want.columns() {
+		if g := gotCols[i]; g.value != w.value {
+			d := d
+			d.Kind, d.Column, d.Want, d.Got = RowChanged, w.name, w.value, g.value
+			if w.name == "leaf_hash" {
+				d.Kind = RowFork
+			}
+			d.Detail = fmt.Sprintf("column %s of row %d is %q, the journal says %q", w.name, want.Sequence, g.value, w.value)
+			d.DetailZH = fmt.Sprintf("第 %d 行的 %s 列为 %q，按日志应为 %q", want.Sequence, w.name, g.value, w.value)
+			report.add(d)
+		}
+	}
+}
+
+// compareBatches checks that the batches cover the rows without gap, and their MACs.
+func compareBatches(ctx context.Context, report *CompareReport, node, epoch string, p Projection, mac MAC) error {
+	var next *uint64
+	missing := func(from, through uint64) {
+		report.add(Difference{
+			Kind: BatchMissing, Epoch: epoch, Sequence: from, Through: through,
+			Detail:   fmt.Sprintf("no batch covers rows %d to %d", from, through),
+			DetailZH: fmt.Sprintf("第 %d 至 %d 行没有批次 MAC", from, through),
+		})
+	}
+	err := p.Batches(ctx, node, epoch, func(b ProjectedBatch) error {
+		report.Batches++
+		if next != nil && b.First > *next {
+			missing(*next, b.First-1)
+		}
+		n := b.Last + 1
+		next = &n
+		if mac == nil {
+			return nil
+		}
+		err := p.Rows(ctx, node, epoch, b.First, func(r ProjectedRow) error {
+			if r.Sequence > b.Last {
+				return errStop
+			}
+			b.Rows = append(b.Rows, r)
+			return nil
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			return err
+		}
+		want, err := mac.MAC(ctx, b.MACInput())
+		if err != nil {
+			return fmt.Errorf("MAC: %w", err)
+		}
+		report.MACsChecked++
+		if !hmac.Equal([]byte(hex.EncodeToString(want)), []byte(b.MAC)) {
+			report.add(Difference{
+				Kind: BatchWrong, Epoch: epoch, Sequence: b.First, Through: b.Last,
+				Detail:   fmt.Sprintf("the MAC of rows %d to %d does not fit what is stored", b.First, b.Last),
+				DetailZH: fmt.Sprintf("第 %d 至 %d 行的批次 MAC 与存储内容不符", b.First, b.Last),
+			})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if last, err := p.Shipped(ctx, node, epoch); err == nil {
+		if next == nil {
+			missing(0, last)
+		} else if *next <= last {
+			missing(*next, last)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,133 @@
+package audit
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+)
+
+// A ProjectedRow is what the central database keeps of an entry. Every column follows from the entry; absent text is
+// "" here and NULL there.
+type ProjectedRow struct {
+	Node         string
+	Epoch        string // 16 hexadecimal digits
+	Sequence     uint64
+	LeafHash     string // 64 hexadecimal digits
+	RecordID     string // ref, 64 hexadecimal digits, or ""
+	Kind         string
+	Application  string
+	Signer       string
+	Department   string
+	DocumentType string
+	Campus       string
+	SignedAt     int64 // the entry's time, µs since 1970 UTC
+	Bound        int64 // its bound, µs
+	Status       string
+	CreatedBy    string
+	CreatedAt    int64 // µs
+	ModifiedBy   string
+	ModifiedAt   int64
+}
+
+// StatusRecorded is the status of a row as the shipper writes it.
+const StatusRecorded = "recorded"
+
+// Project derives the row of an entry.
+func Project(r Record) ProjectedRow {
+	e := &r.Entry
+	by := "shipper/" + e.Node
+	if len(by) > MaxNameBytes {
+		by = by[:MaxNameBytes]
+	}
+	return ProjectedRow{
+		Node: e.Node, Epoch: e.Epoch.String(), Sequence: e.Sequence, LeafHash: r.LeafHash.String(),
+		RecordID: hex.EncodeToString(e.Ref), Kind: e.Kind,
+		Application: short(e.Text(FieldApplication)), Signer: short(e.Text(FieldSigner)),
+		Department: short(e.Text(FieldDepartment)), DocumentType: short(e.Text(FieldDocumentType)),
+		Campus: short(e.Text(FieldCampus)), SignedAt: e.Time.Micros, Bound: e.Time.BoundMicros, Status: StatusRecorded,
+		CreatedBy: by, CreatedAt: e.Time.Micros, ModifiedBy: by, ModifiedAt: e.Time.Micros,
+	}
+}
+
+// short cuts text to the 256 bytes of its column, at a character's end. The journal has the whole.
+func short(s string) string {
+	if len(s) <= MaxSubjectBytes {
+		return s
+	}
+	n := MaxSubjectBytes
+	for n > 0 && s[n]&0xC0 == 0x80 {
+		n--
+	}
+	return s[:n]
+}
+
+// A column of a row by name, as text, for comparing and for the MAC.
+type column struct{ name, value string }
+
+func (p *ProjectedRow) columns() []column {
+	num := func(n int64) string { return fmt.Sprint(n) }
+	return []column{
+		{"node_id", p.Node}, {"epoch_id", p.Epoch}, {"seq_no", fmt.Sprint(p.Sequence)}, {"leaf_hash", p.LeafHash},
+		{"record_id", p.RecordID}, {"kind_name", p.Kind}, {"application_id", p.Application}, {"signer_id", p.Signer},
+		{"department_name", p.Department}, {"document_type", p.DocumentType}, {"campus_name", p.Campus},
+		{"signed_at_us", num(p.SignedAt)}, {"bound_us", num(p.Bound)}, {"created_by", p.CreatedBy},
+		{"created_at", num(p.CreatedAt)},
+		// From here on columns that later processing may change; the MAC does not cover them.
+		{"status_code", p.Status}, {"modified_by", p.ModifiedBy}, {"modified_at", num(p.ModifiedAt)},
+	}
+}
+
+const macColumns = 15
+
+// A ProjectedBatch is rows that were shipped together, of one node and epoch and contiguous, and their MAC.
+type ProjectedBatch struct {
+	Node, Epoch string
+	First, Last uint64
+	MAC         string // HMAC-SM3, 64 hexadecimal digits
+	KeyID       string
+	Rows        []ProjectedRow
+}
+
+// MACInput is what a batch's MAC is computed over: "yinjian/projection/batch/v1" and a zero byte; node, epoch; first
+// and last; then of each row the columns node_id … created_at in the order of the table. Texts are preceded by their
+// length in four bytes, numbers are decimal texts.
+func (b *ProjectedBatch) MACInput() []byte {
+	out := []byte("yinjian/projection/batch/v1\x00")
+	add := func(s string) {
+		out = binary.BigEndian.AppendUint32(out, uint32(len(s)))
+		out = append(out, s...)
+	}
+	add(b.Node)
+	add(b.Epoch)
+	add(fmt.Sprint(b.First))
+	add(fmt.Sprint(b.Last))
+	for i := range b.Rows {
+		for _, c := range b.Rows[i].columns()[:macColumns] {
+			add(c.value)
+		}
+	}
+	return out
+}
+
+// A MAC computes HMAC-SM3 (32 bytes) with a key in the cipher machine.
+type MAC interface {
+	MAC(ctx context.Context, data []byte) ([]byte, error)
+}
+
+// A Projection is the database that people query.
+type Projection interface {
+	// Apply writes rows and batch in one transaction. Applying the same batch again changes nothing. A row whose key
+	// is there with another leaf hash is [ErrFork], and nothing is written.
+	Apply(ctx context.Context, b ProjectedBatch) error
+	// Shipped answers how far this node's epoch is: the greatest sequence, or [ErrNotFound].
+	Shipped(ctx context.Context, node, epoch string) (uint64, error)
+	// Leaf answers the leaf hash stored under a key, or [ErrNotFound].
+	Leaf(ctx context.Context, node, epoch string, sequence uint64) (string, error)
+	// Epochs lists the epochs of a node that have rows.
+	Epochs(ctx context.Context, node string) ([]string, error)
+	// Rows calls fn with the rows of an epoch from a sequence on, ascending.
+	Rows(ctx context.Context, node, epoch string, from uint64, fn func(ProjectedRow) error) error
+	// Batches calls fn with the batches of an epoch, without Rows, by First.
+	Batches(ctx context.Context, node, epoch string, fn func(ProjectedBatch) error) error
+}

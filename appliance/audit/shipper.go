@@ -1,0 +1,202 @@
+package audit
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+// ShipperConfig makes a [Shipper]. All but the sizes are needed.
+type ShipperConfig struct {
+	Journal    *Journal
+	Projection Projection
+	MAC        MAC
+	MACKeyID   string // kept with each batch
+	Log        logrus.FieldLogger
+	BatchRows  int           // 0: 256
+	RetryMin   time.Duration // first pause after a failure, doubled up to RetryMax; 0: 200 ms
+	RetryMax   time.Duration // 0: 30 s
+	Deadline   time.Duration // for one batch; 0: 30 s
+}
+
+// A Shipper copies the journal's entries to a projection: in order, at least once, applied once. It never delays the
+// journal. Safe for concurrent use.
+type Shipper struct {
+	cfg ShipperConfig
+
+	mu     sync.Mutex // guards what follows
+	status ShipperStatus
+}
+
+// ShipperStatus is how far the projection is behind.
+type ShipperStatus struct {
+	Shipped uint64 // entries that the projection has
+	Size    uint64 // entries that the journal has
+	Lag     uint64 // Size − Shipped
+	// LastError is why the last attempt failed; nil after a success. After [ErrFork] nothing is shipped any more.
+	LastError error
+	Fork      bool
+}
+
+// NewShipper checks the configuration.
+func NewShipper(cfg ShipperConfig) (*Shipper, error) {
+	if cfg.Journal == nil || cfg.Projection == nil || cfg.MAC == nil || cfg.MACKeyID == "" || cfg.Log == nil {
+		return nil, errors.New("audit: shipper: Journal, Projection, MAC, MACKeyID and Log are needed")
+	}
+	setDefault(&cfg.BatchRows, 256)
+	setDefault(&cfg.RetryMin, 200*time.Millisecond)
+	setDefault(&cfg.RetryMax, 30*time.Second)
+	setDefault(&cfg.Deadline, 30*time.Second)
+	return &Shipper{cfg: cfg}, nil
+}
+
+// Status answers how far the shipper is.
+func (s *Shipper) Status() ShipperStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.status
+	st.Size = s.cfg.Journal.Size()
+	st.Lag = st.Size - min(st.Size, st.Shipped)
+	return st
+}
+
+func (s *Shipper) set(shipped uint64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.LastError = err
+	s.status.Fork = s.status.Fork || errors.Is(err, ErrFork)
+	if err == nil {
+		s.status.Shipped = shipped
+	}
+}
+
+// Run ships until ctx ends and returns nil. Failures are retried for ever, with growing pauses. A fork is an alarm
+// that stays: Run then waits for ctx without shipping, since going on would bury the contradiction.
+func (s *Shipper) Run(ctx context.Context) error {
+	pause := s.cfg.RetryMin
+	failing := false
+	known := false
+	var next uint64
+	for ctx.Err() == nil {
+		var err error
+		if !known { // where to go on is asked after each failure: the last batch may have landed
+			next, err = s.position(ctx)
+			known = err == nil
+		}
+		if err == nil {
+			s.set(next, nil)
+			if failing {
+				s.cfg.Log.Info("shipping goes on")
+				failing = false
+			}
+			if _, err := s.cfg.Journal.WaitSize(ctx, next); err != nil {
+				return nil
+			}
+			next, err = s.ship(ctx, next)
+			if err == nil {
+				pause = s.cfg.RetryMin
+				continue
+			}
+			known = false
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.set(0, err)
+		if errors.Is(err, ErrFork) {
+			s.cfg.Log.WithError(err).Error("fork: the central database holds another history of this node")
+			<-ctx.Done()
+			return nil
+		}
+		if !failing {
+			s.cfg.Log.WithError(err).Warning("shipping failed, will be retried")
+		}
+		failing = true
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+		pause = min(2*pause, s.cfg.RetryMax)
+	}
+	return nil
+}
+
+// position asks the projection what it has, epoch by epoch, and answers the first entry that it lacks. The last row of
+// each epoch that is in both must be the journal's: it is compared, so that a journal that was put back without a new
+// epoch is noticed before anything is added.
+func (s *Shipper) position(ctx context.Context) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Deadline)
+	defer cancel()
+	j := s.cfg.Journal
+	spans, err := j.Epochs(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("audit: shipping: reading epochs: %w", err)
+	}
+	for i, span := range spans {
+		last, err := s.cfg.Projection.Shipped(ctx, j.Node(), span.Epoch.String())
+		if errors.Is(err, ErrNotFound) {
+			return span.First, nil
+		}
+		if err != nil {
+			return 0, fmt.Errorf("audit: shipping: asking for the position: %w", err)
+		}
+		current := i == len(spans)-1
+		if last >= span.End {
+			if current {
+				return 0, fmt.Errorf("%w: the projection has entry %d of epoch %s, the journal ends at %d", ErrFork, last, span.Epoch, span.End)
+			}
+			last = span.End - 1 // entries that a restore lost; Compare lists them
+		}
+		rec, err := j.Entry(ctx, last)
+		if err != nil {
+			return 0, fmt.Errorf("audit: shipping: %w", err)
+		}
+		leaf, err := s.cfg.Projection.Leaf(ctx, j.Node(), span.Epoch.String(), last)
+		if err != nil {
+			return 0, fmt.Errorf("audit: shipping: asking for entry %d: %w", last, err)
+		}
+		if leaf != rec.LeafHash.String() {
+			return 0, fmt.Errorf("%w: entry %d of epoch %s", ErrFork, last, span.Epoch)
+		}
+		if last+1 < span.End || current {
+			return last + 1, nil
+		}
+	}
+	return j.Size(), nil
+}
+
+// ship sends one batch from next on, of one epoch, and answers where to go on.
+func (s *Shipper) ship(ctx context.Context, next uint64) (uint64, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Deadline)
+	defer cancel()
+	var b ProjectedBatch
+	err := s.cfg.Journal.Range(ctx, next, func(r Record) error {
+		row := Project(r)
+		if len(b.Rows) == s.cfg.BatchRows || len(b.Rows) > 0 && row.Epoch != b.Epoch {
+			return errStop
+		}
+		b.Node, b.Epoch = row.Node, row.Epoch
+		b.Rows = append(b.Rows, row)
+		return nil
+	})
+	if err != nil && !errors.Is(err, errStop) {
+		return 0, fmt.Errorf("audit: shipping from %d: %w", next, err)
+	}
+	b.First, b.Last = next, next+uint64(len(b.Rows))-1
+	mac, err := s.cfg.MAC.MAC(ctx, b.MACInput())
+	if err != nil {
+		return 0, fmt.Errorf("audit: shipping from %d: MAC: %w", next, err)
+	}
+	b.MAC, b.KeyID = hex.EncodeToString(mac), s.cfg.MACKeyID
+	if err := s.cfg.Projection.Apply(ctx, b); err != nil {
+		return 0, fmt.Errorf("audit: shipping entries %d to %d: %w", b.First, b.Last, err)
+	}
+	return b.Last + 1, nil
+}
