@@ -1,6 +1,7 @@
 package sqlite_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -191,3 +192,12 @@ func copyDir(t testing.TB, from, to string) {
 		t.Fatal(err)
 	}
 }
+
+// fixedKey is the key of the journals that several processes write.
+var fixedKey = func() logKey {
+	k, err := sm2.NewPrivateKey(bytes.Repeat([]byte{0x5A}, 32))
+	if err != nil {
+		panic(err)
+	}
+	return logKey{k}
+}()

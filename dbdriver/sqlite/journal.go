@@ -145,6 +145,12 @@ func (j *Journal) open(ctx context.Context) error {
 			return fmt.Errorf("segment %d: %w", s.number, err)
 		}
 		s.err = err
+		if err != nil && i > 0 && s.first == 0 { // so that the others are found by number
+			s.first = j.segments[i-1].first + 1
+			if seal := j.segments[i-1].seal; seal != nil {
+				s.first = seal.Last + 1
+			}
+		}
 	}
 	if j.cfg.ReadOnly {
 		return nil
@@ -185,22 +191,48 @@ func (j *Journal) claim() error {
 }
 
 // openSegment reads a segment's head and opens its pools. active: it is the last one.
+//
+// A connection that may write comes first: a stop may have left a log or a rollback journal beside the file, which a
+// reading connection cannot apply.
 func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err error) {
-	if !j.cfg.ReadOnly && !active {
-		if _, err := os.Stat(s.file + "-wal"); err == nil {
-			if err := finishFile(ctx, s.file); err != nil { // a stop came between sealing and finishing
+	if !j.cfg.ReadOnly {
+		left := active
+		for _, suffix := range []string{"-wal", "-journal"} {
+			_, err := os.Stat(s.file + suffix)
+			left = left || err == nil
+		}
+		if left {
+			db, err := open(s.file, false, 1)
+			if err != nil {
 				return err
 			}
+			err = s.readHead(ctx, db)
+			db.Close()
+			if err == nil && s.seal != nil {
+				err = finishFile(ctx, s.file) // the stop came inside Roll
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	if active && !j.cfg.ReadOnly && s.seal == nil {
+		if err := s.openWriter(ctx); err != nil {
+			return err
 		}
 	}
 	if s.read, err = open(s.file, true, 4); err != nil {
 		return err
 	}
 	s.read.SetConnMaxIdleTime(time.Minute) // sealed segments can be many
+	return s.readHead(ctx, s.read)
+}
+
+func (s *segment) readHead(ctx context.Context, db *sql.DB) error {
 	var number, format int
 	var first int64
 	var seal []byte
-	if err := s.read.QueryRowContext(ctx, selectSegment).Scan(&number, &format, &first, &seal); err != nil {
+	if err := db.QueryRowContext(ctx, selectSegment).Scan(&number, &format, &first, &seal); err != nil {
 		return classify(err)
 	}
 	if number != s.number || first < 0 {
@@ -216,12 +248,6 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 			return err
 		}
 		s.seal = &parsed
-	}
-	if active && !j.cfg.ReadOnly {
-		if s.seal != nil {
-			return s.finish(ctx) // a stop came inside Roll
-		}
-		return s.openWriter(ctx)
 	}
 	return nil
 }

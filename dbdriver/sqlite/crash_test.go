@@ -1,0 +1,397 @@
+package sqlite_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"yinjian/appliance/audit"
+	"yinjian/dbdriver/sqlite"
+)
+
+// TestMain lets this binary be the child that is killed: YJ_CHILD names what it does.
+func TestMain(m *testing.M) {
+	switch os.Getenv("YJ_CHILD") {
+	case "":
+		os.Exit(m.Run())
+	case "append":
+		childAppend()
+	case "limit":
+		childLimit()
+	}
+}
+
+// childJournal opens a journal and runs it. With YJ_STEP it kills itself at the n-th time that step is reached.
+func childJournal() *audit.Journal {
+	cfg := sqlite.JournalConfig{Dir: os.Getenv("YJ_DIR"), SegmentEntries: 50}
+	if n, err := strconv.Atoi(os.Getenv("YJ_SEGMENT")); err == nil {
+		cfg.SegmentEntries = n
+	}
+	if step := os.Getenv("YJ_STEP"); step != "" {
+		sqlite.SetFault(&cfg, func(s string) {
+			if s == step {
+				syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				select {}
+			}
+		})
+	}
+	store, err := sqlite.OpenJournal(context.Background(), cfg)
+	if err == nil {
+		var j *audit.Journal
+		j, err = audit.Open(context.Background(), audit.Config{
+			Store: store, Node: "east", Clock: newClock(), Log: quiet(), Checkpointer: childKey(), CheckpointEvery: 10 * time.Millisecond,
+		})
+		if err == nil {
+			go j.Run(context.Background())
+			return j
+		}
+	}
+	fmt.Fprintln(os.Stderr, "child:", err)
+	os.Exit(3)
+	return nil
+}
+
+// childKey is the same in each process: the checkpoints of all runs are checked with it.
+func childKey() logKey { return fixedKey }
+
+// childAppend appends with eight goroutines until it is killed, and writes a line for each receipt.
+func childAppend() {
+	j := childJournal()
+	base, _ := strconv.Atoi(os.Getenv("YJ_BASE"))
+	var mu sync.Mutex
+	var n atomic.Int64
+	for range 8 {
+		go func() {
+			for {
+				i := base + int(n.Add(1))
+				d := signDraft(i)
+				d.State = i%9 == 0
+				r, err := j.Append(context.Background(), d)
+				if err != nil {
+					fmt.Fprintln(os.Stderr, "child:", err)
+					os.Exit(3)
+				}
+				mu.Lock()
+				fmt.Fprintf(os.Stdout, "ack %d %s\n", r.Sequence, r.LeafHash)
+				mu.Unlock()
+			}
+		}()
+	}
+	select {}
+}
+
+func child(t *testing.T, what, dir string, env ...string) (*exec.Cmd, io.ReadCloser) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), append(env, "YJ_CHILD="+what, "YJ_DIR="+dir)...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		if t.Failed() && stderr.Len() > 0 {
+			t.Logf("child: %s", stderr.String())
+		}
+	})
+	return cmd, out
+}
+
+// readAcks adds the lines that the child got out before it died.
+func readAcks(t *testing.T, out io.Reader, acks map[uint64]string, each func(n int)) {
+	t.Helper()
+	lines := bufio.NewScanner(out)
+	for n := 1; lines.Scan(); n++ {
+		var seq uint64
+		var leaf string
+		if _, err := fmt.Sscanf(lines.Text(), "ack %d %s", &seq, &leaf); err != nil || len(leaf) != 64 {
+			continue // the kill cut the line
+		}
+		if old, ok := acks[seq]; ok && old != leaf {
+			t.Errorf("sequence %d was acknowledged for two entries", seq)
+		}
+		acks[seq] = leaf
+		each(n)
+	}
+}
+
+// settled opens the journal as the next start of the appliance does, and checks that each acknowledged entry is there
+// and that nothing is wrong.
+func settled(t *testing.T, dir string, length int, acks map[uint64]string) *audit.Report {
+	t.Helper()
+	j := start(t, openStore(t, dir, func(c *sqlite.JournalConfig) { c.SegmentEntries = length }),
+		func(c *audit.Config) { c.Checkpointer = childKey() })
+	seen := map[uint64]string{}
+	if err := j.Range(t.Context(), 0, func(r audit.Record) error {
+		if _, twice := seen[r.Sequence]; twice {
+			t.Errorf("sequence %d is there twice", r.Sequence)
+		}
+		seen[r.Sequence] = r.LeafHash.String()
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for seq, leaf := range acks {
+		if seen[seq] != leaf {
+			t.Errorf("acknowledged entry %d: stored leaf %q, acknowledged %q", seq, seen[seq], leaf)
+		}
+	}
+	if err := j.State(t.Context(), func(audit.Record) error { return nil }); err != nil {
+		t.Errorf("State: %v", err)
+	}
+	j.stop()
+	r := verify(t, dir, audit.Options{LogKey: childKey().Public()})
+	if !r.OK() || r.Uncovered != 0 {
+		t.Errorf("after the kill: %d uncovered, findings%s", r.Uncovered, list(r))
+	}
+	return r
+}
+
+func TestKillUnderLoad(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	acks := map[uint64]string{}
+	const kills = 24
+	for k := range kills {
+		cmd, out := child(t, "append", dir, fmt.Sprintf("YJ_BASE=%d", (k+1)*1_000_000))
+		// The kill comes a random while after a random number of receipts; in every fourth run during opening.
+		after := 1 + rnd.IntN(120)
+		delay := time.Duration(rnd.IntN(3000)) * time.Microsecond
+		if k%4 == 3 {
+			go func() { time.Sleep(delay * 10); cmd.Process.Kill() }()
+		}
+		readAcks(t, out, acks, func(n int) {
+			if n == after {
+				time.Sleep(delay)
+				cmd.Process.Kill()
+			}
+		})
+		if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() == 3 {
+			t.Fatalf("run %d ended by itself: %v", k, err)
+		}
+		if k%6 == 5 {
+			settled(t, dir, 50, acks)
+		}
+	}
+	r := settled(t, dir, 50, acks)
+	t.Logf("%d kills, %d acknowledged entries, %d in %d segments", kills, len(acks), r.Entries, r.Segments)
+	if len(acks) < kills {
+		t.Errorf("only %d acknowledged entries: the test killed too early to mean anything", len(acks))
+	}
+}
+
+// The process dies at each step of rolling to a new segment; the next start completes it.
+func TestKillWhileRolling(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"roll/sealed", "roll/finished", "create/built", "create/renamed", "create/opened"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "journal")
+			// The first segment is made without the fault, so that the step is one of rolling.
+			j := start(t, openStore(t, dir, func(c *sqlite.JournalConfig) { c.SegmentEntries = 20 }), func(c *audit.Config) { c.Checkpointer = childKey() })
+			appendN(t, j.Journal, 0, 5)
+			j.stop()
+			acks := map[uint64]string{}
+			cmd, out := child(t, "append", dir, "YJ_BASE=1000", "YJ_SEGMENT=20", "YJ_STEP="+step)
+			readAcks(t, out, acks, func(int) {})
+			if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() == 3 {
+				t.Fatalf("the child did not die at %s: %v", step, err)
+			}
+			r := settled(t, dir, 20, acks)
+			if r.Segments != 2 && r.Segments != 1 {
+				t.Errorf("%d segments", r.Segments)
+			}
+			j = start(t, openStore(t, dir, func(c *sqlite.JournalConfig) { c.SegmentEntries = 20 }), func(c *audit.Config) { c.Checkpointer = childKey() })
+			appendN(t, j.Journal, 5000, 30)
+			j.stop()
+			if r := settled(t, dir, 20, acks); r.Segments != 3 {
+				t.Errorf("%d segments after going on, want 3", r.Segments)
+			}
+		})
+	}
+}
+
+// childLimit appends until the file size limit refuses it, raises the limit and goes on.
+func childLimit() {
+	signal.Ignore(syscall.SIGXFSZ)
+	j := childJournal()
+	limit := func(n uint64) {
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: n, Max: unix.RLIM_INFINITY}); err != nil {
+			fmt.Fprintln(os.Stderr, "child:", err)
+			os.Exit(3)
+		}
+	}
+	report := func(r audit.Receipt) { fmt.Printf("ack %d %s\n", r.Sequence, r.LeafHash) }
+	limit(400 << 10)
+	big := make([]byte, 20<<10)
+	for i := 0; ; i++ {
+		d := signDraft(i)
+		big[0], big[1] = byte(i), byte(i>>8)
+		d.Payloads = append(d.Payloads, audit.Attachment{Name: "big", MediaType: "application/octet-stream", Data: big})
+		r, err := j.Append(context.Background(), d)
+		if err == nil {
+			report(r)
+			continue
+		}
+		if !errors.Is(err, audit.ErrJournalUnwritable) {
+			fmt.Fprintln(os.Stderr, "child: refused with", err)
+			os.Exit(3)
+		}
+		fmt.Println("refused", err)
+		// The same draft again: still refused, not a duplicate.
+		if _, err := j.Append(context.Background(), d); !errors.Is(err, audit.ErrJournalUnwritable) {
+			fmt.Fprintln(os.Stderr, "child: second refusal is", err)
+			os.Exit(3)
+		}
+		limit(unix.RLIM_INFINITY)
+		if r, err = j.Append(context.Background(), d); err != nil {
+			fmt.Fprintln(os.Stderr, "child: after the limit was lifted:", err)
+			os.Exit(3)
+		}
+		report(r)
+		fmt.Println("recovered")
+		os.Exit(0)
+	}
+}
+
+func TestWriteFailure(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	acks := map[uint64]string{}
+	cmd, out := child(t, "limit", dir, "YJ_SEGMENT=100000")
+	all, err := io.ReadAll(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("child: %v\n%s", err, all)
+	}
+	text := string(all)
+	readAcks(t, strings.NewReader(text), acks, func(int) {})
+	if !strings.Contains(text, "refused") || !strings.Contains(text, "recovered") || len(acks) < 5 {
+		t.Fatalf("child said:\n%s", text)
+	}
+	settled(t, dir, 100000, acks)
+}
+
+// A file system that is really full: a small tmpfs.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	mount := t.TempDir()
+	if err := unix.Mount("tmpfs", mount, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("mounting a tmpfs (mount(2), CAP_SYS_ADMIN): %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(mount, unix.MNT_DETACH) })
+	dir := filepath.Join(mount, "journal")
+	j := start(t, openStore(t, dir, nil), func(c *audit.Config) { c.Checkpointer = childKey() })
+	ballast := filepath.Join(mount, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 300<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	acks := map[uint64]string{}
+	var refusal error
+	for i := 0; refusal == nil; i++ {
+		if i == 10000 {
+			t.Fatal("the file system did not become full")
+		}
+		d := signDraft(i)
+		d.Payloads[0].Data = append(make([]byte, 10<<10), byte(i), byte(i>>8))
+		r, err := j.Append(t.Context(), d)
+		if refusal = err; err == nil {
+			acks[r.Sequence] = r.LeafHash.String()
+		}
+	}
+	if !errors.Is(refusal, audit.ErrJournalUnwritable) || !strings.Contains(refusal.Error(), "full") {
+		t.Errorf("Append on a full disk = %v, want %v that says so", refusal, audit.ErrJournalUnwritable)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	r, err := j.Append(t.Context(), signDraft(20000))
+	if err != nil {
+		t.Fatalf("Append after room was made = %v", err)
+	}
+	acks[r.Sequence] = r.LeafHash.String()
+	if uint64(len(acks)) != r.Sequence {
+		t.Errorf("%d acknowledged entries, the last has sequence %d", len(acks), r.Sequence)
+	}
+	j.stop()
+	settled(t, dir, 1000000, acks)
+}
+
+// Between the write of an entry and its acknowledgement there is an fsync: seen from outside the process.
+func TestSyncedBeforeAcknowledged(t *testing.T) {
+	t.Parallel()
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed")
+	}
+	dir := filepath.Join(t.TempDir(), "journal")
+	trace := filepath.Join(t.TempDir(), "trace")
+	cmd := exec.Command(strace, "-f", "-y", "-s", "12", "-o", trace, "-e", "trace=write,pwrite64,fsync,fdatasync", os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), "YJ_CHILD=append", "YJ_DIR="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // the group that this test made
+	readAcks(t, out, map[uint64]string{}, func(n int) {
+		if n == 30 {
+			stop()
+		}
+	})
+	stop()
+	cmd.Wait()
+	text, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Eight clients wait for their receipts, so one commit carries at most eight: never may there be more receipts than
+	// eight times the syncs of the log before them.
+	syncs, writes, acks := 0, 0, 0
+	for line := range strings.Lines(string(text)) {
+		switch {
+		case strings.Contains(line, "pwrite64(") && strings.Contains(line, ".db-wal"):
+			writes++
+		case (strings.Contains(line, "fdatasync(") || strings.Contains(line, "fsync(")) && strings.Contains(line, ".db-wal"):
+			syncs++
+		case strings.Contains(line, `write(1<`) && strings.Contains(line, `"ack `):
+			acks++
+			if acks > 8*syncs || writes == 0 {
+				t.Fatalf("acknowledgement %d after %d syncs of the log and %d writes", acks, syncs, writes)
+			}
+		}
+	}
+	if acks == 0 || syncs == 0 {
+		t.Fatalf("strace saw %d acknowledgements and %d syncs", acks, syncs)
+	}
+	t.Logf("%d acknowledgements, %d syncs, %d writes of the log", acks, syncs, writes)
+}
