@@ -39,6 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 func runTests(m *testing.M) int {
+	os.Unsetenv("YINJIAN_P11_SOCKET") // the shell's must not reach the module
 	softtoken.UsePBKDF2Iterations(1000)
 	dir, err := os.MkdirTemp("", "yjmod")
 	if err != nil {

@@ -261,3 +261,19 @@ func unhex(t testing.TB, s string) []byte {
 	must(t, err)
 	return b
 }
+
+func verifyRaw(key *ecdsa.PublicKey, e, sig []byte) bool {
+	return len(sig) == 64 && sm2.VerifyASN1(key, e, derOf(sig))
+}
+
+// findPrivate is find for goroutines, which must not end the test.
+func findPrivate(p *pkcs11.Ctx, s pkcs11.SessionHandle) ([]pkcs11.ObjectHandle, error) {
+	if err := p.FindObjectsInit(s, []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}); err != nil {
+		return nil, err
+	}
+	all, _, err := p.FindObjects(s, 10)
+	if ferr := p.FindObjectsFinal(s); err == nil {
+		err = ferr
+	}
+	return all, err
+}
