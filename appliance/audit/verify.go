@@ -103,6 +103,8 @@ type Options struct {
 // as computing each root from the entries. If somebody computed leaf, chain and all nodes again, only the checkpoints
 // differ; the finding then names the entries between the last checkpoint that fits and the first that does not.
 //
+// The store may be written meanwhile: what it had at the beginning is verified.
+//
 // The error is about reading, not about findings; after it the report is incomplete.
 func Verify(ctx context.Context, store Store, opt Options) (*Report, error) {
 	v := &verifier{ctx: ctx, store: store, opt: opt, report: &Report{}, epochs: map[Epoch]bool{}}
@@ -160,14 +162,15 @@ func (v *verifier) find(f Finding) {
 }
 
 func (v *verifier) run() error {
+	// Checkpoints first: a journal that grows meanwhile then has more entries than they cover, never fewer.
+	if err := v.loadCheckpoints(); err != nil {
+		return fmt.Errorf("audit: verifying: reading checkpoints: %w", err)
+	}
 	segs, err := v.store.Segments(v.ctx)
 	if err != nil {
 		return fmt.Errorf("audit: verifying: listing segments: %w", err)
 	}
 	v.report.Segments = len(segs)
-	if err := v.loadCheckpoints(); err != nil {
-		return fmt.Errorf("audit: verifying: reading checkpoints: %w", err)
-	}
 	var total uint64
 	for _, s := range segs {
 		total = max(total, s.First+s.Count)
@@ -318,6 +321,9 @@ func (v *verifier) segment(i int, segs []Segment, total uint64) error {
 		end = s.Seal.Last + 1
 	}
 	err := v.store.Rows(v.ctx, s.Number, math.MinInt64, func(r Row) error { return v.row(r, end, total) })
+	if errors.Is(err, errEnd) {
+		err = nil
+	}
 	if errors.Is(err, ErrCorrupt) {
 		v.find(Finding{
 			Kind: SegmentUnreadable, Sequence: v.next, Detail: err.Error(), DetailZH: "该段无法读取：" + err.Error(),
@@ -332,7 +338,15 @@ func (v *verifier) segment(i int, segs []Segment, total uint64) error {
 		v.skip(end)
 	}
 	stored, err := v.store.NodeCount(v.ctx, s.Number)
-	if err == nil && stored > v.nodes {
+	grew := false
+	if s.Seal == nil && err == nil && stored > v.nodes { // more nodes than at the beginning: is it still being written?
+		now, err := v.store.Segments(v.ctx)
+		if err != nil {
+			return err
+		}
+		grew = slices.ContainsFunc(now, func(n Segment) bool { return n.Number == s.Number && n.Count > s.Count })
+	}
+	if err == nil && stored > v.nodes && !grew {
 		v.find(Finding{
 			Kind: NodesWithoutEntry, Sequence: v.next,
 			Detail:   fmt.Sprintf("%d stored nodes belong to entries that are not there; entries were removed after number %d", stored-v.nodes, int64(v.next)-1),
@@ -392,8 +406,11 @@ func (v *verifier) row(r Row, end, total uint64) error {
 		return nil
 	}
 	seq := uint64(r.Sequence)
+	if seq >= total {
+		return errEnd // written since the verifier began
+	}
 	if seq > v.next {
-		if seq-v.next > 1<<24 || total > 0 && seq >= total+1 { // a number from nowhere: nothing to walk through
+		if seq-v.next > 1<<24 { // a number from nowhere: nothing to walk through
 			v.find(Finding{
 				Kind: EntryAdded, Sequence: seq, Ref: hex.EncodeToString(r.Ref),
 				Detail:   fmt.Sprintf("a row with number %d stands far behind the last entry, %d", seq, int64(v.next)-1),

@@ -245,3 +245,39 @@ func TestUniqueUnderConcurrency(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// The journal is verified while it is written and its segments roll, without alarm.
+func TestVerifyWhileWriting(t *testing.T) {
+	t.Parallel()
+	key := newLogKey(t)
+	j := start(t, openStore(t, filepath.Join(t.TempDir(), "journal"), segments50), func(c *audit.Config) { c.Checkpointer = key })
+	appendN(t, j.Journal, 0, 40)
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, err := j.Append(t.Context(), signDraft(1000+w*100000+i)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 12 {
+		r, err := audit.Verify(t.Context(), j.store, audit.Options{LogKey: key.Public()})
+		if err != nil || !r.OK() {
+			t.Errorf("Verify = %v%s", err, list(r))
+		}
+		if err := j.Range(t.Context(), 0, func(audit.Record) error { return nil }); err != nil {
+			t.Errorf("Range = %v", err)
+		}
+	}
+	close(done)
+	wg.Wait()
+}

@@ -1,0 +1,320 @@
+package audit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"yinjian/appliance/audit"
+)
+
+var errDisk = errors.New("disk gone")
+
+func draft(i int) audit.Draft { return audit.Draft{Kind: "test", Object: fmt.Sprint(i)} }
+
+// A failed write is settled by what the store then has: lost, it is refused and the number is given again; written, it
+// is acknowledged. The journal goes on either way.
+func TestAppendAfterAFailedWrite(t *testing.T) {
+	t.Parallel()
+	for name, landed := range map[string]bool{"write lost": false, "written, answer lost": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store := newMemStore()
+			j := startMem(t, store, nil)
+			if _, err := j.Append(t.Context(), draft(1)); err != nil {
+				t.Fatal(err)
+			}
+			store.onAppend = func(audit.Batch) (bool, error) { return landed, errDisk }
+			r, err := j.Append(t.Context(), draft(2))
+			store.onAppend = nil
+			if landed && (err != nil || r.Sequence != 2) {
+				t.Errorf("Append = %d, %v, want 2", r.Sequence, err)
+			}
+			if !landed && (!errors.Is(err, audit.ErrJournalUnwritable) || !strings.Contains(err.Error(), errDisk.Error()) || r.EntryDER != nil) {
+				t.Errorf("Append = %+v, %v, want %v because of %v", r, err, audit.ErrJournalUnwritable, errDisk)
+			}
+			r, err = j.Append(t.Context(), draft(3))
+			want := uint64(2)
+			if landed {
+				want = 3
+			}
+			if err != nil || r.Sequence != want {
+				t.Errorf("next Append = %d, %v, want %d", r.Sequence, err, want)
+			}
+			rep, err := audit.Verify(t.Context(), store, audit.Options{})
+			if err != nil || !rep.OK() {
+				t.Errorf("Verify = %+v, %v", rep, err)
+			}
+		})
+	}
+}
+
+// While the head cannot be read nothing is written; the outcome of the failed write is settled later.
+func TestAppendWhileTheHeadCannotBeRead(t *testing.T) {
+	t.Parallel()
+	for name, landed := range map[string]bool{"write lost": false, "written, answer lost": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store := newMemStore()
+			j := startMem(t, store, nil)
+			var broken atomic.Bool
+			broken.Store(true)
+			store.onHead = func() error {
+				if broken.Load() {
+					return errDisk
+				}
+				return nil
+			}
+			store.onAppend = func(audit.Batch) (bool, error) { return landed, errDisk }
+			if _, err := j.Append(t.Context(), draft(1)); !errors.Is(err, audit.ErrJournalUnwritable) {
+				t.Errorf("Append = %v, want %v", err, audit.ErrJournalUnwritable)
+			}
+			store.onAppend = func(audit.Batch) (bool, error) { t.Error("written in doubt"); return true, nil }
+			if _, err := j.Append(t.Context(), draft(2)); !errors.Is(err, audit.ErrJournalUnwritable) {
+				t.Errorf("Append = %v, want %v", err, audit.ErrJournalUnwritable)
+			}
+			store.onAppend = nil
+			broken.Store(false)
+			r, err := j.Append(t.Context(), draft(3))
+			want := uint64(1)
+			if landed {
+				want = 2
+			}
+			if err != nil || r.Sequence != want {
+				t.Errorf("Append = %d, %v, want %d", r.Sequence, err, want)
+			}
+			rep, err := audit.Verify(t.Context(), store, audit.Options{})
+			if err != nil || !rep.OK() {
+				t.Errorf("Verify = %+v, %v", rep, err)
+			}
+		})
+	}
+}
+
+// A store that lost or changed what was acknowledged closes the journal for good.
+func TestJournalLatches(t *testing.T) {
+	t.Parallel()
+	for name, harm := range map[string]func(*memStore){
+		"shorter": func(s *memStore) { s.rows = s.rows[:2] },
+		"another": func(s *memStore) {
+			s.rows[2] = audit.Row{Sequence: 2, Leaf: make([]byte, 32), Chain: make([]byte, 32)}
+		},
+		"a stranger's entry": func(s *memStore) {
+			s.rows = append(s.rows, audit.Row{Sequence: 3, Leaf: make([]byte, 32), Chain: make([]byte, 32)})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			store := newMemStore()
+			j := startMem(t, store, nil)
+			for i := range 2 {
+				if _, err := j.Append(t.Context(), draft(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			store.onAppend = func(audit.Batch) (bool, error) {
+				store.mu.Lock()
+				defer store.mu.Unlock()
+				harm(store)
+				return false, errDisk
+			}
+			if _, err := j.Append(t.Context(), draft(9)); !errors.Is(err, audit.ErrJournalFailed) {
+				t.Errorf("Append = %v, want %v", err, audit.ErrJournalFailed)
+			}
+			store.onAppend = nil
+			if _, err := j.Append(t.Context(), draft(10)); !errors.Is(err, audit.ErrJournalFailed) || j.Failed() == nil {
+				t.Errorf("next Append = %v, want %v", err, audit.ErrJournalFailed)
+			}
+		})
+	}
+}
+
+// held makes writes wait until it is released, and tells when one has begun.
+type held struct {
+	begun   chan struct{}
+	release chan struct{}
+}
+
+func hold(s *memStore) held {
+	h := held{make(chan struct{}, 100), make(chan struct{})}
+	s.onAppend = func(audit.Batch) (bool, error) {
+		h.begun <- struct{}{}
+		<-h.release
+		return true, nil
+	}
+	return h
+}
+
+func TestCancel(t *testing.T) {
+	t.Parallel()
+	store := newMemStore()
+	j := startMem(t, store, nil)
+	h := hold(store)
+	type result struct {
+		r   audit.Receipt
+		err error
+	}
+	run := func(ctx context.Context, i int) chan result {
+		c := make(chan result, 1)
+		go func() { r, err := j.Append(ctx, draft(i)); c <- result{r, err} }()
+		return c
+	}
+	inBatch, cancelBatch := context.WithCancel(t.Context())
+	first := run(inBatch, 1)
+	<-h.begun // it is being written
+	queued, cancelQueued := context.WithCancel(t.Context())
+	second := run(queued, 2)
+	waitFor(t, func() bool { return j.Waiting() == 1 })
+	cancelQueued()
+	if got := <-second; !errors.Is(got.err, context.Canceled) {
+		t.Errorf("Append cancelled in the queue = %v, want %v", got.err, context.Canceled)
+	}
+	if j.Waiting() != 0 {
+		t.Error("the cancelled draft is still in the queue")
+	}
+	cancelBatch()
+	select {
+	case got := <-first:
+		t.Errorf("Append cancelled in its batch came back with %v before the write", got.err)
+	default:
+	}
+	close(h.release)
+	if got := <-first; got.err != nil || got.r.Sequence != 1 {
+		t.Errorf("Append cancelled in its batch = %d, %v, want its receipt", got.r.Sequence, got.err)
+	}
+	store.onAppend = nil
+	if r, err := j.Append(t.Context(), draft(3)); err != nil || r.Sequence != 2 {
+		t.Errorf("next Append = %d, %v, want 2: the cancelled draft was not written", r.Sequence, err)
+	}
+}
+
+// A store that does not answer does not hold callers for ever.
+func TestOutcomeUnknown(t *testing.T) {
+	t.Parallel()
+	store := newMemStore()
+	j := startMem(t, store, func(c *audit.Config) { c.CommitTimeout = 10 * time.Millisecond })
+	h := hold(store)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-h.begun; cancel() }()
+	if _, err := j.Append(ctx, draft(1)); !errors.Is(err, audit.ErrOutcomeUnknown) {
+		t.Errorf("Append = %v, want %v", err, audit.ErrOutcomeUnknown)
+	}
+	close(h.release)
+}
+
+// waitFor polls a condition that nothing announces.
+func waitFor(t testing.TB, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(100 * time.Microsecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("waited ten seconds")
+		}
+	}
+}
+
+// Drafts that come while a write runs share the next one; one alone does not wait.
+func TestGroupCommitSharesWrites(t *testing.T) {
+	t.Parallel()
+	store := newMemStore()
+	j := startMem(t, store, nil)
+	h := hold(store)
+	var wg sync.WaitGroup
+	send := func(i int) {
+		wg.Go(func() {
+			if _, err := j.Append(t.Context(), draft(i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	send(0)
+	<-h.begun
+	for i := range 63 {
+		send(i + 1)
+	}
+	waitFor(t, func() bool { return j.Waiting() == 63 })
+	close(h.release)
+	wg.Wait()
+	if got := fmt.Sprint(store.batches); got != "[1 1 63]" { // the first is the epoch's
+		t.Errorf("rows of the writes = %s, want [1 1 63]", got)
+	}
+}
+
+func TestRunDrains(t *testing.T) {
+	t.Parallel()
+	store := newMemStore()
+	key := newLogKey(t)
+	j := openMem(t, store, func(c *audit.Config) { c.Checkpointer = key })
+	var wg sync.WaitGroup
+	for i := range 20 { // nobody commits yet
+		wg.Go(func() {
+			if _, err := j.Append(context.Background(), draft(i)); err != nil {
+				t.Errorf("Append = %v, want it committed", err)
+			}
+		})
+	}
+	waitFor(t, func() bool { return j.Waiting() == 20 })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := j.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if _, err := j.Append(t.Context(), draft(99)); !errors.Is(err, audit.ErrClosed) {
+		t.Errorf("Append after Run = %v, want %v", err, audit.ErrClosed)
+	}
+	if c, err := j.LastCheckpoint(); err != nil || c.Size != 21 {
+		t.Errorf("last checkpoint = %d, %v, want 21", c.Size, err)
+	}
+}
+
+func TestDraftsAreRefusedAlone(t *testing.T) {
+	t.Parallel()
+	j := startMem(t, newMemStore(), nil)
+	for name, d := range map[string]audit.Draft{
+		"no kind":         {},
+		"journal's kind":  {Kind: audit.KindEpoch},
+		"journal's field": {Kind: "k", Fields: []audit.Field{{"journal.change", audit.Int(7)}}},
+		"field twice":     {Kind: "k", Fields: []audit.Field{{"a", audit.Int(1)}, {"a", audit.Int(1)}}},
+		"unique, no ref":  {Kind: "k", Unique: true},
+		"short ref":       {Kind: "k", Ref: []byte{1}},
+		"payload":         {Kind: "k", Payloads: []audit.Attachment{{Name: "p", Data: make([]byte, audit.MaxPayloadBytes+1)}}},
+		"payloads":        {Kind: "k", Payloads: []audit.Attachment{{Name: "p", Data: make([]byte, audit.MaxPayloadBytes)}, {Name: "q", Data: make([]byte, audit.MaxPayloadBytes)}}},
+	} {
+		if _, err := j.Append(t.Context(), d); !errors.Is(err, audit.ErrInvalidDraft) {
+			t.Errorf("%s: Append = %v, want %v", name, err, audit.ErrInvalidDraft)
+		}
+	}
+	if n := j.Size(); n != 1 {
+		t.Errorf("%d entries, want the epoch's alone", n)
+	}
+}
+
+// Fields may come in any order; the entry has them in its own.
+func TestFieldsAreSorted(t *testing.T) {
+	t.Parallel()
+	j := startMem(t, newMemStore(), nil)
+	r, err := j.Append(t.Context(), audit.Draft{
+		Kind: "k", State: true, Fields: []audit.Field{{"z", audit.Int(1)}, {"a", audit.Text("x")}},
+		Payloads: []audit.Attachment{{Name: "q", Data: []byte("2")}, {Name: "p", Data: []byte("1")}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := audit.ParseEntry(r.EntryDER)
+	if err != nil || len(e.Fields) != 3 || e.Fields[0].Name != "a" || e.Payloads[0].Name != "p" {
+		t.Errorf("entry = %+v, %v", e, err)
+	}
+	if n, ok := e.Change(); !ok || n != 1 {
+		t.Errorf("Change = %d, %v, want 1: the epoch's entry is 0", n, ok)
+	}
+	for sum, want := range map[audit.Hash]string{e.Payloads[0].SM3: "1", e.Payloads[1].SM3: "2"} {
+		if data, err := j.Payload(t.Context(), sum); err != nil || string(data) != want {
+			t.Errorf("payload = %q, %v, want %q", data, err, want)
+		}
+	}
+}
