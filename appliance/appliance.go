@@ -547,9 +547,11 @@ func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*
 	return err
 }
 
+// refreshCRLs makes new CRLs in time, and keeps the published files the newest, also after a revocation.
 func (a *Appliance) refreshCRLs(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Second)
 	defer tick.Stop()
+	published := a.crlNumbers()
 	for {
 		select {
 		case <-tick.C:
@@ -558,10 +560,26 @@ func (a *Appliance) refreshCRLs(ctx context.Context) error {
 			} else if done {
 				a.log.Info("new CRLs were made")
 			}
+			if n := a.crlNumbers(); n != published {
+				if err := a.exportPublic(); err != nil {
+					a.log.WithError(err).Error("the new CRLs could not be written to their files")
+					continue
+				}
+				published = n
+			}
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+func (a *Appliance) crlNumbers() (n [2]int64) {
+	for i, alg := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048} {
+		if l := a.directory.CRL(string(alg)); l != nil {
+			n[i] = l.Number
+		}
+	}
+	return n
 }
 
 func (a *Appliance) startUnits() error {

@@ -262,6 +262,11 @@ func (a *Appliance) exportPublic() error {
 		"tsa-ca-rsa.pem": cert(id.CAs[string(hsm.RSA2048)]),
 		"log.pem":        pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: id.LogKey}),
 	}
+	for alg, name := range map[hsm.Algorithm]string{hsm.SM2: "crl-sm2.crl", hsm.RSA2048: "crl-rsa.crl"} {
+		if l := a.directory.CRL(string(alg)); l != nil {
+			files[name] = l.DER
+		}
+	}
 	for name, data := range files {
 		if err := writeFile(filepath.Join(a.dir, name), data, 0o644); err != nil {
 			return err

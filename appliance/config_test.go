@@ -1,0 +1,133 @@
+package appliance_test
+
+import (
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"yinjian/appliance"
+)
+
+const goodConfig = `
+node = "benbu-1"
+campus = "本部"
+[listen]
+api = "127.0.0.1:8443"
+[hsm]
+module = "libp11.so"
+[hsm.slots.staff]
+token_label = "a"
+pin_file = "secrets/a.pin"
+[hsm.slots.tsa]
+token_label = "b"
+pin_file = "secrets/b.pin"
+[hsm.slots.log]
+token_label = "c"
+pin_file = "secrets/c.pin"
+[hsm.slots.ca]
+token_label = "d"
+pin_file = "secrets/d.pin"
+[time]
+min_sources = 1
+[[time.sources]]
+name = "ntp1"
+group = "rack"
+address = "192.0.2.1:123"
+`
+
+func TestConfigDefaults(t *testing.T) {
+	t.Parallel()
+	c, err := appliance.ParseConfig([]byte(goodConfig), "/dir")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.HSM.Module != "/dir/libp11.so" || c.HSM.Slots["staff"].PINFile != "/dir/secrets/a.pin" || !*c.HSM.VerifyFresh || c.HSM.Slots["ca"].Sessions != 8 {
+		t.Errorf("ParseConfig = %+v", c.HSM)
+	}
+	again, err := toml.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := appliance.ParseConfig(again, "/dir"); err != nil {
+		t.Errorf("what was written is not read back: %v", err)
+	}
+}
+
+// Everything that can be wrong is named, all at once, with its key.
+func TestConfigRefuses(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		change [2]string
+		want   []string
+	}{
+		"unknown key":        {[2]string{`[listen]`, "[listen]\nspeed = 3"}, []string{"speed"}},
+		"unknown table":      {[2]string{`[listen]`, "[extra]\na = 1\n[listen]"}, []string{"extra"}},
+		"node":               {[2]string{`"benbu-1"`, `"本部"`}, []string{"node"}},
+		"shared token":       {[2]string{`token_label = "b"`, `token_label = "a"`}, []string{"hsm.slots"}},
+		"slot missing":       {[2]string{`[hsm.slots.ca]`, `[hsm.slots.other]`}, []string{"hsm.slots.ca"}},
+		"plain elsewhere":    {[2]string{`api = "127.0.0.1:8443"`, "api = \"127.0.0.1:8443\"\ntsa_plain = \"0.0.0.0:80\""}, []string{"listen.tsa_plain"}},
+		"too few groups":     {[2]string{`min_sources = 1`, `min_sources = 2`}, []string{"time.min_sources"}},
+		"two faults at once": {[2]string{`campus = "本部"`, "campus = \"\"\n"}, []string{"campus"}},
+		"accuracy":           {[2]string{`min_sources = 1`, "min_sources = 1\naccuracy = \"1h\""}, []string{"time.accuracy"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			text := strings.Replace(goodConfig, c.change[0], c.change[1], 1)
+			if text == goodConfig {
+				t.Fatal("the case changes nothing")
+			}
+			_, err := appliance.ParseConfig([]byte(text), "/dir")
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, w := range c.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("error %q does not name %s", err, w)
+				}
+			}
+		})
+	}
+	_, err := appliance.ParseConfig(nil, "/dir")
+	for _, w := range []string{"node", "campus", "listen.api", "hsm.module", "hsm.slots.staff", "time.sources"} {
+		if err == nil || !strings.Contains(err.Error(), w) {
+			t.Errorf("an empty configuration: %v does not name %s", err, w)
+		}
+	}
+}
+
+// The page and the struct cannot part: every key is in docs/configuration.md.
+func TestConfigDocumented(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var walk func(t reflect.Type) []string
+	walk = func(typ reflect.Type) []string {
+		switch typ.Kind() {
+		case reflect.Pointer, reflect.Slice, reflect.Map:
+			return walk(typ.Elem())
+		case reflect.Struct:
+		default:
+			return nil
+		}
+		var out []string
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			key := f.Tag.Get("toml")
+			if key == "" {
+				t.Errorf("%s.%s has no key", typ, f.Name)
+			}
+			out = append(append(out, key), walk(f.Type)...)
+		}
+		return out
+	}
+	for _, key := range walk(reflect.TypeFor[appliance.Config]()) {
+		if !strings.Contains(string(page), key) {
+			t.Errorf("docs/configuration.md does not name %q", key)
+		}
+	}
+}
