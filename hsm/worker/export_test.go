@@ -1,0 +1,92 @@
+package worker
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"yinjian/hsm"
+)
+
+// SetUnprovenPause shortens the pause between presentations of a PIN that was never accepted.
+func SetUnprovenPause(d time.Duration) { unprovenPause = d }
+
+// ServeUnhardened is Serve without what concerns the whole process, for a child end within the test's process.
+func ServeUnhardened(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error)) error {
+	return serve(ctx, conn, open)
+}
+
+// StartFrame is the first frame.
+func StartFrame(p StartParams) []byte { return startFrame(p) }
+
+// DoFrame is a call of Do.
+func DoFrame(id uint64, label string, op hsm.Operation, data []byte) []byte {
+	b := addBytes(begin(kindDo, id), label)
+	b = addBytes(b, string(op))
+	return end(addBytes(b, data))
+}
+
+// Frame is any frame.
+func Frame(k uint8, id uint64, body []byte) []byte { return end(append(begin(kind(k), id), body...)) }
+
+// ReadFrame reads one.
+func ReadFrame(r io.Reader, most int) (uint8, uint64, []byte, error) {
+	k, id, body, err := readFrame(r, most)
+	return uint8(k), id, body, err
+}
+
+const (
+	KindStart, KindInfo, KindDo, KindRandom         = uint8(kindStart), uint8(kindInfo), uint8(kindDo), uint8(kindRandom)
+	KindReady, KindFailed, KindResult, KindErrorful = uint8(kindReady), uint8(kindFailed), uint8(kindResult), uint8(kindError)
+	MaxRequest                                      = maxRequest
+)
+
+// ParseBody takes a body apart as what the first byte says and puts it together again.
+func ParseBody(b []byte) (again []byte, err error) {
+	if len(b) == 0 {
+		return nil, errFrame
+	}
+	s := scanner{b: b[1:]}
+	out := []byte{b[0]}
+	switch b[0] {
+	case 0:
+		k := s.keyInfo()
+		if err := s.done(); err != nil {
+			return nil, err
+		}
+		return addKeyInfo(out, k)
+	case 1:
+		t := s.tokenInfo()
+		if err := s.done(); err != nil {
+			return nil, err
+		}
+		return addTokenInfo(out, t), nil
+	case 2:
+		e := s.error()
+		if err := s.done(); err != nil {
+			return nil, err
+		}
+		return addError(out, e), nil
+	default:
+		p, err := parseStart(b[1:])
+		if err != nil {
+			return nil, err
+		}
+		return append(out, startFrame(p)[headerSize:]...), nil
+	}
+}
+
+// EncodeError and DecodeError are the two ends of an error's way.
+func EncodeError(err error) []byte { return addError([]byte{2}, err) }
+
+func DecodeError(b []byte) (error, error) {
+	s := scanner{b: b[1:]}
+	e := s.error()
+	return e, s.done()
+}
+
+// EncodeKeyInfo is a body for ParseBody.
+func EncodeKeyInfo(k hsm.KeyInfo) ([]byte, error) { return addKeyInfo([]byte{0}, k) }
+
+// EncodeTokenInfo is a body for ParseBody.
+func EncodeTokenInfo(t hsm.TokenInfo) []byte { return addTokenInfo([]byte{1}, t) }

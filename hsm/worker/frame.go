@@ -1,0 +1,371 @@
+package worker
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/big"
+
+	"github.com/emmansun/gmsm/sm2"
+
+	"yinjian/hsm"
+)
+
+// A frame on the stream, integers big-endian:
+//
+//	u32 length of what follows | u8 kind | u64 id | body
+//
+// id correlates a call and its answer; it is 0 in the frames of the start. Byte strings are u32 length and bytes.
+type kind uint8
+
+const (
+	// Parent to child.
+	kindStart kind = iota + 1 // version, module, arguments, label, profile, sessions, PIN; once, first
+	kindInfo
+	kindGenerate
+	kindFind
+	kindKeys
+	kindDestroy
+	kindDo
+	kindRandom
+	// Child to parent.
+	kindLogin  kind = 0x81 // C_Login is about to be called
+	kindReady  kind = 0x82 // u32 sessions
+	kindFailed kind = 0x83 // the token could not be opened: error
+	kindResult kind = 0x84 // body of the call
+	kindError  kind = 0x85 // error
+)
+
+// protocolVersion changes with any change here: parent and child are the same binary, but an update may replace it
+// while the parent runs.
+const protocolVersion = 1
+
+const (
+	headerSize = 4 + 1 + 8
+	// maxRequest holds the largest Do, 512 KiB; maxAnswer some 30,000 keys.
+	maxRequest = 512<<10 + 4096
+	maxAnswer  = 16 << 20
+	maxData    = 512 << 10
+	maxString  = 4096
+	maxPIN     = 255
+)
+
+var errFrame = errors.New("hsm/worker: malformed frame")
+
+// begin makes room for the header; end writes it.
+func begin(k kind, id uint64) []byte {
+	b := make([]byte, headerSize, headerSize+256)
+	b[4] = byte(k)
+	binary.BigEndian.PutUint64(b[5:], id)
+	return b
+}
+
+func end(b []byte) []byte {
+	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
+	return b
+}
+
+// readFrame reads one frame of at most most bytes of body. The body is the caller's.
+func readFrame(r io.Reader, most int) (kind, uint64, []byte, error) {
+	var h [headerSize]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		return 0, 0, nil, err
+	}
+	n := binary.BigEndian.Uint32(h[:])
+	if n < headerSize-4 || n-(headerSize-4) > uint32(most) {
+		return 0, 0, nil, fmt.Errorf("%w: length %d", errFrame, n)
+	}
+	body := make([]byte, n-(headerSize-4))
+	if _, err := io.ReadFull(r, body); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return 0, 0, nil, err
+	}
+	return kind(h[4]), binary.BigEndian.Uint64(h[5:]), body, nil
+}
+
+func addBytes[T string | []byte](b []byte, v T) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(len(v)))
+	return append(b, v...)
+}
+
+func addBool(b []byte, v bool) []byte {
+	if v {
+		return append(b, 1)
+	}
+	return append(b, 0)
+}
+
+// A scanner takes a body apart. After the first misfit everything it answers is zero, and done answers errFrame.
+type scanner struct {
+	b   []byte
+	bad bool
+}
+
+func (s *scanner) take(n int) []byte {
+	if s.bad || n > len(s.b) {
+		s.bad = true
+		return nil
+	}
+	v := s.b[:n:n]
+	s.b = s.b[n:]
+	return v
+}
+
+func (s *scanner) u8() uint8 {
+	if v := s.take(1); v != nil {
+		return v[0]
+	}
+	return 0
+}
+
+func (s *scanner) u16() uint16 {
+	if v := s.take(2); v != nil {
+		return binary.BigEndian.Uint16(v)
+	}
+	return 0
+}
+
+func (s *scanner) u32() uint32 {
+	if v := s.take(4); v != nil {
+		return binary.BigEndian.Uint32(v)
+	}
+	return 0
+}
+
+func (s *scanner) u64() uint64 {
+	if v := s.take(8); v != nil {
+		return binary.BigEndian.Uint64(v)
+	}
+	return 0
+}
+
+func (s *scanner) boolean() bool {
+	v := s.u8()
+	s.bad = s.bad || v > 1
+	return v == 1
+}
+
+// bytes borrows the body.
+func (s *scanner) bytes(most int) []byte {
+	n := s.u32()
+	if n > uint32(most) {
+		s.bad = true
+		return nil
+	}
+	return s.take(int(n))
+}
+
+func (s *scanner) string() string { return string(s.bytes(maxString)) }
+
+func (s *scanner) done() error {
+	if s.bad || len(s.b) > 0 {
+		return errFrame
+	}
+	return nil
+}
+
+// Public keys: none, an SM2 point (65 bytes, uncompressed), or an RSA modulus and exponent.
+const (
+	publicNone uint8 = iota
+	publicSM2
+	publicRSA
+)
+
+func addKeyInfo(b []byte, k hsm.KeyInfo) ([]byte, error) {
+	b = addBytes(b, k.Label)
+	b = addBytes(b, k.ID)
+	b = addBytes(b, string(k.Algorithm))
+	b = addBool(b, k.Sensitive)
+	b = addBool(b, k.Extractable)
+	b = addBool(b, k.NeverExtractable)
+	switch p := k.Public.(type) {
+	case nil:
+		b = append(b, publicNone)
+	case *ecdsa.PublicKey:
+		if !sm2.IsSM2PublicKey(p) || !p.Curve.IsOnCurve(p.X, p.Y) {
+			return nil, fmt.Errorf("hsm/worker: key %q: not on the SM2 curve", k.Label)
+		}
+		b = append(b, publicSM2)
+		b = append(b, elliptic.Marshal(p.Curve, p.X, p.Y)...)
+	case *rsa.PublicKey:
+		if p.E < 2 || p.E > math.MaxInt32 || p.N == nil || p.N.Sign() <= 0 {
+			return nil, fmt.Errorf("hsm/worker: key %q: RSA public key", k.Label)
+		}
+		b = append(b, publicRSA)
+		b = addBytes(b, p.N.Bytes())
+		b = binary.BigEndian.AppendUint32(b, uint32(p.E))
+	default:
+		return nil, fmt.Errorf("hsm/worker: key %q: public key of type %T", k.Label, p)
+	}
+	return b, nil
+}
+
+func (s *scanner) keyInfo() hsm.KeyInfo {
+	k := hsm.KeyInfo{Label: s.string()}
+	if id := s.bytes(maxString); len(id) > 0 {
+		k.ID = append([]byte(nil), id...)
+	}
+	k.Algorithm = hsm.Algorithm(s.string())
+	k.Sensitive, k.Extractable, k.NeverExtractable = s.boolean(), s.boolean(), s.boolean()
+	switch s.u8() {
+	case publicNone:
+	case publicSM2:
+		point := s.take(65)
+		if point == nil || point[0] != 4 {
+			s.bad = true
+			break
+		}
+		pub, err := sm2.NewPublicKey(point)
+		if err != nil {
+			s.bad = true
+			break
+		}
+		k.Public = pub
+	case publicRSA:
+		raw, e := s.bytes(maxString), s.u32()
+		if len(raw) == 0 || raw[0] == 0 || e < 2 || e > math.MaxInt32 {
+			s.bad = true
+			break
+		}
+		k.Public = &rsa.PublicKey{N: new(big.Int).SetBytes(raw), E: int(e)}
+	default:
+		s.bad = true
+	}
+	return k
+}
+
+func addTokenInfo(b []byte, t hsm.TokenInfo) []byte {
+	b = binary.BigEndian.AppendUint64(b, uint64(t.Slot))
+	for _, v := range []string{t.Label, t.Manufacturer, t.Model, t.Serial, t.Firmware, t.Library} {
+		b = addBytes(b, v)
+	}
+	b = binary.BigEndian.AppendUint64(b, uint64(t.MaxSessions))
+	b = addBool(b, t.Initialized)
+	b = addBool(b, t.UserPINLocked)
+	return addBool(b, t.UserPINFinalTry)
+}
+
+func (s *scanner) tokenInfo() hsm.TokenInfo {
+	return hsm.TokenInfo{
+		Slot: uint(s.u64()), Label: s.string(), Manufacturer: s.string(), Model: s.string(), Serial: s.string(),
+		Firmware: s.string(), Library: s.string(), MaxSessions: uint(s.u64()),
+		Initialized: s.boolean(), UserPINLocked: s.boolean(), UserPINFinalTry: s.boolean(),
+	}
+}
+
+// sentinels keep their identity across the pipe; the bit of each is its place, so append only.
+var sentinels = []error{hsm.ErrKeyNotFound, hsm.ErrKeyExists, hsm.ErrKeyAmbiguous, hsm.ErrDeadline, hsm.ErrUnavailable,
+	hsm.ErrNeedsOperator, hsm.ErrBadSignature, context.Canceled, context.DeadlineExceeded}
+
+// A remoteError is an error of the child: its text, and what errors.Is and errors.As found in it there.
+type remoteError struct {
+	text string
+	is   []error
+}
+
+func (e *remoteError) Error() string   { return e.text }
+func (e *remoteError) Unwrap() []error { return e.is }
+
+func addError(b []byte, err error) []byte {
+	text := err.Error()
+	if len(text) > maxString {
+		text = text[:maxString]
+	}
+	b = addBytes(b, text)
+	var bits uint16
+	for i, s := range sentinels {
+		if errors.Is(err, s) {
+			bits |= 1 << i
+		}
+	}
+	b = binary.BigEndian.AppendUint16(b, bits)
+	var e *hsm.Error
+	if !errors.As(err, &e) {
+		return addBool(b, false)
+	}
+	call := e.Call
+	if len(call) > 64 {
+		call = call[:64]
+	}
+	b = addBool(b, true)
+	b = addBytes(b, call)
+	return binary.BigEndian.AppendUint64(b, uint64(e.RV))
+}
+
+func (s *scanner) error() error {
+	e := &remoteError{text: s.string()}
+	bits := s.u16()
+	if bits>>len(sentinels) != 0 {
+		s.bad = true
+	}
+	if s.boolean() {
+		e.is = append(e.is, &hsm.Error{Call: string(s.bytes(64)), RV: uint(s.u64())})
+	}
+	for i, sentinel := range sentinels {
+		if bits&(1<<i) != 0 {
+			e.is = append(e.is, sentinel)
+		}
+	}
+	return e
+}
+
+// StartParams is what the child needs to open its token. It is sent once, over the stream.
+type StartParams struct {
+	Module, ModuleArgs, TokenLabel string
+	// PIN is zeroised in the child when its token is open.
+	PIN []byte
+	// Profile is the name of a vendor profile.
+	Profile     string
+	MaxSessions int
+	// BeforeLogin is to be called before each C_Login. It is set in the child, and not sent.
+	BeforeLogin func()
+}
+
+func (p StartParams) validate() error {
+	for _, v := range []string{p.Module, p.ModuleArgs, p.TokenLabel, p.Profile} {
+		if len(v) > maxString {
+			return fmt.Errorf("hsm/worker: start parameter of %d bytes, at most %d", len(v), maxString)
+		}
+	}
+	if len(p.PIN) > maxPIN {
+		return fmt.Errorf("hsm/worker: PIN of %d bytes, at most %d", len(p.PIN), maxPIN)
+	}
+	if p.MaxSessions < 1 || p.MaxSessions > 1024 {
+		return fmt.Errorf("hsm/worker: %d sessions, want 1 to 1024", p.MaxSessions)
+	}
+	return nil
+}
+
+// startFrame holds the PIN: the caller zeroises it. Its capacity is enough from the start, so that no copy is left.
+func startFrame(p StartParams) []byte {
+	b := make([]byte, headerSize, headerSize+4*(maxString+4)+maxPIN+64)
+	b[4] = byte(kindStart)
+	b = append(b, protocolVersion)
+	for _, v := range []string{p.Module, p.ModuleArgs, p.TokenLabel, p.Profile} {
+		b = addBytes(b, v)
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(p.MaxSessions))
+	return end(addBytes(b, p.PIN))
+}
+
+// parseStart answers parameters whose PIN borrows body.
+func parseStart(body []byte) (StartParams, error) {
+	s := scanner{b: body}
+	if v := s.u8(); v != protocolVersion {
+		return StartParams{}, fmt.Errorf("%w: protocol version %d, want %d", errFrame, v, protocolVersion)
+	}
+	p := StartParams{Module: s.string(), ModuleArgs: s.string(), TokenLabel: s.string(), Profile: s.string(),
+		MaxSessions: int(s.u32()), PIN: s.bytes(maxPIN)}
+	if err := s.done(); err != nil {
+		return StartParams{}, err
+	}
+	return p, p.validate()
+}

@@ -1,0 +1,236 @@
+package worker
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"yinjian/hsm"
+)
+
+// inheritedFD is the child's end of the stream.
+const inheritedFD = 3
+
+// closeTimeout is how long a child waits for calls and its token when the parent has gone. A hung module must not
+// keep the process.
+const closeTimeout = 2 * time.Second
+
+// Inherited answers the stream that [Start] gave to this process, for [Serve].
+func Inherited() (io.ReadWriteCloser, error) {
+	f := os.NewFile(inheritedFD, "worker stream")
+	if f == nil {
+		return nil, errors.New("hsm/worker: no stream was inherited; this program is started by its parent")
+	}
+	defer f.Close()
+	// FileConn's duplicate is close-on-exec: what a vendor's module starts must not hold the stream.
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("hsm/worker: inherited stream: %w", err)
+	}
+	if _, ok := conn.(*net.UnixConn); !ok {
+		conn.Close()
+		return nil, errors.New("hsm/worker: inherited stream is not a unix socket")
+	}
+	return conn, nil
+}
+
+// Serve is the whole work of a child process: it reads the start parameters from conn, opens the token, and answers
+// calls until conn ends, a frame is malformed, or ctx is done. Its caller should then leave the process, for a module
+// may hang in calls that cannot be ended otherwise; Serve itself waits two seconds for them at most.
+//
+// It makes the process undumpable: no core file and no ptrace by others, since the PIN and key handles are in its
+// memory. That holds for the whole process.
+//
+// open gets the parameters with BeforeLogin set, and is called once: an error is told to the parent, and Serve
+// returns it.
+func Serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error)) error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		conn.Close()
+		return fmt.Errorf("hsm/worker: core limit: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		conn.Close()
+		return fmt.Errorf("hsm/worker: PR_SET_DUMPABLE: %w", err)
+	}
+	return serve(ctx, conn, open)
+}
+
+// A server is the child's end.
+type server struct {
+	conn  io.ReadWriteCloser
+	token hsm.Token
+	write sync.Mutex // held while a frame is written
+}
+
+func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	defer conn.Close()
+	s := &server{conn: conn}
+
+	// 1. Parameters and PIN, once, unbuffered: no copy of the PIN stays in a buffer.
+	k, _, body, err := readFrame(conn, maxRequest)
+	if err != nil {
+		return fmt.Errorf("hsm/worker: reading the start frame: %w", err)
+	}
+	defer clear(body)
+	if k != kindStart {
+		return fmt.Errorf("%w: kind %#x, want the start", errFrame, k)
+	}
+	params, err := parseStart(body)
+	if err != nil {
+		return err
+	}
+	params.BeforeLogin = func() { _ = s.send(end(begin(kindLogin, 0))) }
+
+	// 2. The token.
+	s.token, err = open(ctx, params)
+	clear(body)
+	runtime.KeepAlive(&body)
+	if err != nil {
+		_ = s.send(end(addError(begin(kindFailed, 0), err)))
+		return err
+	}
+	sessions := params.MaxSessions
+	if t, ok := s.token.(interface{ Sessions() int }); ok {
+		sessions = min(sessions, max(t.Sessions(), 1))
+	}
+	if err := s.send(end(binary.BigEndian.AppendUint32(begin(kindReady, 0), uint32(sessions)))); err != nil {
+		return errors.Join(err, s.token.Close())
+	}
+
+	// 3. Calls, each in a goroutine of its own: the parent sends no more at once than there are sessions. A limit
+	// stands all the same, each goroutine in C costing a thread.
+	var calls sync.WaitGroup
+	in := bufio.NewReaderSize(conn, 64<<10)
+	room := make(chan struct{}, params.MaxSessions+4)
+	for {
+		k, id, body, err := readFrame(in, maxRequest)
+		if err == nil && (k < kindInfo || k > kindRandom) {
+			err = fmt.Errorf("%w: kind %#x", errFrame, k)
+		}
+		if err != nil {
+			cancel()
+			idle := make(chan error, 1)
+			go func() {
+				calls.Wait()
+				idle <- s.token.Close()
+			}()
+			select {
+			case cerr := <-idle:
+				if errors.Is(err, io.EOF) {
+					return cerr
+				}
+			case <-time.After(closeTimeout):
+			}
+			return fmt.Errorf("hsm/worker: reading a call: %w", err)
+		}
+		room <- struct{}{}
+		calls.Go(func() {
+			defer func() { <-room }()
+			if err := s.send(s.answer(ctx, k, id, body)); err != nil {
+				// The reader will see it too.
+				conn.Close()
+			}
+		})
+	}
+}
+
+func (s *server) send(frame []byte) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	_, err := s.conn.Write(frame)
+	return err
+}
+
+// answer performs one call and encodes what came out. A body that does not fit its kind is answered as an error: the
+// parent is at fault, and no other call suffers.
+func (s *server) answer(ctx context.Context, k kind, id uint64, body []byte) []byte {
+	out, err := s.call(ctx, k, begin(kindResult, id), scanner{b: body})
+	if err == nil && len(out)-headerSize > maxAnswer {
+		err = fmt.Errorf("hsm/worker: an answer of %d bytes, at most %d", len(out), maxAnswer)
+	}
+	if err != nil {
+		out = addError(begin(kindError, id), err)
+	}
+	return end(out)
+}
+
+func (s *server) call(ctx context.Context, k kind, out []byte, in scanner) ([]byte, error) {
+	switch k {
+	case kindInfo:
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		info, err := s.token.Info(ctx)
+		return addTokenInfo(out, info), err
+	case kindGenerate:
+		spec := hsm.KeySpec{Label: in.string(), ID: in.bytes(maxString), Algorithm: hsm.Algorithm(in.string())}
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		info, err := s.token.GenerateKey(ctx, spec)
+		if err != nil {
+			return nil, err
+		}
+		return addKeyInfo(out, info)
+	case kindFind:
+		label := in.string()
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		info, err := s.token.FindKey(ctx, label)
+		if err != nil {
+			return nil, err
+		}
+		return addKeyInfo(out, info)
+	case kindKeys:
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		keys, err := s.token.Keys(ctx)
+		if err != nil {
+			return nil, err
+		}
+		out = binary.BigEndian.AppendUint32(out, uint32(len(keys)))
+		for _, info := range keys {
+			if out, err = addKeyInfo(out, info); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	case kindDestroy:
+		label := in.string()
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		return out, s.token.DestroyKey(ctx, label)
+	case kindDo:
+		label, op, data := in.string(), hsm.Operation(in.string()), in.bytes(maxData)
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		answer, err := s.token.Do(ctx, label, op, data)
+		return addBytes(out, answer), err
+	case kindRandom:
+		n := in.u32()
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		answer, err := s.token.Random(ctx, int(n))
+		return addBytes(out, answer), err
+	}
+	return nil, fmt.Errorf("%w: kind %#x", errFrame, k)
+}
