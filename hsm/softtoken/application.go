@@ -1,6 +1,7 @@
 package softtoken
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"net"
@@ -344,8 +345,8 @@ func (a *appSlot) handlesOf(v view, objects ...*object) []uint64 {
 	return out
 }
 
-// visible answers the objects that the application may see, in order of appearance.
-func (a *appSlot) visible() ([]*object, view) {
+// search answers the objects that the application may see and that match, in order of appearance.
+func (a *appSlot) search(templ []attribute) ([]*object, view) {
 	a.mu.RLock()
 	v := view{a.role, a.generation}
 	var out []*object
@@ -354,12 +355,8 @@ func (a *appSlot) visible() ([]*object, view) {
 	}
 	a.mu.RUnlock()
 	out = append(out, a.token.objects(v.role == user)...)
-	slices.SortFunc(out, func(x, y *object) int {
-		if x.seq < y.seq {
-			return -1
-		}
-		return 1
-	})
+	out = slices.DeleteFunc(out, func(o *object) bool { return !o.attributes().matches(templ) })
+	slices.SortFunc(out, func(x, y *object) int { return cmp.Compare(x.seq, y.seq) })
 	return out, v
 }
 

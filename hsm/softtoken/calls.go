@@ -3,7 +3,6 @@ package softtoken
 import (
 	"crypto/rand"
 	"os"
-	"slices"
 	"time"
 )
 
@@ -426,8 +425,7 @@ func serveFindObjectsInit(p *peer, r *request, _ *builder) rv {
 	if s.find != nil {
 		return ckrOperationActive
 	}
-	objects, v := s.slot.visible()
-	objects = slices.DeleteFunc(objects, func(o *object) bool { return !o.attributes().matches(r.templ[0]) })
+	objects, v := s.slot.search(r.templ[0])
 	s.find = &search{rest: s.slot.handlesOf(v, objects...)}
 	return ckrOK
 }

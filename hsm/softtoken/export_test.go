@@ -1,13 +1,21 @@
 package softtoken
 
+import "math/big"
+
 // UsePBKDF2Iterations makes tests of other things quicker.
 func UsePBKDF2Iterations(n int) { pbkdf2Iterations = n }
 
 // PBKDF2Iterations is what is written into new records.
 func PBKDF2Iterations() int { return pbkdf2Iterations }
 
-// FailWrites has fault asked before each step of a write.
-func (s *Server) FailWrites(fault func(step string) error) { s.store.fault = fault }
+// FailWrites has fault asked before each step of a write; nil ends it.
+func (s *Server) FailWrites(fault func(step string) error) {
+	if fault == nil {
+		s.store.fault.Store(nil)
+		return
+	}
+	s.store.fault.Store(&fault)
+}
 
 // HMACSM3 is the computation behind the mechanism, for published vectors with keys that PKCS#11 cannot bring in.
 func HMACSM3(key, data []byte) []byte {
@@ -89,4 +97,50 @@ func (s *Server) ServeFrame(frame []byte, inSession bool) (reply []byte, err err
 	}
 	w := newReply(nil)
 	return finishReply(w, p.serve(spec, &r, w)), nil
+}
+
+// OpenPrivate counts the private objects of a slot that are open in memory, and says whether a key to open them is.
+func (s *Server) OpenPrivate(slot int) (n int, keyed bool) {
+	t := s.tokens[slot]
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, r := range t.records {
+		for _, it := range r.items {
+			if it.sealed != nil && it.object != nil {
+				n++
+			}
+		}
+	}
+	return n, t.inner != nil
+}
+
+// Secrets answers the numbers that a slot's open private keys consist of, to see whether they are wiped.
+func (s *Server) Secrets(slot int) []*big.Int {
+	t := s.tokens[slot]
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	var all []*big.Int
+	for _, r := range t.records {
+		for _, it := range r.items {
+			if it.object == nil || it.object.secret == nil {
+				continue
+			}
+			if k := it.object.secret.sm2; k != nil {
+				all = append(all, k.D)
+			}
+			if k := it.object.secret.rsa; k != nil {
+				all = append(append(all, k.D), k.Primes...)
+			}
+		}
+	}
+	return all
+}
+
+// UseVendorNumbers has the server answer to numbers of a vendor that writes signatures in DER. Before Serve.
+func (s *Server) UseVendorNumbers() {
+	s.profile = &profile{name: "test vendor", sm2KeyType: 0x80000004, mechanisms: []mechanism{
+		{number: 0x80008001, op: opGenSM2, flags: ckfGenerateKeyPair},
+		{number: 0x80008101, op: opSM2SignSM3, param: paramSM2ID, encoding: encDER, flags: ckfSign | ckfVerify},
+		{number: 0x80008104, op: opSM2Sign, encoding: encDER, flags: ckfSign | ckfVerify},
+	}}
 }

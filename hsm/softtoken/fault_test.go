@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -94,6 +95,9 @@ func TestDaemonStopped(t *testing.T) {
 	initToken(t, p, 0, "a")
 	s := openRW(t, p, 0)
 	must(t, m.process.Process.Signal(syscall.SIGSTOP))
+	if _, err := syscall.Wait4(m.process.Process.Pid, nil, syscall.WUNTRACED, nil); err != nil { // it takes a moment
+		t.Fatal(err)
+	}
 	for name, call := range map[string]func() error{
 		"C_GetSessionInfo": func() error { _, err := p.GetSessionInfo(s); return err },
 		"C_OpenSession":    func() error { _, err := p.OpenSession(0, pkcs11.CKF_SERIAL_SESSION); return err },
@@ -335,5 +339,38 @@ func TestServiceTime(t *testing.T) {
 	}
 	if took := time.Since(started); took < 90*time.Millisecond {
 		t.Errorf("three signatures of 30 ms took %v", took)
+	}
+}
+
+// TestOtherUser: the socket's mode is not all that keeps other users away.
+func TestOtherUser(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Log("not root: cannot become another user")
+		return
+	}
+	m := newFolder(t)
+	must(t, os.Chmod(m.root, 0o755))
+	log, logged := capture()
+	m.socket = filepath.Join(m.root, "s")
+	m.cfg.SocketPath, m.cfg.Log = m.socket, log
+	m.start(t)
+	must(t, os.Chmod(m.socket, 0o666))
+	program := `
+import os, socket, sys
+os.setuid(65534)
+c = socket.socket(socket.AF_UNIX)
+c.connect(sys.argv[1])
+c.settimeout(10)
+try:
+    print(len(c.recv(100)))
+except ConnectionError:
+    print(0)
+`
+	if out := tool(t, []byte(program), "python3", "-", m.socket); out != "0\n" {
+		t.Errorf("another user is answered with %q bytes", out)
+	}
+	if !strings.Contains(logged(), "uid=65534") {
+		t.Errorf("log: %s", logged())
 	}
 }

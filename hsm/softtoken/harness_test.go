@@ -82,7 +82,8 @@ func runDaemon() int {
 type machine struct {
 	root, dir, passphrase, socket string
 	cfg                           softtoken.Config
-	server                        *softtoken.Server // in this process
+	prepare                       func(*softtoken.Server) // before Serve, if set
+	server                        *softtoken.Server       // in this process
 	stop                          func()
 	process                       *exec.Cmd // or in one of its own
 }
@@ -119,6 +120,9 @@ func (m *machine) start(t testing.TB) {
 		t.Fatal(err)
 	}
 	m.server = s
+	if m.prepare != nil {
+		m.prepare(s)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx) }()

@@ -277,3 +277,32 @@ func findPrivate(p *pkcs11.Ctx, s pkcs11.SessionHandle) ([]pkcs11.ObjectHandle, 
 	}
 	return all, err
 }
+
+// TestVendorNumbers runs the same engine under another table: other numbers, another key type, DER.
+func TestVendorNumbers(t *testing.T) {
+	t.Parallel()
+	m := newFolder(t)
+	m.prepare = (*softtoken.Server).UseVendorNumbers
+	m.start(t)
+	p := m.module(t)
+	initToken(t, p, 0, "vendor")
+	s := openRW(t, p, 0)
+	must(t, p.Login(s, pkcs11.CKU_USER, userPIN))
+	pub, priv, err := p.GenerateKeyPair(s, mech(0x80008001, nil), nil, nil)
+	must(t, err)
+	key := sm2Public(t, p, s, pub)
+	e := sm3.Sum([]byte("e"))
+	sig := mustSign(t, p, s, mech(0x80008104, nil), priv, e[:])
+	if !sm2.VerifyASN1(key, e[:], sig) {
+		t.Errorf("DER signature %x does not verify", sig)
+	}
+	must(t, p.VerifyInit(s, mech(0x80008104, nil), pub))
+	must(t, p.Verify(s, e[:], sig))
+	sig = mustSign(t, p, s, mech(0x80008101, nil), priv, []byte("message"))
+	if !sm2.VerifyASN1WithSM2(key, []byte("1234567812345678"), []byte("message"), sig) {
+		t.Errorf("DER signature %x over a message does not verify", sig)
+	}
+	must(t, p.VerifyInit(s, mech(0x80008101, nil), pub))
+	wantRV(t, "C_Verify of another message", p.Verify(s, []byte("other"), sig), pkcs11.CKR_SIGNATURE_INVALID)
+	wantRV(t, "a number of the neutral table", p.SignInit(s, mech(softtoken.CKMNeutralSM2, nil), priv), pkcs11.CKR_MECHANISM_INVALID)
+}

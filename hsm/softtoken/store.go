@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/emmansun/gmsm/sm3"
@@ -133,7 +134,7 @@ type store struct {
 	lock   *os.File
 	sealer cipher.AEAD // outer seal of every record
 	// fault, set by tests, is asked before each step of a write ("create", "write", "sync", "rename", "syncdir").
-	fault func(step string) error
+	fault atomic.Pointer[func(step string) error]
 }
 
 // openStore takes the folder for this process and unseals the store key. The folder is made if it is not there.
@@ -156,7 +157,7 @@ func openStore(dir string, passphrase []byte) (_ *store, err error) {
 	}
 	defer func() {
 		if err != nil {
-			s.lock.Close()
+			s.close()
 		}
 	}()
 	if err := unix.Flock(int(s.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
@@ -273,8 +274,8 @@ func readRecord(path string) ([]byte, error) {
 }
 
 func (s *store) step(name string, do func() error) error {
-	if s.fault != nil {
-		if err := s.fault(name); err != nil {
+	if fault := s.fault.Load(); fault != nil {
+		if err := (*fault)(name); err != nil {
 			return err
 		}
 	}
@@ -328,7 +329,12 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-func (s *store) close() { s.lock.Close() }
+// close gives the folder back. Unlocking comes first: closing alone leaves the lock with a child that some other part
+// of the process forked and that has not reached its exec.
+func (s *store) close() {
+	unix.Flock(int(s.lock.Fd()), unix.LOCK_UN)
+	s.lock.Close()
+}
 
 func (s *store) slotDir(slot uint64) string {
 	return filepath.Join(s.dir, fmt.Sprintf("slot-%d", slot))

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/emmansun/gmsm/sm3"
 	"github.com/miekg/pkcs11"
@@ -453,4 +454,66 @@ func (f folderState) restore(t testing.TB) {
 	for path, b := range f.files {
 		must(t, os.WriteFile(path, b, 0o600))
 	}
+}
+
+// TestWipedAtLogout: private objects are open in memory while an application is logged in, and no longer.
+func TestWipedAtLogout(t *testing.T) {
+	t.Parallel()
+	m, p, s := loggedIn(t)
+	generateSM2(t, p, s, "k")
+	generateRSA(t, p, s, "r")
+	want := func(when string, objects int) {
+		t.Helper()
+		if n, keyed := m.server.OpenPrivate(0); n != objects || keyed != (objects > 0) {
+			t.Errorf("%s: %d private objects are open, their key in memory: %v; want %d", when, n, keyed, objects)
+		}
+	}
+	want("logged in", 2)
+	q := m.module(t)
+	qs := openRW(t, q, 0)
+	must(t, q.Login(qs, pkcs11.CKU_USER, userPIN))
+	must(t, p.Logout(s))
+	want("one application logged out", 2)
+	secrets := m.server.Secrets(0)
+	if len(secrets) < 4 { // d, and d, p and q
+		t.Fatalf("%d numbers", len(secrets))
+	}
+	must(t, q.Finalize()) // without a logout
+	want("all logged out", 0)
+	for i, v := range secrets {
+		if v.Sign() != 0 {
+			for _, word := range v.Bits() {
+				if word != 0 {
+					t.Errorf("number %d of the private keys is still in memory", i)
+					break
+				}
+			}
+		}
+	}
+
+	// A process that dies is logged out by its end.
+	c := dial(t, m, "0123456789abcdef")
+	for _, frame := range []string{
+		"\x00\x00\x00\x14\x00\x00\x00\x0a" + strings.Repeat("\x00", 8) + "\x00\x00\x00\x00\x00\x00\x00\x06",
+		"\x00\x00\x00\x18\x00\x00\x00\x12" + "\x00\x00\x00\x00\x00\x00\x00\x01" + "\x00\x00\x00\x08" + userPIN,
+	} {
+		_, err := c.Write([]byte(frame))
+		must(t, err)
+		if rv := readReply(t, c); rv != 0 {
+			t.Fatalf("CKR %#x", rv)
+		}
+	}
+	want("logged in by hand", 2)
+	must(t, c.Close())
+	for i := 0; ; i++ {
+		if n, _ := m.server.OpenPrivate(0); n == 0 {
+			break
+		}
+		if i == 2000 {
+			t.Fatal("the keys are open two seconds after the peer's end")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	m.stop()
+	want("stopped", 0)
 }

@@ -33,13 +33,13 @@ bool frame_reserve(struct frame *f, size_t size)
 
     if (f->bad)
         return false;
-    if (size <= f->room)
-        return true;
     /* Four bytes more than a frame's limit, for the length field. */
     if (size > (size_t)MAX_FRAME + 4) {
         f->bad = true;
         return false;
     }
+    if (size <= f->room)
+        return true;
     room = size * 2;
     grown = malloc(room);
     if (grown == NULL) {
