@@ -67,10 +67,12 @@ type segment struct {
 	first  uint64
 	file   string
 
-	mu    sync.RWMutex // readers hold it shared while a query runs; rolling holds it to swap the pools
+	// mu guards seal and read. Readers hold it shared while a query runs; rolling holds it to swap the pools. The writer
+	// alone changes them, so it may read them without.
+	mu    sync.RWMutex
 	seal  *audit.Seal
 	read  *sql.DB
-	write *writer // nil unless active
+	write *writer // nil unless active; the writer's
 	err   error   // read-only journals: why it cannot be read
 }
 
@@ -436,6 +438,13 @@ func (j *Journal) active() (*segment, error) {
 	return segs[len(segs)-1], nil
 }
 
+// sealed answers the seal; nil for the active segment.
+func (s *segment) sealed() *audit.Seal {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.seal
+}
+
 // query runs fn with the segment's reading pool.
 func (s *segment) query(fn func(*sql.DB) error) error {
 	s.mu.RLock()
@@ -634,9 +643,7 @@ func (j *Journal) Segments(ctx context.Context) ([]audit.Segment, error) {
 	out := make([]audit.Segment, len(segs))
 	for i, s := range segs {
 		out[i] = audit.Segment{Number: s.number, First: s.first, Err: s.err}
-		s.mu.RLock()
-		out[i].Seal = s.seal
-		s.mu.RUnlock()
+		out[i].Seal = s.sealed()
 		if out[i].Seal != nil {
 			out[i].Count = out[i].Seal.Count
 			continue
@@ -940,7 +947,7 @@ func (j *Journal) Checkpoints(ctx context.Context, from uint64, fn func(audit.St
 		return err
 	}
 	for _, s := range segs {
-		if s.seal != nil && s.seal.Last+1 < from {
+		if seal := s.sealed(); seal != nil && seal.Last+1 < from {
 			continue
 		}
 		next := int64(min(from, math.MaxInt64))
