@@ -28,9 +28,9 @@ test-long: ## the same under the race detector, longer fault injection, and each
 	packaging/dev/fuzz.sh 30s
 
 bench: ## ratios measured in one run: ours against the raw token
-	@packaging/dev/deps.sh test
+	@packaging/dev/deps.sh demo
 	@$(MAKE) --no-print-directory build
-	packaging/dev/bench.sh
+	build/yinjian bench --dir out/bench
 
 lint:
 	@packaging/dev/lint.sh

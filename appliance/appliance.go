@@ -75,10 +75,10 @@ type Appliance struct {
 	tokens  map[hsm.SlotClass]hsm.Token
 	logKey  *hsm.Key
 	store   *sqlite.Journal
-	central *sqlite.Central
 	journal *audit.Journal
-	shipper *audit.Shipper
-	serials *serials
+	// projection is the central database of the embedded default.
+	projection *projection
+	serials    *serials
 
 	identity  *identity
 	directory *account.Service
@@ -231,16 +231,8 @@ func Run(ctx context.Context, o Options) (err error) {
 
 	// 7. Duties.
 	duties, dctx := begin()
-	a.central, err = sqlite.OpenCentral(ctx, filepath.Join(dir, "central.db"))
-	if err != nil {
-		return err
-	}
-	undo = append(undo, a.central.Close)
-	a.shipper, err = audit.NewShipper(audit.ShipperConfig{Journal: a.journal, Projection: a.central, MAC: a.batchMAC(), MACKeyID: batchLabel, Log: a.log})
-	if err != nil {
-		return err
-	}
-	duties.group.Go(func() error { return a.shipper.Run(dctx) })
+	a.projection = &projection{a: a}
+	duties.group.Go(func() error { return a.projection.run(dctx) })
 	duties.group.Go(func() error { return a.refreshCRLs(dctx) })
 	duties.group.Go(func() error { return a.persistTime(dctx) })
 

@@ -10,6 +10,7 @@ import (
 	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
+	"yinjian/appliance/problem"
 	"yinjian/hsm"
 	"yinjian/hsm/worker"
 	"yinjian/ntp"
@@ -147,9 +148,8 @@ func (h health) State() any {
 	if err := a.journal.Failed(); err != nil {
 		s.State, s.Journal.Failed = "failed", "日志已停止写入，详见运行日志 (closed for writing, see the log)"
 	}
-	ship := a.shipper.Status()
-	s.Projection = projectionState{Shipped: ship.Shipped, Lag: ship.Lag, Fork: ship.Fork, Error: errorText(ship.LastError)}
-	if ship.Fork {
+	s.Projection = a.projection.status()
+	if s.Projection.Fork {
 		s.Warnings = append(s.Warnings, "分叉告警：投影库中同一位置有另一条目 (fork alarm: the projection holds another entry under the same key)")
 	}
 	if ok, reasons := h.Ready(); !ok {
@@ -229,7 +229,11 @@ func (d admin) AuditVerify(ctx context.Context, actor string, _ wire.AuditVerify
 }
 
 func (d admin) Compare(ctx context.Context, actor string, _ wire.Compare) (any, error) {
-	return audit.Compare(ctx, d.a.journal, d.a.central, d.a.batchMAC())
+	report, err := d.a.projection.compare(ctx)
+	if report == nil {
+		return nil, problem.New(problem.NotReady, "投影库未打开 (the projection is not open)", "见 yinjian status；可停机删除 central.db，启动后自动重投 (see yinjian status)").With(err)
+	}
+	return report, err
 }
 
 func (d admin) State(context.Context, string) (any, error) { return health(d).State(), nil }

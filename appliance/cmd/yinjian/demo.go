@@ -72,7 +72,21 @@ type demo struct {
 	serveLog *os.File
 	ends     endpoints
 	admin    *client.Admin
+	roots    *x509.CertPool
 	his, emr *client.Client
+}
+
+// fresh makes a new appliance in the demo's folder, which an earlier demo may have left.
+func (d *demo) fresh(ctx context.Context) error {
+	if _, err := os.Stat(filepath.Join(d.dir, demoMark)); err == nil {
+		if err := os.RemoveAll(d.dir); err != nil {
+			return err
+		}
+	}
+	if err := runInit(ctx, initOptions{dir: d.dir, node: "benbu-1", campus: "本部", api: "127.0.0.1:0", tsaPlain: "127.0.0.1:0", feed: true}); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(d.dir, demoMark), nil, 0o600)
 }
 
 func (d *demo) done(zh, en string, args ...any) {
@@ -93,15 +107,7 @@ func runDemo(ctx context.Context, dir string) (err error) {
 	fmt.Println()
 
 	// 1. A new appliance.
-	if _, serr := os.Stat(filepath.Join(dir, demoMark)); serr == nil {
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-	}
-	if err := runInit(ctx, initOptions{dir: dir, node: "benbu-1", campus: "本部", api: "127.0.0.1:0", tsaPlain: "127.0.0.1:0", feed: true}); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, demoMark), nil, 0o600); err != nil {
+	if err := d.fresh(ctx); err != nil {
 		return err
 	}
 	d.done("新设备：配置、口令、软件密码机的四个令牌（签名人、时间戳、日志、CA）", "a new appliance: configuration, PINs, four tokens in the software cipher machine")
@@ -302,33 +308,11 @@ func (d *demo) register(ctx context.Context) error {
 	if !roots.AppendCertsFromPEM(b) {
 		return errors.New("tls-ca.pem holds no certificate")
 	}
-	open := func(id, name, campus string, consent ...string) (*client.Client, error) {
-		file := filepath.Join(d.dir, "credentials", id+".json")
-		err := register(ctx, d.admin, wire.RegisterApplication{
-			ID: id, Name: name, Campus: campus, Stamp: account.StampRequired, Consent: consent,
-			Rights: []string{account.RightSign, account.RightVerify, account.RightTimestamp},
-		}, file)
-		if err != nil {
-			return nil, err
-		}
-		var c credential
-		b, err := os.ReadFile(file)
-		if err == nil {
-			err = json.Unmarshal(b, &c)
-		}
-		if err != nil {
-			return nil, err
-		}
-		key, err := hex.DecodeString(c.Key)
-		if err != nil {
-			return nil, err
-		}
-		return client.New(client.Config{BaseURL: d.ends.API, AppID: id, Key: key, RootCAs: roots, Clock: d.now})
-	}
-	if d.his, err = open("his-benbu", "医院信息系统 HIS", "本部", string(evidence.SignerPIN)); err != nil {
+	d.roots = roots
+	if d.his, err = d.open(ctx, "his-benbu", "医院信息系统 HIS", "本部", account.StampRequired, string(evidence.SignerPIN)); err != nil {
 		return err
 	}
-	if d.emr, err = open("emr-binhai", "电子病历 EMR", "滨海", string(evidence.SignerPIN), string(evidence.AppAsserted)); err != nil {
+	if d.emr, err = d.open(ctx, "emr-binhai", "电子病历 EMR", "滨海", account.StampRequired, string(evidence.SignerPIN), string(evidence.AppAsserted)); err != nil {
 		return err
 	}
 	pin, err := demoPIN()

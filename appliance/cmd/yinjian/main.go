@@ -53,7 +53,7 @@ func newRoot() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), demoCommand(),
+		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), demoCommand(), benchCommand(),
 		applicationCommand(), signerCommand(), certificateCommand(), crlCommand(), statusCommand(),
 		auditCommand(), databaseCommand(), verifyCommand(),
 	)

@@ -1,0 +1,87 @@
+package appliance
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"yinjian/appliance/audit"
+	"yinjian/dbdriver/sqlite"
+)
+
+// A projection keeps the central database open and fed. Signing never waits for it: a database that cannot be opened is
+// tried again, and the lag is shown.
+type projection struct {
+	a *Appliance
+
+	mu      sync.Mutex // guards what follows
+	central *sqlite.Central
+	shipper *audit.Shipper
+	err     error // why it is not open
+}
+
+const projectionRetry = 10 * time.Second
+
+// run opens, ships, and opens again after a failure, until ctx ends.
+func (p *projection) run(ctx context.Context) error {
+	for {
+		if err := p.once(ctx); err != nil && ctx.Err() == nil {
+			p.a.log.WithError(err).Error("the projection is not being fed; signing goes on, the entries are shipped later")
+			p.set(nil, nil, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(projectionRetry):
+		}
+	}
+}
+
+func (p *projection) set(c *sqlite.Central, s *audit.Shipper, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.central, p.shipper, p.err = c, s, err
+}
+
+func (p *projection) once(ctx context.Context) error {
+	central, err := sqlite.OpenCentral(ctx, filepath.Join(p.a.dir, "central.db"))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		p.set(nil, nil, p.err)
+		central.Close()
+	}()
+	shipper, err := audit.NewShipper(audit.ShipperConfig{
+		Journal: p.a.journal, Projection: central, MAC: p.a.batchMAC(), MACKeyID: batchLabel, Log: p.a.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.set(central, shipper, nil)
+	return shipper.Run(ctx)
+}
+
+// status is what /health/state shows.
+func (p *projection) status() projectionState {
+	p.mu.Lock()
+	shipper, err := p.shipper, p.err
+	p.mu.Unlock()
+	if shipper == nil {
+		return projectionState{Lag: p.a.journal.Size(), Error: errorText(err)}
+	}
+	s := shipper.Status()
+	return projectionState{Shipped: s.Shipped, Lag: s.Lag, Fork: s.Fork, Error: errorText(s.LastError)}
+}
+
+// compare derives every row again. It answers a nil report when the database is not open.
+func (p *projection) compare(ctx context.Context) (*audit.CompareReport, error) {
+	p.mu.Lock()
+	central, err := p.central, p.err
+	p.mu.Unlock()
+	if central == nil {
+		return nil, err
+	}
+	return audit.Compare(ctx, p.a.journal, central, p.a.batchMAC())
+}
