@@ -397,7 +397,8 @@ func (j *Journal) Close() error {
 	}
 	j.segments = nil
 	if j.lock != nil {
-		errs = append(errs, j.lock.Close())
+		// Unlocked by name: a process being forked just now has the descriptor too, until its exec.
+		errs = append(errs, unix.Flock(int(j.lock.Fd()), unix.LOCK_UN), j.lock.Close())
 		j.lock = nil
 	}
 	return errors.Join(errs...)
