@@ -236,6 +236,9 @@ func (l *library) initPIN(session p11.SessionHandle, pin []byte) error {
 
 // sign performs C_SignInit and C_Sign with a single-part input.
 func (l *library) sign(session p11.SessionHandle, m Mechanism, key p11.ObjectHandle, data []byte) ([]byte, error) {
+	if len(data) == 0 {
+		data = make([]byte, 1)[:0] // some modules refuse a null pointer, even to nothing
+	}
 	out := make([]byte, maxSignature)
 	n := C.ck_ulong(len(out))
 	var stage C.int

@@ -85,20 +85,15 @@ type Attribute struct {
 // oidSM2 is the DER of 1.2.156.10197.1.301, sm2p256v1 (GM/T 0006-2012).
 var oidSM2 = []byte{0x06, 0x08, 0x2A, 0x81, 0x1C, 0xCF, 0x55, 0x01, 0x82, 0x2D}
 
-// Numbers of our own software cipher machine: generic secret keys as PKCS#11 has them, and HMAC-SM3 in the vendor range
-// (softtoken.CKMNeutralHMACSM3), since PKCS#11 v2.40 has none.
-const (
-	ckkHMACSM3       = p11.CKK_GENERIC_SECRET
-	ckmHMACSM3KeyGen = p11.CKM_GENERIC_SECRET_KEY_GEN
-	ckmHMACSM3       = 0xFFFFF009
-)
+// ckmHMACSM3 is our software cipher machine's number, in PKCS#11's vendor range. The key is a generic secret.
+const ckmHMACSM3 = 0xFFFFF009
 
 var rsaKeys = KeyTemplate{Generate: p11.CKM_RSA_PKCS_KEY_PAIR_GEN, KeyType: p11.CKK_RSA, ModulusBits: 2048}
 
 var rsaSign = Mechanism{Type: p11.CKM_RSA_PKCS, Input: InputDigestInfo}
 
 // Neutral is the profile of our software cipher machine (for evaluation only, not a certified product): the standard
-// elliptic-curve numbers with SM2's curve and a 32-byte e, and vendor numbers for HMAC-SM3 alone.
+// elliptic-curve numbers with SM2's curve and a 32-byte e, and a vendor number for HMAC-SM3 alone.
 var Neutral = Profile{
 	Name: "neutral",
 	Operations: map[hsm.Operation]Mechanism{
@@ -109,7 +104,7 @@ var Neutral = Profile{
 	Keys: map[hsm.Algorithm]KeyTemplate{
 		hsm.SM2:     {Generate: p11.CKM_EC_KEY_PAIR_GEN, KeyType: p11.CKK_EC, ECParams: oidSM2},
 		hsm.RSA2048: rsaKeys,
-		hsm.HMACSM3: {Secret: true, Generate: ckmHMACSM3KeyGen, KeyType: ckkHMACSM3, SendKeyType: true, ValueLen: 32},
+		hsm.HMACSM3: {Secret: true, Generate: p11.CKM_GENERIC_SECRET_KEY_GEN, KeyType: p11.CKK_GENERIC_SECRET, ValueLen: 32},
 	},
 }
 

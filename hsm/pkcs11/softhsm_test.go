@@ -38,7 +38,12 @@ var (
 )
 
 // TestMain gives SoftHSM2 a token folder of its own: it reads SOFTHSM2_CONF at C_Initialize, once for the process.
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "daemon" {
+		os.Exit(daemon(os.Args[2]))
+	}
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "softhsm")

@@ -1,0 +1,334 @@
+package pkcs11_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/emmansun/gmsm/sm2"
+	"github.com/emmansun/gmsm/smx509"
+	p11 "github.com/miekg/pkcs11"
+	"golang.org/x/sync/errgroup"
+
+	"yinjian/hsm"
+	"yinjian/hsm/pkcs11"
+	"yinjian/hsm/softtoken"
+)
+
+// daemon is this test binary as the software cipher machine: it prints "ready" and serves until SIGTERM.
+func daemon(root string) int {
+	s, err := softtoken.Open(softtoken.Config{Dir: filepath.Join(root, "state"), PassphraseFile: filepath.Join(root, "passphrase")})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	fmt.Println("ready")
+	if err := s.Serve(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// A machine is a software cipher machine in a process of its own.
+type machine struct {
+	root, module string
+	process      *exec.Cmd
+	cfg          pkcs11.Config
+}
+
+// newMachine builds the module, under a name of its own so that it has its own C_Initialize, starts the daemon and
+// provisions a token.
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	for _, tool := range []string{"cc", "pkg-config"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is not installed; the module cannot be built", tool)
+		}
+	}
+	root, err := os.MkdirTemp("", "yj") // short: a socket's path has 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(root) })
+	m := &machine{root: root, module: filepath.Join(root, "p11.so")}
+	if out, err := exec.Command("../softtoken/module/build.sh", m.module).CombinedOutput(); err != nil {
+		t.Fatalf("build.sh: %v\n%s", err, out)
+	}
+	if err := os.WriteFile(filepath.Join(root, "passphrase"), []byte("correct horse battery\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.kill() })
+	m.run(t)
+	m.cfg = pkcs11.Config{Module: m.module, ModuleArgs: "socket='" + filepath.Join(root, "state", "p11.sock") + "'",
+		TokenLabel: "staff", PIN: []byte("user-pin"), Profile: pkcs11.Neutral, MaxSessions: 8, Log: quiet()}
+	pc := pkcs11.ProvisionConfig{Module: m.module, ModuleArgs: m.cfg.ModuleArgs, Slot: pkcs11.AnySlot, Label: "staff",
+		SOPIN: []byte("officer-pin"), UserPIN: m.cfg.PIN}
+	for _, want := range []string{"created", "existing"} {
+		if res, err := pkcs11.Provision(pc); err != nil || res.Outcome != want {
+			t.Fatalf("Provision = %+v, %v; want %s", res, err, want)
+		}
+	}
+	return m
+}
+
+func (m *machine) run(t *testing.T) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.process = exec.Command(self, "daemon", m.root)
+	m.process.Stderr = os.Stderr
+	out, err := m.process.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("daemon said %q, %v", line, err)
+	}
+}
+
+func (m *machine) kill() {
+	_ = m.process.Process.Kill()
+	_ = m.process.Wait()
+}
+
+// signSM2 signs through hsm.Key without its own check, so that gmsm's verdict here counts.
+func signSM2(ctx context.Context, key *hsm.Key, text string) error {
+	sig, err := key.SignMessage(ctx, []byte(text))
+	if err != nil {
+		return err
+	}
+	if !sm2.VerifyASN1WithSM2(key.Public().(*ecdsa.PublicKey), nil, []byte(text), sig) {
+		return errors.New("gmsm does not verify the signature")
+	}
+	return nil
+}
+
+func newKey(t *testing.T, tok hsm.Token, label string) *hsm.Key {
+	t.Helper()
+	key, err := hsm.NewKey(t.Context(), tok, label, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func TestSoftToken(t *testing.T) {
+	m := newMachine(t)
+	tok := open(t, m.cfg)
+	ctx := t.Context()
+
+	for _, a := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048, hsm.HMACSM3} {
+		info := generate(t, tok, string(a), a)
+		if info.Algorithm != a || !info.Sensitive || info.Extractable || !info.NeverExtractable {
+			t.Errorf("GenerateKey = %+v", info)
+		}
+	}
+	keys, err := tok.Keys(ctx)
+	if err != nil || len(keys) != 3 {
+		t.Errorf("Keys = %+v, %v", keys, err)
+	}
+	key := newKey(t, tok, string(hsm.SM2))
+	if err := signSM2(ctx, key, "病历"); err != nil {
+		t.Error(err)
+	}
+	rsaInfo, err := tok.FindKey(ctx, string(hsm.RSA2048))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := signRSA(ctx, tok, rsaInfo, "x"); err != nil {
+		t.Error(err)
+	}
+	if _, err := tok.Do(ctx, string(hsm.HMACSM3), hsm.SignSM2E, make([]byte, 32)); err == nil {
+		t.Error("SM2 with the MAC key passed")
+	}
+
+	// gmsm makes and checks a certificate request through crypto.Signer.
+	der, err := smx509.CreateCertificateRequest(rand.Reader, &smx509.CertificateRequest{Subject: pkix.Name{CommonName: "王医生"}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := smx509.ParseCertificateRequest(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		t.Errorf("CSR: %v", err)
+	}
+
+	// The token takes no secret key from outside, so the judge of a MAC here is its C_Verify over another session, and
+	// that the MAC depends on every byte; softtoken compares the computation with OpenSSL.
+	other := p11.New(m.module)
+	s, err := other.OpenSession(slotOf(t, tok), p11.CKF_SERIAL_SESSION)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.FindObjectsInit(s, []*p11.Attribute{p11.NewAttribute(p11.CKA_LABEL, string(hsm.HMACSM3))}); err != nil {
+		t.Fatal(err)
+	}
+	found, _, err := other.FindObjects(s, 2)
+	if err != nil || len(found) != 1 {
+		t.Fatal(found, err)
+	}
+	if err := other.FindObjectsFinal(s); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]int{}
+	for _, n := range []int{0, 1, 63, 64, 65, 512 << 10} {
+		data := bytes.Repeat([]byte{0xA5}, n)
+		mac, err := tok.Do(ctx, string(hsm.HMACSM3), hsm.MACSM3, data)
+		if err != nil || len(mac) != 32 {
+			t.Errorf("HMAC-SM3 over %d bytes = %x, %v", n, mac, err)
+			continue
+		}
+		if m, ok := seen[string(mac)]; ok {
+			t.Errorf("%d and %d bytes have the same MAC", m, n)
+		}
+		seen[string(mac)] = n
+		if err := other.VerifyInit(s, []*p11.Mechanism{p11.NewMechanism(softtoken.CKMNeutralHMACSM3, nil)}, found[0]); err != nil {
+			t.Fatal(err)
+		}
+		if err := other.Verify(s, data, mac); err != nil {
+			t.Errorf("C_Verify of the MAC over %d bytes: %v", n, err)
+		}
+	}
+	if err := tok.DestroyKey(ctx, string(hsm.SM2)); err != nil {
+		t.Error(err)
+	}
+	if err := signSM2(ctx, key, "gone"); !errors.Is(err, hsm.ErrKeyNotFound) {
+		t.Errorf("signing with a destroyed key: %v", err)
+	}
+}
+
+// TestSoftTokenKilled kills the daemon under 16 goroutines: while it is away calls are refused with a type, when it is
+// back the same Token signs again, and the PIN was presented once for each time it was found.
+func TestSoftTokenKilled(t *testing.T) {
+	m := newMachine(t)
+	var logins atomic.Int32
+	m.cfg.BeforeLogin = func() { logins.Add(1) }
+	tok := open(t, m.cfg)
+	generate(t, tok, "k", hsm.SM2)
+	key := newKey(t, tok, "k")
+	stop := make(chan struct{})
+	var signed, refused atomic.Int64
+	var g errgroup.Group
+	for i := range 16 {
+		g.Go(func() error {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return nil
+				default:
+				}
+				err := signSM2(t.Context(), key, fmt.Sprint(i, n))
+				switch {
+				case err == nil:
+					signed.Add(1)
+				case errors.Is(err, hsm.ErrUnavailable), hsm.ClassifyError(err) == hsm.ClassReconnect:
+					refused.Add(1)
+					tok.EndBackoff()
+				default:
+					return err
+				}
+			}
+		})
+	}
+	until := func(counter *atomic.Int64, more int64) {
+		t.Helper()
+		was, end := counter.Load(), time.Now().Add(30*time.Second)
+		for counter.Load() < was+more {
+			if time.Now().After(end) {
+				t.Fatal("no progress")
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	until(&signed, 100)
+	for range 2 {
+		m.kill()
+		until(&refused, 1)
+		m.run(t)
+		until(&signed, 100)
+	}
+	close(stop)
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	// One for Open, one for each return; a kill in the midst of a login costs another.
+	if got := logins.Load(); got < 3 || got > 6 {
+		t.Errorf("PIN presented %d times, want 3", got)
+	}
+	t.Logf("%d signed, %d refused, %d logins", signed.Load(), refused.Load(), logins.Load())
+}
+
+// TestSoftTokenLocked: our token counts wrong PINs. One Open spends one try; a token that says it is locked is not
+// asked again.
+func TestSoftTokenLocked(t *testing.T) {
+	m := newMachine(t)
+	var logins int
+	m.cfg.BeforeLogin = func() { logins++ }
+	m.cfg.PIN = []byte("not-the-pin")
+	for tries := 1; ; tries++ {
+		if tries > 20 {
+			t.Fatal("the token does not lock")
+		}
+		_, err := pkcs11.Open(t.Context(), m.cfg)
+		if !errors.Is(err, hsm.ErrNeedsOperator) {
+			t.Fatalf("Open = %v, want ErrNeedsOperator", err)
+		}
+		if strings.Contains(err.Error(), "C_GetTokenInfo: CKR_PIN_LOCKED") {
+			if logins != tries-1 {
+				t.Errorf("PIN presented %d times in %d Opens before the token said it was locked", logins, tries-1)
+			}
+			break
+		}
+	}
+	m.cfg.PIN = []byte("user-pin")
+	if _, err := pkcs11.Open(t.Context(), m.cfg); !errors.Is(err, hsm.ErrNeedsOperator) {
+		t.Errorf("right PIN on a locked token: %v", err)
+	}
+}
+
+// TestSoftTokenAway: with no daemon, Open fails in the class of a lost connection, with no PIN presented.
+func TestSoftTokenAway(t *testing.T) {
+	m := newMachine(t)
+	m.kill()
+	m.cfg.BeforeLogin = func() { t.Error("PIN presented to nobody") }
+	if _, err := pkcs11.Open(t.Context(), m.cfg); hsm.ClassifyError(err) != hsm.ClassReconnect {
+		t.Errorf("Open = %v", err)
+	}
+	m.cfg.BeforeLogin = nil
+	m.run(t)
+	var wg sync.WaitGroup
+	tok := open(t, m.cfg)
+	for range 8 {
+		wg.Go(func() {
+			if _, err := tok.Random(t.Context(), 32); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
