@@ -2,6 +2,9 @@ package softtoken
 
 import "math/big"
 
+// DefaultPBKDF2Iterations is what a daemon uses that no test has hastened.
+var DefaultPBKDF2Iterations = pbkdf2Iterations
+
 // UsePBKDF2Iterations makes tests of other things quicker.
 func UsePBKDF2Iterations(n int) { pbkdf2Iterations = n }
 

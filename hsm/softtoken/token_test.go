@@ -1,6 +1,7 @@
 package softtoken_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -404,6 +405,20 @@ func TestTampering(t *testing.T) {
 	s := openRW(t, p, 0)
 	must(t, p.Login(s, pkcs11.CKU_USER, userPIN))
 	findOne(t, p, s, pkcs11.CKO_PRIVATE_KEY, "k")
+}
+
+// TestIterations: a daemon outside of tests stretches secrets at least 200,000 times, and the record says how often.
+func TestIterations(t *testing.T) {
+	t.Parallel()
+	if softtoken.DefaultPBKDF2Iterations < 200_000 {
+		t.Errorf("%d iterations", softtoken.DefaultPBKDF2Iterations)
+	}
+	m := newMachine(t)
+	b, err := os.ReadFile(filepath.Join(m.dir, "store.rec"))
+	must(t, err)
+	if got := binary.BigEndian.Uint32(b[6:]); int(got) != softtoken.PBKDF2Iterations() {
+		t.Errorf("store.rec says %d iterations, want %d", got, softtoken.PBKDF2Iterations())
+	}
 }
 
 // TestSealed looks for what must not lie open in the folder.
