@@ -211,13 +211,13 @@ func (r *Rack) supervise(ctx context.Context, cfg RackConfig, ntpPort int, gpsd 
 			if err := os.WriteFile(filepath.Join(cfg.Dir, "chrony.conf"), []byte(conf), 0o640); err != nil {
 				return fmt.Errorf("gnss: %w", err)
 			}
-			// 3. Run both until ctx ends or one of them does; then stop both. gpsd goes first: it creates the shared memory
-			// with the owner and mode that it wants.
+			// 3. Run both until ctx ends or one of them does; then stop both. Which of them makes the shared memory is a race
+			// whatever the order here; chronyd mostly wins this way, and then its perm= has to let gpsd in.
 			ctx, cancel := context.WithCancelCause(ctx)
 			defer cancel(nil)
 			var daemons sync.WaitGroup
 			defer daemons.Wait()
-			for _, argv := range [][]string{gpsd, append([]string{chronyd}, args...)} {
+			for _, argv := range [][]string{append([]string{chronyd}, args...), gpsd} {
 				cmd, err := r.launch(argv, cfg, cancel)
 				if err != nil {
 					cancel(err)
@@ -301,7 +301,9 @@ func chronyConfig(port int) (conf string, args []string, err error) {
 		owner = me.Username
 		args = append([]string{"-U"}, args...)
 	}
-	conf = fmt.Sprintf(`refclock SHM 2 refid BDS poll 0 offset 0.0 delay 0.1 precision 1e-2 maxdispersion 1.0
+	// Whoever comes first makes the segment. chronyd would make it closed to others (0600), and gpsd, which runs as
+	// nobody, could then not write to it.
+	conf = fmt.Sprintf(`refclock SHM 2:perm=0666 refid BDS poll 0 offset 0.0 delay 0.1 precision 1e-2 maxdispersion 1.0
 port %d
 bindaddress 127.0.0.1
 allow 127.0.0.0/8
