@@ -34,6 +34,8 @@ func quiet() logrus.FieldLogger {
 type steps struct {
 	mu  sync.Mutex
 	now time.Time
+	// cold makes it a clock that was not trusted yet, and shows no date.
+	cold bool
 }
 
 func newClock() *steps {
@@ -44,7 +46,16 @@ func (c *steps) Now() ntp.Reading {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.now = c.now.Add(time.Millisecond)
+	if c.cold {
+		return ntp.Reading{State: ntp.Cold}
+	}
 	return ntp.Reading{Time: c.now, Bound: 3 * time.Millisecond, State: ntp.Trusted, Provenance: "test"}
+}
+
+func (c *steps) set(cold bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cold = cold
 }
 
 func (c *steps) jump(d time.Duration) {

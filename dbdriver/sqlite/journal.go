@@ -20,6 +20,7 @@ import (
 
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver"
+	"yinjian/ntp"
 )
 
 // JournalConfig says where the journal is and how long its segments are.
@@ -591,6 +592,9 @@ func (j *Journal) Room(ctx context.Context, now time.Time) (int, error) {
 				return 0, err
 			}
 			j.month = monthOf(e.Time.UTC())
+			if st := e.Time.State; st != ntp.Trusted && st != ntp.Holdover {
+				j.month = monthOf(now) // begun before the clock was trusted: nobody knows in which month
+			}
 		}
 		if monthOf(now).After(j.month) { // a clock that went back makes no segment
 			return 0, nil

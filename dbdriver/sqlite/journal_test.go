@@ -171,6 +171,24 @@ func TestSegmentsEndWithTheMonth(t *testing.T) {
 	}
 }
 
+// A new appliance writes its first entries before it knows the date: that is no reason for a second segment.
+func TestSegmentBegunBeforeTimeIsTrusted(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	clock := newClock()
+	clock.set(true)
+	j := start(t, openStore(t, dir, func(c *sqlite.JournalConfig) { c.Monthly = true }), func(c *audit.Config) { c.Clock = clock })
+	appendN(t, j.Journal, 0, 3)
+	clock.set(false)
+	appendN(t, j.Journal, 3, 3)
+	clock.jump(40 * 24 * time.Hour)
+	appendN(t, j.Journal, 6, 3)
+	j.stop()
+	if r := verify(t, dir, audit.Options{}); !r.OK() || r.Segments != 2 {
+		t.Errorf("report = %+v, want 2 segments", r)
+	}
+}
+
 func TestGroupCommit(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "journal")
