@@ -39,7 +39,7 @@ func (t *Token) ready(ctx context.Context) error {
 			wait = t.repairing
 		}
 		if wait == nil && t.failures > 0 {
-			if time.Now().Before(t.retryAt) {
+			if time.Now().Before(t.retryAt) { // interval
 				defer t.mu.Unlock()
 				return fmt.Errorf("%w: %w", hsm.ErrUnavailable, t.lastErr)
 			}
@@ -65,7 +65,7 @@ func (t *Token) startRepair(gen uint64, kind repairKind) <-chan struct{} {
 	switch {
 	case t.repairing != nil:
 		return t.repairing
-	case t.latched != nil, t.gen != gen, t.failures > 0 && time.Now().Before(t.retryAt):
+	case t.latched != nil, t.gen != gen, t.failures > 0 && time.Now().Before(t.retryAt): // interval
 		return nil
 	}
 	return t.startLocked(kind)
@@ -98,7 +98,7 @@ func (t *Token) startLocked(kind repairKind) <-chan struct{} {
 			backoff := min(firstBackoff<<min(t.failures, 10), lastBackoff)
 			backoff += time.Duration(rand.Int64N(int64(backoff)/4 + 1))
 			t.failures++
-			t.retryAt, t.lastErr = time.Now().Add(backoff), err
+			t.retryAt, t.lastErr = time.Now().Add(backoff), err // interval
 			log = log.WithError(err).WithField("retry_ms", backoff.Milliseconds())
 		}
 		t.mu.Unlock()

@@ -589,7 +589,7 @@ func serveSignFinal(p *peer, _ *request, w *builder) rv {
 func (p *peer) sign(op *signature, data []byte, w *builder) rv {
 	var started time.Time
 	if p.srv.service > 0 {
-		started = time.Now()
+		started = time.Now() // interval
 	}
 	out, code := op.sign(op.input(data))
 	if code != ckrOK {

@@ -250,7 +250,7 @@ func (f *frameConn) fill(n int, idle bool) error {
 	}
 	for f.end < n {
 		if !f.limited && (!idle || f.end > 0) {
-			if err := f.nc.SetReadDeadline(time.Now().Add(peerTimeout)); err != nil {
+			if err := f.nc.SetReadDeadline(time.Now().Add(peerTimeout)); err != nil { // interval
 				return err
 			}
 			f.limited = true
@@ -314,7 +314,7 @@ func (f *frameConn) done(n int, wipe bool) {
 
 func (f *frameConn) write(b []byte) error {
 	// Setting a deadline costs a timer; one that is good for ten to twenty seconds serves many replies.
-	if now := time.Now(); f.writeBy.Sub(now) < peerTimeout {
+	if now := time.Now(); f.writeBy.Sub(now) < peerTimeout { // interval
 		f.writeBy = now.Add(2 * peerTimeout)
 		if err := f.nc.SetWriteDeadline(f.writeBy); err != nil {
 			return err
@@ -327,7 +327,7 @@ func (f *frameConn) write(b []byte) error {
 // hello reads the 20 bytes that open a connection.
 func (f *frameConn) hello() (id [16]byte, err error) {
 	var b [len(helloMagic) + 16]byte
-	if err := f.nc.SetReadDeadline(time.Now().Add(peerTimeout)); err != nil {
+	if err := f.nc.SetReadDeadline(time.Now().Add(peerTimeout)); err != nil { // interval
 		return id, err
 	}
 	if _, err := io.ReadFull(f.nc, b[:]); err != nil {
