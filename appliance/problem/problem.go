@@ -6,6 +6,9 @@ package problem
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // A Code is stable over releases: clients switch on it.
@@ -76,6 +79,29 @@ func New(code Code, detail, next string) *Problem {
 // Invalid is [InvalidRequest] for one field; format and args say what is wrong with it.
 func Invalid(field, format string, args ...any) *Problem {
 	return &Problem{Code: InvalidRequest, Field: field, Detail: fmt.Sprintf(format, args...), Next: "请按接口文档改正该字段后重试 (correct the field and send again)"}
+}
+
+// CheckText refuses, with [InvalidRequest] for the field, a value that people will read as evidence and that is not 1 to
+// max bytes of UTF-8, has white space at an end, or holds control characters, line and paragraph separators, marks that
+// turn the direction of writing, or U+FFFD, which stands for text that somebody lost. What a court reads is what was
+// entered. It is nil for a good value. Package pki's signing context asks no more than this.
+func CheckText(field, value string, max int) error {
+	switch {
+	case value == "":
+		return Invalid(field, "缺少必填内容，须为 1–%d 字节 (missing; 1 to %d bytes)", max, max)
+	case len(value) > max:
+		return Invalid(field, "长度须为 1–%d 字节，现为 %d 字节；一个汉字占 3 字节 (1 to %d bytes)", max, len(value), max)
+	case !utf8.ValidString(value):
+		return Invalid(field, "不是有效的 UTF-8 (not UTF-8)")
+	case strings.TrimSpace(value) != value:
+		return Invalid(field, "首尾不能有空白 (leading or trailing white space)")
+	}
+	for _, r := range value {
+		if unicode.IsControl(r) || unicode.In(r, unicode.Bidi_Control, unicode.Zl, unicode.Zp) || r == utf8.RuneError {
+			return Invalid(field, "含不允许的字符 %U (character not allowed)", r)
+		}
+	}
+	return nil
 }
 
 // With attaches the cause, which is logged and never shown.

@@ -1,0 +1,107 @@
+package problem_test
+
+import (
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"strings"
+	"testing"
+
+	"yinjian/appliance/problem"
+)
+
+func TestProblem(t *testing.T) {
+	t.Parallel()
+	cause := errors.New("disk gone")
+	p := problem.Invalid("document.id", "须为 %d 字节 (bytes)", 3)
+	with := p.With(cause)
+	if p.Err != nil || with.Err != cause || with == p {
+		t.Errorf("With changed its receiver: %v, %v", p.Err, with.Err)
+	}
+	if want := "invalid_request (document.id): 须为 3 字节 (bytes): disk gone"; with.Error() != want {
+		t.Errorf("Error() = %q, want %q", with.Error(), want)
+	}
+	wrapped := fmt.Errorf("signing: %w", with)
+	var found *problem.Problem
+	if !errors.As(wrapped, &found) || !errors.Is(wrapped, cause) {
+		t.Error("a wrapped problem hides itself or its cause")
+	}
+	for want, err := range map[problem.Code]error{
+		problem.InvalidRequest: wrapped, problem.Internal: cause, "": nil, problem.PINLocked: problem.New(problem.PINLocked, "", ""),
+	} {
+		if got := problem.CodeOf(err); got != want {
+			t.Errorf("CodeOf(%v) = %q, want %q", err, got, want)
+		}
+	}
+}
+
+// Clients switch on codes: no two may be the same, and each is lower case with underscores.
+func TestCodes(t *testing.T) {
+	t.Parallel()
+	file, err := parser.ParseFile(token.NewFileSet(), "problem.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]string{}
+	ast.Inspect(file, func(n ast.Node) bool {
+		spec, ok := n.(*ast.ValueSpec)
+		if !ok || len(spec.Values) != 1 {
+			return true
+		}
+		if id, ok := spec.Type.(*ast.Ident); ok && id.Name == "Code" {
+			value := spec.Values[0].(*ast.BasicLit).Value
+			if other, twice := seen[value]; twice {
+				t.Errorf("%s and %s are both %s", other, spec.Names[0].Name, value)
+			}
+			if strings.Trim(value, `"abcdefghijklmnopqrstuvwxyz_`) != "" {
+				t.Errorf("%s = %s", spec.Names[0].Name, value)
+			}
+			seen[value] = spec.Names[0].Name
+		}
+		return true
+	})
+	if len(seen) < 25 {
+		t.Errorf("%d codes found in the source", len(seen))
+	}
+}
+
+func TestCheckText(t *testing.T) {
+	t.Parallel()
+	for value, want := range map[string]bool{
+		"心血管内科":                    true,
+		"a":                        true,
+		strings.Repeat("科", 21):    true, // 63 bytes
+		strings.Repeat("科", 22):    false,
+		strings.Repeat("x", 64):    true,
+		strings.Repeat("x", 65):    false,
+		"阿卜杜热西提·买买提 (主任)":          true,
+		"𠮷田":                       true, // beyond the basic plane
+		"":                         false,
+		" ":                        false,
+		"a ":                       false,
+		"　科":                       false, // U+3000
+		"a\nb":                     false,
+		"a\tb":                     false,
+		"a\x00":                    false,
+		"a\x7f":                    false,
+		"a\u0085b":                 false, // C1: NEXT LINE
+		"a\u202eb":                 false, // RIGHT-TO-LEFT OVERRIDE
+		"a\u2066b":                 false,
+		"a\u2028b":                 false,
+		"a\u2029b":                 false,
+		"a\ufffdb":                 false,
+		"a\xffb":                   false,
+		"\xed\xa0\x80":             false, // a surrogate
+		string([]byte{0xc3, 0x28}): false,
+	} {
+		err := problem.CheckText("f", value, 64)
+		if (err == nil) != want {
+			t.Errorf("CheckText(%q) = %v, want fine: %v", value, err, want)
+		}
+		if err != nil && problem.CodeOf(err) != problem.InvalidRequest {
+			t.Errorf("CheckText(%q): code %s", value, problem.CodeOf(err))
+		}
+	}
+}
