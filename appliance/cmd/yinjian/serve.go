@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -38,9 +39,13 @@ func serve(ctx context.Context, dir string, log *logrus.Logger) error {
 		return err
 	}
 	ready := filepath.Join(dir, "endpoints.json")
-	_ = os.Remove(ready) // it says "ready": an old one must not
+	started := false
 	err = appliance.Run(ctx, appliance.Options{
 		Dir: dir, Log: log, Worker: []string{self, "worker"}, Softtoken: []string{self, "softtoken", "--dir", dir},
+		OnStart: func() {
+			started = true
+			_ = os.Remove(ready) // it says "ready": an old one must not, and another's that runs is not ours to remove
+		},
 		OnReady: func(e appliance.Endpoints) {
 			out := endpoints{API: e.API, TSASM2: e.Units["sm2"], TSARSA: e.Units["rsa"], Admin: e.Admin, TLSCA: e.TLSRoots, Credentials: credentialFiles(dir)}
 			b, err := json.MarshalIndent(out, "", "  ")
@@ -57,7 +62,9 @@ func serve(ctx context.Context, dir string, log *logrus.Logger) error {
 			fmt.Printf("设备已就绪 (ready): %s\n", e.API)
 		},
 	})
-	_ = os.Remove(ready)
+	if started {
+		_ = os.Remove(ready)
+	}
 	return err
 }
 
@@ -74,22 +81,40 @@ func trimExt(name string) string { return name[:len(name)-len(filepath.Ext(name)
 
 func softtokenCommand() *cobra.Command {
 	var dir string
+	var cfg softtoken.Config
 	c := &cobra.Command{
-		Use:   "softtoken --dir DIR",
+		Use:   "softtoken (--dir DIR | --state DIR --passphrase-file FILE)",
 		Short: "软件密码机（仅供评估，非认证产品）(software cipher machine: evaluation only, not a certified product)",
 		Long: `软件密码机：经 PKCS#11 模块 libyinjian-p11.so 提供 SM2、RSA、SM3、HMAC-SM3。仅供评估，非商用密码认证产品。
-The software cipher machine behind libyinjian-p11.so. For evaluation only; not a certified product.`,
+任何 PKCS#11 程序都可使用：export YINJIAN_P11_SOCKET=套接字；pkcs11-tool --module build/libyinjian-p11.so -L
+
+The software cipher machine behind libyinjian-p11.so, for any PKCS#11 program. For evaluation only; not a certified product.`,
 		Args: exactArgs(0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return runSofttoken(c.Context(), dir, newLog(logrus.InfoLevel))
+			switch {
+			case dir != "" && cfg.Dir == "":
+				cfg.Dir, cfg.SocketPath = filepath.Join(dir, "softtoken"), appliance.SofttokenSocket(dir)
+				if cfg.PassphraseFile == "" {
+					cfg.PassphraseFile = filepath.Join(dir, "secrets", "softtoken.passphrase")
+				}
+			case dir != "" || cfg.Dir == "" || cfg.PassphraseFile == "":
+				return usageError{errors.New("给出 --dir，或 --state 与 --passphrase-file (give --dir, or --state and --passphrase-file)")}
+			}
+			cfg.Log = newLog(logrus.InfoLevel)
+			return runSofttoken(c.Context(), cfg)
 		},
 	}
-	c.Flags().StringVar(&dir, "dir", "", "设备目录 (the appliance's folder)")
-	_ = c.MarkFlagRequired("dir")
+	f := c.Flags()
+	f.StringVar(&dir, "dir", "", "设备目录 (the appliance's folder)")
+	f.StringVar(&cfg.Dir, "state", "", "独立使用：状态目录，权限 700 (by itself: folder for its state)")
+	f.StringVar(&cfg.PassphraseFile, "passphrase-file", "", "口令文件，权限 600 (file with the passphrase)")
+	f.StringVar(&cfg.SocketPath, "socket", "", "套接字，缺省为状态目录下的 p11.sock (unix socket)")
+	f.IntVar(&cfg.Slots, "slots", len(hsm.Classes), "槽位数 (slots)")
+	f.DurationVar(&cfg.ServiceTime, "service-time", 0, "每次签名至少耗时，模拟较慢的设备 (least time of a signature, to stand for a slower device)")
 	return c
 }
 
-func runSofttoken(ctx context.Context, dir string, log *logrus.Logger) error {
+func runSofttoken(ctx context.Context, cfg softtoken.Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { // a parent that dies closes our standard input
@@ -98,10 +123,7 @@ func runSofttoken(ctx context.Context, dir string, log *logrus.Logger) error {
 			cancel()
 		}
 	}()
-	s, err := softtoken.Open(softtoken.Config{
-		Dir: filepath.Join(dir, "softtoken"), SocketPath: appliance.SofttokenSocket(dir),
-		PassphraseFile: filepath.Join(dir, "secrets", "softtoken.passphrase"), Slots: len(hsm.Classes), Log: log,
-	})
+	s, err := softtoken.Open(cfg)
 	if err != nil {
 		return err
 	}
