@@ -150,7 +150,7 @@ func Start(cfg Config) (*Client, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	c := &Client{cfg: cfg, stop: stop, done: make(chan struct{}), pin: bytes.Clone(cfg.Params.PIN), phase: Restarting,
-		since: time.Now(), changed: make(chan struct{}), latch: make(chan struct{}),
+		since: time.Now(), changed: make(chan struct{}), latch: make(chan struct{}), // interval
 		log: cfg.Log.WithFields(logrus.Fields{"slot": string(cfg.Class), "token": cfg.Params.TokenLabel})}
 	c.cfg.Params.PIN = nil
 	first := make(chan error, 1)
@@ -206,7 +206,7 @@ func (c *Client) end(phase Phase, err error) {
 
 func (c *Client) setLocked(phase Phase, p *process) {
 	if c.phase != phase {
-		c.phase, c.since = phase, time.Now()
+		c.phase, c.since = phase, time.Now() // interval
 	}
 	c.proc = p
 	close(c.changed)
@@ -235,7 +235,7 @@ func (c *Client) supervise(ctx context.Context, first chan<- error) {
 			if n == 0 {
 				first <- nil
 			}
-			ready := time.Now()
+			ready := time.Now() // interval
 			if !latched {
 				c.log.WithFields(logrus.Fields{"pid": p.pid, "sessions": cap(p.slots)}).Info("worker ready")
 				select {
@@ -362,7 +362,7 @@ func (c *Client) startProcess(ctx context.Context) (ready *process, logins int, 
 	// 2. Parameters and PIN.
 	quit := context.AfterFunc(ctx, func() { conn.Close() })
 	defer quit()
-	_ = conn.SetDeadline(time.Now().Add(c.cfg.OpenDeadline))
+	_ = conn.SetDeadline(time.Now().Add(c.cfg.OpenDeadline)) // interval
 	params := c.cfg.Params
 	c.mu.Lock()
 	if c.latched != nil {
@@ -780,7 +780,7 @@ func (l *lineLog) Write(p []byte) (int, error) {
 			}
 			continue
 		}
-		if now := time.Now(); now.Sub(l.window) > time.Second {
+		if now := time.Now(); now.Sub(l.window) > time.Second { // interval
 			l.window, l.lines = now, 0
 		}
 		if l.lines++; l.lines <= 20 && len(l.line) > 0 {
