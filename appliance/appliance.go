@@ -51,6 +51,8 @@ type Options struct {
 	// Worker and Softtoken are the commands of the child processes: this program's own subcommands.
 	Worker    []string
 	Softtoken []string
+	// OnStart, if set, is called when no other appliance runs in Dir and before anything is started.
+	OnStart func()
 	// OnReady is called when all listeners are open.
 	OnReady func(Endpoints)
 }
@@ -123,6 +125,14 @@ func Run(ctx context.Context, o Options) (err error) {
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return err
+	}
+	unlock, err := Lock(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if o.OnStart != nil {
+		o.OnStart()
 	}
 	a := &Appliance{cfg: cfg, dir: dir, log: o.Log, tokens: map[hsm.SlotClass]hsm.Token{}, workers: map[hsm.SlotClass]*worker.Client{}}
 

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -79,7 +80,15 @@ type demo struct {
 // fresh makes a new appliance in the demo's folder, which an earlier demo may have left.
 func (d *demo) fresh(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(d.dir, demoMark)); err == nil {
-		if err := os.RemoveAll(d.dir); err != nil {
+		unlock, err := appliance.Lock(d.dir) // the folder of an appliance that runs is not pulled away from under it
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		err = os.RemoveAll(d.dir)
+		if unlock != nil {
+			unlock()
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -222,8 +231,10 @@ func (d *demo) startServer(ctx context.Context) error {
 	}
 	d.server = exec.Command(self, "serve", "--dir", d.dir)
 	d.server.Stdout, d.server.Stderr = d.serveLog, d.serveLog
-	// A group of its own, so that Ctrl-C here stops it in order; and it does not outlive us.
-	d.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// A group of its own, so that Ctrl-C here stops it in order; and it does not outlive us: main's goroutine, which
+	// starts it, keeps its thread, whose end is what the kernel tells.
+	runtime.LockOSThread()
+	d.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := d.server.Start(); err != nil {
 		return err
 	}
