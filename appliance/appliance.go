@@ -90,6 +90,7 @@ type Appliance struct {
 
 	keys    keyCache
 	server  *api.Server
+	apiAddr string // of the TLS listener, with the port that was picked
 	plain   string // address of the plain timestamp listener, "" when off
 	started time.Duration
 }
@@ -624,7 +625,9 @@ func (a *Appliance) startSigning() error {
 func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	server, err := api.New(api.Config{
 		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Health: health{a}, Admin: admin{a},
-		Clock: apiClock{a}, Log: a.log, Version: Version, Limits: api.Limits{Body: int64(a.cfg.Policy.MaxBodyBytes)},
+		Clock: apiClock{a}, Log: a.log, Version: Version,
+		// 500 users at once is what hospitals ask for; requests beyond the cipher machine's sessions wait for one.
+		Limits:     api.Limits{Body: int64(a.cfg.Policy.MaxBodyBytes), Concurrent: 1024},
 		ReplayFile: filepath.Join(a.dir, "run", "replay.json"),
 	})
 	if err != nil {
@@ -640,6 +643,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.apiAddr = ln.Addr().String()
 	adminPath := AdminSocket(a.dir)
 	adminLn, err := api.ListenAdmin(adminPath)
 	if err != nil {

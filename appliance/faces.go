@@ -119,7 +119,7 @@ func (h health) State() any {
 		State: "operational", Node: a.cfg.Node, Campus: a.cfg.Campus, Version: Version, Evaluation: a.evaluationWords(),
 		UptimeS: int64((a.sys.Boot() - a.started).Seconds()), HSM: map[string]slotState{}, Warnings: []string{},
 		Time:      timeState{State: r.State, BoundMS: float64(r.Bound.Microseconds()) / 1000, Provenance: r.Provenance},
-		Listeners: map[string]string{"api": a.cfg.Listen.API + " (TLS 1.3)"},
+		Listeners: map[string]string{"api": a.apiAddr + " (TLS 1.3)"},
 	}
 	if !r.Time.IsZero() {
 		s.Time.Time = r.Time.Format(time.RFC3339Nano)
