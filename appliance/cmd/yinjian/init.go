@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -158,13 +159,14 @@ func runInit(ctx context.Context, o initOptions) error {
 }
 
 // provision runs the software cipher machine for as long as its tokens are made.
-func provision(ctx context.Context, dir, module string) error {
+func provision(ctx context.Context, dir, module string) (err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	cmd := exec.Command(self, "softtoken", "--dir", dir)
-	cmd.Stderr = os.Stderr
+	said := new(bytes.Buffer) // shown when something goes wrong
+	cmd.Stderr = said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -176,6 +178,9 @@ func provision(ctx context.Context, dir, module string) error {
 	defer func() {
 		_ = stdin.Close() // the daemon stops when its parent's pipe ends
 		_ = cmd.Wait()    // its exit says nothing that we do not know
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, said)
+		}
 	}()
 	if err := appliance.WaitForSocket(ctx, appliance.SofttokenSocket(dir), 20*time.Second); err != nil {
 		return err
