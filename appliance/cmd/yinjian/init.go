@@ -30,6 +30,7 @@ type initOptions struct {
 	module            string
 	api, tsaPlain     string
 	feed              bool
+	sources           []string // host:port of NTP servers, each a group of its own
 }
 
 func initCommand() *cobra.Command {
@@ -52,9 +53,28 @@ trusted. Evaluation only: PIN files and sealed keys are on one disk, and whoever
 	f.StringVar(&o.module, "module", "", "PKCS#11 模块；缺省为程序旁的 libyinjian-p11.so (default: beside this program)")
 	f.StringVar(&o.api, "listen", "127.0.0.1:0", "API 地址 (address of the API)")
 	f.StringVar(&o.tsaPlain, "tsa-plain", "", "明文时间戳地址，仅回环 (plain timestamp listener, loopback only)")
+	f.StringArrayVar(&o.sources, "time-source", nil, "NTP 源 host:port，可重复；共用天线者请之后在配置里写同一 group (NTP server, repeatable)")
 	f.BoolVar(&o.feed, "simulated-beidou", false, "用模拟北斗作时间源，仅供演示 (simulated BeiDou source, demonstration only)")
 	_ = c.MarkFlagRequired("dir")
 	return c
+}
+
+// time is the policy for the sources given. Two groups have to agree where there are two.
+func (o initOptions) time() appliance.Time {
+	t := appliance.Time{
+		MinSources: min(2, max(1, len(o.sources))), Accuracy: appliance.Duration(time.Second),
+		HoldoverMax: appliance.Duration(4 * time.Hour), Poll: appliance.Duration(16 * time.Second),
+	}
+	for i, address := range o.sources {
+		name := fmt.Sprintf("ntp%d", i+1)
+		t.Sources = append(t.Sources, appliance.TimeSource{Name: name, Group: name, Address: address})
+	}
+	t.PolicyNote = fmt.Sprintf("min_sources=%d", t.MinSources)
+	if o.feed {
+		t.Poll = appliance.Duration(2 * time.Second)
+		t.PolicyNote += "；仅评估：时间为本机自身时间，经模拟北斗信号、gpsd、chrony 送回 (evaluation: this is the machine's own time, fed back through a simulated BeiDou signal, gpsd and chrony)"
+	}
+	return t
 }
 
 // defaultModule is the module beside this program.
@@ -70,12 +90,11 @@ func defaultModule() (string, error) {
 	return m, nil
 }
 
-func runInit(ctx context.Context, o initOptions) error {
+func runInit(ctx context.Context, o initOptions) (err error) {
 	if entries, err := os.ReadDir(o.dir); err == nil && len(entries) > 0 {
 		return usageError{fmt.Errorf("%s 不是空目录；不会覆盖已有设备 (folder is not empty; an appliance is never overwritten)", o.dir)}
 	}
 	module := o.module
-	var err error
 	if module == "" {
 		if module, err = defaultModule(); err != nil {
 			return err
@@ -88,12 +107,39 @@ func runInit(ctx context.Context, o initOptions) error {
 	if err != nil {
 		return err
 	}
+	// 1. Configuration, checked by the code that will read it, before anything is written.
+	slots := map[string]appliance.Slot{}
+	for _, class := range hsm.Classes {
+		slots[string(class)] = appliance.Slot{TokenLabel: "yinjian-" + string(class), PINFile: "secrets/" + string(class) + ".pin", Sessions: 8}
+	}
+	cfg := appliance.Config{
+		Node: o.node, Campus: o.campus,
+		Listen:     appliance.Listen{API: o.api, TSAPlain: o.tsaPlain},
+		HSM:        appliance.HSM{Module: module, Profile: "neutral", Slots: slots, CallDeadline: appliance.Duration(5 * time.Second)},
+		Evaluation: appliance.Evaluation{Softtoken: true, GNSSFeed: o.feed},
+		Time:       o.time(),
+		Policy:     appliance.Policy{ReserveBytes: 256 << 20, TSAReservePercent: 2, SegmentEntries: 1_000_000, MaxBodyBytes: 16 << 20},
+	}
+	b, err := toml.Marshal(cfg)
+	if err != nil {
+		return err
+	}
+	if _, err := appliance.ParseConfig(b, dir); err != nil {
+		return usageError{err}
+	}
+	defer func() {
+		if err != nil { // a half-made appliance has signed nothing; what stays behind would only be in the way
+			for _, name := range []string{"config.toml", "secrets", "run", "softtoken"} {
+				err = errors.Join(err, os.RemoveAll(filepath.Join(dir, name)))
+			}
+		}
+	}()
 	for _, d := range []string{dir, filepath.Join(dir, "secrets"), filepath.Join(dir, "run"), filepath.Join(dir, "softtoken")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
 	}
-	// 1. Secrets. Each slot class has its own PIN; the SO PINs are for PIN resets.
+	// 2. Secrets. Each slot class has its own PIN; the SO PINs are for PIN resets.
 	secret := func(name string) error {
 		var b [16]byte
 		if _, err := rand.Read(b[:]); err != nil {
@@ -122,29 +168,6 @@ func runInit(ctx context.Context, o initOptions) error {
 		return err
 	}
 
-	// 2. Configuration, checked by the code that will read it.
-	slots := map[string]appliance.Slot{}
-	for _, class := range hsm.Classes {
-		slots[string(class)] = appliance.Slot{TokenLabel: "yinjian-" + string(class), PINFile: "secrets/" + string(class) + ".pin", Sessions: 8}
-	}
-	cfg := appliance.Config{
-		Node: o.node, Campus: o.campus,
-		Listen:     appliance.Listen{API: o.api, TSAPlain: o.tsaPlain},
-		HSM:        appliance.HSM{Module: module, Profile: "neutral", Slots: slots, CallDeadline: appliance.Duration(5 * time.Second)},
-		Evaluation: appliance.Evaluation{Softtoken: true, GNSSFeed: o.feed},
-		Time: appliance.Time{
-			MinSources: 1, Accuracy: appliance.Duration(time.Second), HoldoverMax: appliance.Duration(4 * time.Hour), Poll: appliance.Duration(2 * time.Second),
-			PolicyNote: "min_sources=1；仅评估：时间为本机自身时间，经模拟北斗信号、gpsd、chrony 送回 (evaluation: this is the machine's own time, fed back through a simulated BeiDou signal, gpsd and chrony)",
-		},
-		Policy: appliance.Policy{ReserveBytes: 256 << 20, TSAReservePercent: 2, SegmentEntries: 1_000_000, MaxBodyBytes: 16 << 20},
-	}
-	b, err := toml.Marshal(cfg)
-	if err != nil {
-		return err
-	}
-	if _, err := appliance.ParseConfig(b, dir); err != nil {
-		return usageError{err}
-	}
 	head := "# 印鉴配置。各项含义见 docs/configuration.md；未知的键会被拒绝。Unknown keys are errors.\n"
 	if err := os.WriteFile(filepath.Join(dir, "config.toml"), append([]byte(head), b...), 0o600); err != nil {
 		return err
