@@ -706,6 +706,8 @@ static CK_RV finish_operation(CK_SESSION_HANDLE handle, uint32_t number, enum op
     }
     if (number == CALL_SIGN || number == CALL_DIGEST)
         frame_put_string(&c.request, data, data_size);
+    if (c.request.bad)
+        cancel(c.session, which); /* no memory: the daemon did not hear of it, and must not wait for it */
     rv = call_run(&c, false);
     if (rv == CKR_OK) {
         result = frame_get_string(&c.reply, &size);
@@ -737,6 +739,8 @@ static CK_RV update_operation(CK_SESSION_HANDLE handle, uint32_t number, enum op
         CK_ULONG piece = size < CHUNK ? size : CHUNK;
 
         frame_put_string(&c.request, data, piece);
+        if (c.request.bad)
+            cancel(c.session, which);
         rv = call_run(&c, false);
         size -= piece;
         if (rv != CKR_OK || size == 0)

@@ -79,9 +79,12 @@ void link_init(struct link *l)
 
 void link_close(struct link *l)
 {
-    if (l->fd >= 0)
-        close(l->fd);
+    int fd = l->fd;
+
+    /* First forgotten, then closed: a fork between the two leaks a descriptor and never closes somebody else's. */
     l->fd = -1;
+    if (fd >= 0)
+        close(fd);
 }
 
 void link_interrupt(struct link *l)

@@ -23,23 +23,39 @@ static pthread_mutex_t life = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static bool ready;
-static pid_t owner; /* the process that called C_Initialize */
+static atomic_int owner; /* the process that called C_Initialize; 0: none did, or this is a child of it */
 static struct {
     struct session *session;
     CK_SESSION_HANDLE handle;
 } places[MAX_SESSIONS];
 static CK_SESSION_HANDLE last_number;
 
-/* Set by C_Initialize and constant until C_Finalize. */
+/* Written by C_Initialize, with life, control.lock and the table's lock held; any one of them is enough to read. */
 static struct config config;
 static unsigned char app_id[APP_ID_SIZE];
 
-static struct link control;
+/* Counts C_Initialize, so that a session that was being opened across a C_Finalize is not taken for a new one. */
+static unsigned long generation;
+
+/* Lives as long as the module: a call may still wait for its lock when C_Finalize and C_Initialize have gone by. */
+static struct link control = {.lock = PTHREAD_MUTEX_INITIALIZER, .fd = -1};
+
+/* The table must not be half changed in the child. The lock is held for a few instructions only. */
+static void before_fork(void)
+{
+    pthread_mutex_lock(&lock);
+}
+
+static void after_fork_parent(void)
+{
+    pthread_mutex_unlock(&lock);
+}
 
 /*
  * In a child of fork the locks may be held by threads that do not exist, and the connections belong to the parent:
  * the daemon would see them open after the parent has ended. So the child starts from nothing. The sessions' memory
- * is left, since malloc must not be called here.
+ * is left, since malloc must not be called here; so is the connection of a session that another thread was just
+ * opening or closing, until the child's exec or end.
  */
 static void after_fork(void)
 {
@@ -50,16 +66,22 @@ static void after_fork(void)
             link_close(&places[i].session->link);
         places[i].session = NULL;
     }
-    if (ready)
-        link_close(&control);
+    link_close(&control);
     ready = false;
+    atomic_store(&owner, 0);
     pthread_mutex_init(&life, NULL);
     pthread_mutex_init(&lock, NULL);
+    pthread_mutex_init(&control.lock, NULL);
 }
 
 __attribute__((constructor)) static void register_fork_handler(void)
 {
-    pthread_atfork(NULL, NULL, after_fork);
+    pthread_atfork(before_fork, after_fork_parent, after_fork);
+}
+
+static bool own_process(void)
+{
+    return atomic_load(&owner) == getpid();
 }
 
 CK_RV state_check(void)
@@ -67,7 +89,7 @@ CK_RV state_check(void)
     bool ok;
 
     /* A child made by clone() does not run the handler above. */
-    if (owner != getpid())
+    if (!own_process())
         return CKR_CRYPTOKI_NOT_INITIALIZED;
     pthread_mutex_lock(&lock);
     ok = ready;
@@ -75,41 +97,49 @@ CK_RV state_check(void)
     return ok ? CKR_OK : CKR_CRYPTOKI_NOT_INITIALIZED;
 }
 
-static bool draw_app_id(void)
+static bool draw_app_id(unsigned char *out)
 {
     ssize_t n;
 
     do
-        n = getrandom(app_id, sizeof app_id, 0);
+        n = getrandom(out, APP_ID_SIZE, 0);
     while (n < 0 && errno == EINTR);
-    return n == (ssize_t)sizeof app_id;
+    return n == APP_ID_SIZE;
 }
 
 CK_RV state_initialize(const char *reserved)
 {
+    unsigned char fresh_id[APP_ID_SIZE];
+    struct config fresh;
+    int was = atomic_load(&owner);
     CK_RV rv;
 
-    if (owner != 0 && owner != getpid())
+    /* After clone() without the handlers. One thread of the child wins, and it is the only one that may be there. */
+    if (was != 0 && was != getpid() && atomic_compare_exchange_strong(&owner, &was, 0))
         after_fork();
     pthread_mutex_lock(&life);
-    if (ready) {
+    if (state_check() == CKR_OK) {
         pthread_mutex_unlock(&life);
         return CKR_CRYPTOKI_ALREADY_INITIALIZED;
     }
-    rv = config_load(&config, reserved);
-    if (rv == CKR_OK && !draw_app_id())
+    rv = config_load(&fresh, reserved);
+    if (rv == CKR_OK && !draw_app_id(fresh_id))
         rv = CKR_GENERAL_ERROR;
     if (rv == CKR_OK) {
-        link_init(&control);
+        pthread_mutex_lock(&control.lock);
         /* A module that says it works while there is no daemon would only move the failure elsewhere. */
-        if (link_dial(&control, &config, app_id) != CKR_OK)
+        if (link_dial(&control, &fresh, fresh_id) != CKR_OK)
             rv = CKR_DEVICE_ERROR;
-    }
-    if (rv == CKR_OK) {
-        pthread_mutex_lock(&lock);
-        owner = getpid();
-        ready = true;
-        pthread_mutex_unlock(&lock);
+        if (rv == CKR_OK) {
+            pthread_mutex_lock(&lock);
+            config = fresh;
+            memcpy(app_id, fresh_id, sizeof app_id);
+            generation++;
+            atomic_store(&owner, getpid());
+            ready = true;
+            pthread_mutex_unlock(&lock);
+        }
+        pthread_mutex_unlock(&control.lock);
     }
     pthread_mutex_unlock(&life);
     return rv;
@@ -172,13 +202,20 @@ CK_RV state_finalize(void)
 CK_RV state_connect(struct session **out)
 {
     struct session *s = calloc(1, sizeof *s);
+    unsigned char id[APP_ID_SIZE];
+    struct config now;
     CK_RV rv;
 
     if (s == NULL)
         return CKR_HOST_MEMORY;
     link_init(&s->link);
     s->refs = 1;
-    rv = link_dial(&s->link, &config, app_id);
+    pthread_mutex_lock(&lock);
+    now = config;
+    memcpy(id, app_id, sizeof id);
+    s->generation = generation;
+    pthread_mutex_unlock(&lock);
+    rv = link_dial(&s->link, &now, id);
     if (rv != CKR_OK) {
         state_unref(s);
         return rv;
@@ -193,9 +230,9 @@ CK_RV state_add(struct session *s, CK_SESSION_HANDLE *handle)
     size_t i;
 
     pthread_mutex_lock(&lock);
-    if (!ready)
-        rv = CKR_CRYPTOKI_NOT_INITIALIZED;
-    for (i = 0; ready && i < MAX_SESSIONS; i++) {
+    if (!ready || s->generation != generation)
+        rv = CKR_CRYPTOKI_NOT_INITIALIZED; /* C_Finalize came between */
+    for (i = 0; rv == CKR_SESSION_COUNT && i < MAX_SESSIONS; i++) {
         if (places[i].session != NULL)
             continue;
         last_number++;
@@ -223,7 +260,7 @@ CK_RV state_acquire(CK_SESSION_HANDLE handle, struct session **out)
 {
     struct session **s;
 
-    if (owner != getpid())
+    if (!own_process())
         return CKR_CRYPTOKI_NOT_INITIALIZED;
     pthread_mutex_lock(&lock);
     if (!ready) {

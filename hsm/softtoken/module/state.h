@@ -13,6 +13,7 @@ struct session {
     struct link link;
     CK_SLOT_ID slot;
     unsigned refs; /* the table's and those of running calls; guarded by the table's lock */
+    unsigned long generation; /* the C_Initialize it belongs to; constant */
 
     /*
      * The longest result of the running operation, 0 when none runs. Length queries and buffers that are too small

@@ -1,0 +1,108 @@
+package softtoken_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// sanitized builds a C program of testdata together with the module's sources.
+func sanitized(t *testing.T, program, sanitizers string) string {
+	t.Helper()
+	cc := os.Getenv("CC")
+	if cc == "" {
+		cc = "gcc"
+	}
+	dir := t.TempDir()
+	flags := []string{"-g", "-O1", "-std=c11", "-fsanitize=" + sanitizers, "-fno-sanitize-recover=all", "-pthread"}
+	trial := filepath.Join(dir, "trial.c")
+	must(t, os.WriteFile(trial, []byte("int main(void) { return 0; }\n"), 0o600))
+	if out, err := exec.Command(cc, append(flags, "-o", trial+".out", trial)...).CombinedOutput(); err != nil {
+		t.Skipf("%s has no -fsanitize=%s: %v\n%s", cc, sanitizers, err, out)
+	}
+	if out, err := exec.Command(trial + ".out").CombinedOutput(); err != nil {
+		t.Skipf("what %s -fsanitize=%s builds does not run here: %v\n%s", cc, sanitizers, err, out)
+	}
+	headers, err := exec.Command("pkg-config", "--cflags", "p11-kit-1").Output()
+	must(t, err)
+	sources, err := filepath.Glob("module/*.c")
+	must(t, err)
+	exe := filepath.Join(dir, program)
+	args := append(flags, "-Wall", "-Wextra", "-Werror")
+	args = append(args, strings.Fields(string(headers))...)
+	args = append(args, "-o", exe, filepath.Join("testdata", program+".c"))
+	if out, err := exec.Command(cc, append(args, sources...)...).CombinedOutput(); err != nil {
+		t.Fatalf("building %s: %v\n%s", program, err, out)
+	}
+	return exe
+}
+
+func runFor(t *testing.T, limit time.Duration, env []string, exe string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, exe, args...)
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", filepath.Base(exe), strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// Whatever a daemon answers, the module writes to nobody's memory but the caller's buffers, and ends.
+func TestModuleReplies(t *testing.T) {
+	t.Parallel()
+	exe := sanitized(t, "replies", "address,undefined")
+	seed := time.Now().UnixNano()
+	t.Log(strings.TrimSpace(runFor(t, 30*time.Second, nil, exe, fmt.Sprint(seed), "2500")), "seed", seed)
+}
+
+// Sixteen threads use the module while others finalise it, close all its sessions and fork, and while the daemon is
+// killed. Sanitizers watch; no signature that was answered is wrong.
+func TestModuleUnderStress(t *testing.T) {
+	t.Parallel()
+	for name, sanitizers := range map[string]string{"memory": "address,undefined", "threads": "thread"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			exe := sanitized(t, "stress", sanitizers)
+			m := newFolder(t)
+			m.startProcess(t)
+			p := m.module(t)
+			initToken(t, p, 0, "stress")
+			s := openRW(t, p, 0)
+			must(t, p.Login(s, 1, userPIN))
+			generateSM2(t, p, s, "k")
+			must(t, p.Finalize())
+			env := []string{"TSAN_OPTIONS=exitcode=66 halt_on_error=1"}
+			if name == "memory" {
+				env = append(env, "FORK=1") // a child of many threads is beyond the thread sanitizer
+			}
+			done, killed := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(killed)
+				for {
+					select {
+					case <-done:
+						return
+					case <-time.After(700 * time.Millisecond):
+						if m.kill(t); !t.Failed() {
+							m.startProcess(t)
+						}
+					}
+				}
+			}()
+			defer func() { close(done); <-killed }()
+			out := runFor(t, 60*time.Second, env, exe, m.socket, "0", userPIN, "3500")
+			t.Log(strings.TrimSpace(out))
+			if strings.HasPrefix(out, "0 signatures") {
+				t.Error("nothing was signed: the test means nothing")
+			}
+		})
+	}
+}
