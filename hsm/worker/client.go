@@ -437,8 +437,11 @@ func (p *process) read(in *bufio.Reader) {
 		} else {
 			res.body = body
 		}
-		if err == nil && !p.settle(id, res) {
-			err = fmt.Errorf("%w: answer %d to no call", errFrame, id)
+		var call *pending
+		if err == nil {
+			if call = p.take(id); call == nil {
+				err = fmt.Errorf("%w: answer %d to no call", errFrame, id)
+			}
 		}
 		if err != nil {
 			if errors.Is(err, errFrame) {
@@ -447,25 +450,28 @@ func (p *process) read(in *bufio.Reader) {
 			p.fail(fmt.Errorf("worker ended: %w", err))
 			return
 		}
+		// A refused PIN latches before anybody hears of it, so that whoever has heard of it finds the door closed.
 		if errors.Is(res.err, hsm.ErrNeedsOperator) {
 			p.client.end(NeedsOperator, res.err)
 		}
+		p.settle(call, res)
 	}
 }
 
-// settle gives a call its result and its session back to the others.
-func (p *process) settle(id uint64, res result) bool {
+// take answers the call that waits for an answer of this id, nil if none does. It is the taker's to settle.
+func (p *process) take(id uint64) *pending {
 	p.mu.Lock()
-	call, ok := p.pending[id]
+	defer p.mu.Unlock()
+	call := p.pending[id]
 	delete(p.pending, id)
-	p.mu.Unlock()
-	if !ok {
-		return false
-	}
+	return call
+}
+
+// settle gives a call that was taken its result, and its session back to the others.
+func (p *process) settle(call *pending, res result) {
 	call.timer.Stop()
 	p.slots <- struct{}{} // never blocks: the call had taken it
 	call.done <- res
-	return true
 }
 
 // fail ends the process's calls. The first reason stands.
