@@ -107,7 +107,7 @@ type Options struct {
 //
 // The error is about reading, not about findings; after it the report is incomplete.
 func Verify(ctx context.Context, store Store, opt Options) (*Report, error) {
-	v := &verifier{ctx: ctx, store: store, opt: opt, report: &Report{}, epochs: map[Epoch]bool{}}
+	v := &verifier{ctx: ctx, store: store, opt: opt, report: &Report{}, epochs: map[Epoch]bool{}, open: -1, before: map[int]Finding{}}
 	if opt.LogKey != nil {
 		v.keys = append([]crypto.PublicKey{opt.LogKey}, opt.OldLogKeys...)
 	}
@@ -124,15 +124,19 @@ type verifier struct {
 	report *Report
 
 	seg     Segment
-	next    uint64     // number of the next entry
-	pending [64]*value // by level: the left node that waits for its sibling; nil: none, or not known
-	chain   *Hash      // of the entry before; nil: not known
-	suspect *suspicion // the entry before, if it is to be settled by this one
-	named   *uint64    // the entry before, if it was named as changed
-	sum     hash.Hash  // over the segment's leaf hashes
-	own     frontier   // the segment's own tree
-	nodes   uint64     // inner nodes that the segment should have
-	prior   *Seal      // of the segment before
+	next    uint64          // number of the next entry
+	pending [64]*value      // by level: the left node that waits for its sibling; nil: none, or not known
+	chain   *Hash           // of the entry before; nil: not known
+	suspect *suspicion      // the entry before, if it is to be settled by this one
+	named   *uint64         // the entry before, if it was named as changed
+	open    int             // finding of a lowest node that does not fit, which no chain explains yet; -1: none
+	proved  *uint64         // last entry whose leaf is under a signed root without a stored node between
+	refs    [2]string       // of the entry before and of this one, hexadecimal
+	before  map[int]Finding // findings as they were before they were laid to an entry
+	sum     hash.Hash       // over the segment's leaf hashes
+	own     frontier        // the segment's own tree
+	nodes   uint64          // inner nodes that the segment should have
+	prior   *Seal           // of the segment before
 	node    string
 	epoch   *Epoch
 	epochs  map[Epoch]bool
@@ -147,10 +151,11 @@ type verifier struct {
 	firstAt, lastAt int64
 }
 
-func (v *verifier) find(f Finding) {
+// find lists a finding and answers its index, -1 if it is only counted.
+func (v *verifier) find(f Finding) int {
 	if len(v.report.Findings) >= maxFindings {
 		v.report.Omitted++
-		return
+		return -1
 	}
 	if f.Through < f.Sequence {
 		f.Through = f.Sequence
@@ -159,6 +164,7 @@ func (v *verifier) find(f Finding) {
 		f.Segment = v.seg.Number
 	}
 	v.report.Findings = append(v.report.Findings, f)
+	return len(v.report.Findings) - 1
 }
 
 func (v *verifier) run() error {
@@ -432,6 +438,7 @@ func (v *verifier) row(r Row, end, total uint64) error {
 	if parseErr == nil {
 		at.Ref = hex.EncodeToString(e.Ref)
 	}
+	v.refs = [2]string{v.refs[1], at.Ref}
 	moved := parseErr == nil && e.Sequence != seq
 
 	// 2. Entry, leaf and chain. If entry and leaf differ, the chain says which of them was written. If they agree and
@@ -476,22 +483,30 @@ func (v *verifier) row(r Row, end, total uint64) error {
 	}
 
 	// 3. The tree above it.
-	nodeFits, err := v.grow(leaf, func(id NodeID, missing bool) {
+	noNode := false
+	nodeFits, err := v.grow(leaf, func(id NodeID, missing bool) int {
 		low, high := id.Index<<id.Level, id.Last()
-		if id.Level == 1 && (suspect || v.named != nil && *v.named >= low && *v.named <= high) {
-			return // it does not fit because of an entry that is named
+		if id.Level == 1 {
+			noNode = missing
+			if suspect || v.named != nil && *v.named >= low && *v.named <= high {
+				return -1 // it does not fit because of an entry that is named
+			}
 		}
 		f := Finding{Sequence: low, Through: high}
 		if missing {
 			f.Kind = NodeMissing
 			f.Detail = fmt.Sprintf("the node above entries %d to %d is gone", low, high)
 			f.DetailZH = fmt.Sprintf("第 %d 至 %d 条记录之上的树节点缺失", low, high)
-		} else {
-			f.Kind = NodeChanged
-			f.Detail = fmt.Sprintf("the node above entries %d to %d does not follow from what is below it", low, high)
-			f.DetailZH = fmt.Sprintf("第 %d 至 %d 条记录之上的树节点与其下内容不符", low, high)
+			return v.find(f)
 		}
-		v.find(f)
+		f.Kind = NodeChanged
+		f.Detail = fmt.Sprintf("the node above entries %d to %d does not follow from what is below it: it was changed, or one of them together with its hashes", low, high)
+		f.DetailZH = fmt.Sprintf("第 %d 至 %d 条记录之上的树节点与其下内容不符：节点被改动，或其中有记录连同其哈希被改动", low, high)
+		i := v.find(f)
+		if id.Level == 1 {
+			v.open = i
+		}
+		return i
 	})
 	if err != nil {
 		return err
@@ -499,7 +514,7 @@ func (v *verifier) row(r Row, end, total uint64) error {
 	v.suspect = nil
 	if suspect {
 		want := ChainHash(*v.chain, stored)
-		v.suspect = &suspicion{seq: seq, ref: at.Ref, computed: want, inTree: nodeFits && seq&1 == 1, segment: v.seg.Number}
+		v.suspect = &suspicion{seq: seq, ref: at.Ref, computed: want, inTree: nodeFits && seq&1 == 1, noNode: noNode, refs: v.refs, segment: v.seg.Number}
 	}
 	v.chain = nil
 	if wellFormed && leaf != nil {
@@ -532,6 +547,53 @@ type suspicion struct {
 	segment  int
 	computed Hash // the chain hash that the row should have
 	inTree   bool // the node above it fits
+	noNode   bool // there is no node above it
+	refs     [2]string
+}
+
+// pair is what is to be named when entry seq, or the one before it under the same node, was changed: the chain breaks
+// between them either way. A signed root that ends in the one before clears that one.
+func (v *verifier) pair(f *Finding, seq uint64, refs [2]string) {
+	f.Sequence, f.Through, f.Ref = seq, seq, refs[1]
+	if seq&1 == 1 && (v.proved == nil || *v.proved != seq-1) {
+		f.Sequence, f.Ref = seq-1, ""
+	}
+}
+
+// blame turns the finding about a node into one about the entries below it: what was built on the node, in the tree or
+// in a signed root, contains the node as it is stored.
+func (v *verifier) blame(i int) {
+	if i < 0 || v.report.Findings[i].Kind != NodeChanged {
+		return
+	}
+	f := &v.report.Findings[i]
+	v.before[i] = *f
+	f.Kind = EntryChanged
+	low, high := f.Sequence, f.Through
+	if high == low+1 {
+		v.pair(f, high, [2]string{"", f.Ref})
+	}
+	if f.Sequence == f.Through {
+		f.Detail = fmt.Sprintf("entry %d was changed together with its leaf and chain hashes: the node above it, made when it was written, does not follow from it", f.Sequence)
+		f.DetailZH = fmt.Sprintf("第 %d 条记录连同其叶哈希、链哈希被改动：写入时生成的上层树节点与其不符", f.Sequence)
+		return
+	}
+	f.Ref = ""
+	f.Detail = fmt.Sprintf("of entries %d to %d at least one was changed together with its leaf and chain hashes: the node above them, made when they were written, does not follow from them", low, high)
+	f.DetailZH = fmt.Sprintf("第 %d 至 %d 条记录中至少有一条连同其叶哈希、链哈希被改动：写入时生成的上层树节点与其不符", low, high)
+}
+
+// clear says that it was the node that was changed, and nothing below it.
+func (v *verifier) clear(i int) {
+	if i < 0 {
+		return
+	}
+	if f, ok := v.before[i]; ok {
+		v.report.Findings[i] = f
+	}
+	if v.open == i {
+		v.open = -1
+	}
 }
 
 // settle names the suspected entry before this row. continues says whether this row's chain follows from a hash; nil
@@ -543,23 +605,46 @@ func (v *verifier) settle(continues func(*Hash) bool) {
 		return
 	}
 	f := Finding{Segment: s.segment, Sequence: s.seq, Ref: s.ref}
+	recomputed := continues != nil && continues(&s.computed)
 	switch {
+	case v.open >= 0 && !recomputed:
+		// The chain leads up to here from an entry that does not fit its node: it was changed, the chain computed again
+		// as far as this, and this entry is as it was.
+		v.blame(v.open)
+		v.open = -1
+		return
+	case continues == nil && !s.inTree && s.seq&1 == 1 && !s.noNode:
+		f.Kind = EntryChanged
+		v.pair(&f, s.seq, s.refs)
+		changedWithLeaf(&f)
 	case continues == nil && !s.inTree:
 		f.Kind = EntryAdded
 		f.Detail = fmt.Sprintf("entry %d at the end does not follow from the ones before: it was added, or changed together with its leaf hash", s.seq)
 		f.DetailZH = fmt.Sprintf("末尾第 %d 条记录与之前的不衔接：是后来加入的，或连同叶哈希被改动", s.seq)
-	case continues == nil, continues(&s.computed):
+	case continues == nil, recomputed, s.inTree:
 		f.Kind = ChainChanged
 		f.Detail = fmt.Sprintf("the chain hash of entry %d was changed; the entry is as it was written", s.seq)
 		f.DetailZH = fmt.Sprintf("第 %d 条记录的链哈希被改动，记录本身未变", s.seq)
-		v.chain = &s.computed
+		if recomputed {
+			v.chain = &s.computed
+		}
 	default:
 		f.Kind = EntryChanged
-		f.Detail = fmt.Sprintf("entry %d was changed together with its leaf hash: the chain does not lead to it", s.seq)
-		f.DetailZH = fmt.Sprintf("第 %d 条记录连同其叶哈希被改动：链哈希与之不符", s.seq)
+		v.pair(&f, s.seq, s.refs)
+		changedWithLeaf(&f)
 		v.named = &s.seq
 	}
 	v.find(f)
+}
+
+func changedWithLeaf(f *Finding) {
+	if f.Sequence == f.Through {
+		f.Detail = fmt.Sprintf("entry %d was changed together with its leaf hash: the chain does not lead to it", f.Sequence)
+		f.DetailZH = fmt.Sprintf("第 %d 条记录连同其叶哈希被改动：链哈希与之不符", f.Sequence)
+		return
+	}
+	f.Detail = fmt.Sprintf("entry %d was changed together with its leaf and chain hashes, or entry %d with its leaf hash: the chain breaks between them, and the node above them does not fit", f.Sequence, f.Through)
+	f.DetailZH = fmt.Sprintf("第 %d 条记录连同其叶哈希、链哈希被改动，或第 %d 条记录连同其叶哈希被改动：链在两者之间断开，其上的树节点也不符", f.Sequence, f.Through)
 }
 
 // content checks the columns, the node, the epoch, the number of the change of state, the seal, and the payloads.
@@ -646,6 +731,19 @@ func (v *verifier) content(r Row, e *Entry) error {
 type value struct {
 	stored   Hash
 	computed *Hash
+	finding  int // what says that they differ; -1: nothing does
+}
+
+// settled takes what was built on the node for a verdict: it contains the stored hash or the computed one.
+func (v *verifier) settled(x *value, h Hash) {
+	if x.computed == nil {
+		return
+	}
+	if h == x.stored {
+		v.blame(x.finding)
+	} else {
+		v.clear(x.finding)
+	}
 }
 
 func (v *value) either() []Hash {
@@ -658,7 +756,7 @@ func (v *value) either() []Hash {
 // grow appends a leaf, nil if it is not known, and checks each stored node that the leaf completes. It answers whether
 // the lowest of them fits. A node that does not fit is reported once: what is above it may follow from the stored hash
 // or from the computed one.
-func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool)) (bool, error) {
+func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool) int) (bool, error) {
 	fits := true
 	var cur *value
 	if leaf != nil {
@@ -684,11 +782,21 @@ func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool)) (bool, er
 			for _, l := range left.either() {
 				for _, r := range right.either() {
 					h := NodeHash(l, r)
-					if same = same || h == stored; want == nil {
+					if want == nil {
 						want = &h
+					}
+					if !missing && !same && h == stored {
+						same = true
+						v.settled(left, l)
+						v.settled(right, r)
 					}
 				}
 			}
+		}
+		finding := -1
+		if bad != nil && (missing || want != nil && !same) {
+			fits = fits && level != 1
+			finding = bad(id, missing)
 		}
 		switch {
 		case missing && want == nil:
@@ -698,11 +806,7 @@ func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool)) (bool, er
 		case want == nil || same:
 			cur = &value{stored: stored}
 		default:
-			cur = &value{stored: stored, computed: want}
-		}
-		if bad != nil && (missing || want != nil && !same) {
-			fits = fits && level != 1
-			bad(id, missing)
+			cur = &value{stored: stored, computed: want, finding: finding}
 		}
 	}
 	v.pending[level] = cur
@@ -752,6 +856,17 @@ func (v *verifier) compare() error {
 		}
 		roots := v.roots()
 		known, fits := len(roots) > 0, slices.Contains(roots, c.Root)
+		if fits && roots[0] == c.Root { // the stored nodes are in it
+			for level := range bits.Len64(v.next) {
+				if x := v.pending[level]; v.next>>level&1 == 1 && x != nil {
+					v.settled(x, x.stored)
+				}
+			}
+			if c.Size&1 == 1 {
+				last := c.Size - 1
+				v.proved = &last
+			}
+		}
 		node := v.node == "" || c.Node == v.node
 		if !node {
 			v.find(Finding{

@@ -91,10 +91,6 @@ func TestTampering(t *testing.T) {
 			der, leaf := forge(t, dir, seg2, 70)
 			edit(t, dir, seg2, `UPDATE yj_entry SET entry_der = x'`+der+`', leaf_hash = x'`+leaf+`' WHERE seq_no = 70`)
 		}, want{kind: audit.EntryChanged, first: 70, others: []audit.FindingKind{audit.SealWrong}}},
-		"entry and leaf, odd": {func(t *testing.T, dir string) {
-			der, leaf := forge(t, dir, seg2, 71)
-			edit(t, dir, seg2, `UPDATE yj_entry SET entry_der = x'`+der+`', leaf_hash = x'`+leaf+`' WHERE seq_no = 71`)
-		}, want{kind: audit.EntryChanged, first: 71, others: []audit.FindingKind{audit.SealWrong}}},
 		"entry and leaf, the last": {func(t *testing.T, dir string) {
 			der, leaf := forge(t, dir, seg3, 130)
 			edit(t, dir, seg3, `UPDATE yj_entry SET entry_der = x'`+der+`', leaf_hash = x'`+leaf+`' WHERE seq_no = 130`)
@@ -256,6 +252,111 @@ func rewrite(t *testing.T, dir string, seq int) {
 		l := hashAt(0, s)
 		c := audit.ChainHash(audit.Hash(before), l)
 		exec(`UPDATE yj_entry SET chain_hash = ? WHERE seq_no = ?`, c[:], s)
+	}
+}
+
+// Somebody changes an entry, its leaf hash and chain hashes as far as he likes, but not the nodes above. What is named
+// contains that entry, and beside it at most the one under the same node.
+func TestChangedWithLeafAndChain(t *testing.T) {
+	t.Parallel()
+	key := newLogKey(t)
+	original, _ := written(t, key)
+	for _, seq := range []int{70, 71, 74, 97, 98, 99, 100, 101, 116, 117, 129, 130} {
+		for _, rows := range []int{0, 1, 2, 3, 1000} { // whose chain hash he computes again
+			if seq == 130 && rows == 0 {
+				continue // in TestTampering
+			}
+			t.Run(fmt.Sprintf("%d/%d", seq, rows), func(t *testing.T) {
+				t.Parallel()
+				dir := filepath.Join(t.TempDir(), "journal")
+				copyDir(t, original, dir)
+				file, last := seg3, 130
+				if seq < 100 {
+					file, last = seg2, 99
+				}
+				der, leaf := forge(t, dir, file, seq)
+				edit(t, dir, file, `UPDATE yj_entry SET entry_der = x'`+der+`', leaf_hash = x'`+leaf+`' WHERE seq_no = `+fmt.Sprint(seq))
+				rechain(t, dir, file, seq, min(seq+rows-1, last))
+				r := verify(t, dir, audit.Options{LogKey: key.Public()})
+				named := 0
+				for _, f := range r.Findings {
+					switch f.Kind {
+					case audit.EntryChanged:
+						named++
+						if uint64(seq) < f.Sequence || uint64(seq) > f.Through || f.Sequence>>1 != f.Through>>1 {
+							t.Errorf("entry %d was changed, named is %d…%d", seq, f.Sequence, f.Through)
+						}
+					case audit.HistoryRewritten:
+						if uint64(seq) < f.Sequence || uint64(seq) > f.Through {
+							t.Errorf("entry %d was changed, rewritten is %d…%d", seq, f.Sequence, f.Through)
+						} else if seq == 130 {
+							named++ // the last one has nothing above it but the signed root
+						}
+					case audit.SealWrong:
+					case audit.ChainChanged: // the chain goes on from the old hash
+						if seq+rows <= last || file == seg3 || f.Sequence != 100 {
+							t.Errorf("the chain at %d: %s", f.Sequence, f.Detail)
+						}
+					default:
+						t.Errorf("also found %s at %d…%d: %s", f.Kind, f.Sequence, f.Through, f.Detail)
+					}
+				}
+				if named != 1 {
+					t.Errorf("entry %d was named %d times:%s", seq, named, list(r))
+				}
+			})
+		}
+	}
+}
+
+// A node that was changed is named as a node, also where an entry near it was changed.
+func TestChangedNodeBesideAnEntry(t *testing.T) {
+	t.Parallel()
+	key := newLogKey(t)
+	dir, _ := written(t, key)
+	edit(t, dir, seg2, `UPDATE yj_node SET node_hash = zeroblob(32) WHERE level_no = 1 AND index_no = 32`)
+	der, leaf := forge(t, dir, seg2, 74)
+	edit(t, dir, seg2, `UPDATE yj_entry SET entry_der = x'`+der+`', leaf_hash = x'`+leaf+`' WHERE seq_no = 74`)
+	r := verify(t, dir, audit.Options{LogKey: key.Public()})
+	var got []string
+	for _, f := range r.Findings {
+		got = append(got, fmt.Sprint(f.Kind, " ", f.Sequence, " ", f.Through))
+	}
+	slices.Sort(got)
+	if want := []string{"entry-changed 74 74", "node-changed 64 65", "seal-wrong 50 99"}; !slices.Equal(got, want) {
+		t.Errorf("found %q, want %q", got, want)
+	}
+}
+
+// rechain computes the chain hashes of the rows from to through again.
+func rechain(t *testing.T, dir, file string, from, through int) {
+	t.Helper()
+	db, err := sql.Open("sqlite3", filepath.Join(dir, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var chain []byte
+	if err := db.QueryRow(`SELECT chain_hash FROM yj_entry WHERE seq_no = ?`, from-1).Scan(&chain); err != nil {
+		before, err := sql.Open("sqlite3", filepath.Join(dir, seg2)) // the segment's first entry
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer before.Close()
+		if err := before.QueryRow(`SELECT chain_hash FROM yj_entry WHERE seq_no = ?`, from-1).Scan(&chain); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for seq := from; seq <= through; seq++ {
+		var leaf []byte
+		if err := db.QueryRow(`SELECT leaf_hash FROM yj_entry WHERE seq_no = ?`, seq).Scan(&leaf); err != nil {
+			t.Fatal(err)
+		}
+		h := audit.ChainHash(audit.Hash(chain), audit.Hash(leaf))
+		chain = h[:]
+		if _, err := db.Exec(`UPDATE yj_entry SET chain_hash = ? WHERE seq_no = ?`, chain, seq); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
