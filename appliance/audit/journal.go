@@ -243,6 +243,11 @@ func (j *Journal) load(ctx context.Context) error {
 		return fmt.Errorf("%w: a checkpoint counts %d changes of state, the journal has %d", ErrCorrupt, c.Changes, h.changes)
 	}
 	j.last = c
+	if c.Size < size {
+		// After a clean stop there are none.
+		j.cfg.Log.WithFields(logrus.Fields{"covered": c.Size, "entries": size}).
+			Warn("the last entries of the journal are under no checkpoint: it was not stopped cleanly, or the log's key did not answer, or a checkpoint was removed")
+	}
 	return nil
 }
 

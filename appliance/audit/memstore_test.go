@@ -144,6 +144,35 @@ func (s *memStore) NodeCount(context.Context, int) (uint64, error) {
 	return uint64(len(s.nodes)), nil
 }
 
+func (s *memStore) Blobs(_ context.Context, _ int, fn func(audit.Hash) error) error {
+	s.mu.Lock()
+	var sums []audit.Hash
+	for sum := range s.blobs {
+		sums = append(sums, sum)
+	}
+	s.mu.Unlock()
+	for _, sum := range sums {
+		if err := fn(sum); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *memStore) Tokens(_ context.Context, fn func(uint64) error) error {
+	s.mu.Lock()
+	all := slices.Clone(s.checkpoints)
+	s.mu.Unlock()
+	for _, c := range all {
+		if c.Token != nil {
+			if err := fn(c.Size); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func (s *memStore) Blob(_ context.Context, _ int, sum audit.Hash) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

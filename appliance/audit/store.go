@@ -115,6 +115,9 @@ type Store interface {
 	// Blob answers a payload. With segment 0 all segments are searched, the newest first.
 	Blob(ctx context.Context, segment int, sum Hash) ([]byte, error)
 
+	// Blobs calls fn with the digests under which a segment's payloads are stored, in any order.
+	Blobs(ctx context.Context, segment int, fn func(Hash) error) error
+
 	// PutCheckpoint stores a checkpoint durably; a size is stored once.
 	PutCheckpoint(ctx context.Context, c StoredCheckpoint) error
 	// PutToken stores a timestamp token beside the checkpoint of that size.
@@ -123,6 +126,9 @@ type Store interface {
 	LastCheckpoint(ctx context.Context) (StoredCheckpoint, error)
 	// Checkpoints calls fn with all checkpoints whose size is ≥ from, by size, over all segments.
 	Checkpoints(ctx context.Context, from uint64, fn func(StoredCheckpoint) error) error
+
+	// Tokens calls fn with the sizes for which there is a token, over all segments, in any order.
+	Tokens(ctx context.Context, fn func(size uint64) error) error
 
 	// FreeBytes is the space left for the journal.
 	FreeBytes() (uint64, error)

@@ -2,8 +2,10 @@ package audit
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -11,8 +13,11 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"time"
 
 	"github.com/emmansun/gmsm/sm3"
+
+	"yinjian/ntp"
 )
 
 // A FindingKind names what [Verify] found. The names are stable.
@@ -32,9 +37,10 @@ const (
 	Truncated          FindingKind = "truncated"           // a signed checkpoint covers more entries than there are
 	HistoryRewritten   FindingKind = "history-rewritten"   // a signed root differs, and everything stored agrees with itself
 	CheckpointInvalid  FindingKind = "checkpoint-invalid"  // a checkpoint does not parse or its signature is not the log's
-	CheckpointRemoved  FindingKind = "checkpoint-removed"  // a checkpoint names one before it that is gone or another
+	CheckpointRemoved  FindingKind = "checkpoint-removed"  // a checkpoint or a token names a checkpoint that is gone or another
 	PayloadMissing     FindingKind = "payload-missing"     // an entry's payload is gone
 	PayloadChanged     FindingKind = "payload-changed"     // a payload does not hash to what its entry says
+	PayloadAdded       FindingKind = "payload-added"       // a payload is stored that no entry of its segment has
 	SealWrong          FindingKind = "seal-wrong"          // a segment is not what its seal says
 	SegmentMissing     FindingKind = "segment-missing"     // a segment is gone, not sealed or not in its place
 	SegmentUnreadable  FindingKind = "segment-unreadable"  // a segment's file cannot be read
@@ -43,7 +49,7 @@ const (
 	WrongNode          FindingKind = "wrong-node"          // an entry or checkpoint of another node
 	RolledBack         FindingKind = "rolled-back"         // a checkpoint known from elsewhere is later than the journal
 	maxFindings                    = 1000                  // kept; the rest is counted
-	expectedCheckpoint             = int64(60 * 1_000_000) // µs of entries without a checkpoint that make a remark
+	expectedCheckpoint             = int64(10 * 1_000_000) // µs of entries without a checkpoint that make a remark
 )
 
 // A Finding is one thing that is not as it was written.
@@ -71,7 +77,9 @@ type Report struct {
 	// protected by the chain of hashes alone, which whoever can write the files can compute again.
 	CoveredTo uint64 `json:"covered_to"`
 	Uncovered uint64 `json:"uncovered"`
-	// UncoveredMicros is how much time lies between the first and the last uncovered entry.
+	// UncoveredMicros is how much time lies between the first and the last uncovered entry with a trusted time. While
+	// the appliance runs and its log key answers, checkpoints follow within a second, and a clean stop leaves none
+	// uncovered: more than that is remarked upon.
 	UncoveredMicros int64 `json:"uncovered_us"`
 	// SignaturesChecked is false when no key was given: then checkpoints prove only that the files agree.
 	SignaturesChecked bool      `json:"signatures_checked"`
@@ -142,13 +150,16 @@ type verifier struct {
 	epochs  map[Epoch]bool
 	changes uint64
 	checked map[Hash]bool // payloads of this segment
+	stored  []uint64      // first bytes of the digests of all of them
 
+	sizes    []uint64      // of all stored checkpoints, ascending
 	points   []*Checkpoint // those to be compared, by size
 	firstBad bool          // a root differed already
 	goodSize uint64        // last size whose root fits
-	// Times of the first and the last entry that no checkpoint covers.
+	// Trusted times of the first and the last entry that no checkpoint covers.
 	uncovered       bool
 	firstAt, lastAt int64
+	goodAt          int64 // time of the last checkpoint that fits
 }
 
 // find lists a finding and answers its index, -1 if it is only counted.
@@ -201,6 +212,7 @@ func (v *verifier) loadCheckpoints() error {
 	err := v.store.Checkpoints(v.ctx, 0, func(s StoredCheckpoint) error {
 		first := !seen
 		seen = true
+		v.sizes = append(v.sizes, s.Size)
 		c, err := s.parse()
 		if err == nil {
 			err = v.signed(c)
@@ -243,6 +255,9 @@ func (v *verifier) loadCheckpoints() error {
 	if err != nil {
 		v.find(Finding{Kind: SegmentUnreadable, Detail: err.Error(), DetailZH: "检查点无法读取：" + err.Error()})
 	}
+	if err := v.loadTokens(); err != nil {
+		return err
+	}
 	for i := range v.opt.Known {
 		c := &v.opt.Known[i]
 		if err := v.signed(c); err != nil {
@@ -258,6 +273,45 @@ func (v *verifier) loadCheckpoints() error {
 		}
 		return 0
 	})
+	return nil
+}
+
+// loadTokens names tokens whose checkpoint is gone: the last checkpoint has no later one that would name it.
+func (v *verifier) loadTokens() error {
+	var orphans []uint64
+	has := func(size uint64) bool {
+		_, ok := slices.BinarySearchFunc(v.sizes, size, cmp.Compare[uint64])
+		return ok
+	}
+	err := v.store.Tokens(v.ctx, func(size uint64) error {
+		if !has(size) && (len(v.sizes) == 0 || size <= v.sizes[len(v.sizes)-1]) {
+			orphans = append(orphans, size)
+			return nil
+		}
+		if has(size) {
+			return nil
+		}
+		// It may have come with a checkpoint that was signed since they were read.
+		found := false
+		err := v.store.Checkpoints(v.ctx, size, func(c StoredCheckpoint) error { found = c.Size == size; return errStop })
+		if err != nil && !errors.Is(err, errStop) {
+			return err
+		}
+		if !found {
+			orphans = append(orphans, size)
+		}
+		return nil
+	})
+	for _, size := range orphans {
+		v.find(Finding{
+			Kind: CheckpointRemoved, Sequence: size,
+			Detail:   fmt.Sprintf("there is a timestamp token for a checkpoint of size %d, and the checkpoint is gone", size),
+			DetailZH: fmt.Sprintf("存有规模为 %d 的检查点的时间戳，而该检查点已被删除", size),
+		})
+	}
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return err
+	}
 	return nil
 }
 
@@ -316,7 +370,7 @@ func (v *verifier) segment(i int, segs []Segment, total uint64) error {
 		}
 		return nil
 	}
-	v.sum, v.nodes, v.checked = sm3.New(), 0, map[Hash]bool{}
+	v.sum, v.nodes, v.checked, v.stored = sm3.New(), 0, map[Hash]bool{}, nil
 	v.own, _ = newFrontier(0, nil) // an empty range is never refused
 	begin := v.next
 	end := uint64(math.MaxInt64)
@@ -361,6 +415,9 @@ func (v *verifier) segment(i int, segs []Segment, total uint64) error {
 	} else if err != nil && !errors.Is(err, ErrCorrupt) {
 		return err
 	}
+	if err := v.strayPayloads(); err != nil {
+		return err
+	}
 	v.prior = nil
 	if v.own.size() > 0 {
 		v.prior = &Seal{
@@ -377,6 +434,42 @@ func (v *verifier) segment(i int, segs []Segment, total uint64) error {
 		if s.Seal != nil {
 			v.prior = s.Seal
 		}
+	}
+	return nil
+}
+
+// strayPayloads names payloads that stand in the segment and that none of its entries has. Those of an entry are
+// written with it, so there are no others. Of each digest eight bytes are compared: whoever finds another payload with
+// them has added one that nothing refers to.
+func (v *verifier) strayPayloads() error {
+	slices.Sort(v.stored)
+	var stray int
+	var one Hash
+	err := v.store.Blobs(v.ctx, v.seg.Number, func(sum Hash) error {
+		if _, ok := slices.BinarySearch(v.stored, binary.BigEndian.Uint64(sum[:])); !ok {
+			stray, one = stray+1, sum
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	if stray > 0 && v.seg.Seal == nil {
+		now, err := v.store.Segments(v.ctx)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(now, func(n Segment) bool { return n.Number == v.seg.Number && n.Count > v.seg.Count }) {
+			v.report.Remarks = append(v.report.Remarks, "the last segment was being written: payloads without an entry were not looked for in it")
+			return nil
+		}
+	}
+	if stray > 0 {
+		v.find(Finding{
+			Kind: PayloadAdded, Sequence: v.seg.First, Through: max(v.next, v.seg.First+1) - 1,
+			Detail:   fmt.Sprintf("%d payloads are stored that no entry of segment %d has (one under SM3 %s): they were added, or their entries were removed or changed", stray, v.seg.Number, one),
+			DetailZH: fmt.Sprintf("第 %d 段存有 %d 个附件未被任何记录引用（其一登记的 SM3 为 %s）：是后来加入的，或其记录被删除、改动", v.seg.Number, stray, one),
+		})
 	}
 	return nil
 }
@@ -526,12 +619,17 @@ func (v *verifier) row(r Row, end, total uint64) error {
 	}
 
 	// 4. What the entry says.
+	if parseErr == nil {
+		for _, p := range e.Payloads {
+			v.stored = append(v.stored, binary.BigEndian.Uint64(p.SM3[:]))
+		}
+	}
 	if parseErr == nil && !moved {
 		if err := v.content(r, e); err != nil {
 			return err
 		}
 	}
-	if parseErr == nil {
+	if parseErr == nil && (e.Time.State == ntp.Trusted || e.Time.State == ntp.Holdover) {
 		if !v.uncovered {
 			v.uncovered, v.firstAt = true, e.Time.Micros
 		}
@@ -877,7 +975,7 @@ func (v *verifier) compare() error {
 		}
 		switch {
 		case fits && (v.epoch == nil || *v.epoch == c.Epoch) && v.changes == c.Changes:
-			v.goodSize = c.Size
+			v.goodSize, v.goodAt = c.Size, c.Time.Micros
 			v.uncovered = false
 		case fits && v.changes != c.Changes:
 			v.find(Finding{
@@ -885,7 +983,7 @@ func (v *verifier) compare() error {
 				Detail:   fmt.Sprintf("the checkpoint of size %d counts %d changes of state, there are %d", c.Size, c.Changes, v.changes),
 				DetailZH: fmt.Sprintf("规模为 %d 的检查点记有 %d 次状态变更，实有 %d 次", c.Size, c.Changes, v.changes),
 			})
-			v.goodSize = c.Size
+			v.goodSize, v.goodAt = c.Size, c.Time.Micros
 			v.uncovered = false
 		case fits:
 			v.find(Finding{
@@ -933,10 +1031,17 @@ func (v *verifier) finish() {
 		r.UncoveredMicros = v.lastAt - v.firstAt
 	}
 	if r.Uncovered > 0 {
-		r.Remarks = append(r.Remarks, fmt.Sprintf("covered by checkpoint up to %d, %d entries after it are protected only by the chain", r.CoveredTo, r.Uncovered))
+		signed := "no checkpoint fits"
+		if r.CoveredTo > 0 {
+			signed = fmt.Sprintf("the last one that fits covers %d and was signed at %s", r.CoveredTo, utc(v.goodAt))
+		}
+		r.Remarks = append(r.Remarks, fmt.Sprintf("entries %d to %d are under no checkpoint (%s): only the chain protects them, which whoever can write the files can compute again, so that they may be forged, or a checkpoint over them removed", r.CoveredTo, v.next-1, signed))
 	}
 	if r.UncoveredMicros > expectedCheckpoint {
-		r.Remarks = append(r.Remarks, "the entries after the last checkpoint span more than a minute: signing failed then, or checkpoints were removed at the end")
+		r.Remarks = append(r.Remarks, fmt.Sprintf("these entries are from %s to %s, longer than a checkpoint takes: signing failed then, or checkpoints were removed at the end, or entries were added", utc(v.firstAt), utc(v.lastAt)))
+	}
+	if v.uncovered && r.CoveredTo > 0 && v.firstAt < v.goodAt-expectedCheckpoint {
+		r.Remarks = append(r.Remarks, fmt.Sprintf("the first of these entries says %s, which is before the last checkpoint: its time was set back, or it was added", utc(v.firstAt)))
 	}
 	if !r.SignaturesChecked {
 		r.Remarks = append(r.Remarks, "no key of the log was given: the signatures of the checkpoints were not checked")
@@ -945,3 +1050,5 @@ func (v *verifier) finish() {
 		r.Remarks = append(r.Remarks, "no checkpoint from elsewhere was given: that the whole journal was put back to an earlier state cannot be seen")
 	}
 }
+
+func utc(micros int64) string { return time.UnixMicro(micros).UTC().Format(time.RFC3339) }

@@ -869,6 +869,83 @@ func (j *Journal) Blob(ctx context.Context, number int, sum audit.Hash) ([]byte,
 	return data, err
 }
 
+// Blobs implements audit.Store. Keys that are no digests are named by what they begin with.
+func (j *Journal) Blobs(ctx context.Context, number int, fn func(audit.Hash) error) error {
+	segs, err := j.list()
+	if err != nil {
+		return err
+	}
+	for _, s := range segs {
+		if s.number != number {
+			continue
+		}
+		return s.keys(ctx, selectSums, func(scan func(...any) error) (at int64, done func() error, err error) {
+			var sum []byte
+			err = scan(&at, &sum)
+			return at, func() error {
+				var h audit.Hash
+				copy(h[:], sum)
+				return fn(h)
+			}, err
+		})
+	}
+	return fmt.Errorf("sqlite: no segment %d: %w", number, audit.ErrNotFound)
+}
+
+// Tokens implements audit.Store.
+func (j *Journal) Tokens(ctx context.Context, fn func(size uint64) error) error {
+	segs, err := j.list()
+	if err != nil {
+		return err
+	}
+	for _, s := range segs {
+		err := s.keys(ctx, selectTokens, func(scan func(...any) error) (at int64, done func() error, err error) {
+			err = scan(&at)
+			return at, func() error { return fn(uint64(at)) }, err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keys reads a table in pages by a number that ascends, as [segment.pages] does. row reads one row and answers its
+// number and what is to be done with it when no read transaction is open.
+func (s *segment) keys(ctx context.Context, text string, row func(scan func(...any) error) (int64, func() error, error)) error {
+	at := int64(math.MinInt64)
+	for {
+		var page []func() error
+		err := s.query(func(db *sql.DB) error {
+			rows, err := db.QueryContext(ctx, text, at, 8*pageRows)
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			for rows.Next() {
+				n, done, err := row(rows.Scan)
+				if err != nil {
+					return err
+				}
+				at = n
+				page = append(page, done)
+			}
+			return rows.Err()
+		})
+		if err != nil {
+			return err
+		}
+		for _, done := range page {
+			if err := done(); err != nil {
+				return err
+			}
+		}
+		if len(page) < 8*pageRows {
+			return nil
+		}
+	}
+}
+
 // PutCheckpoint implements audit.Store.
 func (j *Journal) PutCheckpoint(ctx context.Context, c audit.StoredCheckpoint) error {
 	return j.put(ctx, func(tx *sql.Tx, w *writer) error {

@@ -27,12 +27,14 @@ const (
 	countNodes = `SELECT COUNT(*) FROM yj_node`
 
 	insertBlob = `INSERT OR IGNORE INTO yj_blob (blob_sm3, blob_data) VALUES (?, ?)`
+	selectSums = `SELECT row_no, blob_sm3 FROM yj_blob WHERE row_no > ? ORDER BY row_no LIMIT ?`
 	selectBlob = `SELECT blob_data FROM yj_blob WHERE blob_sm3 = ?`
 
 	insertCheckpoint = `INSERT INTO yj_checkpoint (tree_size, note_text, note_sig) VALUES (?, ?, ?)`
 	// A token may arrive when its checkpoint's segment is sealed; it is then kept in the active one.
 	insertToken          = `INSERT OR IGNORE INTO yj_checkpoint_token (tree_size, token_der) VALUES (?, ?)`
 	selectToken          = `SELECT token_der FROM yj_checkpoint_token WHERE tree_size = ?`
+	selectTokens         = `SELECT tree_size FROM yj_checkpoint_token WHERE tree_size > ? ORDER BY tree_size LIMIT ?`
 	selectCheckpoints    = `SELECT tree_size, note_text, note_sig FROM yj_checkpoint WHERE tree_size >= ? ORDER BY tree_size LIMIT ?`
 	selectLastCheckpoint = `SELECT tree_size, note_text, note_sig FROM yj_checkpoint ORDER BY tree_size DESC LIMIT 1`
 )

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"yinjian/appliance/audit"
 )
@@ -114,10 +115,10 @@ func TestTampering(t *testing.T) {
 		}, want{kind: audit.ColumnChanged, first: 0, nothingBeside: true}},
 		"a row deleted": {func(t *testing.T, dir string) {
 			edit(t, dir, seg2, `DELETE FROM yj_entry WHERE seq_no = 70`)
-		}, want{kind: audit.EntryRemoved, first: 70, others: []audit.FindingKind{audit.SealWrong}}},
+		}, want{kind: audit.EntryRemoved, first: 70, others: []audit.FindingKind{audit.SealWrong, audit.PayloadAdded}}},
 		"the last row of a segment deleted": {func(t *testing.T, dir string) {
 			edit(t, dir, seg1, `DELETE FROM yj_entry WHERE seq_no = 49`)
-		}, want{kind: audit.EntryRemoved, first: 49, others: []audit.FindingKind{audit.SealWrong}}},
+		}, want{kind: audit.EntryRemoved, first: 49, others: []audit.FindingKind{audit.SealWrong, audit.PayloadAdded}}},
 		"a row inserted at the end": {func(t *testing.T, dir string) {
 			edit(t, dir, seg3, `INSERT INTO yj_entry (seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der) SELECT 131, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der FROM yj_entry WHERE seq_no = 120`)
 		}, want{kind: audit.EntryReordered, first: 131, others: []audit.FindingKind{audit.NodeMissing}}},
@@ -138,6 +139,22 @@ func TestTampering(t *testing.T) {
 		"a payload removed": {func(t *testing.T, dir string) {
 			edit(t, dir, seg2, `DELETE FROM yj_blob WHERE blob_data = CAST('signature value 60' AS BLOB)`)
 		}, want{kind: audit.PayloadMissing, first: 62, nothingBeside: true}},
+		"a payload under another digest": {func(t *testing.T, dir string) {
+			edit(t, dir, seg2, `UPDATE yj_blob SET blob_sm3 = zeroblob(32) WHERE blob_data = CAST('signature value 60' AS BLOB)`)
+		}, want{kind: audit.PayloadMissing, first: 62, others: []audit.FindingKind{audit.PayloadAdded}}},
+		"a payload added": {func(t *testing.T, dir string) {
+			edit(t, dir, seg2, `INSERT INTO yj_blob (blob_sm3, blob_data) VALUES (x'`+audit.Sum([]byte("smuggled")).String()+`', CAST('smuggled' AS BLOB))`)
+		}, want{kind: audit.PayloadAdded, first: 50, last: 99, nothingBeside: true}},
+		"a reference cleared, so that it is not found": {func(t *testing.T, dir string) {
+			edit(t, dir, seg1, `UPDATE yj_entry SET ref_hash = NULL WHERE seq_no = 33`)
+		}, want{kind: audit.ColumnChanged, first: 33, nothingBeside: true}},
+		"a kind": {func(t *testing.T, dir string) {
+			edit(t, dir, seg1, `UPDATE yj_entry SET kind_name = 'other' WHERE seq_no = 33`)
+		}, want{kind: audit.ColumnChanged, first: 33, nothingBeside: true}},
+		"a segment's file put back to an older state": {func(t *testing.T, dir string) {
+			edit(t, dir, seg2, `UPDATE yj_segment SET seal_data = NULL`, `DELETE FROM yj_entry WHERE seq_no > 80`, `DELETE FROM yj_node WHERE (index_no+1)*(1<<level_no) > 81`,
+				`DELETE FROM yj_checkpoint WHERE tree_size > 81`)
+		}, want{kind: audit.SegmentMissing, first: 50, others: []audit.FindingKind{audit.EntryRemoved, audit.CheckpointRemoved, audit.SealWrong, audit.NodeMissing, audit.PayloadAdded}}},
 		"a checkpoint removed": {func(t *testing.T, dir string) {
 			edit(t, dir, seg2, `DELETE FROM yj_checkpoint WHERE tree_size = (SELECT tree_size FROM yj_checkpoint ORDER BY tree_size LIMIT 1 OFFSET 1)`)
 		}, want{kind: audit.CheckpointRemoved, nothingBeside: true}},
@@ -146,10 +163,10 @@ func TestTampering(t *testing.T) {
 		}, want{kind: audit.CheckpointInvalid, nothingBeside: true}},
 		"the tail": {func(t *testing.T, dir string) {
 			edit(t, dir, seg3, `DELETE FROM yj_entry WHERE seq_no > 120`)
-		}, want{kind: audit.Truncated, first: 121, others: []audit.FindingKind{audit.NodesWithoutEntry}}},
+		}, want{kind: audit.Truncated, first: 121, others: []audit.FindingKind{audit.NodesWithoutEntry, audit.PayloadAdded}}},
 		"the tail with its nodes": {func(t *testing.T, dir string) {
 			edit(t, dir, seg3, `DELETE FROM yj_entry WHERE seq_no > 120`, `DELETE FROM yj_node WHERE (index_no+1)*(1<<level_no) > 121`)
-		}, want{kind: audit.Truncated, first: 121, nothingBeside: true}},
+		}, want{kind: audit.Truncated, first: 121, others: []audit.FindingKind{audit.PayloadAdded}}},
 		"a segment's file removed": {func(t *testing.T, dir string) {
 			if err := os.Remove(filepath.Join(dir, seg2)); err != nil {
 				t.Fatal(err)
@@ -252,6 +269,47 @@ func rewrite(t *testing.T, dir string, seq int) {
 		l := hashAt(0, s)
 		c := audit.ChainHash(audit.Hash(before), l)
 		exec(`UPDATE yj_entry SET chain_hash = ? WHERE seq_no = ?`, c[:], s)
+	}
+}
+
+// What no signed root covers is not vouched for, and the report says from when it is; a token tells of the checkpoint
+// that it was made for.
+func TestLastCheckpointRemoved(t *testing.T) {
+	t.Parallel()
+	key := newLogKey(t)
+	dir, last := written(t, key)
+	clock := newClock()
+	clock.jump(time.Hour)
+	j := start(t, openStore(t, dir, segments50), func(c *audit.Config) { c.Clock = clock }) // nobody signs
+	appendN(t, j.Journal, 500, 3)
+	clock.jump(20 * time.Second)
+	appendN(t, j.Journal, 600, 3)
+	j.stop()
+	remarks := func(r *audit.Report, wants ...string) {
+		t.Helper()
+		all := strings.Join(r.Remarks, "\n")
+		for _, want := range wants {
+			if !strings.Contains(all, want) {
+				t.Errorf("the remarks do not say %q:\n%s", want, all)
+			}
+		}
+	}
+	r := verify(t, dir, audit.Options{LogKey: key.Public()})
+	if !r.OK() || r.Uncovered != 6 || r.UncoveredMicros < 20_000_000 {
+		t.Errorf("%d uncovered over %d µs, findings%s", r.Uncovered, r.UncoveredMicros, list(r))
+	}
+	remarks(r, "entries 131 to 136 are under no checkpoint", "covers 131 and was signed at 2026-03-01T08:00:0", "from 2026-03-01T09:00:00Z to 2026-03-01T09:00:20Z", "checkpoints were removed")
+
+	edit(t, dir, seg3, fmt.Sprintf(`DELETE FROM yj_checkpoint WHERE tree_size = %d`, last.Size))
+	r = verify(t, dir, audit.Options{LogKey: key.Public()})
+	if !r.OK() || r.CoveredTo >= 131 {
+		t.Errorf("covered to %d, findings%s", r.CoveredTo, list(r))
+	}
+	remarks(r, fmt.Sprintf("entries %d to 136 are under no checkpoint", r.CoveredTo), "longer than a checkpoint takes")
+	edit(t, dir, seg3, fmt.Sprintf(`INSERT INTO yj_checkpoint_token (tree_size, token_der) VALUES (%d, x'3000')`, last.Size))
+	r = verify(t, dir, audit.Options{LogKey: key.Public()})
+	if len(r.Findings) != 1 || r.Findings[0].Kind != audit.CheckpointRemoved || r.Findings[0].Sequence != last.Size {
+		t.Errorf("with its token left: %s, want %s", list(r), audit.CheckpointRemoved)
 	}
 }
 
