@@ -317,6 +317,17 @@ func (sd *SignedData) Bytes() []byte {
 	return b.BytesOrPanic() // every part was parsed or checked, and Sign bounds the content: nothing can fail
 }
 
+// WithContent is the same message with content inside it, or detached for nil. What was signed does not change; whether
+// the content is what was signed is for Verify. At most 1 GiB.
+func (sd *SignedData) WithContent(content []byte) (*SignedData, error) {
+	if len(content) > maxContent {
+		return nil, fmt.Errorf("cms: content of %d bytes, at most %d", len(content), maxContent)
+	}
+	other := *sd
+	other.Content = content
+	return &other, nil
+}
+
 func (sd *SignedData) encode(b *cryptobyte.Builder) {
 	b.AddASN1Int64(int64(sd.Version))
 	b.AddASN1(der.SET, func(b *cryptobyte.Builder) {
