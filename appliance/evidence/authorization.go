@@ -1,8 +1,13 @@
 package evidence
 
 import (
+	"bytes"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/emmansun/gmsm/sm3"
 )
@@ -17,6 +22,13 @@ const (
 	SignerPIN Method = "signer-pin"
 )
 
+const (
+	// MaxDigests is how many documents one authorisation can be bound to, and how many uses an activation can have.
+	MaxDigests = 500
+	// maxAuthorization is above what MaxDigests digests and the longest proof add up to.
+	maxAuthorization = 64 << 10
+)
+
 // An Authorization is one act of consent. Its exact bytes as stored (JSON) are what the leaf and the signed attribute
 // commit to: SM3 over them is the authorisation hash. It never holds the PIN.
 type Authorization struct {
@@ -26,7 +38,7 @@ type Authorization struct {
 	Level       int    `json:"level"` // 1 asserted, 2 knowledge of a PIN
 	Subject     string `json:"subject"`
 	Application string `json:"application"`
-	Nonce       string `json:"nonce"`
+	Nonce       string `json:"nonce"` // 128 random bits, hex
 	// Digests (SM3 or SHA-256 of the documents, hex) bind a one-time authorisation; an activation has Count and
 	// NotAfter instead.
 	Digests   []string `json:"digests,omitempty"`
@@ -44,8 +56,12 @@ func (a *Authorization) Bytes() ([]byte, error) { return json.Marshal(a) }
 // HashAuthorization is the authorisation hash over stored bytes.
 func HashAuthorization(stored []byte) [32]byte { return sm3.Sum(stored) }
 
-// ParseAuthorization reads stored bytes.
+// ParseAuthorization reads stored bytes. It takes only what [Authorization.Bytes] writes, byte for byte, so that an
+// authorisation does not say one thing to a person who reads its text and another to a program.
 func ParseAuthorization(stored []byte) (*Authorization, error) {
+	if len(stored) > maxAuthorization {
+		return nil, fmt.Errorf("evidence: authorisation of %d bytes, at most %d are read", len(stored), maxAuthorization)
+	}
 	var a Authorization
 	if err := json.Unmarshal(stored, &a); err != nil {
 		return nil, fmt.Errorf("evidence: authorisation: %w", err)
@@ -53,5 +69,78 @@ func ParseAuthorization(stored []byte) (*Authorization, error) {
 	if a.Version != 1 {
 		return nil, fmt.Errorf("evidence: authorisation version %d, this release reads 1", a.Version)
 	}
+	if err := a.check(); err != nil {
+		return nil, fmt.Errorf("evidence: authorisation: %w", err)
+	}
+	again, err := a.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("evidence: authorisation: %w", err)
+	}
+	if !bytes.Equal(again, stored) {
+		return nil, errors.New("evidence: authorisation is not in its one encoding")
+	}
 	return &a, nil
+}
+
+func (a *Authorization) check() error {
+	granted, err := parseTime(a.GrantedAt)
+	switch {
+	case !isHex(a.ID, 16) || !isHex(a.Nonce, 16):
+		return errors.New("id and nonce must be 128 bits in lower-case hexadecimal")
+	case a.Method == "" || a.Level < 1 || a.Subject == "" || a.Application == "":
+		return errors.New("method, level, subject and application must be there")
+	case err != nil:
+		return fmt.Errorf("granted_at: %w", err)
+	case (len(a.Digests) > 0) == (a.Count != 0):
+		return errors.New("either digests or a count must be there")
+	case len(a.Digests) > MaxDigests || a.Count < 0 || a.Count > MaxDigests:
+		return fmt.Errorf("more than %d uses", MaxDigests)
+	case a.Count > 0 && a.NotAfter == "":
+		return errors.New("an activation without an end")
+	}
+	seen := make(map[string]bool, len(a.Digests))
+	for _, d := range a.Digests {
+		if !isHex(d, 32) || seen[d] {
+			return errors.New("digests must be 32 bytes each in lower-case hexadecimal, and none twice")
+		}
+		seen[d] = true
+	}
+	if a.NotAfter != "" {
+		end, err := parseTime(a.NotAfter)
+		if err != nil {
+			return fmt.Errorf("not_after: %w", err)
+		}
+		if end.Before(granted) {
+			return errors.New("it ends before it was granted")
+		}
+	}
+	return nil
+}
+
+func parseTime(s string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err == nil && t.UTC().Format(time.RFC3339Nano) != s {
+		err = errors.New("time is not UTC in its one spelling")
+	}
+	return t, err
+}
+
+// isHex reports whether s is n bytes in lower-case hexadecimal.
+func isHex(s string, n int) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == n && strings.ToLower(s) == s
+}
+
+// covers reports whether the authorisation reaches a document: by its digest, or as an activation, which only the
+// signer himself can give.
+func (a *Authorization) covers(digest string) bool {
+	if a.Count > 0 {
+		return a.Method != AppAsserted
+	}
+	for _, d := range a.Digests {
+		if d == digest {
+			return true
+		}
+	}
+	return false
 }

@@ -7,10 +7,8 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
@@ -21,135 +19,141 @@ import (
 	"yinjian/appliance/audit"
 	"yinjian/appliance/cms"
 	"yinjian/appliance/pki"
+	"yinjian/ntp"
 	"yinjian/tsa"
 )
-
-// MaxBundle bounds a bundle's size in bytes; content is never inside, certificates and CRLs are.
-const MaxBundle = 64 << 20
-
-// Parse reads a bundle. Unknown fields and trailing data are errors: a bundle of a later format is not half-read.
-func Parse(data []byte) (*Bundle, error) {
-	if len(data) > MaxBundle {
-		return nil, fmt.Errorf("evidence: bundle of %d bytes, at most %d are read", len(data), MaxBundle)
-	}
-	var b Bundle
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&b); err != nil {
-		return nil, fmt.Errorf("evidence: %w", err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("evidence: data after the bundle")
-	}
-	if b.Format != Format {
-		return nil, fmt.Errorf("evidence: format %q, this release reads %q", b.Format, Format)
-	}
-	return &b, nil
-}
 
 // Input is what a verifier may hold beside the evidence.
 type Input struct {
 	Document []byte // the signed content; nil when it is not at hand
-	Digest   []byte // instead of Document: its digest by the signature's hash
-	// CRLs known to the verifier, beside those in the evidence.
+	Digest   []byte // instead of Document: its digest
+	// DigestAlgorithm is "SM3" or "SHA-256"; "" means that of the signature (of the imprint, for a token alone). A digest
+	// by another algorithm than the signature's cannot be compared, which proves nothing either way.
+	DigestAlgorithm string
+	// CRLs known to the verifier, beside those in the evidence. A list made after the signature clears a certificate only
+	// together with At, at which it must be current.
 	CRLs []*pki.CRL
-	// At is the verifier's own time, used only where there is no timestamp. Zero: such validity is not checked.
+	// At is the verifier's own time. Without a timestamp, certificates are judged at it. Zero: such validity is not
+	// checked, and the verifier's CRLs must have been current when the key was used.
 	At time.Time
 }
 
 // IDs of the checks made here; those of packages cms, pki and tsa keep their own behind a prefix.
 const (
-	CheckDocument     = "document.digest"
-	CheckSignature    = "signature.value"
-	CheckContext      = "signature.context"
-	CheckConsentHash  = "consent.hash"
-	CheckConsentBound = "consent.binding"
-	CheckConsentProof = "consent.proof"
-	CheckToken        = "token.present"
-	CheckTokenImprint = "token.tsa.imprint"
-	CheckLeaf         = "journal.leaf"
-	CheckLeafMatch    = "journal.record"
-	CheckPayloads     = "journal.payloads"
-	CheckInclusion    = "journal.inclusion"
-	CheckCheckpoint   = "journal.checkpoint"
-	CheckCosigned     = "journal.cosignature"
+	CheckDocument        = "document.digest"
+	CheckSignature       = "signature.value"
+	CheckSignedDigest    = "signature.digest"
+	CheckContext         = "signature.context"
+	CheckSigner          = "signer.certificate"
+	CheckConsentHash     = "consent.hash"
+	CheckConsentBound    = "consent.binding"
+	CheckConsentTime     = "consent.time"
+	CheckConsentProof    = "consent.proof"
+	CheckToken           = "token.present"
+	CheckTokenEmbedded   = "token.embedded"
+	CheckTokenImprint    = "token." + tsa.CheckImprint
+	CheckLeaf            = "journal.leaf"
+	CheckLeafMatch       = "journal.record"
+	CheckPayloads        = "journal.payloads"
+	CheckInclusion       = "journal.inclusion"
+	CheckCheckpoint      = "journal.checkpoint"
+	CheckCheckpointToken = "journal.checkpoint.token"
+	CheckCosigned        = "journal.cosignature"
+)
+
+const (
+	formRaw = "raw"
+	formCMS = "cms"
+	// stampNone is the policy of an application that asks for no timestamps; any other word means that one is required.
+	stampNone = "none"
+	// consentSlack is how far the time of a signature may be outside its consent's: what lies between taking the consent
+	// and the leaf, for which package sign allows 45 s, and the clock's bounds.
+	consentSlack = time.Minute
 )
 
 // Verify judges a bundle.
 func Verify(b *Bundle, trust Trust, in Input) *Report {
 	r := new(builder)
+	if n := len(b.Certificates) + len(b.CRLs); n > audit.MaxPayloads { // of which the leaf names no more
+		r.add(CheckPayloads, pki.Failed, fmt.Sprintf("证书与吊销列表共 %d 份，过多 (too many certificates and CRLs)", n))
+		return r.report()
+	}
 	certs := parseCertificates(r, b.Certificates)
 	in.CRLs = append(parseCRLs(r, b.CRLs), in.CRLs...)
 
-	// The record: what the leaf says is the truth; the JSON beside it must say the same.
+	// 1. The record: what the leaf says is the truth; the JSON beside it must say the same.
 	entry := verifyLeaf(r, b)
 	r.require(CheckLeaf, CheckLeafMatch, CheckPayloads)
 	verifyInclusion(r, b, trust)
 	r.require(CheckInclusion, CheckCheckpoint)
+	verifyCheckpointToken(r, b, certs, trust, in)
 
-	// The document.
-	want, _ := hex.DecodeString(b.Record.Digest)
-	given := in.digestFor(b.Signature.Algorithm)
-	switch {
+	// 2. The document.
+	recorded, err := hex.DecodeString(b.Record.Digest)
+	if err != nil || len(recorded) != 32 {
+		r.add(CheckDocument, pki.Failed, "记录中的摘要不是 32 字节 (the record's digest is malformed)")
+		recorded = make([]byte, 32)
+	}
+	switch given, why := in.digest(b.Record.DigestAlgorithm); {
 	case given == nil:
-		r.add(CheckDocument, pki.NotChecked, "未提供原文，无法比对摘要 (no document given)")
+		r.add(CheckDocument, pki.NotChecked, why)
 	default:
-		r.hold(CheckDocument, bytes.Equal(given, want), "原文摘要与记录一致 (document matches the record)", "原文已改动：摘要与记录不符 (document was changed: its digest differs)")
+		r.hold(CheckDocument, bytes.Equal(given, recorded), "原文摘要与记录一致 (document matches the record)", "原文已改动：摘要与记录不符 (document was changed: its digest differs)")
 	}
 	r.require(CheckDocument)
 
-	// The token fixes the time at which certificates are judged.
+	// 3. The token fixes the time at which certificates are judged.
 	value := b.Signature.Value
 	var message *cms.SignedData
-	if b.Signature.Form == "cms" {
+	if b.Signature.Form == formCMS {
 		m, err := cms.Parse(b.Signature.Value)
-		if err != nil || len(m.SignerInfos) != 1 {
+		if err == nil && len(m.SignerInfos) != 1 {
+			err = fmt.Errorf("%d signers: %w", len(m.SignerInfos), cms.ErrSigners)
+		}
+		if err != nil {
 			r.add(CheckSignature, pki.Failed, fmt.Sprintf("CMS 无法解析 (cannot be parsed: %v)", err))
 		} else {
 			message, value = m, m.SignerInfos[0].Signature
 		}
 	}
-	at := verifyToken(r, b.Token, value, b.Signature.Algorithm, certs, trust, in.CRLs)
+	at := verifyToken(r, b.Token, value, certs, trust, in)
 	switch {
-	case b.Record.StampPolicy == "required":
+	case b.Record.StampPolicy != stampNone:
 		r.require(CheckToken)
-	case at.IsZero() && entry != nil:
+	case len(b.Token) == 0 && entry != nil && (ntp.Reading{State: entry.Time.State}).Trusted():
 		at = entry.Time.UTC()
 		r.state("无时间戳（应用策略不要求）：时间仅由本机日志声明 (no timestamp by policy; the time is the appliance's own word)")
 	}
 	if message != nil && len(b.Token) > 0 {
 		embedded := message.SignerInfos[0].TimeStampTokens()
-		r.hold("token.embedded", len(embedded) == 1 && bytes.Equal(embedded[0], b.Token), "CMS 内含同一时间戳 (the CMS carries the same token)", "CMS 内的时间戳与证据不一致 (the token inside the CMS differs)")
+		r.hold(CheckTokenEmbedded, len(embedded) == 1 && bytes.Equal(embedded[0], b.Token), "CMS 内含同一时间戳 (the CMS carries the same token)", "CMS 内的时间戳与证据不一致 (the token inside the CMS differs)")
 	}
 
-	// The signature.
-	var signer *smx509.Certificate
-	if b.Signature.Form == "cms" && message != nil {
-		signer = verifyMessage(r, "signature.", message, in, want)
+	// 4. The signature, under the certificate that the leaf names.
+	named := certificateOf(entry, certs)
+	signer := named
+	switch {
+	case message != nil:
+		signer = verifyMessage(r, "signature.", message, in, certs, recorded)
 		r.require("signature." + cms.CheckSignature)
-		verifyContext(r, b, message)
-		r.require(CheckContext)
-	} else if b.Signature.Form == "raw" {
-		if len(certs) > 0 {
-			signer = certs[0]
-		}
+		verifyContext(r, b, entry, message)
+		r.require(CheckContext, CheckSignedDigest)
+	case b.Signature.Form == formRaw:
 		verifyRaw(r, b.Signature.Algorithm, signer, in.Document, b.Signature.Value)
 		r.require(CheckSignature)
-	} else if b.Signature.Form != "cms" {
+	case b.Signature.Form != formCMS:
 		r.add(CheckSignature, pki.Failed, fmt.Sprintf("未知的签名形式 %q (unknown form)", b.Signature.Form))
 	}
-	if signer != nil && entry != nil {
-		sum := audit.Sum(signer.Raw)
-		had, _ := entry.Field("certificate.sm3").(audit.Octets)
-		r.hold("signer.certificate", bytes.Equal(had, sum[:]), "签名证书即日志所记 (the certificate is the journal's)", "签名证书与日志所记不同 (the certificate is not the one in the journal)")
-	}
-	verifyPath(r, "signer.", signer, certs, trust, in.CRLs, at, pki.StaffSigning)
 	if signer != nil {
+		r.hold(CheckSigner, named != nil && bytes.Equal(signer.Raw, named.Raw), "签名证书即日志所记 (the certificate is the journal's)", "签名证书与日志所记不同 (the certificate is not the one in the journal)")
 		r.Signer = signer.Subject.String()
 	}
+	r.require(CheckSigner)
+	verifyPath(r, "signer.", signer, certs, trust, in, at, pki.StaffSigning)
 
-	verifyConsent(r, b, want)
-	r.require(CheckConsentHash, CheckConsentBound)
+	// 5. Consent.
+	verifyConsent(r, b, entry, at)
+	r.require(CheckConsentHash, CheckConsentBound, CheckConsentTime)
 	if b.Record.TimeProvenance != "" {
 		r.state("时间来源 (time by): " + b.Record.TimeProvenance)
 	}
@@ -159,17 +163,45 @@ func Verify(b *Bundle, trust Trust, in Input) *Report {
 	return r.report()
 }
 
-func (in Input) digestFor(algorithm string) []byte {
+// digest is the document's digest by the named algorithm, or nil and why there is none.
+func (in Input) digest(algorithm string) (digest []byte, why string) {
 	switch {
+	case in.Document == nil && in.Digest == nil:
+		return nil, "未提供原文，无法比对摘要 (no document given)"
+	case in.Document == nil && in.DigestAlgorithm != "" && in.DigestAlgorithm != algorithm:
+		return nil, fmt.Sprintf("给出的是 %s 摘要，签名用的是 %s，无法比对 (digest by another algorithm)", in.DigestAlgorithm, algorithm)
 	case in.Document == nil:
-		return in.Digest
-	case algorithm == "SM2":
-		sum := sm3.Sum(in.Document)
-		return sum[:]
-	default:
+		return in.Digest, ""
+	case algorithm == nameSM3:
+		return sumSM3(in.Document), ""
+	case algorithm == nameSHA256:
 		sum := sha256.Sum256(in.Document)
-		return sum[:]
+		return sum[:], ""
+	default:
+		return nil, fmt.Sprintf("不支持的摘要算法 %q (digest algorithm)", algorithm)
 	}
+}
+
+// Names of digest algorithms in records and requests.
+const (
+	nameSM3    = "SM3"
+	nameSHA256 = "SHA-256"
+)
+
+func sumSM3(b []byte) []byte { s := sm3.Sum(b); return s[:] }
+
+// certificateOf is the certificate whose digest the leaf holds, nil if it is not there.
+func certificateOf(e *audit.Entry, certs []*smx509.Certificate) *smx509.Certificate {
+	if e == nil {
+		return nil
+	}
+	want, _ := e.Field("certificate.sm3").(audit.Octets)
+	for _, c := range certs {
+		if sum := audit.Sum(c.Raw); bytes.Equal(want, sum[:]) {
+			return c
+		}
+	}
+	return nil
 }
 
 func parseCertificates(r *builder, ders [][]byte) []*smx509.Certificate {
@@ -198,7 +230,8 @@ func parseCRLs(r *builder, ders [][]byte) []*pki.CRL {
 	return out
 }
 
-// verifyLeaf checks the leaf and that everything in the bundle is what the leaf commits to.
+// verifyLeaf checks the leaf and that everything in the bundle is what the leaf commits to. It answers the entry, nil if
+// the leaf is none.
 func verifyLeaf(r *builder, b *Bundle) *audit.Entry {
 	e, err := audit.ParseEntry(b.Journal.Leaf)
 	if err != nil {
@@ -234,29 +267,50 @@ func verifyLeaf(r *builder, b *Bundle) *audit.Entry {
 	slices.Sort(differs)
 	r.hold(CheckLeafMatch, len(differs) == 0, "证据所述与日志条目一致 (the record says what the leaf says)", fmt.Sprintf("与日志条目不一致：%v (differs from the leaf)", differs))
 
-	held := map[audit.Hash]bool{}
-	for _, p := range slices.Concat(b.Certificates, b.CRLs, [][]byte{b.Signature.Value, b.Authorization, b.Token}) {
-		held[audit.Sum(p)] = true
-	}
-	var missing []string
+	verifyPayloads(r, b, e)
+	return e
+}
+
+// verifyPayloads holds what the bundle carries against the digests in the leaf. What is missing could not be compared;
+// what is missing while something that the leaf does not know stands in the bundle was changed. More certificates and
+// CRLs than the leaf names do no harm: whoever keeps evidence for years may add newer lists.
+func verifyPayloads(r *builder, b *Bundle, e *audit.Entry) {
+	named := map[audit.Hash]bool{}
 	for _, p := range e.Payloads {
-		if !held[p.SM3] {
+		named[p.SM3] = true
+	}
+	held := map[audit.Hash]bool{}
+	foreign := false
+	for _, p := range slices.Concat(b.Certificates, b.CRLs) {
+		sum := audit.Sum(p)
+		held[sum] = true
+		foreign = foreign || !named[sum]
+	}
+	single := map[string][]byte{"signature": b.Signature.Value, "token": b.Token, "authorization": b.Authorization}
+	var missing, changed []string
+	for _, p := range e.Payloads {
+		data, ok := single[p.Name]
+		switch {
+		case ok && len(data) > 0 && audit.Sum(data) != p.SM3, !ok && !held[p.SM3] && foreign:
+			changed = append(changed, p.Name)
+		case ok && len(data) == 0, !ok && !held[p.SM3]:
 			missing = append(missing, p.Name)
 		}
 	}
-	// What is named must be there and be what the leaf hashes; more certificates than the leaf names do no harm.
-	exact := func(name string, data []byte) {
-		p, ok := e.Payload(name)
-		if ok != (len(data) > 0) || ok && p.SM3 != audit.Sum(data) {
-			missing = append(missing, name)
+	for name, data := range single {
+		if _, ok := e.Payload(name); !ok && len(data) > 0 {
+			changed = append(changed, name)
 		}
 	}
-	exact("signature", b.Signature.Value)
-	exact("token", b.Token)
-	exact("authorization", b.Authorization)
-	r.hold(CheckPayloads, len(missing) == 0, "签名、时间戳、授权、证书与日志所记摘要一致 (payloads hash to what the leaf says)",
-		fmt.Sprintf("已改动或缺失：%v (changed or missing)", missing))
-	return e
+	slices.Sort(changed)
+	switch {
+	case len(changed) > 0:
+		r.add(CheckPayloads, pki.Failed, fmt.Sprintf("已改动：%v (not what the leaf names)", changed))
+	case len(missing) > 0:
+		r.add(CheckPayloads, pki.NotChecked, fmt.Sprintf("证据不全，缺：%v (missing)", missing))
+	default:
+		r.add(CheckPayloads, pki.Passed, "签名、时间戳、授权、证书与日志所记摘要一致 (payloads hash to what the leaf says)")
+	}
 }
 
 func verifyInclusion(r *builder, b *Bundle, trust Trust) {
@@ -279,54 +333,98 @@ func verifyInclusion(r *builder, b *Bundle, trust Trust) {
 		}
 		path = append(path, audit.Hash(h))
 	}
+	// The path's length is checked there against size and index.
 	err = audit.VerifyInclusion(b.Journal.Sequence, b.Journal.TreeSize, audit.LeafHash(b.Journal.Leaf), path, c.Root)
 	r.hold(CheckInclusion, err == nil && c.Size == b.Journal.TreeSize, "记录在日志树中 (the record is in the log)", "包含证明不成立：记录不在该检查点的日志中 (inclusion proof does not hold)")
 	r.add(CheckCosigned, pki.NotChecked, "尚无另一院区的见证签名 (no cosignature of another campus)")
 }
 
+// verifyCheckpointToken judges the timestamp over the checkpoint's signature, which dates the log itself. It is there or
+// not; one that is there and wrong was changed.
+func verifyCheckpointToken(r *builder, b *Bundle, certs []*smx509.Certificate, trust Trust, in Input) {
+	if len(b.Journal.CheckpointToken) == 0 {
+		r.add(CheckCheckpointToken, pki.NotChecked, "检查点当时尚无时间戳 (the checkpoint had no timestamp then)")
+		return
+	}
+	t, err := tsa.ParseToken(b.Journal.CheckpointToken)
+	if err != nil {
+		r.add(CheckCheckpointToken, pki.Failed, fmt.Sprintf("检查点的时间戳无法解析 (token: %v)", err))
+		return
+	}
+	report, _ := t.VerifyData(b.Journal.CheckpointSignature, certs...)
+	for _, c := range report.Checks {
+		if c.Result == cms.Failed && !unknowable(c.Err) {
+			r.add(CheckCheckpointToken, pki.Failed, fmt.Sprintf("检查点的时间戳不成立 (the checkpoint's token: %s: %v)", c.ID, c.Err))
+			return
+		}
+	}
+	if report.Result(cms.CheckSignature) != cms.Passed || report.Result(tsa.CheckImprint) != cms.Passed {
+		r.add(CheckCheckpointToken, pki.NotChecked, "检查点的时间戳无法核验：缺证书或算法不受支持 (certificate or algorithm not at hand)")
+		return
+	}
+	p := judgePath(report.Signer, slices.Concat(t.Certificates(), certs), trust, in, t.GenTime, pki.TimeStamping)
+	when := t.GenTime.Format(time.RFC3339Nano)
+	switch p.Verdict {
+	case pki.Valid:
+		r.add(CheckCheckpointToken, pki.Passed, "检查点于 "+when+" 已存在 (the checkpoint existed then)")
+	case pki.Invalid:
+		r.add(CheckCheckpointToken, pki.Failed, "检查点的时间戳证书不可信 (the certificate of the checkpoint's token is not good)")
+	default:
+		// The unit may be of another CA than the signer, whose CRL the bundle need not hold.
+		r.add(CheckCheckpointToken, pki.NotChecked, "检查点的时间戳 "+when+" 与签名相符，其证书链或吊销状态未能核实 (the token fits; its certificate could not be judged)")
+	}
+}
+
 // verifyToken judges the token over value and answers its genTime, zero when there is none that holds.
-func verifyToken(r *builder, token, value []byte, algorithm string, certs []*smx509.Certificate, trust Trust, crls []*pki.CRL) time.Time {
+func verifyToken(r *builder, token, value []byte, certs []*smx509.Certificate, trust Trust, in Input) time.Time {
 	if len(token) == 0 {
 		r.add(CheckToken, pki.NotChecked, "没有时间戳 (no timestamp token)")
 		return time.Time{}
 	}
 	t, err := tsa.ParseToken(token)
 	if err != nil {
-		r.add(CheckToken, pki.Failed, fmt.Sprintf("时间戳无法解析 (token: %v)", err))
+		r.unreadable(CheckToken, "时间戳", err)
 		return time.Time{}
 	}
 	r.add(CheckToken, pki.Passed, "有时间戳 (a token is there)")
+	report, _ := t.VerifyData(value, certs...)
+	return judgeToken(r, t, report, certs, trust, in)
+}
+
+// judgeToken adds the checks of a token and of its certificate, and answers genTime if the token is what it should be.
+func judgeToken(r *builder, t *tsa.Token, report *cms.Report, certs []*smx509.Certificate, trust Trust, in Input) time.Time {
 	before := len(r.Checks)
-	var report *cms.Report
-	switch {
-	case isSM3(t):
-		report, _ = t.VerifyDigest(t.Imprint.Algorithm, sumSM3(value), certs...)
-	case t.Imprint.Algorithm.Equal(cms.OIDSHA256):
-		sum := sha256.Sum256(value)
-		report, _ = t.VerifyDigest(t.Imprint.Algorithm, sum[:], certs...)
-	default:
-		r.add(CheckTokenImprint, pki.NotChecked, fmt.Sprintf("不支持的摘要算法 %v (imprint algorithm)", t.Imprint.Algorithm))
-		return time.Time{}
-	}
 	addCMS(r, "token.", report)
 	r.require("token."+cms.CheckSignature, CheckTokenImprint)
+	ok := report.Result(cms.CheckSignature) == cms.Passed
 	for _, c := range r.Checks[before:] {
-		if c.Status == pki.Failed {
-			return time.Time{}
-		}
+		ok = ok && c.Status != pki.Failed
 	}
-	r.GenTime, r.Accuracy = t.GenTime.Format(time.RFC3339Nano), t.Accuracy.String()
-	verifyPath(r, "tsa.", report.Signer, append(t.Certificates(), certs...), trust, crls, t.GenTime, pki.TimeStamping)
+	if ok {
+		r.GenTime, r.Accuracy = t.GenTime.Format(time.RFC3339Nano), t.Accuracy.String()
+	}
+	verifyPath(r, "tsa.", report.Signer, slices.Concat(t.Certificates(), certs), trust, in, t.GenTime, pki.TimeStamping)
+	if !ok {
+		return time.Time{}
+	}
 	return t.GenTime
 }
 
-func isSM3(t *tsa.Token) bool {
-	return t.Imprint.Equal(tsa.Imprint{Algorithm: cms.OIDSM3, Digest: t.Imprint.Digest})
+// judgePath judges a certificate at a time. Lists that were current then decide; where they do not suffice, lists that are
+// current at the verifier's own time may (pki.Options.RevocationAt). A revocation that any list shows counts either way.
+func judgePath(leaf *smx509.Certificate, certs []*smx509.Certificate, trust Trust, in Input, at time.Time, purpose pki.Purpose) *pki.PathReport {
+	o := pki.Options{Leaf: leaf, Intermediates: certs, Anchors: trust.Anchors, At: at, Purpose: purpose, CRLs: in.CRLs}
+	p := pki.VerifyPath(o)
+	if p.Verdict == pki.Indeterminate && !at.IsZero() && in.At.After(at) {
+		o.RevocationAt = in.At
+		if later := pki.VerifyPath(o); later.Verdict != pki.Indeterminate {
+			p = later
+		}
+	}
+	return p
 }
 
-func sumSM3(b []byte) []byte { s := sm3.Sum(b); return s[:] }
-
-func verifyPath(r *builder, prefix string, leaf *smx509.Certificate, certs []*smx509.Certificate, trust Trust, crls []*pki.CRL, at time.Time, purpose pki.Purpose) {
+func verifyPath(r *builder, prefix string, leaf *smx509.Certificate, certs []*smx509.Certificate, trust Trust, in Input, at time.Time, purpose pki.Purpose) {
 	for _, id := range pki.PathChecks() {
 		r.require(prefix + id)
 	}
@@ -334,7 +432,7 @@ func verifyPath(r *builder, prefix string, leaf *smx509.Certificate, certs []*sm
 		r.add(prefix+pki.CheckPathChain, pki.NotChecked, "没有可判断的证书 (no certificate to judge)")
 		return
 	}
-	p := pki.VerifyPath(pki.Options{Leaf: leaf, Intermediates: certs, Anchors: trust.Anchors, At: at, Purpose: purpose, CRLs: crls})
+	p := judgePath(leaf, certs, trust, in, at, purpose)
 	r.Checks = append(r.Checks, pki.WithPrefix(prefix, p.Checks)...)
 	if p.Evaluation {
 		s := "证书仅供评估，不具法律效力 (certificates are for evaluation only)"
@@ -344,24 +442,45 @@ func verifyPath(r *builder, prefix string, leaf *smx509.Certificate, certs []*sm
 	}
 }
 
-// verifyMessage adds the checks of a CMS and answers the signer's certificate. recorded is the digest of the record,
-// which serves when the content is not at hand.
-func verifyMessage(r *builder, prefix string, m *cms.SignedData, in Input, recorded []byte) *smx509.Certificate {
+// verifyMessage adds the checks of a CMS and answers the signer's certificate, nil when it was not found. recorded is
+// the digest of the record, which serves when the content is not at hand and is compared always; nil: there is no record.
+func verifyMessage(r *builder, prefix string, m *cms.SignedData, in Input, extra []*smx509.Certificate, recorded []byte) *smx509.Certificate {
 	var report *cms.Report
+	digest, why := in.digest(digestName(m))
 	switch {
 	case in.Document != nil:
-		report, _ = m.Verify(in.Document)
-	case m.Content != nil:
-		report, _ = m.Verify(nil)
-	case in.Digest != nil:
-		report, _ = m.VerifyDigest(in.Digest)
+		report, _ = m.Verify(in.Document, extra...)
+	case m.Content != nil && digest == nil:
+		report, _ = m.Verify(nil, extra...)
+	case digest != nil:
+		report, _ = m.VerifyDigest(digest, extra...)
 	case recorded != nil:
-		report, _ = m.VerifyDigest(recorded)
+		report, _ = m.VerifyDigest(recorded, extra...)
 	default:
-		report, _ = m.Verify(nil)
+		report, _ = m.Verify(nil, extra...)
+		if in.Digest != nil {
+			r.add(CheckDocument, pki.NotChecked, why)
+		}
 	}
 	addCMS(r, prefix, report)
+	if recorded != nil && report.ContentDigest != nil {
+		r.hold(CheckSignedDigest, bytes.Equal(report.ContentDigest, recorded), "签名所及即记录的摘要 (what was signed is the record's digest)", "签名所及与记录的摘要不同 (what was signed is not the record's digest)")
+	}
 	return report.Signer
+}
+
+// digestName is the digest algorithm of the message's first signer, "" for one that is not ours.
+func digestName(m *cms.SignedData) string {
+	if len(m.SignerInfos) == 0 {
+		return ""
+	}
+	switch oid := m.SignerInfos[0].DigestAlgorithm.OID; {
+	case oid.Equal(cms.OIDSM3):
+		return nameSM3
+	case oid.Equal(cms.OIDSHA256):
+		return nameSHA256
+	}
+	return ""
 }
 
 var cmsWords = map[string]string{
@@ -381,6 +500,21 @@ var cmsWords = map[string]string{
 	tsa.CheckGenTime:             "时间在证书有效期内 (genTime inside the validity)",
 }
 
+// unknowable are reasons why a check could not be made, though package cms counts them as failures: something is not at
+// hand or not implemented, which says nothing about the signature.
+func unknowable(err error) bool {
+	return errors.Is(err, cms.ErrUnsupported) || errors.Is(err, cms.ErrNoContent) || errors.Is(err, cms.ErrSignerCertificate)
+}
+
+// unreadable adds that a part could not be parsed: a failure, unless it is of a kind that is not implemented.
+func (r *builder) unreadable(id, what string, err error) {
+	if errors.Is(err, cms.ErrUnsupported) {
+		r.add(id, pki.NotChecked, fmt.Sprintf("%s属于不支持的类型 (not supported: %v)", what, err))
+		return
+	}
+	r.add(id, pki.Failed, fmt.Sprintf("%s无法解析 (malformed: %v)", what, err))
+}
+
 // addCMS copies the checks of a CMS report.
 func addCMS(r *builder, prefix string, report *cms.Report) {
 	for _, c := range report.Checks {
@@ -388,12 +522,14 @@ func addCMS(r *builder, prefix string, report *cms.Report) {
 		if words == "" {
 			words = c.ID
 		}
-		switch c.Result {
-		case cms.Passed:
+		switch {
+		case c.Result == cms.Passed:
 			r.add(prefix+c.ID, pki.Passed, words)
-		case cms.Failed:
+		case c.Result == cms.Failed && unknowable(c.Err):
+			r.add(prefix+c.ID, pki.NotChecked, fmt.Sprintf("%s：无从核验 (cannot be checked: %v)", words, c.Err))
+		case c.Result == cms.Failed:
 			r.add(prefix+c.ID, pki.Failed, fmt.Sprintf("%s: %v", words, c.Err))
-		case cms.NotPresent:
+		case c.Result == cms.NotPresent:
 			// An optional part that is absent: nothing was there to check, and nothing is claimed.
 			r.add(prefix+c.ID, pki.NotChecked, words+"：可选项，未出现 (optional, absent)")
 		default:
@@ -402,8 +538,8 @@ func addCMS(r *builder, prefix string, report *cms.Report) {
 	}
 }
 
-// verifyContext holds the signed attribute against the record.
-func verifyContext(r *builder, b *Bundle, m *cms.SignedData) {
+// verifyContext holds the signed attribute against the record, and its authorisation hash against the leaf's.
+func verifyContext(r *builder, b *Bundle, e *audit.Entry, m *cms.SignedData) {
 	raw, ok := m.SignerInfos[0].Attribute(pki.OIDSigningContext)
 	if !ok {
 		r.add(CheckContext, pki.Failed, "缺少签名场景属性 (signing context attribute is missing)")
@@ -414,17 +550,30 @@ func verifyContext(r *builder, b *Bundle, m *cms.SignedData) {
 		r.add(CheckContext, pki.Failed, fmt.Sprintf("签名场景属性无法解析 (%v)", err))
 		return
 	}
+	var committed audit.Octets
+	if e != nil {
+		committed, _ = e.Field("consent.sm3").(audit.Octets)
+	}
 	ok = c.Application == b.Record.Application && c.Campus == b.Record.Campus && c.RecordID == b.RecordID &&
 		c.DocumentType == b.Record.DocumentType && c.SignerRole == b.Record.Role && c.Department == b.Record.Department &&
-		c.Test == b.Record.Test && c.AuthorisationHash == HashAuthorization(b.Authorization)
+		c.Test == b.Record.Test && bytes.Equal(c.AuthorisationHash[:], committed)
 	r.hold(CheckContext, ok, "签名内含的应用、院区、科室、授权与记录一致 (the signed context is the record's)", "签名内含的场景与记录不符 (the signed context differs from the record)")
 }
 
 // verifyRaw checks a signature value over content.
 func verifyRaw(r *builder, algorithm string, cert *smx509.Certificate, content, value []byte) {
-	switch {
-	case cert == nil:
+	if cert == nil {
 		r.add(CheckSignature, pki.NotChecked, "没有签名证书 (no certificate)")
+		return
+	}
+	if err := pki.CheckPublicKey(cert.PublicKey); err != nil {
+		r.add(CheckSignature, pki.NotChecked, fmt.Sprintf("不支持的公钥 (public key not supported: %v)", err))
+		return
+	}
+	_, isRSA := cert.PublicKey.(*rsa.PublicKey)
+	switch {
+	case isRSA && algorithm != "RSA-2048" || !isRSA && algorithm != "SM2":
+		r.add(CheckSignature, pki.Failed, fmt.Sprintf("证书的公钥不是 %s 的 (the certificate's key is of another algorithm)", algorithm))
 	case content == nil:
 		r.add(CheckSignature, pki.NotChecked, "裸签名需要原文才能验证 (a raw signature needs the document)")
 	case cms.LooksLikeAttributes(content):
@@ -433,22 +582,31 @@ func verifyRaw(r *builder, algorithm string, cert *smx509.Certificate, content, 
 		ok := false
 		switch pub := cert.PublicKey.(type) {
 		case *ecdsa.PublicKey:
-			ok = algorithm == "SM2" && sm2.VerifyASN1WithSM2(pub, nil, content, value)
+			ok = sm2.VerifyASN1WithSM2(pub, nil, content, value) // nil: the default identity
 		case *rsa.PublicKey:
 			sum := sha256.Sum256(content)
-			ok = algorithm == "RSA-2048" && pub.N.BitLen() >= 2048 && rsa.VerifyPKCS1v15(pub, crypto.SHA256, sum[:], value) == nil
+			ok = rsa.VerifyPKCS1v15(pub, crypto.SHA256, sum[:], value) == nil
 		}
 		r.hold(CheckSignature, ok, "签名值正确 (signature verifies)", "签名值不正确：原文或签名已改动 (signature does not verify: document or signature was changed)")
 	}
 }
 
-// verifyConsent holds the authorisation against the leaf and the record.
-func verifyConsent(r *builder, b *Bundle, digest []byte) {
+// verifyConsent holds the authorisation against the leaf and the record. at is the signature's time, zero when no token
+// holds; then the leaf's stands in.
+func verifyConsent(r *builder, b *Bundle, e *audit.Entry, at time.Time) {
+	if len(b.Authorization) == 0 {
+		r.add(CheckConsentHash, pki.NotChecked, "证据中没有授权 (no authorisation in the evidence)")
+		return
+	}
 	hash := HashAuthorization(b.Authorization)
-	e, err := audit.ParseEntry(b.Journal.Leaf)
 	var committed audit.Octets
-	if err == nil {
+	var method, level audit.Value
+	if e != nil {
 		committed, _ = e.Field("consent.sm3").(audit.Octets)
+		method, level = e.Field("consent.method"), e.Field("consent.level")
+		if at.IsZero() {
+			at = e.Time.UTC()
+		}
 	}
 	r.hold(CheckConsentHash, bytes.Equal(committed, hash[:]), "授权与日志所记摘要一致 (authorisation is the one committed to)", "授权已改动 (authorisation was changed)")
 	a, err := ParseAuthorization(b.Authorization)
@@ -456,14 +614,17 @@ func verifyConsent(r *builder, b *Bundle, digest []byte) {
 		r.add(CheckConsentBound, pki.Failed, fmt.Sprintf("授权无法解析 (%v)", err))
 		return
 	}
-	ok := a.Application == b.Record.Application && a.Subject == b.Record.Signer &&
-		(len(a.Digests) == 0 && a.Count > 0 || slices.Contains(a.Digests, hex.EncodeToString(digest))) &&
-		e != nil && e.Text("consent.method") == string(a.Method)
+	ok := a.Application == b.Record.Application && a.Subject == b.Record.Signer && a.covers(b.Record.Digest) &&
+		method == audit.Text(a.Method) && level == audit.Int(a.Level)
 	r.hold(CheckConsentBound, ok, "授权属于该应用、该签名人并覆盖该文档 (authorisation is for this application, signer and document)", "授权不属于该应用、签名人或文档 (authorisation is for something else)")
-	if a.NotAfter != "" && e != nil {
-		end, err := time.Parse(time.RFC3339Nano, a.NotAfter)
-		// The leaf is written right after the signature; a minute is far above what lies between.
-		r.hold("consent.time", err == nil && e.Time.UTC().Before(end.Add(time.Minute)), "在授权有效期内 (within the authorisation's time)", "超出授权有效期 (after the authorisation ended)")
+	if e != nil {
+		granted, _ := parseTime(a.GrantedAt) // ParseAuthorization has read both
+		ok := !at.Before(granted.Add(-consentSlack))
+		if a.NotAfter != "" {
+			end, _ := parseTime(a.NotAfter)
+			ok = ok && !at.After(end.Add(consentSlack))
+		}
+		r.hold(CheckConsentTime, ok, "在授权有效期内 (within the authorisation's time)", "不在授权有效期内 (outside the authorisation's time)")
 	}
 	switch a.Method {
 	case AppAsserted:
@@ -475,34 +636,43 @@ func verifyConsent(r *builder, b *Bundle, digest []byte) {
 		r.state("签名人凭 PIN 同意，由本机核验 (the signer consented by PIN, checked by the appliance)")
 	default:
 		r.add(CheckConsentProof, pki.NotChecked, fmt.Sprintf("未知的同意方式 %q (unknown method)", a.Method))
+		r.require(CheckConsentProof) // a later release may know whether it was one
+		r.state(fmt.Sprintf("同意方式 %q 不为本程序所知 (a method of consent that this program does not know)", a.Method))
 	}
 }
 
-// VerifyCMS judges a CMS by itself: signature, timestamp attribute, path. Consent and journal are not looked at.
+// noToken says what a missing timestamp means.
+const noToken = "没有时间戳：按验证时刻判断证书 (no timestamp: certificates are judged at the time of verification)"
+
+// VerifyCMS judges a CMS by itself: signature, timestamp attribute, path. Consent and journal are not looked at. A
+// detached message without its document or digest is indeterminate.
 func VerifyCMS(der []byte, trust Trust, in Input) *Report {
 	r := new(builder)
 	m, err := cms.Parse(der)
 	if err != nil {
-		r.add("signature.cms.parse", pki.Failed, fmt.Sprintf("CMS 无法解析 (%v)", err))
+		r.unreadable("signature.cms.parse", "CMS ", err)
 		return r.report()
 	}
-	signer := verifyMessage(r, "signature.", m, in, nil)
-	r.require("signature." + cms.CheckSignature)
-	crls := in.CRLs
+	signer := verifyMessage(r, "signature.", m, in, nil, nil)
+	r.require("signature."+cms.CheckContent, "signature."+cms.CheckSignature)
 	for _, raw := range m.CRLs {
-		if l, err := pki.ParseCRL(raw); err == nil {
-			crls = append(crls, l)
+		if l, err := pki.ParseCRL(raw); err == nil { // one that cannot be read clears nobody
+			in.CRLs = append(in.CRLs[:len(in.CRLs):len(in.CRLs)], l)
 		}
 	}
 	at := in.At
 	if len(m.SignerInfos) == 1 {
-		if tokens := m.SignerInfos[0].TimeStampTokens(); len(tokens) > 0 {
-			at = verifyToken(r, tokens[0], m.SignerInfos[0].Signature, "", m.Certificates, trust, crls)
-		} else {
-			r.state("没有时间戳：按验证时刻判断证书 (no timestamp: certificates are judged at the time of verification)")
+		switch tokens := m.SignerInfos[0].TimeStampTokens(); len(tokens) {
+		case 0:
+			r.state(noToken)
+		default:
+			at = verifyToken(r, tokens[0], m.SignerInfos[0].Signature, m.Certificates, trust, in)
+			if len(tokens) > 1 {
+				r.state(fmt.Sprintf("另有 %d 个时间戳未核验 (more timestamps that were not looked at)", len(tokens)-1))
+			}
 		}
 	}
-	verifyPath(r, "signer.", signer, m.Certificates, trust, crls, at, pki.StaffSigning)
+	verifyPath(r, "signer.", signer, m.Certificates, trust, in, at, pki.StaffSigning)
 	if signer != nil {
 		r.Signer = signer.Subject.String()
 	}
@@ -515,50 +685,57 @@ func VerifyToken(der []byte, trust Trust, in Input) *Report {
 	r := new(builder)
 	t, err := tsa.ParseToken(der)
 	if err != nil {
-		r.add(CheckToken, pki.Failed, fmt.Sprintf("时间戳无法解析 (%v)", err))
+		r.unreadable(CheckToken, "时间戳", err)
 		return r.report()
 	}
 	r.add(CheckToken, pki.Passed, "有时间戳 (a token is there)")
 	var report *cms.Report
+	unchecked := ""
+	name := ""
+	switch {
+	case t.Imprint.Equal(tsa.Imprint{Algorithm: cms.OIDSM3, Digest: t.Imprint.Digest}): // by either of its numbers
+		name = nameSM3
+	case t.Imprint.Algorithm.Equal(cms.OIDSHA256):
+		name = nameSHA256
+	}
 	switch {
 	case in.Document != nil:
 		report, _ = t.VerifyData(in.Document)
-	case in.Digest != nil:
+	case in.Digest != nil && (in.DigestAlgorithm == "" || in.DigestAlgorithm == name):
 		report, _ = t.VerifyDigest(t.Imprint.Algorithm, in.Digest)
 	default:
+		_, unchecked = in.digest(name)
 		report, _ = t.VerifyDigest(t.Imprint.Algorithm, t.Imprint.Digest)
 	}
-	addCMS(r, "token.", report)
-	if in.Document == nil && in.Digest == nil {
-		for i := range r.Checks {
-			if r.Checks[i].ID == CheckTokenImprint {
-				r.Checks[i] = pki.Check{ID: CheckTokenImprint, Status: pki.NotChecked, Detail: "未提供原文或摘要 (no document or digest given)"}
+	before := len(r.Checks)
+	judgeToken(r, t, report, nil, trust, in)
+	if unchecked != "" {
+		for i := range r.Checks[before:] {
+			if c := &r.Checks[before+i]; c.ID == CheckTokenImprint && c.Status == pki.Passed {
+				*c = pki.Check{ID: CheckTokenImprint, Status: pki.NotChecked, Detail: unchecked}
 			}
 		}
 	}
-	r.require("token."+cms.CheckSignature, CheckTokenImprint)
-	r.GenTime, r.Accuracy = t.GenTime.Format(time.RFC3339Nano), t.Accuracy.String()
-	verifyPath(r, "tsa.", report.Signer, t.Certificates(), trust, in.CRLs, t.GenTime, pki.TimeStamping)
 	return r.report()
 }
 
 // VerifyRaw judges a signature value with the certificate given for it. token, over the value, may be nil.
 func VerifyRaw(algorithm string, value, certificate []byte, chain [][]byte, token []byte, trust Trust, in Input) *Report {
 	r := new(builder)
-	certs := parseCertificates(r, append([][]byte{certificate}, chain...))
 	var signer *smx509.Certificate
-	if len(certs) > 0 {
-		signer = certs[0]
+	if own := parseCertificates(r, [][]byte{certificate}); len(own) == 1 {
+		signer = own[0]
 		r.Signer = signer.Subject.String()
 	}
+	certs := parseCertificates(r, chain)
 	verifyRaw(r, algorithm, signer, in.Document, value)
 	r.require(CheckSignature)
 	at := in.At
 	if len(token) > 0 {
-		at = verifyToken(r, token, value, algorithm, certs, trust, in.CRLs)
+		at = verifyToken(r, token, value, certs, trust, in)
 	} else {
-		r.state("没有时间戳：按验证时刻判断证书 (no timestamp: certificates are judged at the time of verification)")
+		r.state(noToken)
 	}
-	verifyPath(r, "signer.", signer, certs, trust, in.CRLs, at, pki.StaffSigning)
+	verifyPath(r, "signer.", signer, certs, trust, in, at, pki.StaffSigning)
 	return r.report()
 }
