@@ -2,11 +2,13 @@
 //
 // The journal is the directory's truth. Every change is an entry (intent and outcome) whose payload is the whole new
 // object with version = last + 1; at start the directory is rebuilt by replaying those entries, each checked against
-// the signed checkpoint. Nothing secret is stored: an application's HMAC key and a signer's PIN verifier are both
+// the signed checkpoint. The outcome bears the intent's reference, which is unique, so that an outcome whose writing is
+// in doubt can be told from one that never was. Refusals are [*problem.Problem]. Nothing secret is stored: an application's HMAC key and a signer's PIN verifier are both
 // derived with a key inside the cipher machine.
 package account
 
 import (
+	"math/big"
 	"time"
 
 	"yinjian/appliance/evidence"
@@ -110,4 +112,7 @@ type CertificateStatus struct {
 	Status      string // "good" or "revoked"
 	RevokedAt   time.Time
 	Reason      string
+
+	issuer string   // RawIssuer
+	number *big.Int // Serial
 }

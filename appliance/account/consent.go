@@ -4,44 +4,74 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"fmt"
 	"sync"
 	"time"
 
+	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/problem"
 )
 
-// maxLiveAuthorizations bounds the memory that grants can take; 500 users with a few each stay far below it.
-const maxLiveAuthorizations = 100_000
+// Bounds of the memory that live authorisations take. One application, with or without the help of signers, cannot use
+// up the others' share.
+const (
+	maxLivePerSigner = 100       // with uses left, for one signer and one application
+	maxLiveBytes     = 256 << 20 // estimated, of all
+	maxLiveAppBytes  = maxLiveBytes / 4
+	liveBytes        = 1024 // of one authorisation
+	liveDigestBytes  = 256  // of each digest
+	spentBytes       = 256  // of what is kept of one that is used up
+)
+
+const (
+	maxActivation = 4 * time.Hour
+	// oneTimeLife: a one-time authorisation is for now, not for tomorrow.
+	oneTimeLife  = 10 * time.Minute
+	maxAssertion = 512 // bytes
+)
 
 // consents holds the live authorisations. They are in memory on purpose: after a restart every live one is void and
 // the signer enters the PIN again, which is the safe side. What was granted and what was used is in the journal.
 type consents struct {
-	mu   sync.Mutex
-	live map[string]*liveAuthorization // guarded by mu
+	mu    sync.Mutex
+	live  map[string]*liveAuthorization // guarded by mu
+	pairs map[pair]int                  // guarded by mu: those with uses left
+	apps  map[string]int                // guarded by mu: estimated bytes
+	all   int                           // guarded by mu: estimated bytes
 }
+
+type pair struct{ application, signer string }
 
 type liveAuthorization struct {
-	auth      *evidence.Authorization
-	stored    []byte
-	notAfter  time.Time
-	remaining int             // reserved uses are taken off at once and given back on failure
-	digests   map[string]bool // one-time: hex digest → not used yet
+	pair
+	auth     *evidence.Authorization // nil when used up for good
+	stored   []byte
+	notAfter time.Time
+	free     int             // uses that are neither reserved nor kept
+	reserved int             // uses of which it is not known yet whether they are kept
+	digests  map[string]bool // one-time: hex digest → free
+	bytes    int
 }
 
-// A Reservation is one use of an authorisation, taken before the signature and either kept (the record is durable)
-// or given back.
+// A Reservation is one use of an authorisation, taken before the signature and then either kept or given back. Not safe
+// for concurrent use.
 type Reservation struct {
 	Stored []byte // the authorisation, byte for byte
 	Auth   *evidence.Authorization
-	undo   func()
+	settle func(kept bool)
 }
 
-// Release gives the use back. Call it when no record was written.
-func (r *Reservation) Release() {
-	if r != nil && r.undo != nil {
-		r.undo()
-		r.undo = nil
+// Release gives the use back. Call it only when it is certain that no record was or will be written.
+func (r *Reservation) Release() { r.end(false) }
+
+// Keep spends the use for good: the record is durable, or may be. After Keep or Release neither does anything.
+func (r *Reservation) Keep() { r.end(true) }
+
+func (r *Reservation) end(kept bool) {
+	if r != nil && r.settle != nil {
+		r.settle(kept)
+		r.settle = nil
 	}
 }
 
@@ -53,10 +83,32 @@ func newID() (string, error) {
 	return hex.EncodeToString(b[:]), nil
 }
 
-func (c *consents) add(a *evidence.Authorization, stored []byte, notAfter time.Time) error {
-	l := &liveAuthorization{auth: a, stored: stored, notAfter: notAfter, remaining: a.Count}
+var errTooMany = problem.New(problem.RateLimited, "未用完的有效授权过多 (too many live authorisations)", "先用已有授权，或待其过期后重试 (use those there are, or try again when they have ended)")
+
+// room reports whether another authorisation of that size has its place.
+func (c *consents) room(p pair, digests int, now time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.prune(now)
+	return c.roomLocked(p, liveBytes+digests*liveDigestBytes)
+}
+
+func (c *consents) roomLocked(p pair, bytes int) error {
+	if c.pairs[p] >= maxLivePerSigner || c.apps[p.application]+bytes > maxLiveAppBytes || c.all+bytes > maxLiveBytes {
+		return errTooMany
+	}
+	return nil
+}
+
+// add makes an authorisation live, unless valid says otherwise. It asks under the lock that a drop takes after the
+// directory has changed: whoever is stopped meanwhile, or has a new PIN, is seen by one of the two.
+func (c *consents) add(a *evidence.Authorization, stored []byte, notAfter time.Time, valid func() error) error {
+	l := &liveAuthorization{
+		pair: pair{a.Application, a.Subject}, auth: a, stored: stored, notAfter: notAfter, free: a.Count,
+		bytes: liveBytes + len(a.Digests)*liveDigestBytes,
+	}
 	if len(a.Digests) > 0 {
-		l.remaining = len(a.Digests)
+		l.free = len(a.Digests)
 		l.digests = make(map[string]bool, len(a.Digests))
 		for _, d := range a.Digests {
 			l.digests[d] = true
@@ -64,34 +116,67 @@ func (c *consents) add(a *evidence.Authorization, stored []byte, notAfter time.T
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.live == nil {
-		c.live = map[string]*liveAuthorization{}
+	if err := valid(); err != nil {
+		return err
 	}
-	if len(c.live) >= maxLiveAuthorizations {
-		return problem.New(problem.RateLimited, "有效授权过多 (too many live authorisations)", "稍后重试 (try again later)")
+	if err := c.roomLocked(l.pair, l.bytes); err != nil {
+		return err
+	}
+	if c.live == nil {
+		c.live, c.pairs, c.apps = map[string]*liveAuthorization{}, map[pair]int{}, map[string]int{}
 	}
 	c.live[a.ID] = l
+	c.pairs[l.pair]++
+	c.weigh(l, l.bytes)
 	return nil
+}
+
+// weigh adds to the estimate.
+func (c *consents) weigh(l *liveAuthorization, bytes int) {
+	c.all += bytes
+	if c.apps[l.application] += bytes; c.apps[l.application] == 0 {
+		delete(c.apps, l.application)
+	}
+}
+
+func (c *consents) leavePair(l *liveAuthorization) {
+	if c.pairs[l.pair]--; c.pairs[l.pair] == 0 {
+		delete(c.pairs, l.pair)
+	}
+}
+
+func (c *consents) forget(id string) {
+	l := c.live[id]
+	delete(c.live, id)
+	c.weigh(l, -l.bytes)
+	if l.auth != nil {
+		c.leavePair(l)
+	}
 }
 
 // prune forgets authorisations that ended before now.
 func (c *consents) prune(now time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	for id, l := range c.live {
 		if now.After(l.notAfter) {
-			delete(c.live, id)
+			c.forget(id)
 		}
 	}
 }
 
-// drop forgets a signer's authorisations: the signer was stopped or the PIN changed.
-func (c *consents) drop(signer string) {
+// dropSigner forgets a signer's authorisations: the signer was stopped or the PIN changed.
+func (c *consents) dropSigner(signer string) { c.drop(func(p pair) bool { return p.signer == signer }) }
+
+// dropApplication forgets an application's authorisations.
+func (c *consents) dropApplication(id string) {
+	c.drop(func(p pair) bool { return p.application == id })
+}
+
+func (c *consents) drop(which func(pair) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, l := range c.live {
-		if l.auth.Subject == signer {
-			delete(c.live, id)
+		if which(l.pair) {
+			c.forget(id)
 		}
 	}
 }
@@ -109,40 +194,54 @@ func (c *consents) reserve(id, application, signer, digestHex string, now time.T
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l := c.live[id]
-	if l == nil || l.auth.Application != application || l.auth.Subject != signer || now.After(l.notAfter) {
+	if l == nil || l.pair != (pair{application, signer}) || now.After(l.notAfter) {
 		return nil, errAuthorizationBad
 	}
 	if l.digests != nil {
-		unused, bound := l.digests[digestHex]
-		if !bound {
+		if _, bound := l.digests[digestHex]; !bound {
 			return nil, errAuthorizationBad
 		}
-		if !unused {
-			return nil, errAuthorizationSpent
-		}
-		l.digests[digestHex] = false
-	} else if l.remaining <= 0 {
+	}
+	if l.free <= 0 || l.digests != nil && !l.digests[digestHex] {
 		return nil, errAuthorizationSpent
 	}
-	l.remaining--
-	return &Reservation{Stored: l.stored, Auth: l.auth, undo: func() {
+	if l.digests != nil {
+		l.digests[digestHex] = false
+	}
+	l.free--
+	l.reserved++
+	return &Reservation{Stored: l.stored, Auth: l.auth, settle: func(kept bool) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		l.remaining++
-		if l.digests != nil {
-			l.digests[digestHex] = true
+		l.reserved--
+		if !kept {
+			l.free++
+			if l.digests != nil {
+				l.digests[digestHex] = true
+			}
+		}
+		// Used up: what is left only answers "used up", until it would have ended. A dropped one is weighed no more.
+		if l.free == 0 && l.reserved == 0 && c.live[id] == l {
+			c.leavePair(l)
+			c.weigh(l, spentBytes-l.bytes)
+			l.auth, l.stored, l.digests, l.bytes = nil, nil, nil, spentBytes
 		}
 	}}, nil
 }
 
-// Reserve takes one use of the consent that a sign request names, for the document with the digest (hex).
+// Reserve takes one use of the consent that a sign request names, for the document with the digest (hex). The caller
+// ends it with [Reservation.Keep] or [Reservation.Release].
 //
 // With an authorisation's id the live one must belong to application and signer and cover the digest. Without one,
-// the method must be app-asserted, which makes an authorisation of this request alone.
+// the method must be app-asserted, which makes an authorisation of this request alone. While time is not trusted
+// nothing is reserved: whether an authorisation has ended cannot be told.
 func (s *Service) Reserve(_ context.Context, app *Application, signer *Signer, digestHex, id string, method evidence.Method, assertion string) (*Reservation, error) {
 	now := s.cfg.Clock.Now()
+	if !now.Trusted() {
+		return nil, errConsentTime
+	}
 	if id != "" {
-		if method != "" && method != evidence.SignerPIN {
+		if method != "" && method != evidence.SignerPIN || assertion != "" {
 			return nil, problem.Invalid("authorization", "给出 id 时不得再写其他方式 (an id excludes another method)")
 		}
 		r, err := s.consents.reserve(id, app.ID, signer.ID, digestHex, now.Time)
@@ -161,31 +260,58 @@ func (s *Service) Reserve(_ context.Context, app *Application, signer *Signer, d
 	if !allows(app, method) {
 		return nil, errConsentInsufficient
 	}
-	if assertion == "" || len(assertion) > 512 {
-		return nil, problem.Invalid("authorization.assertion", "应用须说明如何确认签名人同意，1–512 字节 (say how the signer consented, 1 to 512 bytes)")
-	}
-	aid, err := newID()
-	if err != nil {
-		return nil, err
-	}
-	nonce, err := newID()
-	if err != nil {
+	// The words are repeated in every verdict.
+	if err := problem.CheckText("authorization.assertion", assertion, maxAssertion); err != nil {
 		return nil, err
 	}
 	a := &evidence.Authorization{
-		Version: 1, ID: aid, Method: evidence.AppAsserted, Level: 1, Subject: signer.ID, Application: app.ID,
-		Nonce: nonce, Digests: []string{digestHex}, GrantedAt: now.Time.Format(time.RFC3339Nano), Proof: assertion,
+		Version: 1, Method: evidence.AppAsserted, Level: 1, Subject: signer.ID, Application: app.ID,
+		Digests: []string{digestHex}, GrantedAt: now.Time.UTC().Format(time.RFC3339Nano), Proof: assertion,
 	}
-	stored, err := a.Bytes()
+	stored, err := number(a)
 	if err != nil {
 		return nil, err
 	}
 	return &Reservation{Stored: stored, Auth: a}, nil
 }
 
-var errConsentInsufficient = problem.New(problem.ConsentInsufficient,
-	"该应用的策略不接受这种同意方式 (the application's policy does not accept this method of consent)",
-	"请用签名人 PIN 申请授权 (request an authorisation with the signer's PIN)")
+// number draws id and nonce and answers the stored form, read back as a verifier will read it.
+func number(a *evidence.Authorization) (stored []byte, err error) {
+	if a.ID, err = newID(); err != nil {
+		return nil, err
+	}
+	if a.Nonce, err = newID(); err != nil {
+		return nil, err
+	}
+	if stored, err = a.Bytes(); err != nil {
+		return nil, err
+	}
+	_, err = evidence.ParseAuthorization(stored)
+	return stored, err
+}
+
+var (
+	errConsentInsufficient = problem.New(problem.ConsentInsufficient,
+		"该应用的策略不接受这种同意方式 (the application's policy does not accept this method of consent)",
+		"请用签名人 PIN 申请授权 (request an authorisation with the signer's PIN)")
+	errConsentTime = problem.New(problem.TimeUntrusted,
+		"时间不可信，授权的有效期无从判断 (time is not trusted; when consent begins and ends cannot be told)",
+		"检查时间源；恢复后重试 (check the time sources, then try again)")
+	errApplicationStopped = problem.New(problem.ApplicationStopped, "该应用已被管理员停用 (application stopped by an administrator)", "请联系系统管理员 (ask the administrator)")
+	errNotAllowedToSign   = problem.New(problem.Forbidden, "该应用没有签名权限 (the application may not sign)", "请管理员授权 (ask an administrator)")
+	errPINLocked          = problem.New(problem.PINLocked, "PIN 已锁定 (the PIN is locked)", "请管理员重置 PIN (ask an administrator to set a new PIN)")
+)
+
+// MaySign is nil, or why the application may not sign.
+func MaySign(app *Application) error {
+	switch {
+	case app.Stopped:
+		return errApplicationStopped
+	case !app.Has(RightSign):
+		return errNotAllowedToSign
+	}
+	return nil
+}
 
 func allows(app *Application, m evidence.Method) bool {
 	for _, ok := range app.Consent {
@@ -194,4 +320,157 @@ func allows(app *Application, m evidence.Method) bool {
 		}
 	}
 	return false
+}
+
+func checkGrant(q *GrantRequest) error {
+	oneTime := len(q.Digests) > 0
+	switch {
+	case !reSigner.MatchString(q.Signer):
+		return errSignerUnknown
+	case oneTime && (q.Count != 0 || q.Seconds != 0):
+		return problem.Invalid("digests", "一次性授权与限次授权二选一 (give digests, or count and seconds, not both)")
+	case oneTime && len(q.Digests) > evidence.MaxDigests:
+		return problem.Invalid("digests", "一次最多 %d 项 (%d at most)", evidence.MaxDigests, evidence.MaxDigests)
+	case !oneTime && (q.Count < 1 || q.Count > evidence.MaxDigests):
+		return problem.Invalid("count", "须为 1–%d (1 to %d)", evidence.MaxDigests, evidence.MaxDigests)
+	case !oneTime && (q.Seconds < 1 || q.Seconds > int(maxActivation/time.Second)):
+		return problem.Invalid("seconds", "须为 1–%d (1 to %d)", int(maxActivation/time.Second), int(maxActivation/time.Second))
+	}
+	seen := make(map[string]bool, len(q.Digests))
+	for _, d := range q.Digests {
+		if len(d) != 32 {
+			return problem.Invalid("digests", "摘要须为 32 字节 (a digest has 32 bytes)")
+		}
+		if seen[string(d)] {
+			return problem.Invalid("digests", "摘要重复 (a digest is repeated)")
+		}
+		seen[string(d)] = true
+	}
+	return checkPINForm(q.PIN)
+}
+
+// recordLimit bounds the recording of a PIN check, during which the signer's other checks wait.
+const recordLimit = 30 * time.Second
+
+// Authorize checks the signer's PIN and grants an authorisation.
+//
+// One check at a time runs for a signer, and a failure is on disk before it is answered, so that neither parallel
+// guesses nor a pulled plug give free tries. Once the PIN was checked, the caller's leaving changes nothing: the outcome
+// is recorded. An error of the journal says the same whether the PIN was right or wrong, and a wrong one counts all the
+// same until the next start. The token's own PIN is never involved: a wrong PIN here cannot lock it.
+func (s *Service) Authorize(ctx context.Context, app *Application, q GrantRequest) (*Grant, error) {
+	if err := MaySign(app); err != nil {
+		return nil, err
+	}
+	if !allows(app, evidence.SignerPIN) {
+		return nil, errConsentInsufficient
+	}
+	if err := checkGrant(&q); err != nil {
+		return nil, err
+	}
+	unlock, err := s.pinGates.Lock(ctx, q.Signer)
+	if err != nil {
+		return nil, journalProblem(err)
+	}
+	defer unlock()
+	now := s.cfg.Clock.Now()
+	if !now.Trusted() {
+		return nil, errConsentTime
+	}
+	g, ok := s.Signer(q.Signer)
+	if !ok {
+		return nil, errSignerUnknown
+	}
+	if g.Stopped {
+		return nil, errSignerStopped
+	}
+	if g.PIN == nil {
+		return nil, problem.New(problem.ConsentInsufficient, "该签名人未设 PIN (the signer has no PIN)", "请管理员设置 PIN (ask an administrator to set one)")
+	}
+	s.mu.RLock()
+	failures := s.pinFailures[q.Signer]
+	s.mu.RUnlock()
+	if failures >= MaxPINTries {
+		return nil, errPINLocked
+	}
+	if err := s.consents.room(pair{app.ID, g.ID}, len(q.Digests), now.Time); err != nil {
+		return nil, err // before the PIN, so that a right one is not spent on nothing
+	}
+	good, err := g.PIN.check(ctx, s.cfg.MAC, g.ID, q.PIN)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
+	defer cancel()
+	if !good {
+		return nil, s.wrongPIN(ctx, app, g)
+	}
+
+	a := &evidence.Authorization{
+		Version: 1, Method: evidence.SignerPIN, Level: 2, Subject: g.ID, Application: app.ID, Count: q.Count,
+		GrantedAt: now.Time.UTC().Format(time.RFC3339Nano), Proof: "PIN verified with key " + PINKeyLabel + " inside the cipher machine",
+	}
+	notAfter, remaining := now.Time.Add(time.Duration(q.Seconds)*time.Second), q.Count
+	if len(q.Digests) > 0 {
+		notAfter, remaining = now.Time.Add(oneTimeLife), len(q.Digests)
+		for _, d := range q.Digests {
+			a.Digests = append(a.Digests, hex.EncodeToString(d))
+		}
+	}
+	a.NotAfter = notAfter.UTC().Format(time.RFC3339Nano)
+	stored, err := number(a)
+	if err != nil {
+		return nil, err
+	}
+	hash := evidence.HashAuthorization(stored)
+	r, err := s.cfg.Journal.Append(ctx, audit.Draft{
+		Kind: kindGrant, Actor: "application/" + app.ID, Object: g.ID, State: failures > 0, // a success after failures resets the count: replayed
+		Fields:   []audit.Field{text("application", app.ID), text("method", string(a.Method)), octets("authorization_sm3", hash[:])},
+		Payloads: []audit.Attachment{{Name: "authorization", MediaType: "application/json", Data: stored}},
+	})
+	if err != nil {
+		return nil, journalProblem(err)
+	}
+	if err := s.apply(ctx, &r.Entry, nil, nil); err != nil {
+		return nil, err
+	}
+	// What is in the journal and not live is harmless: it cannot be used.
+	err = s.consents.add(a, stored, notAfter, func() error {
+		present, ok := s.Signer(g.ID)
+		asking, _, known := s.Application(app.ID)
+		switch {
+		case !ok || present.Stopped:
+			return errSignerStopped
+		case present != g: // another version: perhaps another PIN
+			return errSignerChanged
+		case known && asking.Stopped:
+			return errApplicationStopped
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Grant{ID: a.ID, Method: a.Method, Signer: g.ID, Remaining: remaining, NotAfter: notAfter}, nil
+}
+
+var errSignerChanged = problem.New(problem.AuthorizationBad, "签名人或其 PIN 刚被变更 (the signer or the PIN was changed meanwhile)", "重新申请授权 (ask again)")
+
+// wrongPIN counts a failure, durably, and answers the refusal.
+func (s *Service) wrongPIN(ctx context.Context, app *Application, g *Signer) error {
+	if err := s.note(ctx, audit.Draft{Kind: kindPINFailed, Actor: "application/" + app.ID, Object: g.ID, Fields: []audit.Field{text("application", app.ID)}}); err != nil {
+		s.mu.Lock()
+		s.pinFailures[g.ID]++
+		s.mu.Unlock()
+		return err
+	}
+	s.mu.RLock()
+	left := MaxPINTries - s.pinFailures[g.ID]
+	s.mu.RUnlock()
+	if left <= 0 {
+		return errPINLocked
+	}
+	p := problem.New(problem.PINWrong, fmt.Sprintf("PIN 错误，还可尝试 %d 次 (wrong PIN, %d tries left)", left, left), "核对后重新输入，勿自动重试 (ask the signer again; never retry by program)")
+	p.TriesLeft = left
+	return p
 }

@@ -6,6 +6,8 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/emmansun/gmsm/sm3"
@@ -20,8 +22,8 @@ const (
 	pinIterations = 10000
 	// MaxPINTries is how many wrong PINs in a row lock a signer's PIN until an administrator sets a new one.
 	MaxPINTries = 5
-	minPIN      = 6
-	maxPIN      = 64
+	minPIN      = 6  // characters
+	maxPIN      = 64 // bytes
 )
 
 // A MAC answers HMAC-SM3 over data under the named key inside the cipher machine.
@@ -35,9 +37,11 @@ const (
 	AppKeyLabel = "mac/application-key"
 )
 
+// checkPINForm refuses what no PIN can be. Two Chinese characters are six bytes, and still two characters; a control
+// character is a line end that some program forgot to cut off.
 func checkPINForm(pin string) error {
-	if n := len(pin); n < minPIN || n > maxPIN || !utf8.ValidString(pin) {
-		return problem.Invalid("pin", "PIN 长度须为 %d–%d 字节 (PIN must be %d to %d bytes)", minPIN, maxPIN, minPIN, maxPIN)
+	if utf8.RuneCountInString(pin) < minPIN || len(pin) > maxPIN || !utf8.ValidString(pin) || strings.ContainsFunc(pin, unicode.IsControl) {
+		return problem.Invalid("pin", "PIN 须为至少 %d 个字符、至多 %d 字节，不含控制字符 (PIN must have %d characters and at most %d bytes)", minPIN, maxPIN, minPIN, maxPIN)
 	}
 	return nil
 }
@@ -62,15 +66,22 @@ func newPINVerifier(ctx context.Context, m MAC, signer, pin string) (*PINVerifie
 func (v *PINVerifier) tag(ctx context.Context, m MAC, signer, pin string) ([]byte, error) {
 	stretched := pbkdf2.Key([]byte(pin), v.Salt, v.Iterations, 32, sm3.New)
 	defer clear(stretched)
-	msg := append([]byte("yinjian/signer-pin/v1\x00"), stretched...)
+	msg := make([]byte, 0, 128) // never moved, so that clear leaves no copy
+	msg = append(msg, "yinjian/signer-pin/v1\x00"...)
+	msg = append(msg, stretched...)
 	msg = append(msg, signer...)
 	defer clear(msg)
-	tag, err := m.MAC(ctx, PINKeyLabel, msg)
+	return mac(ctx, m, PINKeyLabel, msg)
+}
+
+// mac refuses an answer that is no HMAC-SM3: an empty one would make every PIN right.
+func mac(ctx context.Context, m MAC, label string, msg []byte) ([]byte, error) {
+	tag, err := m.MAC(ctx, label, msg)
 	if err != nil {
-		return nil, err
+		return nil, hsmProblem(err)
 	}
 	if len(tag) != 32 {
-		return nil, fmt.Errorf("account: HMAC-SM3 of %d bytes", len(tag))
+		return nil, fmt.Errorf("account: HMAC-SM3 of %d bytes under key %q", len(tag), label)
 	}
 	return tag, nil
 }
@@ -90,5 +101,5 @@ func applicationKey(ctx context.Context, m MAC, id string, salt []byte) ([]byte,
 		return nil, errors.New("account: application key salt is not 16 bytes")
 	}
 	msg := append([]byte("yinjian/application-key/v1\x00"), salt...)
-	return m.MAC(ctx, AppKeyLabel, append(msg, id...))
+	return mac(ctx, m, AppKeyLabel, append(msg, id...))
 }

@@ -1,8 +1,9 @@
 // Package sign makes and judges signatures: the procedure of DESIGN §2.1 and §3.
 //
-// The order of [Service.Sign] is the product's promise: authorise → trust in time, disk reserve, certificate status →
-// the cipher machine signs → the signature is verified → a token over the signature value → one journal entry that
-// holds both → on disk → reply. What fails before the entry is durable leaves a signature that nobody has.
+// The order of [Service.Sign] is the product's promise: trust in time, disk reserve, certificate status → consent → the
+// cipher machine signs → the signature is verified → a token over the signature value → signer and certificate are looked
+// at once more → one journal entry that holds both → on disk → reply. What fails before the entry is durable leaves a
+// signature that nobody has. The document itself is never stored, also not inside a CMS.
 package sign
 
 import (
@@ -13,9 +14,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/emmansun/gmsm/sm3"
 	"github.com/emmansun/gmsm/smx509"
@@ -110,14 +111,30 @@ func requestHash(q *Request) [32]byte {
 	return sm3.Sum(b)
 }
 
-var digestNames = map[string]string{string(hsm.SM2): "SM3", string(hsm.RSA2048): "SHA-256"}
+var digestNames = map[string]string{string(hsm.SM2): nameSM3, string(hsm.RSA2048): nameSHA256}
+
+const (
+	nameSM3    = "SM3"
+	nameSHA256 = "SHA-256"
+
+	formRaw = "raw"
+	formCMS = "cms"
+
+	// maxContent is what package cms can hold; what may be sent is for package api to bound, lower.
+	maxContent = 1 << 30
+	// longest is how long a signature may take from the taking of consent to the journal's queue, whatever ctx says: the
+	// verifier allows a minute between the end of consent and the signature's time.
+	longest = 45 * time.Second
+)
+
+var reSigner = regexp.MustCompile(`^[A-Za-z0-9-]{1,32}$`)
 
 func (q *Request) validate() error {
 	if n := len(q.IdempotencyKey); n < 1 || n > 128 || strings.IndexFunc(q.IdempotencyKey, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
 		return problem.Invalid("Idempotency-Key", "须为 1–128 个可见 ASCII 字符 (1 to 128 visible ASCII characters)")
 	}
-	if q.Signer == "" || len(q.Signer) > 32 {
-		return problem.Invalid("signer", "工号须为 1–32 字节 (1 to 32 bytes)")
+	if !reSigner.MatchString(q.Signer) {
+		return problem.Invalid("signer", "工号须为 1–32 位字母、数字或连字符 (1 to 32 letters, digits and hyphens)")
 	}
 	name, ok := digestNames[q.Algorithm]
 	if !ok {
@@ -127,12 +144,15 @@ func (q *Request) validate() error {
 		name, value string
 		max         int
 	}{{"document.id", q.Document.ID, 128}, {"document.type", q.Document.Type, 64}, {"document.media_type", q.Document.MediaType, 127}, {"role", q.Role, 64}} {
-		if f.value == "" || len(f.value) > f.max || !utf8.ValidString(f.value) || strings.IndexFunc(f.value, func(r rune) bool { return r < ' ' || r == 0x7f }) >= 0 {
-			return problem.Invalid(f.name, "须为 1–%d 字节的可见文字 (1 to %d bytes of text)", f.max, f.max)
+		if err := problem.CheckText(f.name, f.value, f.max); err != nil {
+			return err
 		}
 	}
+	if len(q.Content) > maxContent {
+		return problem.New(problem.TooLarge, "原文过大 (the content is too large)", "改用 form=cms 并只传摘要 (use form cms and send the digest alone)")
+	}
 	switch q.Form {
-	case "raw":
+	case formRaw:
 		if !q.Detached {
 			return problem.Invalid("detached", "raw 签名总是分离的 (a raw signature is always detached)")
 		}
@@ -143,7 +163,7 @@ func (q *Request) validate() error {
 		if cms.LooksLikeAttributes(q.Content) {
 			return problem.Invalid("content", "原文形如 CMS 签名属性，裸签会伪造属性，拒绝 (content parses as a SET OF Attribute and would forge signed attributes)")
 		}
-	case "cms":
+	case formCMS:
 		if q.Digest != nil && !q.Detached {
 			return problem.New(problem.ContentRequired, "附带原文的 CMS 须给出原文 (an attached CMS needs the content)", "改传 content，或 detached=true (send content, or set detached)")
 		}
@@ -178,20 +198,24 @@ func (q *Request) digest() []byte {
 // [*problem.Problem]. ctx bounds the whole; when it ends before the record is on disk, nothing was signed as far as
 // anybody can show, and a retry with the same key is right.
 func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request) (*Result, error) {
-	if app.Stopped || !app.Has(account.RightSign) {
-		return nil, problem.New(problem.Forbidden, "该应用没有签名权限 (the application may not sign)", "请管理员授权 (ask an administrator)")
+	if err := account.MaySign(app); err != nil {
+		return nil, err
 	}
 	if err := q.validate(); err != nil {
 		return nil, err
 	}
 	id := RecordID(app.ID, q.IdempotencyKey)
 	body := requestHash(q)
-	defer s.inFlight.Lock(string(id[:]))()
+	unlock, err := s.inFlight.Lock(ctx, string(id[:]))
+	if err != nil {
+		return nil, journalProblem(err)
+	}
+	defer unlock()
 
 	// 1. A retry gets what the first got, whatever happened to consent, certificate or time since.
 	switch earlier, err := s.cfg.Journal.ByRef(ctx, id[:]); {
 	case err == nil:
-		return s.replay(ctx, &earlier[0].Entry, body)
+		return s.replay(ctx, &earlier[0].Entry, q, body)
 	case !errors.Is(err, audit.ErrNotFound):
 		return nil, journalProblem(err)
 	}
@@ -201,56 +225,61 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if err != nil {
 		return nil, err
 	}
+	cert, err := smx509.ParseCertificate(key.Certificate)
+	if err != nil {
+		return nil, fmt.Errorf("sign: key %q: certificate: %w", key.Label, err)
+	}
 
-	// 3. Time, room and certificate status: refuse before anything is signed.
-	reading := s.cfg.Clock.Now()
+	// 3. Time, room and certificate status: refuse before anything is signed. Without trusted time a certificate cannot be
+	// judged, so it is needed also where no timestamp is asked for; how wrong it can be matters to the timestamp alone.
+	// Only the word "none" means no timestamp: a policy that is not understood must not loosen anything.
+	stamping := app.Stamp != account.StampNone
 	stamper := s.cfg.Stampers[q.Algorithm]
-	if app.Stamp == account.StampRequired {
-		if stamper == nil || !reading.Trusted() || reading.Bound > s.cfg.Accuracy {
-			return nil, problem.New(problem.TimeUntrusted, fmt.Sprintf("时间不可信（%s，误差上限 %v），按策略拒绝签名 (time is not trusted; signing is refused by policy)", reading.State, reading.Bound.Round(time.Millisecond)),
-				"检查时间源；恢复后用同一 Idempotency-Key 重试 (check the time sources; retry with the same key)")
-		}
+	reading := s.cfg.Clock.Now()
+	if !reading.Trusted() || stamping && reading.Bound > s.cfg.Accuracy {
+		return nil, timeProblem(reading)
+	}
+	if stamping && stamper == nil {
+		return nil, fmt.Errorf("sign: no timestamp unit for %s signatures", q.Algorithm)
 	}
 	if err := s.cfg.Reserve(); err != nil {
 		return nil, problem.New(problem.DiskReserve, "存储空间低于保留值，拒绝签名 (too little room is left to sign safely)", "请管理员扩容或归档 (ask an administrator)").With(err)
 	}
-	cert, chain, crls, err := s.certificate(key, q.Algorithm, reading)
+	crl, err := s.certificate(cert, q.Algorithm, reading)
 	if err != nil {
 		return nil, err
 	}
 
-	// 4. Consent: one use is taken, and given back unless the record becomes durable.
+	// 4. Consent: one use is taken. It is given back if it is certain that there is no record.
 	digest := q.digest()
 	consent, err := s.cfg.Directory.Reserve(ctx, app, signer, hex.EncodeToString(digest), q.Consent.AuthorizationID, q.Consent.Method, q.Consent.Assertion)
 	if err != nil {
 		return nil, err
 	}
-	kept := false
-	defer func() {
-		if !kept {
-			consent.Release()
-		}
-	}()
+	defer consent.Release() // does nothing after Keep
 	consentHash := evidence.HashAuthorization(consent.Stored)
+	ctx, cancel := context.WithTimeout(ctx, longest)
+	defer cancel()
 
-	// 5. The cipher machine signs; hsm.Key verifies what it gave.
+	// 5. The cipher machine signs; hsm.Key verifies what it gave. A CMS is made detached: that is what is stored, and the
+	// content is put into the caller's copy at the end.
 	k, err := s.cfg.Keys.Key(ctx, key.Label, key.Certificate)
 	if err != nil {
 		return nil, hsmProblem(err)
 	}
+	chain := s.cfg.Directory.Chain(q.Algorithm)
 	var signed *cms.Signed
 	var value []byte // what the token stamps
-	if q.Form == "cms" {
-		context := pki.SigningContext{
+	if q.Form == formCMS {
+		attribute, err := (&pki.SigningContext{
 			Application: app.ID, Campus: app.Campus, RecordID: hex.EncodeToString(id[:]), DocumentType: q.Document.Type,
 			SignerRole: q.Role, Department: signer.Department, AuthorisationHash: consentHash, Test: app.Test,
-		}
-		attribute, err := context.Marshal()
+		}).Marshal()
 		if err != nil {
 			return nil, fmt.Errorf("sign: signing context: %w", err)
 		}
 		p := cms.Params{
-			Detached: q.Detached, Certificates: append([][]byte{key.Certificate}, chain...), AlgorithmProtection: true,
+			Detached: true, Certificates: append([][]byte{key.Certificate}, chain...), AlgorithmProtection: true,
 			SignedAttributes: []cms.Attribute{{Type: pki.OIDSigningContext, Values: [][]byte{attribute}}},
 		}
 		if q.Digest != nil {
@@ -268,7 +297,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 
 	// 6. The token over the signature value. Without it nothing is recorded when the policy asks for one.
 	var token *tsa.Token
-	if app.Stamp == account.StampRequired {
+	if stamping {
 		stamped, err := imprint(q.Algorithm, value)
 		if err != nil {
 			return nil, err
@@ -282,12 +311,25 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 			}
 		}
 		reading = token.Provenance
+	} else if reading = s.cfg.Clock.Now(); !reading.Trusted() {
+		return nil, timeProblem(reading)
 	}
 	if signed != nil {
 		value = signed.Bytes()
 	}
 
-	// 7. One entry holds signature and token; it is on disk when Append returns.
+	// 7. The cipher machine may have kept us waiting. Whoever was stopped or revoked meanwhile has not signed, and the
+	// certificate must have been good at the time that the token says.
+	if _, present, err := s.cfg.Directory.ActiveSigner(q.Signer, q.Algorithm); err != nil {
+		return nil, err
+	} else if !bytes.Equal(present.Certificate, key.Certificate) {
+		return nil, unusable("签名人证书刚被更换 (the signer's certificate was replaced meanwhile)", "重试 (try again)")
+	}
+	if crl, err = s.certificate(cert, q.Algorithm, reading); err != nil {
+		return nil, err
+	}
+
+	// 8. One entry holds signature and token; it is on disk when Append returns.
 	size := int64(len(q.Content))
 	if q.Digest != nil {
 		size = -1
@@ -317,20 +359,18 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 			{Name: "signer", Value: audit.Text(signer.ID)},
 			{Name: "stamp", Value: audit.Text(app.Stamp)},
 			{Name: "test", Value: audit.Bool(app.Test)},
-			{Name: "time.bound_us", Value: audit.Int(reading.Bound.Microseconds())},
+			{Name: "time.bound_us", Value: audit.Int((reading.Bound + time.Microsecond - 1).Microseconds())}, // up: a bound must hold
 			{Name: "time.provenance", Value: audit.Text(reading.Provenance)},
 		},
 		Payloads: []audit.Attachment{
 			{Name: "authorization", MediaType: "application/json", Data: consent.Stored},
 			{Name: "certificate.0", MediaType: "application/pkix-cert", Data: cert.Raw},
+			{Name: "crl.0", MediaType: "application/pkix-crl", Data: crl},
 			{Name: "signature", MediaType: map[bool]string{true: "application/cms", false: "application/octet-stream"}[signed != nil], Data: value},
 		},
 	}
 	for i, c := range chain {
 		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("certificate.%d", i+1), MediaType: "application/pkix-cert", Data: c})
-	}
-	for i, c := range crls {
-		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("crl.%d", i), MediaType: "application/pkix-crl", Data: c})
 	}
 	if token != nil {
 		d.Payloads = append(d.Payloads, audit.Attachment{Name: "token", MediaType: "application/timestamp-token", Data: token.DER})
@@ -338,43 +378,72 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	}
 	receipt, err := s.cfg.Journal.Append(ctx, d)
 	switch {
-	case errors.Is(err, audit.ErrDuplicateRef): // another process of ours cannot be; a lost answer of our own can
-		if earlier, err := s.cfg.Journal.ByRef(ctx, id[:]); err == nil {
-			return s.replay(ctx, &earlier[0].Entry, body)
+	case errors.Is(err, audit.ErrDuplicateRef):
+		// The earlier attempt's answer was lost, and its record is there now. This attempt has none, so its use goes back.
+		earlier, rerr := s.cfg.Journal.ByRef(ctx, id[:])
+		if rerr != nil {
+			return nil, journalProblem(rerr)
+		}
+		return s.replay(ctx, &earlier[0].Entry, q, body)
+	case err != nil:
+		if !notWritten(err) {
+			consent.Keep() // a consent that is used and lost is asked for again; one that is used twice was never given
 		}
 		return nil, journalProblem(err)
-	case err != nil:
-		return nil, journalProblem(err)
 	}
-	kept = true
+	consent.Keep()
 	r := resultOf(&receipt.Entry)
-	r.Signature, r.Certificates = value, append([][]byte{cert.Raw}, chain...)
+	if r.Signature, err = q.deliver(value); err != nil {
+		return nil, err
+	}
+	r.Certificates = append([][]byte{cert.Raw}, chain...)
 	if token != nil {
 		r.Token, r.GenTime, r.Accuracy = token.DER, token.GenTime, token.Accuracy
 	}
 	return r, nil
 }
 
-// certificate judges the signer's certificate at the reading: a signature under one that is expired, revoked or of
-// unknown status is refused, not merely marked.
-func (s *Service) certificate(key *account.SignerKey, algorithm string, now ntp.Reading) (cert *smx509.Certificate, chain, crls [][]byte, err error) {
-	cert, err = smx509.ParseCertificate(key.Certificate)
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("sign: key %q: certificate: %w", key.Label, err)
+// deliver is the stored signature in the form that was asked for: an attached CMS gets its content back.
+func (q *Request) deliver(stored []byte) ([]byte, error) {
+	if q.Form != formCMS || q.Detached {
+		return stored, nil
 	}
-	unusable := func(detail, next string) error { return problem.New(problem.CertificateUnusable, detail, next) }
+	m, err := cms.Parse(stored)
+	if err != nil {
+		return nil, fmt.Errorf("sign: stored signature: %w", err)
+	}
+	if m, err = m.WithContent(q.Content); err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	return m.Bytes(), nil
+}
+
+// notWritten reports whether an error of Append means that nothing was or will be written. Of all others, those that
+// this release does not know included, the entry may be in the journal.
+func notWritten(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, audit.ErrInvalidDraft) ||
+		errors.Is(err, audit.ErrClosed) || errors.Is(err, audit.ErrJournalUnwritable)
+}
+
+func unusable(detail, next string) error {
+	return problem.New(problem.CertificateUnusable, detail, next)
+}
+
+// certificate judges the signer's certificate at the reading and answers the CRL, DER, that shows it good: a signature
+// under one that is expired, revoked or of unknown status is refused, not merely marked.
+func (s *Service) certificate(cert *smx509.Certificate, algorithm string, now ntp.Reading) (crl []byte, err error) {
 	if now.Time.Before(cert.NotBefore) || now.Time.After(cert.NotAfter) {
-		return nil, nil, nil, unusable("签名人证书不在有效期内 (the signer's certificate is not valid now)", "请管理员换发证书 (ask an administrator to renew it)")
+		return nil, unusable("签名人证书不在有效期内 (the signer's certificate is not valid now)", "请管理员换发证书 (ask an administrator to renew it)")
 	}
 	status, ok := s.cfg.Directory.Certificate(pki.SerialHex(cert.SerialNumber))
 	if !ok || status.Status != "good" {
-		return nil, nil, nil, unusable("签名人证书已吊销 (the signer's certificate is revoked)", "请管理员换发证书 (ask an administrator)")
+		return nil, unusable("签名人证书已吊销 (the signer's certificate is revoked)", "请管理员换发证书 (ask an administrator)")
 	}
-	crl := s.cfg.Directory.CRL(algorithm)
-	if crl == nil || now.Time.After(crl.NextUpdate) {
-		return nil, nil, nil, unusable("没有在有效期内的吊销列表，证书状态不明 (no current CRL: the certificate's status is unknown)", "请管理员更新吊销列表 (ask an administrator to publish a CRL)")
+	l := s.cfg.Directory.CRL(algorithm)
+	if l == nil || now.Time.Before(l.ThisUpdate) || now.Time.After(l.NextUpdate) {
+		return nil, unusable("没有在有效期内的吊销列表，证书状态不明 (no current CRL: the certificate's status is unknown)", "请管理员更新吊销列表 (ask an administrator to publish a CRL)")
 	}
-	return cert, s.cfg.Directory.Chain(algorithm), [][]byte{crl.DER}, nil
+	return l.DER, nil
 }
 
 // imprint is what the token stamps: SM3 of the signature value for SM2, SHA-256 for RSA.
@@ -387,8 +456,8 @@ func imprint(algorithm string, value []byte) (tsa.Imprint, error) {
 }
 
 // replay answers an earlier result, after a check that the retry asks for the same.
-func (s *Service) replay(ctx context.Context, e *audit.Entry, body [32]byte) (*Result, error) {
-	if had, _ := e.Field("request.sm3").(audit.Octets); !bytes.Equal(had, body[:]) {
+func (s *Service) replay(ctx context.Context, e *audit.Entry, q *Request, body [32]byte) (*Result, error) {
+	if had, _ := e.Field("request.sm3").(audit.Octets); e.Kind != Kind || !bytes.Equal(had, body[:]) {
 		return nil, problem.New(problem.IdempotencyConflict, "同一 Idempotency-Key 曾用于不同的请求 (this key was used for another request)",
 			"新的签名用新的键；重试须与首次完全一致 (use a new key, or repeat the first request exactly)")
 	}
@@ -401,9 +470,12 @@ func (s *Service) replay(ctx context.Context, e *audit.Entry, body [32]byte) (*R
 		}
 		return s.cfg.Journal.Payload(ctx, p.SM3)
 	}
-	var err error
-	if r.Signature, err = payload("signature"); err != nil {
+	stored, err := payload("signature")
+	if err != nil {
 		return nil, journalProblem(err)
+	}
+	if r.Signature, err = q.deliver(stored); err != nil {
+		return nil, err
 	}
 	for i := 0; ; i++ {
 		c, err := payload(fmt.Sprintf("certificate.%d", i))
@@ -450,15 +522,27 @@ func hsmProblem(err error) error {
 	switch {
 	case errors.Is(err, hsm.ErrNeedsOperator):
 		return problem.New(problem.HSMNeedsOperator, "密码机拒绝了口令，已停止尝试 (the cipher machine refused its PIN; nothing is retried)", "请管理员检查密码机口令并重启服务 (ask an administrator)").With(err)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, hsm.ErrDeadline):
 		return problem.New(problem.Timeout, "等待密码机超时 (timed out waiting for the cipher machine)", "用同一 Idempotency-Key 重试 (retry with the same key)").With(err)
+	case errors.Is(err, hsm.ErrKeyNotFound), errors.Is(err, hsm.ErrKeyAmbiguous):
+		return problem.New(problem.HSMUnavailable, "密码机中没有该签名人的密钥 (the signer's key is not in the cipher machine)", "请管理员检查是否接错密码机 (ask an administrator: is it the right machine?)").With(err)
+	case errors.Is(err, hsm.ErrBadSignature):
+		return problem.New(problem.HSMUnavailable, "密码机给出的签名验证不通过，已扣留 (the cipher machine's signature does not verify and was withheld)", "请管理员检查密码机 (ask an administrator)").With(err)
 	}
 	return problem.New(problem.HSMUnavailable, "密码机暂不可用 (the cipher machine is unavailable)", "稍后用同一 Idempotency-Key 重试 (retry later with the same key)").With(err)
 }
 
+func timeProblem(r ntp.Reading) error {
+	return problem.New(problem.TimeUntrusted, fmt.Sprintf("时间不可信（%s，误差上限 %v），按策略拒绝签名 (time is not trusted; signing is refused by policy)", r.State, r.Bound.Round(time.Millisecond)),
+		"检查时间源；恢复后用同一 Idempotency-Key 重试 (check the time sources; retry with the same key)")
+}
+
 func stampProblem(err error) error {
-	if errors.Is(err, tsa.ErrTimeNotAvailable) {
+	switch {
+	case errors.Is(err, tsa.ErrTimeNotAvailable):
 		return problem.New(problem.TimeUntrusted, "时间不可信，按策略拒绝签名 (time is not trusted; signing is refused by policy)", "检查时间源；恢复后用同一 Idempotency-Key 重试 (check the time sources; retry with the same key)").With(err)
+	case errors.Is(err, tsa.ErrCertificateNotValid):
+		return unusable("时间戳单元的证书不在有效期内 (the timestamp unit's certificate is not valid now)", "请管理员更换时间戳单元的密钥和证书 (ask an administrator to renew it)")
 	}
 	return hsmProblem(err)
 }

@@ -1,0 +1,321 @@
+package account
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+
+	"yinjian/appliance/audit"
+	"yinjian/appliance/pki"
+	"yinjian/hsm"
+)
+
+// Kinds of the directory's entries.
+const (
+	kindApplicationIntent = "account.application/intent"
+	kindApplication       = "account.application/outcome"
+	kindSignerIntent      = "account.signer/intent"
+	kindSigner            = "account.signer/outcome"
+	kindRevokeIntent      = "account.revocation/intent"
+	kindRevoke            = "account.revocation/outcome"
+	kindCRL               = "ca.crl/outcome"
+	kindInterrupted       = "account.interrupted/outcome" // closes an intent without its change
+	kindWithdrawn         = "account.withdrawn/outcome"   // takes the reference of an outcome that was not written
+	kindPINFailed         = "consent.pin/failed"
+	kindGrant             = "consent.authorization/granted"
+)
+
+func isIntent(kind string) bool {
+	return kind == kindApplicationIntent || kind == kindSignerIntent || kind == kindRevokeIntent
+}
+
+// An intent is a change that was announced.
+type intent struct {
+	kind, object string
+	id           string // hex of ref
+	keyPrefix    string // of the labels of keys that the change makes
+	ref          []byte // 32 bytes, the reference of the outcome's entry; nil in one that was replayed
+}
+
+// A doubt is an outcome of which the journal did not say whether it was written.
+type doubt struct {
+	ref          []byte
+	kind, object string
+	body, appKey []byte
+}
+
+// beginChange waits until no other change is under way: version = last + 1. It also finds out what became of an outcome
+// that is in doubt; until that is known nothing changes, or the next change could carry a version that is taken, and the
+// directory could not be replayed at the next start.
+func (s *Service) beginChange(ctx context.Context) (unlock func(), err error) {
+	unlock, err = s.changes.Lock(ctx, "")
+	if err != nil {
+		return nil, journalProblem(err)
+	}
+	if err := s.resolve(ctx); err != nil {
+		unlock()
+		return nil, err
+	}
+	return unlock, nil
+}
+
+// resolve settles s.doubt by appending an entry that withdraws the outcome, under the same reference. Only one of the
+// two can be in the journal, and the journal writes in order: if ours is taken, the outcome is not there and never will
+// be; if ours is a duplicate, what is there decides, and is applied. The intent of a withdrawn outcome stays open until
+// it is settled.
+func (s *Service) resolve(ctx context.Context) error {
+	d := s.doubt
+	if d == nil {
+		return nil
+	}
+	r, err := s.cfg.Journal.Append(ctx, audit.Draft{
+		Kind: kindWithdrawn, Actor: "appliance", Object: d.object, Ref: d.ref, Unique: true, State: true,
+		Fields: []audit.Field{text("of", d.kind)},
+	})
+	entry := &r.Entry
+	if errors.Is(err, audit.ErrDuplicateRef) {
+		var found []audit.Record
+		if found, err = s.cfg.Journal.ByRef(ctx, d.ref); err == nil {
+			entry = &found[0].Entry
+		}
+	}
+	if err != nil {
+		return journalProblem(err) // still in doubt
+	}
+	if err := s.apply(ctx, entry, d.body, d.appKey); err != nil {
+		return err
+	}
+	s.doubt = nil
+	s.cfg.Log.WithFields(logrus.Fields{"object": d.object, "kind": d.kind, "done": entry.Kind == d.kind}).Warning("a change whose outcome was in doubt is settled")
+	return nil
+}
+
+// newRef is 256 random bits.
+func newRef() ([]byte, error) {
+	b := make([]byte, 32)
+	_, err := rand.Read(b)
+	return b, err
+}
+
+// intend journals that a change is about to be made.
+func (s *Service) intend(ctx context.Context, d audit.Draft, act, keyPrefix string) (intent, error) {
+	ref, err := newRef()
+	if err != nil {
+		return intent{}, err
+	}
+	i := intent{kind: d.Kind, object: d.Object, id: hex.EncodeToString(ref), keyPrefix: keyPrefix, ref: ref}
+	d.State = true
+	d.Fields = append(d.Fields, text("intent", i.id), text("act", act))
+	if keyPrefix != "" {
+		d.Fields = append(d.Fields, text("key_prefix", keyPrefix))
+	}
+	return i, s.note(ctx, d)
+}
+
+// note appends a change of state that has no object and applies it.
+func (s *Service) note(ctx context.Context, d audit.Draft) error {
+	d.State = true
+	r, err := s.cfg.Journal.Append(ctx, d)
+	if err != nil {
+		return journalProblem(err)
+	}
+	return s.apply(ctx, &r.Entry, nil, nil)
+}
+
+// conclude appends the outcome of a change, with the whole new object as its payload, and applies it: the entry is
+// durable before the directory changes. The object must be one that apply takes; after that nothing may fail. When the
+// journal cannot say whether it is written, the outcome is in doubt: see [Service.resolve]. appKey is the derived key
+// of an application, nil for other objects. ref is the intent's, or 32 random bytes. The caller holds s.changes.
+func (s *Service) conclude(ctx context.Context, d audit.Draft, ref []byte, object any, appKey []byte) error {
+	body, err := json.Marshal(object)
+	if err != nil {
+		return err
+	}
+	d.State, d.Unique, d.Ref = true, true, ref
+	d.Payloads = append(d.Payloads, audit.Attachment{Name: "object", MediaType: "application/json", Data: body})
+	r, err := s.cfg.Journal.Append(ctx, d)
+	if err != nil {
+		if !notWritten(err) {
+			s.doubt = &doubt{ref: d.Ref, kind: d.Kind, object: d.Object, body: body, appKey: appKey}
+		}
+		return journalProblem(err)
+	}
+	return s.apply(ctx, &r.Entry, body, appKey)
+}
+
+// notWritten reports whether an error of Append means that nothing was or will be written. All others are taken to leave
+// it open; finding out later that nothing was written costs one entry.
+func notWritten(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, audit.ErrInvalidDraft) || errors.Is(err, audit.ErrClosed)
+}
+
+// Replay applies one entry of the directory. The caller has checked that entry and payload belong to the journal, and
+// gives all changes of state in their order. Daily work goes the same way after its entry is durable.
+func (s *Service) Replay(ctx context.Context, e *audit.Entry, payload func(name string) ([]byte, error)) error {
+	var body []byte
+	switch e.Kind {
+	case kindApplication, kindSigner, kindRevoke, kindCRL:
+		var err error
+		if body, err = payload("object"); err != nil {
+			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
+		}
+	}
+	return s.apply(ctx, e, body, nil)
+}
+
+// apply changes the directory as an entry says. appKey spares the derivation of an application's key.
+func (s *Service) apply(ctx context.Context, e *audit.Entry, body, appKey []byte) error {
+	// 1. Read, and ask the cipher machine, before any lock is taken.
+	var app Application
+	var signer Signer
+	var revoked revocation
+	var list crlPayload
+	object := map[string]any{kindApplication: &app, kindSigner: &signer, kindRevoke: &revoked, kindCRL: &list}[e.Kind]
+	if object != nil {
+		if err := json.Unmarshal(body, object); err != nil {
+			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
+		}
+	}
+	var parsed *pki.CRL
+	switch e.Kind {
+	case kindApplication:
+		if old, key, ok := s.Application(app.ID); appKey == nil && ok && string(old.KeySalt) == string(app.KeySalt) {
+			appKey = key
+		}
+		if appKey == nil {
+			var err error
+			if appKey, err = applicationKey(ctx, s.cfg.MAC, app.ID, app.KeySalt); err != nil {
+				return fmt.Errorf("account: application %s: deriving its key: %w", app.ID, err)
+			}
+		}
+	case kindCRL:
+		var err error
+		if parsed, err = pki.ParseCRL(list.DER); err != nil {
+			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
+		}
+	}
+	// 2. Change.
+	if err := s.set(e, &app, appKey, &signer, &revoked, &list, parsed); err != nil {
+		return err
+	}
+	// 3. Void what was allowed before. A grant that is being made looks at the directory again under the same lock that
+	// is taken here, so none slips through between.
+	switch {
+	case e.Kind == kindSigner:
+		s.consents.dropSigner(signer.ID)
+	case e.Kind == kindApplication && app.Stopped:
+		s.consents.dropApplication(app.ID)
+	}
+	return nil
+}
+
+func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer, revoked *revocation, list *crlPayload, parsed *pki.CRL) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch e.Kind {
+	case kindApplication:
+		if old := s.applications[app.ID]; (old == nil && app.Version != 1) || (old != nil && app.Version != old.Version+1) {
+			return fmt.Errorf("account: entry %d: application %s has version %d out of order", e.Sequence, app.ID, app.Version)
+		}
+		s.applications[app.ID], s.appKeys[app.ID] = app, appKey
+	case kindSigner:
+		if old := s.signers[g.ID]; (old == nil && g.Version != 1) || (old != nil && g.Version != old.Version+1) {
+			return fmt.Errorf("account: entry %d: signer %s has version %d out of order", e.Sequence, g.ID, g.Version)
+		}
+		s.signers[g.ID] = g
+		for _, k := range g.Keys {
+			s.addCertificate(k.Certificate, s.chains[k.Algorithm], "staff", g.ID)
+		}
+		if set, _ := e.Field("pin_set").(audit.Bool); bool(set) {
+			delete(s.pinFailures, g.ID)
+		}
+	case kindRevoke:
+		c := s.certificates[revoked.Serial]
+		if c == nil {
+			return fmt.Errorf("account: entry %d revokes unknown certificate %s", e.Sequence, revoked.Serial)
+		}
+		bad := *c
+		bad.Status, bad.RevokedAt, bad.Reason = statusRevoked, revoked.RevokedAt, revoked.Reason
+		s.certificates[revoked.Serial] = &bad
+	case kindCRL:
+		s.crls[list.Algorithm] = &CRL{Number: list.Number, DER: list.DER, ThisUpdate: list.ThisUpdate, NextUpdate: list.NextUpdate, Parsed: parsed}
+	case kindPINFailed:
+		s.pinFailures[e.Object]++
+	case kindGrant:
+		delete(s.pinFailures, e.Object)
+	}
+	if id := e.Text("intent"); id != "" {
+		if isIntent(e.Kind) {
+			s.openIntents[id] = intent{kind: e.Kind, object: e.Object, id: id, keyPrefix: e.Text("key_prefix")}
+		} else {
+			delete(s.openIntents, id)
+		}
+	}
+	return nil
+}
+
+// Settle closes intents that a stop or a failure left open: keys that an interrupted enrolment made are destroyed
+// (nothing was ever signed with them: no certificate of theirs was given out), and an outcome says so. Call it after
+// the replay; it is also called before each enrolment, so that a long-running appliance leaves no keys about.
+func (s *Service) Settle(ctx context.Context) error {
+	unlock, err := s.beginChange(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return s.settle(ctx)
+}
+
+func (s *Service) settle(ctx context.Context) error {
+	s.mu.RLock()
+	open := make([]intent, 0, len(s.openIntents))
+	for _, i := range s.openIntents {
+		open = append(open, i)
+	}
+	used := map[string]bool{}
+	for _, g := range s.signers {
+		for _, k := range g.Keys {
+			used[k.Label] = true
+		}
+	}
+	s.mu.RUnlock()
+	sort.Slice(open, func(i, j int) bool { return open[i].id < open[j].id })
+	for _, i := range open {
+		var destroyed []string
+		if i.keyPrefix != "" {
+			keys, err := s.cfg.Staff.Keys(ctx)
+			if err != nil {
+				return fmt.Errorf("account: settling intent %s: %w", i.id, hsmProblem(err))
+			}
+			seen := map[string]bool{}
+			for _, k := range keys {
+				// A signer's key is never touched, whatever an intent says.
+				if !strings.HasPrefix(k.Label, i.keyPrefix) || seen[k.Label] || used[k.Label] {
+					continue
+				}
+				seen[k.Label] = true
+				if err := s.cfg.Staff.DestroyKey(ctx, k.Label); err != nil && !errors.Is(err, hsm.ErrKeyNotFound) {
+					return fmt.Errorf("account: settling intent %s: key %s: %w", i.id, k.Label, hsmProblem(err))
+				}
+				destroyed = append(destroyed, k.Label)
+			}
+		}
+		// If the answer is lost the intent may be closed twice, which does no harm.
+		err := s.note(ctx, audit.Draft{Kind: kindInterrupted, Actor: "appliance", Object: i.object, Fields: []audit.Field{
+			text("intent", i.id), text("of", i.kind), text("destroyed_keys", strings.Join(destroyed, " ")),
+		}})
+		if err != nil {
+			return fmt.Errorf("account: settling intent %s: %w", i.id, err)
+		}
+		s.cfg.Log.WithFields(logrus.Fields{"object": i.object, "intent": i.id, "kind": i.kind}).Warning("an interrupted change was closed")
+	}
+	return nil
+}

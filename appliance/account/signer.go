@@ -1,0 +1,206 @@
+package account
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+	"unicode/utf8"
+
+	"yinjian/appliance/audit"
+	"yinjian/appliance/pki/ca"
+	"yinjian/appliance/problem"
+	"yinjian/hsm"
+)
+
+var reSigner = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{1,31}$`)
+
+// An Enrolment asks for a signer with one key pair and certificate for each algorithm.
+type Enrolment struct {
+	ID, Name, Department, Campus string
+	Algorithms                   []string // default SM2 and RSA-2048
+	PIN                          string   // may be empty: no PIN, only app-asserted consent
+}
+
+func (s *Service) checkEnrolment(e *Enrolment) error {
+	if !reSigner.MatchString(e.ID) {
+		return problem.Invalid("id", "工号须为 2–32 位字母、数字或连字符 (letters, digits and hyphens, 2 to 32)")
+	}
+	if err := errors.Join(problem.CheckText("name", e.Name, maxName), problem.CheckText("department", e.Department, maxName), problem.CheckText("campus", e.Campus, maxCampus)); err != nil {
+		return firstProblem(err)
+	}
+	for field, v := range map[string]string{"name": e.Name, "department": e.Department} {
+		if utf8.RuneCountInString(v) > 64 { // ub-common-name, ub-organizational-unit-name (RFC 5280 appendix A)
+			return problem.Invalid(field, "不得超过 64 个字符 (64 characters at most)")
+		}
+	}
+	if len(e.Algorithms) == 0 {
+		e.Algorithms = []string{string(hsm.SM2), string(hsm.RSA2048)}
+	}
+	seen := map[string]bool{}
+	for _, a := range e.Algorithms {
+		if s.cfg.CAs[a] == nil || seen[a] {
+			return problem.Invalid("algorithms", "不支持或重复的算法 %q (unsupported or repeated algorithm)", a)
+		}
+		seen[a] = true
+	}
+	if e.PIN != "" {
+		return checkPINForm(e.PIN)
+	}
+	return nil
+}
+
+// Enrol adds a signer: keys are generated in the staff slot, certificates issued by the evaluation CAs.
+//
+// Order: 1. the intent, with the prefix of the keys' labels; 2. keys and certificates; 3. the outcome, which makes the
+// signer. A stop or failure after 1 leaves an open intent and perhaps keys that nobody can use; [Service.Settle] destroys
+// and closes them.
+func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer, error) {
+	if err := s.checkEnrolment(&e); err != nil {
+		return nil, err
+	}
+	unlock, err := s.beginChange(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if _, ok := s.Signer(e.ID); ok {
+		return nil, problem.New(problem.Exists, "签名人已登记 (signer is enrolled already)", "改用“重置 PIN”或“启停” (set the PIN, stop or start instead)")
+	}
+	now := s.cfg.Clock.Now()
+	if !now.Trusted() {
+		return nil, problem.New(problem.TimeUntrusted, "时间不可信，证书有效期无从确定 (time is not trusted; a certificate's validity cannot be fixed)", "待时间恢复可信后重试 (try again when time is trusted)")
+	}
+	if err := s.settle(ctx); err != nil { // left by an earlier failure; does not stand in the way of this one
+		s.cfg.Log.WithError(err).Warning("keys of an interrupted enrolment could not be cleared away")
+	}
+	g := Signer{Version: 1, ID: e.ID, Name: e.Name, Department: e.Department, Campus: e.Campus, ChangedBy: actor, ChangedAt: now.Time}
+	if e.PIN != "" {
+		if g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, e.ID, e.PIN); err != nil {
+			return nil, err
+		}
+	}
+	unique, err := newID()
+	if err != nil {
+		return nil, err
+	}
+	prefix := "staff/" + e.ID + "/" + unique[:8] + "/"
+	i, err := s.intend(ctx, audit.Draft{Kind: kindSignerIntent, Actor: actor, Object: e.ID}, "enrol", prefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range e.Algorithms {
+		info, err := s.cfg.Staff.GenerateKey(ctx, hsm.KeySpec{Label: prefix + a, Algorithm: hsm.Algorithm(a)})
+		if err != nil {
+			return nil, fmt.Errorf("account: enrolling %s: %w", e.ID, hsmProblem(err))
+		}
+		if info.Extractable {
+			return nil, fmt.Errorf("account: enrolling %s: the cipher machine made an extractable %s key", e.ID, a)
+		}
+		cert, err := s.issue(ctx, a, info.Public, &g, now.Time)
+		if err != nil {
+			return nil, fmt.Errorf("account: enrolling %s: %w", e.ID, hsmProblem(err))
+		}
+		g.Keys = append(g.Keys, SignerKey{Label: info.Label, Algorithm: a, Certificate: cert})
+	}
+	d := audit.Draft{Kind: kindSigner, Actor: actor, Object: e.ID, Fields: []audit.Field{
+		text("intent", i.id), text("act", "enrol"), boolean("pin_set", g.PIN != nil),
+	}}
+	if err := s.conclude(ctx, d, i.ref, &g, nil); err != nil {
+		return nil, err
+	}
+	enrolled, _ := s.Signer(e.ID)
+	return enrolled, nil
+}
+
+func (s *Service) issue(ctx context.Context, algorithm string, pub crypto.PublicKey, g *Signer, now time.Time) ([]byte, error) {
+	authority := s.cfg.CAs[algorithm]
+	end := now.Add(s.cfg.CertificateLife)
+	if last := authority.Certificate().NotAfter; end.After(last) {
+		end = last // no certificate outlives its CA's
+	}
+	c, err := authority.Issue(ctx, ca.Request{
+		Profile:     ca.Staff,
+		Subject:     pkix.Name{Country: []string{"CN"}, OrganizationalUnit: []string{g.Department}, CommonName: g.Name},
+		StaffNumber: g.ID, PublicKey: pub,
+		NotBefore: now.Add(-time.Minute), NotAfter: end,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.Raw, nil
+}
+
+// changeSigner journals intent and outcome of a change to an enrolled signer, and voids live authorisations.
+func (s *Service) changeSigner(ctx context.Context, actor, id, act, reason string, change func(*Signer) error) (*Signer, error) {
+	if err := checkReason(reason); err != nil {
+		return nil, err
+	}
+	unlock, err := s.beginChange(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	old, ok := s.Signer(id)
+	if !ok {
+		return nil, errSignerUnknown
+	}
+	g := *old
+	g.Version, g.ChangedBy, g.ChangedAt = old.Version+1, actor, s.cfg.Clock.Now().Time
+	if err := change(&g); err != nil {
+		return nil, err
+	}
+	i, err := s.intend(ctx, audit.Draft{Kind: kindSignerIntent, Actor: actor, Object: id}, act, "")
+	if err != nil {
+		return nil, err
+	}
+	d := audit.Draft{Kind: kindSigner, Actor: actor, Object: id, Fields: []audit.Field{
+		text("intent", i.id), text("act", act), text("reason", reason), boolean("pin_set", act == actSetPIN),
+	}}
+	if err := s.conclude(ctx, d, i.ref, &g, nil); err != nil {
+		return nil, err
+	}
+	changed, _ := s.Signer(id)
+	return changed, nil
+}
+
+const actSetPIN = "set-pin"
+
+// SetPIN gives the signer a new PIN, clears the count of failures and voids live authorisations.
+func (s *Service) SetPIN(ctx context.Context, actor, id, pin string) (*Signer, error) {
+	return s.changeSigner(ctx, actor, id, actSetPIN, "", func(g *Signer) (err error) {
+		g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, id, pin)
+		return err
+	})
+}
+
+// StopSigner stops or starts a signer; live authorisations are void either way.
+func (s *Service) StopSigner(ctx context.Context, actor, id string, stopped bool, reason string) (*Signer, error) {
+	act := map[bool]string{true: "stop", false: "start"}[stopped]
+	return s.changeSigner(ctx, actor, id, act, reason, func(g *Signer) error { g.Stopped = stopped; return nil })
+}
+
+var (
+	errSignerUnknown = problem.New(problem.SignerUnknown, "没有这个签名人 (no such signer)", "核对工号，或先登记 (check the staff number, or enrol first)")
+	errSignerStopped = problem.New(problem.SignerStopped, "签名人已停用 (the signer is stopped)", "请管理员启用 (ask an administrator)")
+)
+
+// ActiveSigner answers the signer and the key for an algorithm, or why it cannot sign.
+func (s *Service) ActiveSigner(id, algorithm string) (*Signer, *SignerKey, error) {
+	g, ok := s.Signer(id)
+	if !ok {
+		return nil, nil, errSignerUnknown
+	}
+	if g.Stopped {
+		return nil, nil, errSignerStopped
+	}
+	for i := range g.Keys {
+		if g.Keys[i].Algorithm == algorithm {
+			return g, &g.Keys[i], nil
+		}
+	}
+	return nil, nil, problem.New(problem.KeyUnknown, "该签名人没有此算法的密钥 (the signer has no key of this algorithm)", "换算法，或请管理员补发 (use another algorithm, or ask an administrator)")
+}
