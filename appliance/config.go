@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -133,9 +134,14 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 			var errs []error
 			for _, e := range strict.Errors {
 				row, col := e.Position()
-				errs = append(errs, fmt.Errorf("%d:%d: 未知的配置项 %v (unknown key)", row, col, e.Key()))
+				errs = append(errs, fmt.Errorf("%d:%d: 未知的配置项 %s (unknown key)", row, col, strings.Join(e.Key(), ".")))
 			}
 			return nil, errors.Join(errs...)
+		}
+		var wrong *toml.DecodeError
+		if errors.As(err, &wrong) {
+			row, col := wrong.Position()
+			return nil, fmt.Errorf("%d:%d: %s: %w", row, col, strings.Join(wrong.Key(), "."), err)
 		}
 		return nil, err
 	}
