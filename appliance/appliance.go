@@ -154,6 +154,9 @@ func Run(ctx context.Context, o Options) (err error) {
 				err = uerr
 			}
 		}
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) { // told to stop while it was starting
+			err = nil
+		}
 	}()
 
 	// 1. Clocks.
@@ -331,8 +334,8 @@ func (a *Appliance) startTime(ctx context.Context, s *stage) error {
 		}
 	}
 	if a.cfg.Evaluation.GNSSFeed {
-		dir, err := os.MkdirTemp("", "yinjian-rack-") // chronyd's socket path is limited in length
-		if err != nil {
+		dir := filepath.Join(a.dir, "run", "rack") // always the same: a kill leaves it behind
+		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}
 		rack, err := gnss.StartRack(ctx, gnss.RackConfig{Dir: dir, Log: a.log, Clock: sys.Realtime})
@@ -428,6 +431,14 @@ func (a *Appliance) startWorkers(ctx context.Context, command []string) error {
 	}
 	for _, class := range hsm.Classes {
 		slot := a.cfg.HSM.Slots[string(class)]
+		latch := a.pinLatch(class, slot.PINFile)
+		if err := latch.check(); err != nil {
+			return fmt.Errorf("hsm.slots.%s: %w", class, err)
+		}
+		presented, err := os.Stat(slot.PINFile)
+		if err != nil {
+			return fmt.Errorf("hsm.slots.%s: %w", class, err)
+		}
 		pin, err := ReadSecret(slot.PINFile)
 		if err != nil {
 			return fmt.Errorf("hsm.slots.%s: %w", class, err)
@@ -437,11 +448,18 @@ func (a *Appliance) startWorkers(ctx context.Context, command []string) error {
 			Params: worker.StartParams{Module: a.cfg.HSM.Module, ModuleArgs: args, TokenLabel: slot.TokenLabel, PIN: pin, Profile: a.cfg.HSM.Profile, MaxSessions: slot.Sessions},
 		})
 		clear(pin)
-		if err != nil {
-			return fmt.Errorf("cipher machine, slot %s: %w", class, err)
+		if err == nil {
+			a.workers[class], a.tokens[class] = w, w
+			_, err = w.Info(ctx)
 		}
-		a.workers[class], a.tokens[class] = w, w
-		if _, err := w.Info(ctx); err != nil {
+		if errors.Is(err, hsm.ErrNeedsOperator) {
+			err = errors.Join(err, latch.set(presented))
+			return fmt.Errorf("密码机拒绝了口令文件 %s，只出示了一次：改正后重启 (cipher machine, slot %s: the PIN was refused and is not tried again): %w", slot.PINFile, class, err)
+		}
+		if err == nil {
+			err = latch.clear()
+		}
+		if err != nil {
 			return fmt.Errorf("cipher machine, slot %s: %w", class, err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -32,14 +33,20 @@ var unitPolicies = map[string]asn1.ObjectIdentifier{"sm2": pki.OIDPolicyTSASM2, 
 
 // superviseSofttoken keeps the software cipher machine running as a child. A crash is started again, with a pause that
 // grows; a child that cannot stay up for long is left to the operator's eyes in the log, never given up.
+//
+// It keeps its thread, whose end with ours makes the kernel kill the child: one that hangs would not see its standard
+// input end, and would keep its folder from the next.
 func (a *Appliance) superviseSofttoken(ctx context.Context, command []string) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	pause := 100 * time.Millisecond
 	for {
 		begun := a.sys.Monotonic()
 		cmd := exec.Command(command[0], command[1:]...)
-		cmd.Stderr = os.Stderr                                // it has a log of its own, in the same form
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C reaches us, and we stop it in order
-		stdin, err := cmd.StdinPipe()                         // its end tells the child that we are gone
+		cmd.Stderr = os.Stderr // it has a log of its own, in the same form
+		// A group of its own: Ctrl-C reaches us, and we stop it in order.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+		stdin, err := cmd.StdinPipe() // its end tells the child that we are gone
 		if err == nil {
 			err = cmd.Start()
 		}
