@@ -7,9 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -36,8 +39,15 @@ func (f *adminFlags) client() (*client.Admin, error) {
 		return nil, usageError{fmt.Errorf("-o %s：须为 text 或 json (must be text or json)", f.output)}
 	}
 	socket := appliance.AdminSocket(f.dir)
-	if _, err := os.Stat(socket); err != nil {
+	probe, err := net.DialTimeout("unix", socket, 5*time.Second) // a killed appliance leaves its socket behind
+	switch {
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("设备未在运行：请先 yinjian serve --dir %s (the appliance is not running)", f.dir)
+	case err != nil:
+		return nil, err
+	}
+	if err := probe.Close(); err != nil {
+		return nil, err
 	}
 	return client.NewAdmin(socket), nil
 }
@@ -93,7 +103,7 @@ func explain(err error) error {
 }
 
 func applicationCommand() *cobra.Command {
-	c := &cobra.Command{Use: "app", Short: "应用：登记、停用、列出 (applications)", Args: exactArgs(0)}
+	c := group(&cobra.Command{Use: "app", Short: "应用：登记、停用、列出 (applications)"})
 	var req wire.RegisterApplication
 	var keyFile string
 	var f adminFlags
@@ -165,7 +175,7 @@ func register(ctx context.Context, a *client.Admin, req wire.RegisterApplication
 }
 
 func signerCommand() *cobra.Command {
-	c := &cobra.Command{Use: "signer", Short: "签名人：登记、PIN、启停、列出 (signers)", Args: exactArgs(0)}
+	c := group(&cobra.Command{Use: "signer", Short: "签名人：登记、PIN、启停、列出 (signers)"})
 	var req wire.EnrolSigner
 	var pinFile, reason string
 	pinFlag := func(c *cobra.Command) {
@@ -214,7 +224,7 @@ func signerCommand() *cobra.Command {
 }
 
 func certificateCommand() *cobra.Command {
-	c := &cobra.Command{Use: "cert", Short: "证书 (certificates)", Args: exactArgs(0)}
+	c := group(&cobra.Command{Use: "cert", Short: "证书 (certificates)"})
 	var reason string
 	c.AddCommand(adminCommand("revoke SERIAL", "吊销签名人证书并发布新的吊销列表 (revoke a signer's certificate and publish a CRL)", 1,
 		func(c *cobra.Command) {
@@ -227,7 +237,7 @@ func certificateCommand() *cobra.Command {
 }
 
 func crlCommand() *cobra.Command {
-	c := &cobra.Command{Use: "crl", Short: "吊销列表 (CRLs)", Args: exactArgs(0)}
+	c := group(&cobra.Command{Use: "crl", Short: "吊销列表 (CRLs)"})
 	c.AddCommand(adminCommand("publish", "立即发布新的吊销列表 (publish new CRLs now)", 0, nil, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
 		return a.IssueCRL(ctx)
 	}))

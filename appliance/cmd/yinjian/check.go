@@ -25,7 +25,7 @@ import (
 var errFound = errors.New("检查未通过，详见上文 (the check found something, see above)")
 
 func auditCommand() *cobra.Command {
-	c := &cobra.Command{Use: "audit", Short: "日志 (the journal)", Args: exactArgs(0)}
+	c := group(&cobra.Command{Use: "audit", Short: "日志 (the journal)"})
 	var dir, journal, logKey, output string
 	verify := &cobra.Command{
 		Use:   "verify (--dir DIR | --journal DIR --log-key FILE)",
@@ -115,7 +115,7 @@ func printAudit(w io.Writer, r *audit.Report) {
 }
 
 func databaseCommand() *cobra.Command {
-	c := &cobra.Command{Use: "db", Short: "投影库 (the projection)", Args: exactArgs(0)}
+	c := group(&cobra.Command{Use: "db", Short: "投影库 (the projection)"})
 	var f adminFlags
 	compare := &cobra.Command{
 		Use: "compare", Short: "由日志重算投影库的每一行，指出差异 (derive every row again and name what differs)", Args: exactArgs(0),

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/sirupsen/logrus"
@@ -33,13 +34,30 @@ func run(args []string) int {
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), mistyped(err):
 		fmt.Fprintln(os.Stderr, "用法错误 (usage):", err)
 		return 2
 	default:
 		fmt.Fprintln(os.Stderr, "失败 (failed):", err)
 		return 1
 	}
+}
+
+// mistyped knows cobra's own complaints about a call, which have no type.
+func mistyped(err error) bool {
+	return strings.HasPrefix(err.Error(), "unknown command ") || strings.HasPrefix(err.Error(), "required flag(s) ")
+}
+
+// group makes c, which only holds subcommands, refuse a word that is none of them; cobra would show the help and exit 0.
+func group(c *cobra.Command) *cobra.Command {
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usageError{fmt.Errorf("%s 没有子命令 %q (no such subcommand)", c.CommandPath(), args[0])}
+		}
+		return nil
+	}
+	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	return c
 }
 
 func newRoot() *cobra.Command {
