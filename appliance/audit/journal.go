@@ -101,9 +101,13 @@ type Journal struct {
 	stamper  Stamper
 	unstamps chan struct{} // capacity 1: a checkpoint or a stamper is new
 
+	unstored bool // the signing goroutine's: storing the last checkpoint was answered with an error
+
 	// Owned by the committing goroutine (and by Open before it).
-	doubt       bool  // the last write failed: read the head before the next
-	pendingSeal *Seal // must become the next entry
+	doubt       bool        // the last write failed: read the head before the next
+	pendingSeal *Seal       // must become the next entry
+	tally       *tally      // of the active segment; nil after a restart, until Run has read what was there
+	summed      chan *tally // capacity 1: that reading, done
 }
 
 // A head is the end of the journal. Its frontier is never changed in place.
@@ -153,7 +157,7 @@ func Open(ctx context.Context, cfg Config) (*Journal, error) {
 	j := &Journal{
 		cfg: cfg, store: cfg.Store, queue: semaphore.NewWeighted(cfg.QueueBytes),
 		wake: make(chan struct{}, 1), grown: make(chan struct{}), signed: make(chan struct{}),
-		unstamps: make(chan struct{}, 1), signer: cfg.Checkpointer, stamper: cfg.Stamper,
+		unstamps: make(chan struct{}, 1), summed: make(chan *tally, 1), signer: cfg.Checkpointer, stamper: cfg.Stamper,
 	}
 	if err := j.load(ctx); err != nil {
 		return nil, fmt.Errorf("audit: opening journal: %w", err)
@@ -259,6 +263,9 @@ func (j *Journal) loadSeal(ctx context.Context) error {
 		return fmt.Errorf("listing segments: %w", err)
 	}
 	j.pendingSeal = nil
+	if n := len(segs); n > 0 && segs[n-1].Count == 0 && (j.tally == nil || j.tally.segment != segs[n-1].Number) {
+		j.tally = newTally(segs[n-1].Number, segs[n-1].First)
+	}
 	if n := len(segs); n > 1 && segs[n-1].Count == 0 {
 		if segs[n-2].Seal == nil {
 			return fmt.Errorf("%w: segment %d is not sealed and not the last", ErrCorrupt, segs[n-2].Number)
@@ -417,9 +424,54 @@ func (j *Journal) Run(ctx context.Context) error {
 		j.commitLoop(ctx)
 		return nil
 	})
+	if j.tally == nil {
+		g.Go(func() error { j.sumUp(ctx); return nil })
+	}
 	g.Go(func() error { j.signLoop(signCtx); return nil })
 	g.Go(func() error { j.stampLoop(signCtx); return nil })
 	return g.Wait()
+}
+
+// sumUp reads the active segment as a restart found it, so that rolling need not read it while drafts wait. If it
+// fails, rolling does.
+func (j *Journal) sumUp(ctx context.Context) {
+	size := j.Size()
+	segs, err := j.store.Segments(ctx)
+	if err == nil && len(segs) > 0 {
+		last := segs[len(segs)-1]
+		if size < last.First {
+			return
+		}
+		t := newTally(last.Number, last.First)
+		if err = t.read(ctx, j.store, size); err == nil {
+			j.summed <- t
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		j.cfg.Log.WithError(err).Warning("active segment not summed up")
+	}
+}
+
+// count adds rows that were written to the tally. Where rows between are missing in it, it waits for roll to read them.
+func (j *Journal) count(ctx context.Context, rows []Row) {
+	select {
+	case t := <-j.summed:
+		if j.tally == nil {
+			// Only what was written since that reading began.
+			if err := t.read(ctx, j.store, uint64(rows[0].Sequence)); err == nil {
+				j.tally = t
+			}
+		}
+	default:
+	}
+	for _, r := range rows {
+		if j.tally == nil || j.tally.next != uint64(r.Sequence) {
+			return
+		}
+		if err := j.tally.add(Hash(r.Leaf)); err != nil {
+			j.tally = nil
+		}
+	}
 }
 
 func (j *Journal) commitLoop(ctx context.Context) {
@@ -641,6 +693,7 @@ func (j *Journal) write(ctx context.Context, b Batch, next head) error {
 		return nil // it landed, the answer was lost
 	}
 	j.publish(next)
+	j.count(ctx, b.Rows)
 	return nil
 }
 
@@ -724,21 +777,32 @@ func (j *Journal) fail(cause error) error {
 	return err
 }
 
-// roll seals the active segment. The seal is computed from what is stored, so that a segment is read once more as it
-// is finished; with a million entries that takes about a second, in which drafts wait.
+// roll seals the active segment. The seal says what was acknowledged, counted as it was written; what of it is not
+// counted yet (after a restart, or a write in doubt) is read, about a second for a million entries, in which drafts
+// wait.
 func (j *Journal) roll(ctx context.Context) error {
 	segs, err := j.store.Segments(ctx)
 	if err != nil {
 		return fmt.Errorf("listing segments: %w", err)
 	}
-	seal, err := sealOf(ctx, j.store, segs[len(segs)-1])
-	if err != nil {
-		return fmt.Errorf("summing segment %d up: %w", segs[len(segs)-1].Number, err)
+	active := segs[len(segs)-1]
+	if j.tally == nil || j.tally.segment != active.Number {
+		j.tally = newTally(active.Number, active.First)
 	}
+	err = j.tally.read(ctx, j.store, j.Size())
+	if err == nil && j.tally.next == active.First {
+		err = fmt.Errorf("%w: it is empty", ErrCorrupt)
+	}
+	if err != nil {
+		j.tally = nil
+		return fmt.Errorf("summing segment %d up: %w", active.Number, err)
+	}
+	seal := j.tally.seal()
 	if err := j.store.Roll(ctx, seal); err != nil {
 		return fmt.Errorf("rolling to segment %d: %w", seal.Segment+1, err)
 	}
 	j.pendingSeal = &seal
+	j.tally = newTally(seal.Segment+1, seal.Last+1)
 	j.cfg.Log.WithFields(logrus.Fields{"segment": seal.Segment, "first": seal.First, "last": seal.Last}).Info("journal segment sealed")
 	return nil
 }

@@ -80,6 +80,11 @@ func (j *Journal) signLoop(ctx context.Context) {
 
 // sign makes, stores and publishes a checkpoint of the present head, unless there is one or nobody to sign.
 func (j *Journal) sign(ctx context.Context) (bool, error) {
+	if j.unstored {
+		if err := j.reread(ctx); err != nil {
+			return false, err
+		}
+	}
 	j.mu.Lock()
 	h, last, signer := j.head, j.last, j.signer
 	j.mu.Unlock()
@@ -109,15 +114,51 @@ func (j *Journal) sign(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	if err := j.store.PutCheckpoint(ctx, c.stored()); err != nil {
+		j.unstored = true
 		return false, fmt.Errorf("storing: %w", err)
 	}
+	j.signedOne(c)
+	return true, nil
+}
+
+// signedOne makes c the last checkpoint.
+func (j *Journal) signedOne(c *Checkpoint) {
 	j.mu.Lock()
 	j.last = c
 	close(j.signed)
 	j.signed = make(chan struct{})
 	j.mu.Unlock()
 	notify(j.unstamps)
-	return true, nil
+}
+
+// reread looks whether a checkpoint is stored whose storing was answered with an error. The next one must name it.
+func (j *Journal) reread(ctx context.Context) error {
+	stored, err := j.store.LastCheckpoint(ctx)
+	if errors.Is(err, ErrNotFound) {
+		j.unstored = false
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading the last checkpoint: %w", err)
+	}
+	c, err := stored.parse()
+	if err != nil {
+		return fmt.Errorf("reading the last checkpoint: %w", err)
+	}
+	j.mu.Lock()
+	last, signer := j.last, j.signer
+	j.mu.Unlock()
+	if last == nil || c.Size > last.Size {
+		if signer == nil {
+			return nil // nobody signs; later
+		}
+		if err := VerifyCheckpoint(signer.Public(), c); err != nil {
+			return fmt.Errorf("reading the last checkpoint: %w", err)
+		}
+		j.signedOne(c)
+	}
+	j.unstored = false
+	return nil
 }
 
 // stampLoop has the last checkpoint stamped. Those that were passed over while a token was being made stay without:

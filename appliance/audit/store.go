@@ -3,7 +3,9 @@ package audit
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"hash"
 	"time"
 
 	"github.com/emmansun/gmsm/sm3"
@@ -148,32 +150,56 @@ func loadFrontier(ctx context.Context, s Store, size uint64) (frontier, error) {
 	return newFrontier(size, hashes)
 }
 
-// sealOf computes a segment's seal from its rows.
-func sealOf(ctx context.Context, s Store, seg Segment) (Seal, error) {
-	f, err := newFrontier(0, nil)
-	if err != nil {
-		return Seal{}, err
+// A tally is a segment's seal while the segment grows.
+type tally struct {
+	segment     int
+	first, next uint64
+	own         frontier
+	leaves      hash.Hash
+}
+
+func newTally(segment int, first uint64) *tally {
+	own, _ := newFrontier(0, nil) // an empty range is never refused
+	return &tally{segment: segment, first: first, next: first, own: own, leaves: sm3.New()}
+}
+
+func (t *tally) add(leaf Hash) error {
+	t.next++
+	t.leaves.Write(leaf[:])
+	return t.own.grow(leaf, nil)
+}
+
+// read adds what is stored, up to the entry before end.
+func (t *tally) read(ctx context.Context, s Store, end uint64) error {
+	if t.next >= end {
+		return nil
 	}
-	all := sm3.New()
-	next := seg.First
-	err = s.Rows(ctx, seg.Number, int64(seg.First), func(r Row) error {
-		if r.Sequence < 0 || uint64(r.Sequence) != next || len(r.Leaf) != len(Hash{}) {
-			return fmt.Errorf("%w: segment %d has row %d where %d should be", ErrCorrupt, seg.Number, r.Sequence, next)
+	err := s.Rows(ctx, t.segment, int64(t.next), func(r Row) error {
+		if err := ctx.Err(); err != nil {
+			return err
 		}
-		next++
-		all.Write(r.Leaf)
-		return f.grow(Hash(r.Leaf), nil)
+		if t.next >= end {
+			return errEnd
+		}
+		if r.Sequence < 0 || uint64(r.Sequence) != t.next || len(r.Leaf) != len(Hash{}) {
+			return fmt.Errorf("%w: segment %d has row %d where %d should be", ErrCorrupt, t.segment, r.Sequence, t.next)
+		}
+		return t.add(Hash(r.Leaf))
 	})
-	if err != nil {
-		return Seal{}, err
+	if errors.Is(err, errEnd) {
+		err = nil
 	}
-	if next == seg.First {
-		return Seal{}, fmt.Errorf("%w: segment %d is empty", ErrCorrupt, seg.Number)
+	if err == nil && t.next < end {
+		err = fmt.Errorf("%w: segment %d has no entry %d", ErrCorrupt, t.segment, t.next)
 	}
+	return err
+}
+
+func (t *tally) seal() Seal {
 	return Seal{
-		Segment: seg.Number, First: seg.First, Last: next - 1, Count: next - seg.First,
-		Root: f.root(), Leaves: Hash(all.Sum(nil)),
-	}, nil
+		Segment: t.segment, First: t.first, Last: t.next - 1, Count: t.next - t.first,
+		Root: t.own.root(), Leaves: Hash(t.leaves.Sum(nil)),
+	}
 }
 
 // Kinds and fields that the journal writes itself.

@@ -32,10 +32,16 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "append":
 		childAppend()
+	case "sequence":
+		childSequence()
+	case "close":
+		childClose()
 	case "limit":
 		childLimit()
 	}
 }
+
+var childStore *sqlite.Journal
 
 // childJournal opens a journal and runs it. With YJ_STEP it kills itself at the n-th time that step is reached.
 func childJournal() *audit.Journal {
@@ -52,10 +58,15 @@ func childJournal() *audit.Journal {
 		})
 	}
 	store, err := sqlite.OpenJournal(context.Background(), cfg)
+	childStore = store
+	signer := audit.CheckpointSigner(childKey())
+	if os.Getenv("YJ_NOKEY") != "" {
+		signer = nil
+	}
 	if err == nil {
 		var j *audit.Journal
 		j, err = audit.Open(context.Background(), audit.Config{
-			Store: store, Node: "east", Clock: newClock(), Log: quiet(), Checkpointer: childKey(), CheckpointEvery: 10 * time.Millisecond,
+			Store: store, Node: "east", Clock: newClock(), Log: quiet(), Checkpointer: signer, CheckpointEvery: 10 * time.Millisecond,
 		})
 		if err == nil {
 			go j.Run(context.Background())
@@ -69,6 +80,35 @@ func childJournal() *audit.Journal {
 
 // childKey is the same in each process: the checkpoints of all runs are checked with it.
 func childKey() logKey { return fixedKey }
+
+// childSequence appends a few entries one after the other, over the end of a segment, and writes a line for each.
+func childSequence() {
+	j := childJournal()
+	for i := range 12 {
+		r, err := j.Append(context.Background(), signDraft(i))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "child:", err)
+			os.Exit(3)
+		}
+		fmt.Fprintf(os.Stdout, "ack %d %s\n", r.Sequence, r.LeafHash)
+	}
+	os.Exit(0)
+}
+
+// childClose appends and closes, and is killed in there.
+func childClose() {
+	j := childJournal()
+	for i := range 30 {
+		r, err := j.Append(context.Background(), signDraft(1000+i))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "child:", err)
+			os.Exit(3)
+		}
+		fmt.Fprintf(os.Stdout, "ack %d %s\n", r.Sequence, r.LeafHash)
+	}
+	childStore.Close()
+	os.Exit(3)
+}
 
 // childAppend appends with eight goroutines until it is killed, and writes a line for each receipt.
 func childAppend() {
@@ -235,6 +275,55 @@ func TestKillWhileRolling(t *testing.T) {
 	}
 }
 
+// The process dies while it closes the journal, also while SQLite folds the log into the file.
+func TestKillWhileClosing(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{"close/begun", "close/files"} {
+		t.Run(step, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "journal")
+			acks := map[uint64]string{}
+			cmd, out := child(t, "close", dir, "YJ_SEGMENT=20", "YJ_STEP="+step)
+			readAcks(t, out, acks, func(int) {})
+			if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() == 3 {
+				t.Fatalf("the child did not die at %s: %v", step, err)
+			}
+			if len(acks) != 30 {
+				t.Errorf("%d receipts", len(acks))
+			}
+			settled(t, dir, 20, acks)
+		})
+	}
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed")
+	}
+	// At the n-th write to a segment's file, which is one of folding or of making the next segment.
+	for _, n := range []int{1, 30, 60, 75, 90} {
+		t.Run(fmt.Sprint("write ", n), func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "journal")
+			acks := map[uint64]string{}
+			cmd := exec.Command(strace, "-f", "-o", filepath.Join(t.TempDir(), "trace"), "-P", filepath.Join(dir, seg1), "-P", filepath.Join(dir, seg2),
+				"-e", "trace=pwrite64,ftruncate,fdatasync,fsync", "-e", fmt.Sprintf("inject=pwrite64,ftruncate:signal=KILL:when=%d", n), os.Args[0], "-test.run=^$")
+			cmd.Env = append(os.Environ(), "YJ_CHILD=close", "YJ_DIR="+dir, "YJ_SEGMENT=20", "YJ_STEP=close/files")
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			readAcks(t, out, acks, func(int) {})
+			if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() == 3 {
+				t.Fatalf("the child was not killed: %v", err)
+			}
+			t.Logf("%d receipts before write %d", len(acks), n)
+			settled(t, dir, 20, acks)
+		})
+	}
+}
+
 // childLimit appends until the file size limit refuses it, raises the limit and goes on.
 func childLimit() {
 	signal.Ignore(syscall.SIGXFSZ)
@@ -336,6 +425,11 @@ func TestDiskFull(t *testing.T) {
 		t.Fatalf("Append after room was made = %v", err)
 	}
 	acks[r.Sequence] = r.LeafHash.String()
+	if c, err := j.WaitCheckpoint(t.Context(), r.Sequence); err != nil {
+		t.Errorf("no checkpoint after the disk had been full: %v", err)
+	} else if audit.VerifyCheckpoint(childKey().Public(), &c) != nil {
+		t.Error("the checkpoint after the disk had been full does not verify")
+	}
 	if uint64(len(acks)) != r.Sequence {
 		t.Errorf("%d acknowledged entries, the last has sequence %d", len(acks), r.Sequence)
 	}
@@ -394,4 +488,74 @@ func TestSyncedBeforeAcknowledged(t *testing.T) {
 		t.Fatalf("strace saw %d acknowledgements and %d syncs", acks, syncs)
 	}
 	t.Logf("%d acknowledgements, %d syncs, %d writes of the log", acks, syncs, writes)
+}
+
+// One append after the other, so that nothing is hidden by other people's syncs: before each receipt the log was
+// written, then synced, and nothing of it was written after that sync. A new file's folder is synced before the first
+// receipt that depends on it.
+func TestEachReceiptFollowsItsOwnSync(t *testing.T) {
+	t.Parallel()
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed")
+	}
+	dir := filepath.Join(t.TempDir(), "journal")
+	trace := filepath.Join(t.TempDir(), "trace")
+	cmd := exec.Command(strace, "-f", "-y", "-s", "12", "-o", trace, "-e", "trace=openat,rename,renameat,renameat2,write,pwrite64,fsync,fdatasync", os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), "YJ_CHILD=sequence", "YJ_DIR="+dir, "YJ_SEGMENT=5", "YJ_NOKEY=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	text, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	acks, folders := 0, 0
+	written, synced := 0, false // of the log since the last receipt
+	unsettled := ""             // a file whose folder is not synced
+	pending := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		pid, call, _ := strings.Cut(strings.TrimSpace(line), " ")
+		call = strings.TrimSpace(call)
+		if strings.HasSuffix(call, "<unfinished ...>") { // counts when it returns
+			pending[pid] = call
+			if !strings.HasPrefix(call, "write(1<") {
+				continue
+			}
+		} else if strings.HasPrefix(call, "<... ") {
+			began := pending[pid]
+			delete(pending, pid)
+			if strings.HasPrefix(began, "write(1<") {
+				continue
+			}
+			call = began + call
+		}
+		log := strings.Contains(call, ".db-wal>")
+		sync := strings.HasPrefix(call, "fsync(") || strings.HasPrefix(call, "fdatasync(")
+		switch {
+		case strings.HasPrefix(call, "openat(") && strings.Contains(call, ".db-wal\"") && strings.Contains(call, "O_CREAT") && !strings.Contains(call, "= -1"),
+			strings.HasPrefix(call, "rename") && strings.Contains(call, ".db\""):
+			unsettled = call
+		case sync && strings.Contains(call, "<"+dir+">"):
+			folders++
+			unsettled = ""
+		case strings.HasPrefix(call, "pwrite64(") && log:
+			written++
+			synced = false
+		case sync && log:
+			synced = written > 0
+		case strings.HasPrefix(call, "write(1<") && strings.Contains(call, `"ack `):
+			acks++
+			if written == 0 || !synced {
+				t.Errorf("receipt %d: %d writes of the log since the one before, synced after the last: %v", acks, written, synced)
+			}
+			if unsettled != "" {
+				t.Errorf("receipt %d before the folder was synced after %s", acks, unsettled)
+			}
+			written, synced = 0, false
+		}
+	}
+	if acks != 12 || folders < 3 {
+		t.Errorf("strace saw %d receipts and %d syncs of the folder", acks, folders)
+	}
 }

@@ -1,12 +1,14 @@
 package sqlite_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -151,8 +153,112 @@ func TestSecondOpenerIsRefused(t *testing.T) {
 	if !errors.Is(err, dbdriver.ErrInUse) || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("second OpenJournal = %v, want %v", err, dbdriver.ErrInUse)
 	}
+	// By another name of the folder, and after somebody tidied the lock file away.
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sqlite.OpenJournal(t.Context(), sqlite.JournalConfig{Dir: link}); !errors.Is(err, dbdriver.ErrInUse) {
+		t.Errorf("OpenJournal through a link = %v, want %v", err, dbdriver.ErrInUse)
+	}
+	if err := os.Remove(filepath.Join(dir, "journal.lock")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sqlite.OpenJournal(t.Context(), sqlite.JournalConfig{Dir: dir}); !errors.Is(err, dbdriver.ErrInUse) {
+		t.Errorf("OpenJournal without the lock file = %v, want %v", err, dbdriver.ErrInUse)
+	}
 	s.Close()
 	openStore(t, dir, nil).Close()
+}
+
+// countingStore counts how often rows are read.
+type countingStore struct {
+	*sqlite.Journal
+	reads atomic.Int64
+}
+
+func (s *countingStore) Rows(ctx context.Context, segment int, from int64, fn func(audit.Row) error) error {
+	s.reads.Add(1)
+	return s.Journal.Rows(ctx, segment, from, fn)
+}
+
+// faultyStore fails the first time that a checkpoint is stored, before or after it is on disk.
+type faultyStore struct {
+	*sqlite.Journal
+	landed bool
+	failed chan struct{}
+	once   sync.Once
+}
+
+func (s *faultyStore) PutCheckpoint(ctx context.Context, c audit.StoredCheckpoint) error {
+	var err error
+	s.once.Do(func() {
+		defer close(s.failed)
+		if s.landed {
+			if err = s.Journal.PutCheckpoint(ctx, c); err != nil {
+				return
+			}
+		}
+		err = dbdriver.ErrFull
+	})
+	if err != nil {
+		return err
+	}
+	return s.Journal.PutCheckpoint(ctx, c)
+}
+
+// A checkpoint that was not stored is signed again; one that was stored, and whose answer was lost, is gone on from.
+func TestCheckpointWriteFails(t *testing.T) {
+	t.Parallel()
+	for name, landed := range map[string]bool{"write lost": false, "written, answer lost": true} {
+		for _, grows := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", grows ", grows), func(t *testing.T) {
+				t.Parallel()
+				dir := filepath.Join(t.TempDir(), "journal")
+				faulty := &faultyStore{Journal: openStore(t, dir, nil), landed: landed, failed: make(chan struct{})}
+				j := start(t, faulty.Journal, func(c *audit.Config) { c.Store, c.Checkpointer = faulty, fixedKey })
+				r := appendN(t, j.Journal, 0, 1)
+				<-faulty.failed
+				if grows {
+					r = appendN(t, j.Journal, 1, 1)
+				}
+				if _, err := j.WaitCheckpoint(t.Context(), r.Sequence); err != nil {
+					t.Errorf("WaitCheckpoint = %v", err)
+				}
+				appendN(t, j.Journal, 5, 1)
+				j.stop()
+				if r := verify(t, dir, audit.Options{LogKey: fixedKey.Public()}); !r.OK() || r.Uncovered != 0 {
+					t.Errorf("%d uncovered, findings%s", r.Uncovered, list(r))
+				}
+			})
+		}
+	}
+}
+
+// Drafts do not wait while a full segment is read again: its seal was counted as it grew, or, after a restart, beside.
+func TestRollingReadsNothing(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	counting := &countingStore{Journal: openStore(t, dir, segments50)}
+	run := func() *running {
+		return start(t, counting.Journal, func(c *audit.Config) { c.Store, c.Checkpointer = counting, fixedKey })
+	}
+	j := run()
+	appendN(t, j.Journal, 0, 120)
+	if n := counting.reads.Load(); n != 0 {
+		t.Errorf("rows were read %d times while the journal grew over two segments", n)
+	}
+	j.stop()
+	counting.Journal = openStore(t, dir, segments50)
+	j = run()
+	appendN(t, j.Journal, 1000, 120)
+	if n := counting.reads.Load(); n > 2 { // the active segment, and what was written meanwhile
+		t.Errorf("rows were read %d times after a restart", n)
+	}
+	j.stop()
+	if r := verify(t, dir, audit.Options{LogKey: fixedKey.Public()}); !r.OK() || r.Segments != 5 {
+		t.Errorf("%d segments, findings%s", r.Segments, list(r))
+	}
 }
 
 func TestSegmentsEndWithTheMonth(t *testing.T) {
