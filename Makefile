@@ -1,5 +1,5 @@
 # Two commands matter: make demo, make test. Each installs what it needs and says so.
-.PHONY: demo demo-serve test test-long bench lint build module clean deps-build
+.PHONY: demo demo-serve test test-long bench lint build verifiers clean deps-build
 
 OUT      ?= out/demo
 GO       ?= go
@@ -8,7 +8,7 @@ export GOFLAGS
 
 demo: ## a record signed, stamped, stored, verified and tamper-checked, in front of you
 	@packaging/dev/deps.sh demo
-	@$(MAKE) --no-print-directory build/yinjian build/libyinjian-p11.so
+	@$(MAKE) --no-print-directory build/yinjian build/libyinjian-p11.so build/yinjian-verify
 	build/yinjian demo --dir $(OUT)
 
 demo-serve: ## the same set-up, running until Ctrl-C; addresses in out/demo/endpoints.json
@@ -35,16 +35,25 @@ bench: ## ratios measured in one run: ours against the raw token
 lint:
 	@packaging/dev/lint.sh
 
-build: deps-build build/yinjian build/libyinjian-p11.so
+build: deps-build build/yinjian build/libyinjian-p11.so build/yinjian-verify
+
+verifiers: ## the offline verifier for every platform it is handed out for
+	@mkdir -p build
+	for p in linux/amd64 linux/arm64 linux/loong64 windows/amd64; do \
+		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) build -trimpath -o build/yinjian-verify-$${p%/*}-$${p#*/} ./appliance/cmd/yinjian-verify || exit 1; done
 
 deps-build:
 	@packaging/dev/deps.sh build
 
 # The Go tool decides what is stale; make does not guess.
-.PHONY: build/yinjian build/libyinjian-p11.so
+.PHONY: build/yinjian build/libyinjian-p11.so build/yinjian-verify
 build/yinjian:
 	@mkdir -p build
 	$(GO) build -trimpath -o $@ ./appliance/cmd/yinjian
+
+build/yinjian-verify:
+	@mkdir -p build
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./appliance/cmd/yinjian-verify
 
 build/libyinjian-p11.so:
 	@mkdir -p build

@@ -1,22 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 
-	"github.com/emmansun/gmsm/smx509"
 	"github.com/spf13/cobra"
 
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
+	"yinjian/appliance/evidence/show"
 	"yinjian/appliance/pki"
 	"yinjian/dbdriver/sqlite"
 )
@@ -61,7 +59,7 @@ func auditVerify(ctx context.Context, w io.Writer, journal, logKey, output strin
 	var key crypto.PublicKey
 	if logKey != "" {
 		var err error
-		if key, err = readPublicKey(logKey); err != nil {
+		if key, err = show.ReadPublicKey(logKey); err != nil {
 			return err
 		}
 	}
@@ -178,7 +176,7 @@ func verifyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			trust, err := loadTrust(anchors, logKey)
+			trust, err := show.LoadTrust(anchors, logKey)
 			if err != nil {
 				return err
 			}
@@ -196,7 +194,7 @@ func verifyCommand() *cobra.Command {
 					return err
 				}
 			} else {
-				printReport(os.Stdout, report)
+				show.Print(os.Stdout, report)
 			}
 			if report.Verdict != pki.Valid {
 				return errFound
@@ -212,81 +210,4 @@ func verifyCommand() *cobra.Command {
 	_ = c.MarkFlagRequired("anchors")
 	_ = c.MarkFlagRequired("log-key")
 	return c
-}
-
-// loadTrust reads anchors from a PEM file, or from all *.pem of a folder that are CA certificates.
-func loadTrust(anchors, logKey string) (evidence.Trust, error) {
-	var t evidence.Trust
-	files := []string{anchors}
-	st, err := os.Stat(anchors)
-	if err != nil {
-		return t, err
-	}
-	if st.IsDir() {
-		if files, err = filepath.Glob(filepath.Join(anchors, "*.pem")); err != nil {
-			return t, err
-		}
-	}
-	for _, name := range files {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			return t, err
-		}
-		if st.IsDir() && !bytes.Contains(b, []byte("BEGIN CERTIFICATE")) {
-			continue // the log's key may lie beside the anchors
-		}
-		certs, err := pki.ParseCertificatePEMs(b)
-		if err != nil {
-			return t, fmt.Errorf("%s: %w", name, err)
-		}
-		for _, c := range certs {
-			if c.IsCA {
-				t.Anchors = append(t.Anchors, c)
-			}
-		}
-	}
-	if len(t.Anchors) == 0 {
-		return t, fmt.Errorf("%s 中没有 CA 证书 (no CA certificate found)", anchors)
-	}
-	key, err := readPublicKey(logKey)
-	if err != nil {
-		return t, err
-	}
-	t.LogKeys = []crypto.PublicKey{key}
-	return t, nil
-}
-
-func readPublicKey(name string) (crypto.PublicKey, error) {
-	b, err := os.ReadFile(name)
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(b)
-	if block == nil || block.Type != "PUBLIC KEY" {
-		return nil, fmt.Errorf("%s: 不是 PEM 公钥 (not a PEM public key)", name)
-	}
-	key, err := smx509.ParsePKIXPublicKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return key, nil
-}
-
-var statusMarks = map[pki.Status]string{pki.Passed: "✓", pki.Failed: "✗", pki.NotChecked: "–"}
-
-func printReport(w io.Writer, r *evidence.Report) {
-	fmt.Fprintf(w, "结论 verdict: %s — %s\n", r.Verdict, r.Summary)
-	if r.Signer != "" {
-		fmt.Fprintf(w, "签名人 signer: %s\n", r.Signer)
-	}
-	if r.GenTime != "" {
-		fmt.Fprintf(w, "签署时间 time: %s ± %s\n", r.GenTime, r.Accuracy)
-	}
-	for _, c := range r.Checks {
-		fmt.Fprintf(w, "  %s %-34s %s\n", statusMarks[c.Status], c.ID, c.Detail)
-	}
-	for _, s := range r.Statements {
-		fmt.Fprintf(w, "  ! %s\n", s)
-	}
-	fmt.Fprintln(w, "（✓ 通过 passed   ✗ 未通过 failed   – 未检查 not checked）")
 }

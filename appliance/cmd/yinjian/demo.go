@@ -31,6 +31,7 @@ import (
 	"yinjian/appliance/audit"
 	"yinjian/appliance/cms"
 	"yinjian/appliance/evidence"
+	"yinjian/appliance/evidence/show"
 	"yinjian/appliance/pki"
 	"yinjian/ntp/sysclock"
 	"yinjian/tsa"
@@ -164,13 +165,13 @@ func runDemo(ctx context.Context, dir string) (err error) {
 	if err != nil {
 		return explain(err)
 	}
-	trust, err := loadTrust(dir, filepath.Join(dir, "log.pem"))
+	trust, err := show.LoadTrust(dir, filepath.Join(dir, "log.pem"))
 	if err != nil {
 		return err
 	}
 	report := evidence.Verify(bundle, trust, evidence.Input{Document: demoRecord})
 	if report.Verdict != pki.Valid {
-		printReport(os.Stdout, report)
+		show.Print(os.Stdout, report)
 		return fmt.Errorf("the evidence is %s, it should be valid", report.Verdict)
 	}
 	passed := 0
@@ -457,7 +458,7 @@ func (d *demo) evidence(ctx context.Context, raw, cmsSM2 *wire.SignResult) (*evi
 			return nil, err
 		}
 		if r.Verdict != pki.Valid {
-			printReport(os.Stdout, &r)
+			show.Print(os.Stdout, &r)
 			return nil, fmt.Errorf("POST /v1/verify says %s, it should be valid", r.Verdict)
 		}
 	}
@@ -502,7 +503,7 @@ func mustFail(r *evidence.Report, id string) error {
 			return nil
 		}
 	}
-	printReport(os.Stdout, r)
+	show.Print(os.Stdout, r)
 	return fmt.Errorf("tampering was not found: %s should have failed", id)
 }
 

@@ -1,0 +1,108 @@
+// Package show reads trust from files and shows reports to people. The appliance's own command and the offline verifier
+// share it, so that both say the same.
+package show
+
+import (
+	"bytes"
+	"crypto"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/emmansun/gmsm/smx509"
+
+	"yinjian/appliance/evidence"
+	"yinjian/appliance/pki"
+)
+
+// LoadTrust reads anchors from a PEM file, or from all *.pem of a folder that are CA certificates.
+func LoadTrust(anchors, logKey string) (evidence.Trust, error) {
+	var t evidence.Trust
+	files := []string{anchors}
+	st, err := os.Stat(anchors)
+	if err != nil {
+		return t, err
+	}
+	if st.IsDir() {
+		if files, err = filepath.Glob(filepath.Join(anchors, "*.pem")); err != nil {
+			return t, err
+		}
+	}
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return t, err
+		}
+		if st.IsDir() && !bytes.Contains(b, []byte("BEGIN CERTIFICATE")) {
+			continue // the log's key may lie beside the anchors
+		}
+		certs, err := pki.ParseCertificatePEMs(b)
+		if err != nil {
+			return t, fmt.Errorf("%s: %w", name, err)
+		}
+		for _, c := range certs {
+			if c.IsCA {
+				t.Anchors = append(t.Anchors, c)
+			}
+		}
+	}
+	if len(t.Anchors) == 0 {
+		return t, fmt.Errorf("%s 中没有 CA 证书 (no CA certificate found)", anchors)
+	}
+	if logKey == "" {
+		return t, nil
+	}
+	key, err := ReadPublicKey(logKey)
+	if err != nil {
+		return t, err
+	}
+	t.LogKeys = []crypto.PublicKey{key}
+	return t, nil
+}
+
+// ReadPublicKey reads a PEM SubjectPublicKeyInfo.
+func ReadPublicKey(name string) (crypto.PublicKey, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, fmt.Errorf("%s: 不是 PEM 公钥 (not a PEM public key)", name)
+	}
+	key, err := smx509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return key, nil
+}
+
+var statusMarks = map[pki.Status]string{pki.Passed: "✓", pki.Failed: "✗", pki.NotChecked: "–"}
+
+// Print shows a report to people, Chinese first.
+func Print(w io.Writer, r *evidence.Report) {
+	fmt.Fprintf(w, "结论 verdict: %s — %s\n", r.Verdict, r.Summary)
+	if r.Signer != "" {
+		fmt.Fprintf(w, "签名人 signer: %s\n", r.Signer)
+	}
+	if r.GenTime != "" {
+		fmt.Fprintf(w, "签署时间 time: %s ± %s\n", r.GenTime, r.Accuracy)
+	}
+	for _, c := range r.Checks {
+		fmt.Fprintf(w, "  %s %-34s %s\n", statusMarks[c.Status], c.ID, c.Detail)
+	}
+	for _, s := range r.Statements {
+		fmt.Fprintf(w, "  ! %s\n", s)
+	}
+	fmt.Fprintln(w, "（✓ 通过 passed   ✗ 未通过 failed   – 未检查 not checked）")
+}
+
+// Algorithm is the name by which signatures under the certificate's key go: "SM2" or "RSA-2048".
+func Algorithm(c *smx509.Certificate) string {
+	if c.PublicKeyAlgorithm == smx509.RSA {
+		return "RSA-2048"
+	}
+	return "SM2"
+}
