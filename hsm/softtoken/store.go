@@ -273,6 +273,25 @@ func readRecord(path string) ([]byte, error) {
 	return b, err
 }
 
+// errReplaced means that the folder at the store's path is not the one that this process has locked: it was moved away
+// or removed, and perhaps another put in its place, which may be another daemon's.
+var errReplaced = errors.New("the folder is gone, or was replaced, since it was locked")
+
+func (s *store) held() error {
+	there, err := os.Lstat(filepath.Join(s.dir, lockFile))
+	if err != nil {
+		return fmt.Errorf("%w: %v", errReplaced, err)
+	}
+	ours, err := s.lock.Stat()
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(there, ours) {
+		return errReplaced
+	}
+	return nil
+}
+
 func (s *store) step(name string, do func() error) error {
 	if fault := s.fault.Load(); fault != nil {
 		if err := (*fault)(name); err != nil {
@@ -286,6 +305,9 @@ func (s *store) step(name string, do func() error) error {
 // temporary file, which the next start removes. After an error of the last step the new file is in place but may not
 // survive a power cut; callers that cannot live with either remove it.
 func (s *store) write(dir, name string, data []byte) (err error) {
+	if err := s.held(); err != nil {
+		return err
+	}
 	temp := filepath.Join(dir, name+tempExt)
 	var f *os.File
 	err = s.step("create", func() (err error) {
@@ -314,6 +336,9 @@ func (s *store) write(dir, name string, data []byte) (err error) {
 
 // remove deletes name in dir, durably.
 func (s *store) remove(dir, name string) error {
+	if err := s.held(); err != nil {
+		return err
+	}
 	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

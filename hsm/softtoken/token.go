@@ -347,6 +347,9 @@ func (t *token) init(pin []byte, label [32]byte) rv {
 
 func (t *token) commitInit(fresh *tokenRecord) error {
 	s, dir := t.store, t.store.slotDir(t.slot)
+	if err := s.held(); err != nil {
+		return err
+	}
 	if err := os.Mkdir(t.serialDir(fresh.serial), 0o700); err != nil {
 		return err
 	}
