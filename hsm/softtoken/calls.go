@@ -484,7 +484,13 @@ func serveGenerateKeyPair(p *peer, r *request, w *builder) rv {
 	if code := p.session.mayWrite(v, r.templ[0], r.templ[1]); code != ckrOK {
 		return code
 	}
+	select {
+	case p.srv.generating <- struct{}{}:
+	case <-p.srv.stopping:
+		return ckrFunctionFailed
+	}
 	public, private, code := p.srv.profile.generatePair(r.mech, r.templ[0], r.templ[1])
+	<-p.srv.generating
 	if code != ckrOK {
 		return code
 	}

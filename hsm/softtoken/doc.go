@@ -32,7 +32,9 @@
 //
 // and so are results. Bytes left over, counts above 256 and unknown shapes end the connection. The first byte of a
 // request may be awaited for ever; the rest must follow within ten seconds, and a reply must be taken within ten to
-// twenty.
+// twenty. There are at most 4096 connections, of one process 2048; more are answered CKR_SESSION_COUNT. Two key pairs
+// are made at a time, others wait. All peers are of one user, so these limits contain mistakes and not malice: who may
+// connect may also create objects until the disk is full, and enter wrong PINs until the token is locked.
 //
 // # Sealing at rest
 //
@@ -63,7 +65,9 @@
 //
 // A file is written under a temporary name, synced, renamed, and its folder synced. A key pair is one file, so that a
 // power cut leaves both halves or none. C_InitToken commits by renaming token.rec, which names the SERIAL folder in
-// use; other folders are remains and are removed. The PIN counter is on disk before a PIN is compared.
+// use; other folders are remains and are removed. The PIN counter is on disk before a PIN is compared. Before each
+// change the folder's lock file must be the one that was locked: a folder that was moved away, or replaced, is not
+// written to.
 //
 // What sealing cannot see: an attacker with write access to the folder can delete an object's file, or put back an
 // older state of it (the counter of wrong PINs included). Who holds the folder and the passphrase file holds all

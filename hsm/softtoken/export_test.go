@@ -102,6 +102,21 @@ func (s *Server) ServeFrame(frame []byte, inSession bool) (reply []byte, err err
 	return finishReply(w, p.serve(spec, &r, w)), nil
 }
 
+// MaxOfProcess is how many connections one process may have.
+const MaxOfProcess = maxOfProcess
+
+// OccupyGeneration takes all places for making key pairs.
+func (s *Server) OccupyGeneration() (release func()) {
+	for range maxGenerating {
+		s.generating <- struct{}{}
+	}
+	return func() {
+		for range maxGenerating {
+			<-s.generating
+		}
+	}
+}
+
 // OpenPrivate counts the private objects of a slot that are open in memory, and says whether a key to open them is.
 func (s *Server) OpenPrivate(slot int) (n int, keyed bool) {
 	t := s.tokens[slot]

@@ -22,6 +22,9 @@ const (
 	defaultSlots   = 4
 	maxSlots       = 64
 	maxConnections = 4096
+	maxOfProcess   = 2048            // connections of one process; one that leaks sessions leaves room for others
+	maxHalfOpen    = 256             // of one process beyond those, which are only told so
+	maxGenerating  = 2               // key pairs that are made at a time; others wait, and signatures have processors
 	stopGrace      = 5 * time.Second // for requests that are being served when the daemon stops
 )
 
@@ -61,9 +64,12 @@ type Server struct {
 	started  atomic.Bool
 
 	// mu guards what follows.
-	mu    sync.Mutex
-	apps  map[[16]byte]*application
-	peers map[*peer]struct{}
+	mu        sync.Mutex
+	apps      map[[16]byte]*application
+	peers     map[*peer]struct{}
+	processes map[int32]int // connections by pid
+
+	generating chan struct{} // holds a token for each key pair being made
 }
 
 // Open unseals the folder, checks every record in it, and binds the socket. It fails if the folder is in use, the
@@ -102,6 +108,9 @@ func Open(cfg Config) (_ *Server, err error) {
 		stopping: make(chan struct{}),
 		apps:     map[[16]byte]*application{},
 		peers:    map[*peer]struct{}{},
+
+		processes:  map[int32]int{},
+		generating: make(chan struct{}, maxGenerating),
 	}
 	if s.store, err = openStore(cfg.Dir, passphrase); err != nil {
 		return nil, err
@@ -144,8 +153,12 @@ func listen(path string) (*net.UnixListener, error) {
 		if info.Mode().Type() != fs.ModeSocket {
 			return nil, fmt.Errorf("softtoken: %s is there and not a socket", path)
 		}
-		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
 			c.Close()
+		}
+		// Anything but a refusal may come from somebody who listens and is busy: EAGAIN says that his queue is full.
+		if !errors.Is(err, unix.ECONNREFUSED) {
 			return nil, fmt.Errorf("softtoken: another process listens on %s", path)
 		}
 		if err := os.Remove(path); err != nil {
@@ -265,6 +278,7 @@ func (s *Server) free() {
 type peer struct {
 	srv     *Server
 	frames  frameConn
+	pid     int32 // 0: not known yet; guarded by Server.mu
 	app     *application
 	session *session // set by C_OpenSession
 }
@@ -294,6 +308,18 @@ func (p *peer) run(nc *net.UnixConn, crowded bool) {
 		log.Warn("a peer of another user, or not of this process space, was refused")
 		return
 	}
+	s.mu.Lock()
+	p.pid = cred.Pid
+	s.processes[p.pid]++
+	of := s.processes[p.pid]
+	s.mu.Unlock()
+	if of == maxOfProcess+1 {
+		log.WithField("connections", maxOfProcess).Warn("a process has too many connections; more are refused")
+	}
+	if of > maxOfProcess+maxHalfOpen {
+		return
+	}
+	crowded = crowded || of > maxOfProcess
 	id, err := p.frames.hello()
 	if err != nil {
 		if !errors.Is(err, io.EOF) {
@@ -357,6 +383,11 @@ func (s *Server) leave(p *peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.peers, p)
+	if p.pid != 0 {
+		if s.processes[p.pid]--; s.processes[p.pid] == 0 {
+			delete(s.processes, p.pid)
+		}
+	}
 	if p.app != nil {
 		if p.app.conns--; p.app.conns == 0 {
 			delete(s.apps, p.app.id)
