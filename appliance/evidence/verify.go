@@ -130,8 +130,7 @@ func Verify(b *Bundle, trust Trust, in Input) *Report {
 	}
 
 	// 4. The signature, under the certificate that the leaf names.
-	named := certificateOf(entry, certs)
-	signer := named
+	signer := certificateOf(entry, certs)
 	switch {
 	case message != nil:
 		signer = verifyMessage(r, "signature.", message, in, certs, recorded)
@@ -145,7 +144,7 @@ func Verify(b *Bundle, trust Trust, in Input) *Report {
 		r.add(CheckSignature, pki.Failed, fmt.Sprintf("未知的签名形式 %q (unknown form)", b.Signature.Form))
 	}
 	if signer != nil {
-		r.hold(CheckSigner, named != nil && bytes.Equal(signer.Raw, named.Raw), "签名证书即日志所记 (the certificate is the journal's)", "签名证书与日志所记不同 (the certificate is not the one in the journal)")
+		r.hold(CheckSigner, certificateOf(entry, []*smx509.Certificate{signer}) != nil, "签名证书即日志所记 (the certificate is the journal's)", "签名证书与日志所记不同 (the certificate is not the one in the journal)")
 		r.Signer = signer.Subject.String()
 	}
 	r.require(CheckSigner)

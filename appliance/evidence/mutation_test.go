@@ -1,0 +1,247 @@
+package evidence_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"yinjian/appliance/evidence"
+	"yinjian/appliance/pki"
+	"yinjian/tsa"
+)
+
+// A place is one value in the JSON of a bundle.
+type place struct {
+	path string // "journal.inclusion.0"
+	get  any
+	set  func(any)
+	drop func() // takes the whole value out of its object or list; nil for the file itself
+}
+
+// places lists all values below v, objects and lists included.
+func places(path string, v any, set func(any), drop func()) []place {
+	out := []place{{path, v, set, drop}}
+	join := func(name string) string { return strings.TrimPrefix(path+"."+name, ".") }
+	switch v := v.(type) {
+	case map[string]any:
+		for name, inner := range v {
+			out = append(out, places(join(name), inner, func(x any) { v[name] = x }, func() { delete(v, name) })...)
+		}
+	case []any:
+		for i, inner := range v {
+			out = append(out, places(join(fmt.Sprint(i)), inner, func(x any) { v[i] = x }, func() { set(slices.Delete(slices.Clone(v), i, i+1)) })...)
+		}
+	}
+	return out
+}
+
+// binary says which fields hold base64.
+func binary(path string) bool {
+	top, _, _ := strings.Cut(path, ".")
+	switch {
+	case top == "certificates", top == "crls", top == "authorization", top == "token", path == "signature.value":
+		return true
+	case top == "journal":
+		return !slices.Contains([]string{"journal.node", "journal.epoch", "journal.sequence", "journal.tree_size"}, path)
+	}
+	return false
+}
+
+// expected names the check that an altered field must fail.
+func expected(path string) []string {
+	top, rest, _ := strings.Cut(path, ".")
+	switch {
+	case top == "record", top == "record_id", path == "journal.node", path == "journal.epoch", path == "journal.sequence",
+		top == "signature" && rest != "value":
+		return []string{evidence.CheckLeafMatch}
+	case top == "certificates", top == "crls", top == "token", path == "signature.value":
+		return []string{evidence.CheckPayloads}
+	case top == "authorization":
+		return []string{evidence.CheckPayloads, evidence.CheckConsentHash}
+	case path == "journal.tree_size", strings.HasPrefix(path, "journal.inclusion"):
+		return []string{evidence.CheckInclusion}
+	case path == "journal.leaf":
+		return []string{evidence.CheckLeaf, evidence.CheckInclusion} // either: it no longer parses, or is in no log
+	case path == "journal.checkpoint", path == "journal.checkpoint_signature":
+		return []string{evidence.CheckCheckpoint}
+	case path == "journal.checkpoint_token":
+		return []string{evidence.CheckCheckpointToken}
+	}
+	return nil
+}
+
+// variants are altered values of one leaf of the tree.
+func variants(p place) map[string]any {
+	out := map[string]any{}
+	switch v := p.get.(type) {
+	case bool:
+		out["turned"] = !v
+	case json.Number:
+		n, err := v.Int64()
+		if err != nil {
+			panic(err)
+		}
+		for _, m := range []int64{n + 1, n - 1, -n, 0, 1 << 40} {
+			if m != n {
+				out[fmt.Sprint("to ", m)] = json.Number(fmt.Sprint(m))
+			}
+		}
+	case string:
+		if !binary(p.path) {
+			out["empty"], out["more"], out["padded"] = "", v+"x", " "+v
+			out["upper"] = strings.ToUpper(v)
+			if v != "" {
+				r := []rune(v)
+				r[0]++
+				out["first"] = string(r)
+				out["cut"] = string([]rune(v)[1:])
+			}
+			break
+		}
+		data, err := base64.StdEncoding.DecodeString(v)
+		if err != nil {
+			panic(err)
+		}
+		out["empty"], out["cut"], out["more"] = "", encode64(data[:len(data)-1]), encode64(append(bytes.Clone(data), 0))
+		const steps = 24
+		for i := range steps + 1 {
+			at := i * (len(data) - 1) / steps
+			for _, bit := range []byte{1, 0x80} {
+				changed := bytes.Clone(data)
+				changed[at] ^= bit
+				out[fmt.Sprintf("byte %d ^ %#x", at, bit)] = encode64(changed)
+			}
+		}
+		out["loose end"] = strings.TrimRight(v, "=")
+		out["broken line"] = v[:4] + "\n" + v[4:]
+	}
+	for name, x := range out {
+		if x == p.get {
+			delete(out, name)
+		}
+	}
+	if p.get != nil {
+		out["null"] = nil
+	}
+	out["another type"] = map[string]any{"a": "b"}
+	return out
+}
+
+func encode64(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
+
+// Every value of a real bundle is altered in many ways, taken out, and doubled: none is valid afterwards, and what can be
+// read at all fails the check that a reader would look for.
+func TestEveryFieldCounts(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	for _, k := range kinds {
+		q := request(k.String(), k)
+		original := w.Evidence(w.app, w.Sign(w.app, q).RecordID)
+		wants(t, evidence.Verify(parse(t, original), w.Trust, document), pki.Valid, pki.Passed, evidence.CheckPayloads)
+		free := freeBytes(t, parse(t, original).Journal.CheckpointToken)
+		t.Run(k.String(), func(t *testing.T) {
+			t.Parallel()
+			seen := map[string]bool{}
+			tried, refused := 0, 0
+			for _, p := range places("", decode(t, original), nil, nil) {
+				seen[p.path] = true
+				if p.set == nil {
+					continue // the file itself
+				}
+				tree := decode(t, original)
+				placeAt(tree, p.path).drop()
+				judge(t, w, p.path, "taken out", tree, free, &tried, &refused)
+				for name, v := range variants(p) {
+					tree := decode(t, original)
+					placeAt(tree, p.path).set(v)
+					judge(t, w, p.path, name, tree, free, &tried, &refused)
+				}
+			}
+			// A field that is new in the format must be thought of above.
+			for path := range seen {
+				leaf := slices.IndexFunc(slices.Collect(maps.Keys(seen)), func(other string) bool { return strings.HasPrefix(other, path+".") }) < 0
+				if leaf && path != "format" && path != "" && expected(path) == nil {
+					t.Errorf("%s: nobody says which check it belongs to", path)
+				}
+			}
+			if tried < 800 || len(seen) < 35 || refused > tried*2/3 {
+				t.Errorf("%d alterations of %d places, %d not even read", tried, len(seen), refused)
+			}
+		})
+	}
+}
+
+func judge(t *testing.T, w *ward, path, how string, tree any, free []bool, tried, refused *int) {
+	t.Helper()
+	*tried++
+	data, err := json.Marshal(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := evidence.Parse(data)
+	if err != nil {
+		*refused++
+		return
+	}
+	r := evidence.Verify(b, w.Trust, document)
+	if path == "journal.checkpoint_token" {
+		// It is optional: where it does not hold it is at least not said to, unless what was changed is a CA certificate in
+		// it, which the verifier does not need.
+		var byteAt int
+		n, _ := fmt.Sscanf(how, "byte %d", &byteAt)
+		if got := at(r, evidence.CheckCheckpointToken); got == pki.Passed && (n == 0 || !free[byteAt]) {
+			t.Errorf("%s, %s: the check passed", path, how)
+		}
+		return
+	}
+	if r.Verdict == pki.Valid {
+		t.Errorf("%s, %s: valid", path, how)
+	}
+	if how == "taken out" || how == "empty" || how == "null" {
+		return // then a check may be impossible instead of failing
+	}
+	want := expected(path)
+	if !slices.ContainsFunc(want, func(id string) bool { return at(r, id) == pki.Failed }) {
+		t.Errorf("%s, %s: none of %q failed: %s", path, how, want, problems(r))
+	}
+}
+
+func decode(t *testing.T, data []byte) any {
+	t.Helper()
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	var v any
+	if err := dec.Decode(&v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func placeAt(tree any, path string) place {
+	all := places("", tree, nil, nil)
+	return all[slices.IndexFunc(all, func(p place) bool { return p.path == path })]
+}
+
+// freeBytes marks those bytes of a token that nothing vouches for: the certificates above the unit's own.
+func freeBytes(t *testing.T, token []byte) []bool {
+	t.Helper()
+	parsed, err := tsa.ParseToken(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := make([]bool, len(token))
+	for _, c := range parsed.Certificates() {
+		if c.IsCA {
+			from := bytes.Index(token, c.Raw)
+			for i := range c.Raw {
+				free[from+i] = true
+			}
+		}
+	}
+	return free
+}
