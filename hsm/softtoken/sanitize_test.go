@@ -106,3 +106,12 @@ func TestModuleUnderStress(t *testing.T) {
 		})
 	}
 }
+
+// Arguments that other languages' bindings do not let through.
+func TestModuleAtTheEdge(t *testing.T) {
+	t.Parallel()
+	exe := sanitized(t, "edges", "address,undefined")
+	m, p, s := loggedIn(t)
+	generateSM2(t, p, s, "k")
+	runFor(t, 30*time.Second, nil, exe, m.socket, "0", userPIN)
+}
