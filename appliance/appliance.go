@@ -216,10 +216,17 @@ func Run(ctx context.Context, o Options) (err error) {
 	a.clock.OnChange(a.recordTimeChange)
 
 	// 4. Who we are.
-	receipt, err := a.journal.Append(ctx, audit.Draft{
+	started := audit.Draft{
 		Kind: kindStarted, Actor: "appliance", Object: cfg.Node,
 		Fields: []audit.Field{{Name: "version", Value: audit.Text(Version)}, {Name: "evaluation", Value: audit.Text(a.evaluationWords())}},
-	})
+	}
+	// What the last checkpoint said before this start becomes part of the tree: whoever rewrites what came after it has
+	// to rewrite this entry too, and every checkpoint since.
+	if c, err := a.journal.LastCheckpoint(); err == nil {
+		note := audit.Sum(c.Note)
+		started.Fields = append(started.Fields, audit.Field{Name: "checkpoint.size", Value: audit.Int(c.Size)}, audit.Field{Name: "checkpoint.sm3", Value: audit.Octets(note[:])})
+	}
+	receipt, err := a.journal.Append(ctx, started)
 	if err != nil {
 		return err
 	}
