@@ -3,6 +3,7 @@ package account_test
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -453,18 +454,23 @@ func TestPINWithoutMachine(t *testing.T) {
 	}
 }
 
-// The verifier is bound to the signer: one copied to another signer's record verifies nothing.
+// The verifier is bound to the signer: one copied into another signer's record verifies nothing.
 func TestPINVerifierIsBound(t *testing.T) {
 	t.Parallel()
 	w := newWard(t)
-	other := w.Doctor("D002", "SM2")
-	if string(other.PIN.Tag) == string(w.doctor.PIN.Tag) || string(other.PIN.Salt) == string(w.doctor.PIN.Salt) {
-		t.Error("two signers with one PIN have one verifier")
+	thief := *w.Doctor("D002", "SM2")
+	thief.Version++
+	thief.PIN = w.doctor.PIN
+	body, err := json.Marshal(thief)
+	if err != nil {
+		t.Fatal(err)
 	}
-	tag, err := w.Log.MAC(t.Context(), account.PINKeyLabel, []byte(testkit.PIN))
-	if err != nil || string(tag) == string(other.PIN.Tag) {
-		t.Error("the verifier is the MAC of the PIN alone")
+	err = w.Directory.Replay(t.Context(), &audit.Entry{Kind: "account.signer/outcome"}, func(string) ([]byte, error) { return body, nil })
+	if err != nil {
+		t.Fatal(err)
 	}
+	_, err = w.Directory.Authorize(t.Context(), w.app, account.GrantRequest{Signer: "D002", PIN: testkit.PIN, Count: 1, Seconds: 60})
+	wants(t, "another signer's PIN", err, problem.PINWrong)
 }
 
 // Stopping an application or signer, and a new PIN, void what was allowed before, also once started again.
