@@ -28,8 +28,8 @@ var (
 	// unchanged afterwards. The next append looks at the store again, so trying later is right. Whatever was to be
 	// recorded must not be released.
 	ErrJournalUnwritable = errors.New("audit: the journal cannot be written just now; nothing was recorded")
-	// ErrOutcomeUnknown means that the store did not say in time whether the entry was written. It may appear in the
-	// journal later; it was not acknowledged, and what it recorded must not be released.
+	// ErrOutcomeUnknown means that the store did not say, or not in time, whether the entry was written. It may appear in
+	// the journal later; it was not acknowledged, and what it recorded must not be released.
 	ErrOutcomeUnknown = errors.New("audit: the store did not answer; whether the entry was written is not known")
 	// ErrJournalFailed means that the store holds something else than what was acknowledged. Nothing is written any
 	// more until a person has looked and the appliance was restarted.

@@ -681,7 +681,10 @@ func (j *Journal) write(ctx context.Context, b Batch, next head) error {
 	if err != nil {
 		j.doubt = true
 		j.cfg.Log.WithError(err).WithField("entries", len(b.Rows)).Error("journal write failed")
-		if syncErr := j.resync(ctx); syncErr != nil {
+		if syncErr := j.resync(ctx); errors.Is(syncErr, ErrJournalUnwritable) {
+			// The head cannot be read either. The batch may be there: the next write looks again and takes it over then.
+			return fmt.Errorf("%w: %v; %v", ErrOutcomeUnknown, err, syncErr)
+		} else if syncErr != nil {
 			return syncErr
 		}
 		j.mu.Lock()

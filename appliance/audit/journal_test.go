@@ -71,8 +71,8 @@ func TestAppendWhileTheHeadCannotBeRead(t *testing.T) {
 				return nil
 			}
 			store.onAppend = func(audit.Batch) (bool, error) { return landed, errDisk }
-			if _, err := j.Append(t.Context(), draft(1)); !errors.Is(err, audit.ErrJournalUnwritable) {
-				t.Errorf("Append = %v, want %v", err, audit.ErrJournalUnwritable)
+			if _, err := j.Append(t.Context(), draft(1)); !errors.Is(err, audit.ErrOutcomeUnknown) {
+				t.Errorf("Append = %v, want %v", err, audit.ErrOutcomeUnknown)
 			}
 			store.onAppend = func(audit.Batch) (bool, error) { t.Error("written in doubt"); return true, nil }
 			if _, err := j.Append(t.Context(), draft(2)); !errors.Is(err, audit.ErrJournalUnwritable) {
