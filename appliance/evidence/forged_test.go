@@ -16,7 +16,7 @@ import (
 
 // record has a signature recorded that change has altered after signing, as a faulty appliance might, and answers its
 // evidence.
-func (w *ward) record(t *testing.T, key string, change func(*audit.Draft)) *evidence.Bundle {
+func (w *ward) record(t *testing.T, key string, k kind, change func(*audit.Draft)) *evidence.Bundle {
 	t.Helper()
 	var draft audit.Draft
 	w.Journal.Fault(func(d audit.Draft) (bool, error) {
@@ -26,7 +26,7 @@ func (w *ward) record(t *testing.T, key string, change func(*audit.Draft)) *evid
 		}
 		return false, nil
 	})
-	if _, err := w.Signing.Sign(t.Context(), w.app, request(key, kinds[0])); err == nil {
+	if _, err := w.Signing.Sign(t.Context(), w.app, request(key, k)); err == nil {
 		t.Fatal("recorded in spite of the hook")
 	}
 	w.Journal.Fault(nil)
@@ -78,7 +78,7 @@ func TestConsentMustReach(t *testing.T) {
 		"a method not of today": {func(a *evidence.Authorization) { activation(a); a.Method = "ukey" }, pki.Indeterminate, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := w.record(t, "k"+hex.EncodeToString([]byte(name)), func(d *audit.Draft) {
+			b := w.record(t, "k"+hex.EncodeToString([]byte(name)), kinds[0], func(d *audit.Draft) {
 				i := slices.IndexFunc(d.Payloads, func(p audit.Attachment) bool { return p.Name == "authorization" })
 				a, err := evidence.ParseAuthorization(d.Payloads[i].Data)
 				if err != nil {
@@ -102,7 +102,7 @@ func TestConsentMustReach(t *testing.T) {
 		})
 	}
 	for name, v := range map[string]audit.Value{"consent.method": audit.Text(evidence.SignerPIN), "consent.level": audit.Int(2), "consent.sm3": audit.Octets(make([]byte, 32))} {
-		b := w.record(t, name, func(d *audit.Draft) { setField(d, name, v) })
+		b := w.record(t, name, kinds[0], func(d *audit.Draft) { setField(d, name, v) })
 		if r := evidence.Verify(b, w.Trust, document); r.Verdict != pki.Invalid {
 			t.Errorf("the leaf says another %s: %s", name, r.Verdict)
 		}
@@ -129,7 +129,7 @@ func TestLeafAgainstSignature(t *testing.T) {
 		"another form":          {"form", audit.Text("cms"), pki.Invalid, evidence.CheckSignature},
 		"another signer's name": {"signer", audit.Text("D002"), pki.Invalid, evidence.CheckConsentBound},
 	} {
-		b := w.record(t, hex.EncodeToString([]byte(name)), func(d *audit.Draft) { setField(d, tt.field, tt.value) })
+		b := w.record(t, hex.EncodeToString([]byte(name)), kinds[0], func(d *audit.Draft) { setField(d, tt.field, tt.value) })
 		r := evidence.Verify(b, w.Trust, document)
 		if tt.check == "" {
 			wants(t, r, tt.want, pki.Passed, evidence.CheckLeafMatch)
@@ -137,6 +137,18 @@ func TestLeafAgainstSignature(t *testing.T) {
 			wants(t, r, tt.want, pki.Failed, tt.check)
 		}
 	}
+	// A CMS carries more of it under the signature.
+	for field, value := range map[string]audit.Value{
+		"application": audit.Text("emr"), "campus": audit.Text("滨海"), "department": audit.Text("外科"), "role": audit.Text("chief"),
+		"document.type": audit.Text("prescription"), "test": audit.Bool(true), "consent.sm3": audit.Octets(make([]byte, 32)),
+	} {
+		b := w.record(t, "cms-"+field, kinds[2], func(d *audit.Draft) { setField(d, field, value) })
+		wants(t, evidence.Verify(b, w.Trust, document), pki.Invalid, pki.Failed, evidence.CheckContext)
+	}
+	b := w.record(t, "cms-ref", kinds[2], func(d *audit.Draft) { d.Ref = make([]byte, 32) })
+	wants(t, evidence.Verify(b, w.Trust, document), pki.Invalid, pki.Failed, evidence.CheckContext)
+	b = w.record(t, "cms-certificate", kinds[2], func(d *audit.Draft) { setField(d, "certificate.sm3", audit.Octets(other[:])) })
+	wants(t, evidence.Verify(b, w.Trust, document), pki.Invalid, pki.Failed, evidence.CheckSigner)
 }
 
 // A checkpoint signed by the log's key for another node's log is none of this one's.
