@@ -188,7 +188,7 @@ func nothingToCheck[Req any](echo.Context, *Req) *problem.Problem { return nil }
 
 func checkRegister(_ echo.Context, r *RegisterApplication) *problem.Problem {
 	if p := first(
-		pattern("id", r.ID, applicationID), text("name", r.Name, 64), text("campus", r.Campus, 32),
+		pattern("id", r.ID, applicationID), text("name", r.Name, 128), text("campus", r.Campus, 64),
 		oneOf("stamp", r.Stamp, account.StampRequired, account.StampNone),
 		each("rights", r.Rights, account.RightSign, account.RightVerify, account.RightTimestamp, account.RightEvidenceAny),
 	); p != nil {
@@ -217,7 +217,7 @@ func each(field string, values []string, allowed ...string) *problem.Problem {
 
 func checkEnrol(_ echo.Context, r *EnrolSigner) *problem.Problem {
 	if p := first(
-		pattern("id", r.ID, signerID), text("name", r.Name, 64), text("department", r.Department, 64), text("campus", r.Campus, 32),
+		pattern("id", r.ID, signerID), text("name", r.Name, 128), text("department", r.Department, 128), text("campus", r.Campus, 64),
 		each("algorithms", r.Algorithms, algSM2, algRSA),
 	); p != nil || r.PIN == "" {
 		return p

@@ -3,8 +3,8 @@ package wire
 // RegisterApplication is the body of POST /admin/v1/applications.
 type RegisterApplication struct {
 	ID      string   `json:"id"`      // [a-z0-9-]{2,32}
-	Name    string   `json:"name"`    // 1–64 bytes
-	Campus  string   `json:"campus"`  // 1–32 bytes
+	Name    string   `json:"name"`    // 1–128 bytes
+	Campus  string   `json:"campus"`  // 1–64 bytes
 	Rights  []string `json:"rights"`  // account.Right…
 	Stamp   string   `json:"stamp"`   // "required" or "none"
 	Consent []string `json:"consent"` // methods of which one suffices
@@ -20,9 +20,9 @@ type RegisteredApplication struct {
 // EnrolSigner is the body of POST /admin/v1/signers.
 type EnrolSigner struct {
 	ID         string   `json:"id"`         // staff number, [A-Za-z0-9-]{2,32}
-	Name       string   `json:"name"`       // 1–64 bytes
-	Department string   `json:"department"` // 1–64 bytes
-	Campus     string   `json:"campus"`     // 1–32 bytes
+	Name       string   `json:"name"`       // 1–128 bytes, at most 64 characters
+	Department string   `json:"department"` // 1–128 bytes, at most 64 characters
+	Campus     string   `json:"campus"`     // 1–64 bytes
 	Algorithms []string `json:"algorithms"` // "SM2", "RSA-2048": one key and certificate each
 	PIN        string   `json:"pin,omitempty"`
 }
