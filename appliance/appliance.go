@@ -483,7 +483,7 @@ func (a *Appliance) ensureLogKeys(ctx context.Context, mayMake bool) error {
 	if a.logKey, err = hsm.KeyOf(t, info, *a.cfg.HSM.VerifyFresh); err != nil {
 		return err
 	}
-	for _, label := range []string{account.PINKeyLabel, account.AppKeyLabel, batchLabel} {
+	for _, label := range []string{account.PINKeyLabel, account.AppKeyLabel, batchLabel, headLabel} {
 		if _, _, err := ensureKey(ctx, t, label, hsm.HMACSM3, mayMake); err != nil {
 			return err
 		}

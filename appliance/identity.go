@@ -33,6 +33,7 @@ var (
 const (
 	logLabel   = "log/checkpoint"
 	batchLabel = "mac/projection-batch"
+	headLabel  = "mac/journal-head" // seals the journal's end, in its store and in the head file
 )
 
 // Units are the timestamp units, by name, with the algorithm of their key.
