@@ -127,11 +127,23 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	if _, serr := os.Stat(filepath.Join(dir, InitUnfinished)); serr == nil {
+		return fmt.Errorf("%s: 上次 init 没有完成；请删除该目录后重新 init (init was interrupted; remove the folder and init again)", dir)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o700); err != nil { // may be lost without harm
+		return err
+	}
 	unlock, err := Lock(dir)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if err := checkPermissions(dir, cfg); err != nil {
+		return err
+	}
+	if err := harden(); err != nil {
+		return err
+	}
 	if o.OnStart != nil {
 		o.OnStart()
 	}
@@ -192,6 +204,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	if size == 0 {
+		if err := a.checkNotReborn(ctx); err != nil {
+			return err
+		}
+	}
 	if err := a.ensureLogKeys(ctx, size == 0); err != nil {
 		return err
 	}
@@ -206,6 +223,18 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	if !newEpoch {
+		born, err := a.hasIdentity(ctx)
+		if err != nil {
+			return err
+		}
+		if err := a.checkHead(ctx, born); err != nil {
+			return err
+		}
+	}
+	if _, err := a.saveHead(ctx); err != nil {
+		return err
+	}
 	if newEpoch {
 		if err := os.Remove(filepath.Join(dir, "restored")); err != nil {
 			return err
@@ -213,6 +242,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	journal, jctx := begin()
 	journal.group.Go(func() error { return a.journal.Run(jctx) })
+	// The head file is kept by a stage after the journal's, so that its last version is written before the journal ends.
+	heads, hctx := begin()
+	heads.group.Go(func() error { return a.keepHead(hctx) })
 	a.clock.OnChange(a.recordTimeChange)
 
 	// 4. Who we are.
@@ -358,7 +390,10 @@ func (a *Appliance) startTime(ctx context.Context, s *stage) error {
 				a.log.Error("simulated BeiDou feed has ended")
 				<-ctx.Done()
 			}
-			return rack.Close()
+			if err := rack.Close(); err != nil { // why it had ended was logged
+				a.log.WithError(err).Warning("the simulated BeiDou feed had ended before")
+			}
+			return nil
 		})
 		if err := add(source.Config{Name: "rack", Group: "evaluation-feed", Address: rack.Address}); err != nil {
 			return err

@@ -16,6 +16,9 @@ import (
 	"yinjian/hsm"
 )
 
+// InitUnfinished is in a folder that `yinjian init` has not finished.
+const InitUnfinished = ".init-unfinished"
+
 // A Config is the one configuration file, config.toml in the appliance's folder. Unknown keys are errors. Paths may be
 // relative to that folder. Secrets are named by file and never stand in it.
 type Config struct {

@@ -15,8 +15,9 @@ var ErrRunning = errors.New("设备已在该目录运行；先停止它 (an appl
 // Lock keeps every other appliance out of dir until release is called. The kernel gives the lock back when the process
 // ends, however it ends. Whoever finds it held gets [ErrRunning]. dir has to be an appliance's folder.
 func Lock(dir string) (release func(), err error) {
-	name := filepath.Join(dir, "run", "lock")
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	// The folder itself is locked, not a file in it: a file can be removed and made anew under the holder.
+	name := filepath.Join(dir, "run")
+	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
