@@ -26,6 +26,8 @@ need() {
 		echo "opensc /usr/bin/pkcs11-tool"
 		echo "curl /usr/bin/curl"
 		echo "strace /usr/bin/strace"
+		echo "gpsd-clients /usr/bin/gpsdecode"
+		command -v python3 >/dev/null 2>&1 || echo "python3 /usr/bin/python3"
 		echo "libbcprov-java /usr/share/java/bcprov.jar"
 		echo "libbcpkix-java /usr/share/java/bcpkix.jar"
 		echo "libbcutil-java /usr/share/java/bcutil.jar"

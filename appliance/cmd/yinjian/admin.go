@@ -97,9 +97,19 @@ func adminCommand(use, short string, args int, flags func(*cobra.Command), run f
 func explain(err error) error {
 	var p *client.Problem
 	if errors.As(err, &p) {
-		return fmt.Errorf("%s [%s]\n  下一步 (next): %s", p.Detail, p.Code, p.Next)
+		field := ""
+		if p.Field != "" {
+			field = " " + p.Field
+		}
+		return fmt.Errorf("%s [%s%s]\n  下一步 (next): %s", p.Detail, p.Code, field, p.Next)
 	}
 	return err
+}
+
+// required adds a flag that must be given: what is missing is told before anything is asked of the appliance.
+func required(c *cobra.Command, v *string, name, what string) {
+	c.Flags().StringVar(v, name, "", what+"；必填 (required)")
+	_ = c.MarkFlagRequired(name) // the flag is there
 }
 
 func applicationCommand() *cobra.Command {
@@ -127,8 +137,8 @@ func applicationCommand() *cobra.Command {
 		},
 	}
 	f.add(register)
-	register.Flags().StringVar(&req.Name, "name", "", "名称 (name)")
-	register.Flags().StringVar(&req.Campus, "campus", "", "院区 (campus)")
+	required(register, &req.Name, "name", "名称 (name)")
+	required(register, &req.Campus, "campus", "院区 (campus)")
 	register.Flags().StringSliceVar(&req.Rights, "rights", []string{"sign", "verify", "timestamp"}, "权限 (rights)")
 	register.Flags().StringSliceVar(&req.Consent, "consent", []string{"signer-pin"}, "可接受的同意方式 (accepted methods of consent)")
 	register.Flags().StringVar(&req.Stamp, "stamp", "required", "时间戳策略 required 或 none (stamp policy)")
@@ -139,7 +149,7 @@ func applicationCommand() *cobra.Command {
 		adminCommand("list", "列出应用 (list)", 0, nil, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
 			return a.ListApplications(ctx)
 		}),
-		adminCommand("stop ID", "停用应用 (stop)", 1, func(c *cobra.Command) { c.Flags().StringVar(&reason, "reason", "", "原因 (why)") },
+		adminCommand("stop ID", "停用应用 (stop)", 1, func(c *cobra.Command) { required(c, &reason, "reason", "原因，记入日志 (why, for the journal)") },
 			func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
 				return a.StopApplication(ctx, wire.Decision{ID: args[0], Reason: reason})
 			}))
@@ -181,13 +191,13 @@ func signerCommand() *cobra.Command {
 	pinFlag := func(c *cobra.Command) {
 		c.Flags().StringVar(&pinFile, "pin-file", "", "PIN 文件，权限 600 (file with the PIN, mode 600)")
 	}
-	why := func(c *cobra.Command) { c.Flags().StringVar(&reason, "reason", "", "原因 (why)") }
+	why := func(c *cobra.Command) { required(c, &reason, "reason", "原因，记入日志 (why, for the journal)") }
 	c.AddCommand(
 		adminCommand("enrol ID", "登记签名人：在密码机内生成密钥并签发评估证书 (enrol: keys in the cipher machine, evaluation certificates)", 1, func(c *cobra.Command) {
 			pinFlag(c)
-			c.Flags().StringVar(&req.Name, "name", "", "姓名 (name)")
-			c.Flags().StringVar(&req.Department, "department", "", "科室 (department)")
-			c.Flags().StringVar(&req.Campus, "campus", "", "院区 (campus)")
+			required(c, &req.Name, "name", "姓名 (name)")
+			required(c, &req.Department, "department", "科室 (department)")
+			required(c, &req.Campus, "campus", "院区 (campus)")
 			c.Flags().StringSliceVar(&req.Algorithms, "algorithms", []string{"SM2", "RSA-2048"}, "算法 (algorithms)")
 		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
 			req.ID = args[0]

@@ -213,8 +213,8 @@ func runDemo(ctx context.Context, dir string) (err error) {
 	fmt.Printf("\n完成 done。文件在 files are in: %s\n", dir)
 	fmt.Println("  record.xml signature.der signature.cms signer.pem ca.pem log.pem evidence.json")
 	fmt.Println("  token-sm2.tsq/.tsr token-rsa.tsq/.tsr tsa-sm2.pem tsa-rsa.pem tsa-ca-sm2.pem tsa-ca-rsa.pem")
-	fmt.Printf("离线验证 verify offline: yinjian verify --anchors %[1]s --log-key %[1]s/log.pem --document %[1]s/record.xml %[1]s/evidence.json\n", dir)
-	fmt.Printf("继续运行 run on: yinjian serve --dir %s   (make demo-serve)\n", dir)
+	fmt.Printf("离线验证 verify offline: build/yinjian-verify --anchors %[1]s --log-key %[1]s/log.pem --document %[1]s/record.xml %[1]s/evidence.json\n", dir)
+	fmt.Printf("继续运行 run on: make demo-serve   (build/yinjian serve --dir %s)\n", dir)
 	return nil
 }
 

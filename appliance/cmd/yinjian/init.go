@@ -91,6 +91,9 @@ func defaultModule() (string, error) {
 }
 
 func runInit(ctx context.Context, o initOptions) (err error) {
+	if _, err := os.Stat(filepath.Join(o.dir, appliance.InitUnfinished)); err == nil {
+		return usageError{fmt.Errorf("%s: 上次 init 没有完成；请删除该目录后重试 (init was interrupted; remove the folder and try again)", o.dir)}
+	}
 	if entries, err := os.ReadDir(o.dir); err == nil && len(entries) > 0 {
 		return usageError{fmt.Errorf("%s 不是空目录；不会覆盖已有设备 (folder is not empty; an appliance is never overwritten)", o.dir)}
 	}
@@ -129,11 +132,18 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 	}
 	defer func() {
 		if err != nil { // a half-made appliance has signed nothing; what stays behind would only be in the way
-			for _, name := range []string{"config.toml", "secrets", "run", "softtoken"} {
+			for _, name := range []string{"config.toml", "secrets", "run", "softtoken", appliance.InitUnfinished} {
 				err = errors.Join(err, os.RemoveAll(filepath.Join(dir, name)))
 			}
 		}
 	}()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	// A power cut leaves this mark, and nobody takes the half for an appliance.
+	if err := os.WriteFile(filepath.Join(dir, appliance.InitUnfinished), nil, 0o600); err != nil {
+		return err
+	}
 	for _, d := range []string{dir, filepath.Join(dir, "secrets"), filepath.Join(dir, "run"), filepath.Join(dir, "softtoken")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
@@ -176,6 +186,9 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 	// 3. Tokens, through PKCS#11 like any machine's.
 	if err := provision(ctx, dir, module); err != nil {
 		return fmt.Errorf("初始化令牌 (initialising tokens): %w", err)
+	}
+	if err := os.Remove(filepath.Join(dir, appliance.InitUnfinished)); err != nil {
+		return err
 	}
 	fmt.Printf("已新建 (made): %s\n节点 node: %s  院区 campus: %s\n下一步 next: yinjian serve --dir %s\n", dir, o.node, o.campus, o.dir)
 	return nil
