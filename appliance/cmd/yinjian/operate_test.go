@@ -395,10 +395,10 @@ func (o *operations) applications() {
 	if now, err := os.ReadFile(credential); err != nil || !bytes.Equal(now, had) {
 		o.Errorf("the credential was changed: %v", err)
 	}
-	refused(o.T, 1, []string{"[invalid_request]"}, register("Bad_ID", "--key-file", elsewhere)...)
-	refused(o.T, 1, []string{"[invalid_request]"}, register("ok", "--rights", "everything", "--key-file", elsewhere)...)
-	refused(o.T, 1, []string{"[invalid_request]"}, register("ok", "--consent", "trust-me", "--key-file", elsewhere)...)
-	refused(o.T, 1, []string{"[invalid_request]"}, "app", "register", "ok", "--dir", o.dir, "--key-file", elsewhere)
+	refused(o.T, 1, []string{"[invalid_request id]"}, register("Bad_ID", "--key-file", elsewhere)...)
+	refused(o.T, 1, []string{"[invalid_request rights]"}, register("ok", "--rights", "everything", "--key-file", elsewhere)...)
+	refused(o.T, 1, []string{"[invalid_request consent]"}, register("ok", "--consent", "trust-me", "--key-file", elsewhere)...)
+	refused(o.T, 2, []string{"campus", "name"}, "app", "register", "ok", "--dir", o.dir, "--key-file", elsewhere)
 	if _, err := os.Stat(elsewhere); err == nil {
 		o.Error("a refused registration has left a credential")
 	}
@@ -552,7 +552,7 @@ func (o *operations) pinLock() {
 }
 
 func (o *operations) stopAndStart() {
-	refused(o.T, 1, []string{"[invalid_request]"}, "signer", "stop", "D1", "--dir", o.dir) // a reason is wanted
+	refused(o.T, 2, []string{"reason"}, "signer", "stop", "D1", "--dir", o.dir)
 	mustRun(o.T, "signer", "stop", "D1", "--dir", o.dir, "--reason", "离职")
 	o.refuses("D1", "stopped", "signer_stopped")
 	o.restart(nil)
