@@ -421,14 +421,14 @@ func (o *operations) signers() {
 	o.m.enrol(o.T, "D1", "482913")
 	o.m.enrol(o.T, "D2", "")
 	refused(o.T, 1, []string{"[exists]"}, enrol("D1")...)
-	refused(o.T, 1, []string{"[invalid_request]"}, enrol("D3", "--pin-file", pinFile(o.T, "123"))...)
+	refused(o.T, 1, []string{"[invalid_request "}, enrol("D3", "--pin-file", pinFile(o.T, "123"))...)
 	open := pinFile(o.T, "482913")
 	if err := os.Chmod(open, 0o644); err != nil {
 		o.Fatal(err)
 	}
 	refused(o.T, 1, []string{"0644", "chmod 600"}, enrol("D3", "--pin-file", open)...)
-	refused(o.T, 1, []string{"[invalid_request]"}, enrol("D3", "--algorithms", "RSA-1024")...)
-	refused(o.T, 1, []string{"[invalid_request]"}, enrol("D 3")...)
+	refused(o.T, 1, []string{"[invalid_request "}, enrol("D3", "--algorithms", "RSA-1024")...)
+	refused(o.T, 1, []string{"[invalid_request "}, enrol("D 3")...)
 	refused(o.T, 2, []string{"--pin-file"}, "signer", "set-pin", "D1", "--dir", o.dir)
 	refused(o.T, 1, []string{"[signer_unknown]"}, "signer", "set-pin", "D9", "--dir", o.dir, "--pin-file", pinFile(o.T, "482913"))
 	if list := mustRun(o.T, "signer", "list", "--dir", o.dir).stdout; strings.Contains(list, "D3") || !strings.Contains(list, "胸外科") {
@@ -575,7 +575,7 @@ func (o *operations) revocation() {
 	}
 	serial := pki.SerialHex(cert.SerialNumber)
 	refused(o.T, 1, []string{"[not_found]"}, "cert", "revoke", "0123456789abcdef", "--dir", o.dir)
-	refused(o.T, 1, []string{"[invalid_request]"}, "cert", "revoke", serial, "--dir", o.dir, "--reason", "boredom")
+	refused(o.T, 1, []string{"[invalid_request "}, "cert", "revoke", serial, "--dir", o.dir, "--reason", "boredom")
 	mustRun(o.T, "cert", "revoke", strings.ToUpper(serial), "--dir", o.dir, "--reason", "superseded")
 	o.refuses("D1", "after-revocation", "certificate_unusable")
 	for range 2 { // and after a restart
