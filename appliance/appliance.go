@@ -73,6 +73,7 @@ type Appliance struct {
 
 	sys     *sysclock.Clock
 	clock   *ntp.Clock
+	poller  *source.Poller
 	workers map[hsm.SlotClass]*worker.Client
 	tokens  map[hsm.SlotClass]hsm.Token
 	logKey  *hsm.Key
@@ -399,8 +400,8 @@ func (a *Appliance) startTime(ctx context.Context, s *stage) error {
 			return err
 		}
 	}
-	poller := &source.Poller{Sources: sources, Clock: a.clock, Interval: time.Duration(t.Poll), Log: a.log}
-	s.group.Go(func() error { return poller.Run(ctx) })
+	a.poller = &source.Poller{Sources: sources, Clock: a.clock, Interval: time.Duration(t.Poll), Log: a.log}
+	s.group.Go(func() error { return a.poller.Run(ctx) })
 	return nil
 }
 
