@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -25,8 +24,8 @@ const (
 // names the field at fault:
 //
 //   - names match in exact case; unknown and repeated names are refused, as is null;
-//   - text must be valid UTF-8 without lone surrogates, and without control, format (bidirectional, zero-width) and
-//     separator characters, because it will be read in evidence;
+//   - text must be valid UTF-8 without lone surrogates, and without characters that mislead the eye
+//     ([problem.Misleads]), because it will be read in evidence;
 //   - byte strings are base64 as RFC 4648 §4 has it, padded, without line breaks or stray bits;
 //   - nothing but white space follows, and depth and breadth are bounded.
 //
@@ -91,8 +90,8 @@ func (d *decoder) value(v reflect.Value, path string) *problem.Problem {
 		if p != nil {
 			return p
 		}
-		if i := strings.IndexFunc(s, unprintable); i >= 0 {
-			return problem.Invalid(path, "含有控制或不可见字符 (control or invisible character at byte %d)", i)
+		if i := strings.IndexFunc(s, problem.Misleads); i >= 0 {
+			return problem.Invalid(path, "含有控制或不可见字符 (control, invisible or private character, or an odd space, at byte %d)", i)
 		}
 		v.SetString(s)
 		return nil
@@ -118,11 +117,6 @@ func (d *decoder) value(v reflect.Value, path string) *problem.Problem {
 		return nil
 	}
 	panic("api: wire type not decodable: " + v.Type().String()) // every wire type is decoded in a test
-}
-
-// unprintable finds what must not stand in identifiers and names that people compare by eye.
-func unprintable(r rune) bool {
-	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Co) || r == utf8.RuneError
 }
 
 func (d *decoder) object(v reflect.Value, path string) *problem.Problem {

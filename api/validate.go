@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"regexp"
 	"slices"
 	"strings"
@@ -32,17 +33,14 @@ func missing(field string) *problem.Problem {
 	return problem.Invalid(field, "缺少必填字段 (required field missing)")
 }
 
-// text wants 1 to most bytes, not all of them blank.
+// text is [problem.CheckText], the rule that the services have for what will be read as evidence.
 func text(field, s string, most int) *problem.Problem {
-	switch {
-	case s == "":
+	if s == "" {
 		return missing(field)
-	case len(s) > most:
-		return problem.Invalid(field, "超过 %d 字节 (longer than %d bytes)", most, most)
-	case strings.TrimSpace(s) != s:
-		return problem.Invalid(field, "首尾不能有空白 (leading or trailing white space)")
 	}
-	return nil
+	var p *problem.Problem
+	errors.As(problem.CheckText(field, s, most), &p) // it answers no other error
+	return p
 }
 
 func pattern(field, s string, re *regexp.Regexp) *problem.Problem {

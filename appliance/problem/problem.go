@@ -81,10 +81,35 @@ func Invalid(field, format string, args ...any) *Problem {
 	return &Problem{Code: InvalidRequest, Field: field, Detail: fmt.Sprintf(format, args...), Next: "请按接口文档改正该字段后重试 (correct the field and send again)"}
 }
 
+// Misleads reports whether a character must not stand in text that people read as evidence or compare by eye, because
+// it shows as nothing, as something else, or not alike everywhere:
+//
+//   - controls, format characters (among them those that turn the direction of writing, U+202E), and every
+//     Default_Ignorable code point: zero-width marks, fillers (U+3164), variation selectors, tags;
+//   - spaces other than U+0020 and U+3000, line and paragraph separators, the blank braille pattern;
+//   - private use, which each font draws as it likes, code points that are no characters, and U+FFFD, which stands for
+//     text that somebody lost.
+//
+// Combining marks stand: Tibetan and Uyghur names have them. A name in the traditional Mongolian script that needs free
+// variation selectors, or a Han character that needs an ideographic one, is entered without. What looks alike in two
+// scripts (Latin a, Cyrillic а) is not told apart.
+func Misleads(r rune) bool {
+	switch r {
+	case ' ', '\u3000':
+		return false
+	case utf8.RuneError, '\u2800':
+		return true
+	}
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co, unicode.Cs, unicode.Z,
+		unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector, unicode.Noncharacter_Code_Point)
+}
+
 // CheckText refuses, with [InvalidRequest] for the field, a value that people will read as evidence and that is not 1 to
-// max bytes of UTF-8, has white space at an end, or holds control characters, line and paragraph separators, marks that
-// turn the direction of writing, or U+FFFD, which stands for text that somebody lost. What a court reads is what was
+// max bytes of UTF-8, has white space at an end, or holds a character that [Misleads]. What a court reads is what was
 // entered. It is nil for a good value. Package pki's signing context asks no more than this.
+//
+// Normalization (NFC) is not checked: é may come as one code point or as two, is stored as it came, and two spellings of
+// one name are two values.
 func CheckText(field, value string, max int) error {
 	switch {
 	case value == "":
@@ -97,7 +122,7 @@ func CheckText(field, value string, max int) error {
 		return Invalid(field, "首尾不能有空白 (leading or trailing white space)")
 	}
 	for _, r := range value {
-		if unicode.IsControl(r) || unicode.In(r, unicode.Bidi_Control, unicode.Zl, unicode.Zp) || r == utf8.RuneError {
+		if Misleads(r) {
 			return Invalid(field, "含不允许的字符 %U (character not allowed)", r)
 		}
 	}

@@ -95,6 +95,12 @@ func TestCheckText(t *testing.T) {
 		"a\xffb":                   false,
 		"\xed\xa0\x80":             false, // a surrogate
 		string([]byte{0xc3, 0x28}): false,
+		"བསོད་ནམས་":                true, // Tibetan, with combining vowels
+		"ئابدۇ" + "\u0670":         true, // Uyghur, with a combining mark
+		"e\u0301":                  true, // not NFC
+		"李　明":                      true, // U+3000 inside
+		"\ue000":                   false,
+		"李\ufeff明":                 false,
 	} {
 		err := problem.CheckText("f", value, 64)
 		if (err == nil) != want {
@@ -102,6 +108,30 @@ func TestCheckText(t *testing.T) {
 		}
 		if err != nil && problem.CodeOf(err) != problem.InvalidRequest {
 			t.Errorf("CheckText(%q): code %s", value, problem.CodeOf(err))
+		}
+	}
+}
+
+// The list is Unicode's DerivedCoreProperties (Default_Ignorable_Code_Point) and its spaces, by number.
+func TestMisleads(t *testing.T) {
+	t.Parallel()
+	for _, r := range [][2]rune{
+		{0x00, 0x1f}, {0x7f, 0xa0}, {0xad, 0xad}, {0x34f, 0x34f}, {0x61c, 0x61c}, {0x115f, 0x1160}, {0x1680, 0x1680}, {0x17b4, 0x17b5},
+		{0x180b, 0x180f}, {0x2000, 0x200f}, {0x2028, 0x202f}, {0x205f, 0x206f}, {0x2800, 0x2800}, {0x3164, 0x3164}, {0xd800, 0xf8ff},
+		{0xfdd0, 0xfdef}, {0xfe00, 0xfe0f}, {0xfeff, 0xfeff}, {0xffa0, 0xffa0}, {0xfff0, 0xfffb}, {0xfffd, 0xffff}, {0x1bca0, 0x1bca3},
+		{0x1d173, 0x1d17a}, {0xe0000, 0xe0fff}, {0xf0000, 0x10ffff},
+	} {
+		for c := r[0]; c <= r[1]; c++ {
+			if !problem.Misleads(c) {
+				t.Errorf("%U may stand in evidence", c)
+			}
+		}
+	}
+	for _, s := range []string{"abcXYZ 0-9 ~!", "　李明·（主任）", "𠮷㐂", "ཀྲཱི", "ئۇيغۇر\u064e", "ᠮᠣᠩᠭᠣᠯ", "ꆈꌠ", "é\u0301\u0f71"} {
+		for _, c := range s {
+			if problem.Misleads(c) {
+				t.Errorf("%U of %q is refused", c, s)
+			}
 		}
 	}
 }
