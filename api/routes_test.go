@@ -138,6 +138,9 @@ func TestOtherRoutes(t *testing.T) {
 	if diff := cmp.Diff(account.GrantRequest{Signer: "D1001", PIN: "1", Count: 500, Seconds: 14400}, granted); diff != "" {
 		t.Error(diff)
 	}
+	if got := k.do(call{path: "/v1/authorizations", body: encode(t, put(authorizationBody(), "digest_algorithm", "SHA-256"))}); got.status != 200 || granted.DigestAlgorithm != "SHA-256" {
+		t.Errorf("digests by SHA-256: %d %s, the directory was asked %+v", got.status, got.body, granted)
+	}
 	sv.dead, sv.unready = fmt.Errorf("disk /var/secret is gone"), []string{"时间不可信 (time untrusted)"}
 	got := k.do(call{method: "GET", path: "/health/alive", unsigned: true})
 	wantProblem(t, got, 503, problem.NotReady, "")
@@ -213,7 +216,7 @@ func jsonRoutes() []jsonRoute {
 		{
 			path: "/v1/authorizations", good: authorizationBody,
 			required: []string{"signer", "pin", "digests"},
-			texts:    map[string]int{"signer": 32, "pin": 64},
+			texts:    map[string]int{"signer": 32, "pin": 64, "digest_algorithm": 7},
 			bytes:    []string{"digests[0]"}, lists: []string{"digests"},
 		},
 	}
@@ -337,6 +340,9 @@ func TestMoreFieldFaults(t *testing.T) {
 		"grant and assertion":      {"/v1/sign", change(signBody(), "consent", m{"authorization_id": strings.Repeat("0", 32), "assertion": "x"}), problem.InvalidRequest, "consent.assertion"},
 		"grant's form":             {"/v1/sign", change(signBody(), "consent", m{"authorization_id": "../../etc"}), problem.InvalidRequest, "consent.authorization_id"},
 		"spaces around id":         {"/v1/sign", change(signBody(), "document.id", " 1"), problem.InvalidRequest, "document.id"},
+		"hidden in id":             {"/v1/sign", change(signBody(), "document.id", "a\u3164b"), problem.InvalidRequest, "document.id"},
+		"hidden in words":          {"/v1/sign", change(signBody(), "consent.assertion", "同意\ufe0f"), problem.InvalidRequest, "consent.assertion"},
+		"odd space":                {"/v1/sign", change(signBody(), "role", "a\u00a0b"), problem.InvalidRequest, "role"},
 		"reversed id":              {"/v1/sign", change(signBody(), "document.id", "a\u202eb"), problem.InvalidRequest, "document.id"},
 		"nothing to verify":        {"/v1/verify", m{"document": "YWJj"}, problem.InvalidRequest, "evidence"},
 		"two to verify":            {"/v1/verify", m{"cms": "MAA=", "token": "MAA="}, problem.InvalidRequest, "evidence"},
@@ -357,6 +363,8 @@ func TestMoreFieldFaults(t *testing.T) {
 		"SHA-1":                    {"/v1/timestamp", change(timestampBody(), "digest.algorithm", "SHA-1"), problem.InvalidRequest, "digest.algorithm"},
 		"digests and count":        {"/v1/authorizations", change(authorizationBody(), "count", 1), problem.InvalidRequest, "count"},
 		"digests and seconds":      {"/v1/authorizations", change(authorizationBody(), "seconds", 1), problem.InvalidRequest, "seconds"},
+		"digests by another":       {"/v1/authorizations", change(authorizationBody(), "digest_algorithm", "SHA-1"), problem.InvalidRequest, "digest_algorithm"},
+		"algorithm of no digests":  {"/v1/authorizations", change(authorizationBody(), "digests", absent, "count", 1, "seconds", 1, "digest_algorithm", "SM3"), problem.InvalidRequest, "digest_algorithm"},
 		"too many digests":         {"/v1/authorizations", change(authorizationBody(), "digests", many(501, digest32)), problem.InvalidRequest, "digests"},
 		"no digests":               {"/v1/authorizations", change(authorizationBody(), "digests", []any{}), problem.InvalidRequest, "digests"},
 		"short one":                {"/v1/authorizations", change(authorizationBody(), "digests", []any{digest32, "AAAA"}), problem.InvalidRequest, "digests"},

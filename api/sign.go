@@ -217,6 +217,9 @@ func checkAuthorization(w *wire.AuthorizationRequest) *problem.Problem {
 		return p
 	}
 	if w.Digests == nil {
+		if w.DigestAlgorithm != "" {
+			return problem.Invalid("digest_algorithm", "只与 digests 同用 (goes with digests alone)")
+		}
 		if w.Count == 0 && w.Seconds == 0 {
 			return missing("digests")
 		}
@@ -230,6 +233,11 @@ func checkAuthorization(w *wire.AuthorizationRequest) *problem.Problem {
 	}
 	if p := number("digests", len(w.Digests), 1, 500); p != nil {
 		return p
+	}
+	if w.DigestAlgorithm != "" {
+		if p := oneOf("digest_algorithm", w.DigestAlgorithm, digestSM3, digestSHA); p != nil {
+			return p
+		}
 	}
 	for _, d := range w.Digests {
 		if len(d) != 32 {

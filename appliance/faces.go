@@ -188,24 +188,38 @@ func (d admin) ListApplications(context.Context, string) (any, error) {
 }
 
 func (d admin) EnrolSigner(ctx context.Context, actor string, req api.EnrolSigner) (any, error) {
-	return d.a.directory.Enrol(ctx, actor, account.Enrolment{
+	return d.view(d.a.directory.Enrol(ctx, actor, account.Enrolment{
 		ID: req.ID, Name: req.Name, Department: req.Department, Campus: req.Campus, Algorithms: req.Algorithms, PIN: req.PIN,
-	})
+	}))
+}
+
+// view leaves out what a PIN is verified by.
+func (d admin) view(g *account.Signer, err error) (any, error) {
+	if err != nil {
+		return nil, err
+	}
+	return d.a.directory.View(g), nil
 }
 
 func (d admin) SetSignerPIN(ctx context.Context, actor string, req api.SetSignerPIN) (any, error) {
-	return d.a.directory.SetPIN(ctx, actor, req.Signer, req.PIN)
+	return d.view(d.a.directory.SetPIN(ctx, actor, req.Signer, req.PIN))
 }
 
 func (d admin) StopSigner(ctx context.Context, actor string, req api.Decision) (any, error) {
-	return d.a.directory.StopSigner(ctx, actor, req.ID, true, req.Reason)
+	return d.view(d.a.directory.StopSigner(ctx, actor, req.ID, true, req.Reason))
 }
 
 func (d admin) StartSigner(ctx context.Context, actor string, req api.Decision) (any, error) {
-	return d.a.directory.StopSigner(ctx, actor, req.ID, false, req.Reason)
+	return d.view(d.a.directory.StopSigner(ctx, actor, req.ID, false, req.Reason))
 }
 
-func (d admin) ListSigners(context.Context, string) (any, error) { return d.a.directory.Signers(), nil }
+func (d admin) ListSigners(context.Context, string) (any, error) {
+	views := []*account.SignerView{}
+	for _, g := range d.a.directory.Signers() {
+		views = append(views, d.a.directory.View(g))
+	}
+	return views, nil
+}
 
 func (d admin) RevokeCertificate(ctx context.Context, actor string, req api.RevokeCertificate) (any, error) {
 	return d.a.directory.Revoke(ctx, actor, req.Serial, req.Reason)

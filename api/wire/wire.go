@@ -97,13 +97,15 @@ type Timestamp struct {
 }
 
 // An AuthorizationRequest is the body of POST /v1/authorizations: digests for a one-time authorisation, or count and
-// seconds for an activation.
+// seconds for an activation. The digests are those that the signatures will use: SM3 for SM2, SHA-256 for RSA-2048.
 type AuthorizationRequest struct {
-	Signer  string   `json:"signer"`
-	PIN     string   `json:"pin"`
-	Digests [][]byte `json:"digests,omitempty"` // 1–500 of 32 bytes
-	Count   int      `json:"count,omitempty"`   // 1–500
-	Seconds int      `json:"seconds,omitempty"` // 1–14400
+	Signer string `json:"signer"`
+	PIN    string `json:"pin"`
+	// DigestAlgorithm is that of all digests: "SM3", also when left out, or "SHA-256"; refused without digests.
+	DigestAlgorithm string   `json:"digest_algorithm,omitempty"`
+	Digests         [][]byte `json:"digests,omitempty"` // 1–500 of 32 bytes
+	Count           int      `json:"count,omitempty"`   // 1–500
+	Seconds         int      `json:"seconds,omitempty"` // 1–14400
 }
 
 // A Grant is the answer of POST /v1/authorizations.

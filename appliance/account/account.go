@@ -95,11 +95,12 @@ type Grant struct {
 // A GrantRequest asks for an authorisation by the signer's PIN: one-time, bound to Digests (1–500), or an activation
 // for Count signatures (1–500) until Seconds from now (1–14400).
 type GrantRequest struct {
-	Signer  string
-	PIN     string
-	Digests [][]byte // 32 bytes each; one-time
-	Count   int
-	Seconds int
+	Signer          string
+	PIN             string
+	DigestAlgorithm string   // of all Digests: "SM3", also when left out, or "SHA-256"
+	Digests         [][]byte // 32 bytes each; one-time
+	Count           int
+	Seconds         int
 }
 
 // A CertificateStatus is what the directory knows of one certificate.

@@ -248,9 +248,9 @@ func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer
 	case kindCRL:
 		s.crls[list.Algorithm] = &CRL{Number: list.Number, DER: list.DER, ThisUpdate: list.ThisUpdate, NextUpdate: list.NextUpdate, Parsed: parsed}
 	case kindPINFailed:
-		s.pinFailures[e.Object]++
+		s.countWrongPIN(e.Text("application"), e.Object)
 	case kindGrant:
-		delete(s.pinFailures, e.Object)
+		delete(s.pinFailures[e.Object], e.Text("application"))
 	}
 	if id := e.Text("intent"); id != "" {
 		if isIntent(e.Kind) {

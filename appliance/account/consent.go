@@ -48,9 +48,9 @@ type liveAuthorization struct {
 	auth     *evidence.Authorization // nil when used up for good
 	stored   []byte
 	notAfter time.Time
-	free     int             // uses that are neither reserved nor kept
-	reserved int             // uses of which it is not known yet whether they are kept
-	digests  map[string]bool // one-time: hex digest → free
+	free     int                      // uses that are neither reserved nor kept
+	reserved int                      // uses of which it is not known yet whether they are kept
+	digests  map[evidence.Digest]bool // one-time: digest → free
 	bytes    int
 }
 
@@ -109,9 +109,9 @@ func (c *consents) add(a *evidence.Authorization, stored []byte, notAfter time.T
 	}
 	if len(a.Digests) > 0 {
 		l.free = len(a.Digests)
-		l.digests = make(map[string]bool, len(a.Digests))
+		l.digests = make(map[evidence.Digest]bool, len(a.Digests))
 		for _, d := range a.Digests {
-			l.digests[d] = true
+			l.digests[evidence.Digest{Algorithm: a.DigestAlgorithm, Value: d}] = true
 		}
 	}
 	c.mu.Lock()
@@ -190,7 +190,7 @@ var (
 )
 
 // reserve takes one use. Which of the causes of errAuthorizationBad holds is not told to the caller: ids are secrets.
-func (c *consents) reserve(id, application, signer, digestHex string, now time.Time) (*Reservation, error) {
+func (c *consents) reserve(id, application, signer string, digest evidence.Digest, now time.Time) (*Reservation, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l := c.live[id]
@@ -198,15 +198,15 @@ func (c *consents) reserve(id, application, signer, digestHex string, now time.T
 		return nil, errAuthorizationBad
 	}
 	if l.digests != nil {
-		if _, bound := l.digests[digestHex]; !bound {
+		if _, bound := l.digests[digest]; !bound {
 			return nil, errAuthorizationBad
 		}
 	}
-	if l.free <= 0 || l.digests != nil && !l.digests[digestHex] {
+	if l.free <= 0 || l.digests != nil && !l.digests[digest] {
 		return nil, errAuthorizationSpent
 	}
 	if l.digests != nil {
-		l.digests[digestHex] = false
+		l.digests[digest] = false
 	}
 	l.free--
 	l.reserved++
@@ -217,7 +217,7 @@ func (c *consents) reserve(id, application, signer, digestHex string, now time.T
 		if !kept {
 			l.free++
 			if l.digests != nil {
-				l.digests[digestHex] = true
+				l.digests[digest] = true
 			}
 		}
 		// Used up: what is left only answers "used up", until it would have ended. A dropped one is weighed no more.
@@ -229,13 +229,13 @@ func (c *consents) reserve(id, application, signer, digestHex string, now time.T
 	}}, nil
 }
 
-// Reserve takes one use of the consent that a sign request names, for the document with the digest (hex). The caller
+// Reserve takes one use of the consent that a sign request names, for the document with the digest. The caller
 // ends it with [Reservation.Keep] or [Reservation.Release].
 //
 // With an authorisation's id the live one must belong to application and signer and cover the digest. Without one,
 // the method must be app-asserted, which makes an authorisation of this request alone. While time is not trusted
 // nothing is reserved: whether an authorisation has ended cannot be told.
-func (s *Service) Reserve(_ context.Context, app *Application, signer *Signer, digestHex, id string, method evidence.Method, assertion string) (*Reservation, error) {
+func (s *Service) Reserve(_ context.Context, app *Application, signer *Signer, digest evidence.Digest, id string, method evidence.Method, assertion string) (*Reservation, error) {
 	now := s.cfg.Clock.Now()
 	if !now.Trusted() {
 		return nil, errConsentTime
@@ -244,7 +244,7 @@ func (s *Service) Reserve(_ context.Context, app *Application, signer *Signer, d
 		if method != "" && method != evidence.SignerPIN || assertion != "" {
 			return nil, problem.Invalid("authorization", "给出 id 时不得再写其他方式 (an id excludes another method)")
 		}
-		r, err := s.consents.reserve(id, app.ID, signer.ID, digestHex, now.Time)
+		r, err := s.consents.reserve(id, app.ID, signer.ID, digest, now.Time)
 		if err != nil {
 			return nil, err
 		}
@@ -266,7 +266,7 @@ func (s *Service) Reserve(_ context.Context, app *Application, signer *Signer, d
 	}
 	a := &evidence.Authorization{
 		Version: 1, Method: evidence.AppAsserted, Level: 1, Subject: signer.ID, Application: app.ID,
-		Digests: []string{digestHex}, GrantedAt: now.Time.UTC().Format(time.RFC3339Nano), Proof: assertion,
+		DigestAlgorithm: digest.Algorithm, Digests: []string{digest.Value}, GrantedAt: now.Time.UTC().Format(time.RFC3339Nano), Proof: assertion,
 	}
 	stored, err := number(a)
 	if err != nil {
@@ -299,7 +299,12 @@ var (
 		"检查时间源；恢复后重试 (check the time sources, then try again)")
 	errApplicationStopped = problem.New(problem.ApplicationStopped, "该应用已被管理员停用 (application stopped by an administrator)", "请联系系统管理员 (ask the administrator)")
 	errNotAllowedToSign   = problem.New(problem.Forbidden, "该应用没有签名权限 (the application may not sign)", "请管理员授权 (ask an administrator)")
-	errPINLocked          = problem.New(problem.PINLocked, "PIN 已锁定 (the PIN is locked)", "请管理员重置 PIN (ask an administrator to set a new PIN)")
+	errPINLocked          = problem.New(problem.PINLocked,
+		"该签名人的 PIN 在本应用中已锁定，其他应用不受影响 (the signer's PIN is locked for this application; others are not concerned)",
+		"请管理员查明是谁在试，再重置 PIN (ask an administrator to find out who tried, and to set a new PIN)")
+	errPINLockedAll = problem.New(problem.PINLocked,
+		"该签名人的 PIN 在所有应用中已锁定 (the signer's PIN is locked for every application)",
+		"请管理员查明是谁在试，再重置 PIN (ask an administrator to find out who tried, and to set a new PIN)")
 )
 
 // MaySign is nil, or why the application may not sign.
@@ -322,13 +327,27 @@ func allows(app *Application, m evidence.Method) bool {
 	return false
 }
 
+// Algorithms of the digests that an authorisation is bound to.
+const (
+	digestSM3 = "SM3"
+	digestSHA = "SHA-256"
+)
+
+// checkGrant also names the digests' algorithm if q leaves it out.
 func checkGrant(q *GrantRequest) error {
 	oneTime := len(q.Digests) > 0
+	if oneTime && q.DigestAlgorithm == "" {
+		q.DigestAlgorithm = digestSM3
+	}
 	switch {
 	case !reSigner.MatchString(q.Signer):
 		return errSignerUnknown
 	case oneTime && (q.Count != 0 || q.Seconds != 0):
 		return problem.Invalid("digests", "一次性授权与限次授权二选一 (give digests, or count and seconds, not both)")
+	case !oneTime && q.DigestAlgorithm != "":
+		return problem.Invalid("digest_algorithm", "只与 digests 同用 (goes with digests alone)")
+	case oneTime && q.DigestAlgorithm != digestSM3 && q.DigestAlgorithm != digestSHA:
+		return problem.Invalid("digest_algorithm", "须为 SM3 或 SHA-256 (must be SM3 or SHA-256)")
 	case oneTime && len(q.Digests) > evidence.MaxDigests:
 		return problem.Invalid("digests", "一次最多 %d 项 (%d at most)", evidence.MaxDigests, evidence.MaxDigests)
 	case !oneTime && (q.Count < 1 || q.Count > evidence.MaxDigests):
@@ -387,11 +406,9 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 	if g.PIN == nil {
 		return nil, problem.New(problem.ConsentInsufficient, "该签名人未设 PIN (the signer has no PIN)", "请管理员设置 PIN (ask an administrator to set one)")
 	}
-	s.mu.RLock()
-	failures := s.pinFailures[q.Signer]
-	s.mu.RUnlock()
-	if failures >= MaxPINTries {
-		return nil, errPINLocked
+	failures, all := s.pinCount(app.ID, g.ID)
+	if err := pinLocked(failures, all); err != nil {
+		return nil, err
 	}
 	if err := s.consents.room(pair{app.ID, g.ID}, len(q.Digests), now.Time); err != nil {
 		return nil, err // before the PIN, so that a right one is not spent on nothing
@@ -413,6 +430,7 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 	notAfter, remaining := now.Time.Add(time.Duration(q.Seconds)*time.Second), q.Count
 	if len(q.Digests) > 0 {
 		notAfter, remaining = now.Time.Add(oneTimeLife), len(q.Digests)
+		a.DigestAlgorithm = q.DigestAlgorithm
 		for _, d := range q.Digests {
 			a.Digests = append(a.Digests, hex.EncodeToString(d))
 		}
@@ -460,16 +478,15 @@ var errSignerChanged = problem.New(problem.AuthorizationBad, "签名人或其 PI
 func (s *Service) wrongPIN(ctx context.Context, app *Application, g *Signer) error {
 	if err := s.note(ctx, audit.Draft{Kind: kindPINFailed, Actor: "application/" + app.ID, Object: g.ID, Fields: []audit.Field{text("application", app.ID)}}); err != nil {
 		s.mu.Lock()
-		s.pinFailures[g.ID]++
+		s.countWrongPIN(app.ID, g.ID)
 		s.mu.Unlock()
 		return err
 	}
-	s.mu.RLock()
-	left := MaxPINTries - s.pinFailures[g.ID]
-	s.mu.RUnlock()
-	if left <= 0 {
-		return errPINLocked
+	failures, all := s.pinCount(app.ID, g.ID)
+	if err := pinLocked(failures, all); err != nil {
+		return err
 	}
+	left := min(MaxPINTries-failures, MaxPINTriesAll-all)
 	p := problem.New(problem.PINWrong, fmt.Sprintf("PIN 错误，还可尝试 %d 次 (wrong PIN, %d tries left)", left, left), "核对后重新输入，勿自动重试 (ask the signer again; never retry by program)")
 	p.TriesLeft = left
 	return p

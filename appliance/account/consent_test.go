@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
@@ -23,7 +26,9 @@ import (
 
 func digest(i int) []byte { return testkit.Digest("SM2", fmt.Append(nil, i)) }
 
-func digestHex(i int) string { return hex.EncodeToString(digest(i)) }
+func bound(i int) evidence.Digest {
+	return evidence.Digest{Algorithm: "SM3", Value: hex.EncodeToString(digest(i))}
+}
 
 // A ward is a house with an application and a doctor.
 type ward struct {
@@ -42,8 +47,8 @@ func (w *ward) guess(t *testing.T, pin string) error {
 	return err
 }
 
-func (w *ward) reserve(t *testing.T, id, digestHex string) (*account.Reservation, error) {
-	return w.Directory.Reserve(t.Context(), w.app, w.doctor, digestHex, id, "", "")
+func (w *ward) reserve(t *testing.T, id string, d evidence.Digest) (*account.Reservation, error) {
+	return w.Directory.Reserve(t.Context(), w.app, w.doctor, d, id, "", "")
 }
 
 func TestOneTime(t *testing.T) {
@@ -53,37 +58,40 @@ func TestOneTime(t *testing.T) {
 	if g.Method != evidence.SignerPIN || g.Remaining != 2 || g.Signer != "D001" || !g.NotAfter.Equal(testkit.Start.Add(10*time.Minute)) {
 		t.Errorf("grant %+v", g)
 	}
-	_, err := w.reserve(t, g.ID, digestHex(3))
+	_, err := w.reserve(t, g.ID, bound(3))
 	wants(t, "another document", err, problem.AuthorizationBad)
-	r, err := w.reserve(t, g.ID, digestHex(1))
+	// The same 32 bytes as the digest of something else by another algorithm.
+	_, err = w.reserve(t, g.ID, evidence.Digest{Algorithm: "SHA-256", Value: bound(1).Value})
+	wants(t, "another algorithm", err, problem.AuthorizationBad)
+	r, err := w.reserve(t, g.ID, bound(1))
 	if err != nil {
 		t.Fatal(err)
 	}
 	a, err := evidence.ParseAuthorization(r.Stored)
-	if err != nil || a.ID != g.ID || a.Subject != "D001" || a.Application != "his" || a.Level != 2 || len(a.Digests) != 2 || strings.Contains(string(r.Stored), testkit.PIN) {
+	if err != nil || a.DigestAlgorithm != "SM3" || a.ID != g.ID || a.Subject != "D001" || a.Application != "his" || a.Level != 2 || len(a.Digests) != 2 || strings.Contains(string(r.Stored), testkit.PIN) {
 		t.Errorf("stored %s, %v", r.Stored, err)
 	}
-	_, err = w.reserve(t, g.ID, digestHex(1))
+	_, err = w.reserve(t, g.ID, bound(1))
 	wants(t, "while it is reserved", err, problem.AuthorizationSpent)
 	r.Release()
 	r.Release() // does nothing
-	if r, err = w.reserve(t, g.ID, digestHex(1)); err != nil {
+	if r, err = w.reserve(t, g.ID, bound(1)); err != nil {
 		t.Fatalf("given back: %v", err)
 	}
 	r.Keep()
 	r.Release() // too late
-	_, err = w.reserve(t, g.ID, digestHex(1))
+	_, err = w.reserve(t, g.ID, bound(1))
 	wants(t, "used", err, problem.AuthorizationSpent)
-	if r, err = w.reserve(t, g.ID, digestHex(2)); err != nil {
+	if r, err = w.reserve(t, g.ID, bound(2)); err != nil {
 		t.Fatalf("the other document: %v", err)
 	}
 	r.Keep()
-	for _, d := range []string{digestHex(1), digestHex(2)} {
+	for _, d := range []evidence.Digest{bound(1), bound(2)} {
 		_, err = w.reserve(t, g.ID, d)
 		wants(t, "all used", err, problem.AuthorizationSpent)
 	}
 	// Used up or not, it tells a stranger nothing.
-	_, err = w.Directory.Reserve(t.Context(), w.App("emr", nil), w.doctor, digestHex(1), g.ID, "", "")
+	_, err = w.Directory.Reserve(t.Context(), w.App("emr", nil), w.doctor, bound(1), g.ID, "", "")
 	wants(t, "a stranger", err, problem.AuthorizationBad)
 }
 
@@ -93,34 +101,34 @@ func TestActivation(t *testing.T) {
 	g := w.Grant(w.app, account.GrantRequest{Signer: "D001", Count: 3, Seconds: 60})
 	var kept []*account.Reservation
 	for i := range 3 {
-		r, err := w.reserve(t, g.ID, digestHex(i))
+		r, err := w.reserve(t, g.ID, bound(i))
 		if err != nil {
 			t.Fatal(err)
 		}
 		kept = append(kept, r)
 	}
-	_, err := w.reserve(t, g.ID, digestHex(9))
+	_, err := w.reserve(t, g.ID, bound(9))
 	wants(t, "one too many", err, problem.AuthorizationSpent)
 	kept[1].Release()
-	r, err := w.reserve(t, g.ID, digestHex(9))
+	r, err := w.reserve(t, g.ID, bound(9))
 	if err != nil {
 		t.Fatalf("after one was given back: %v", err)
 	}
 	r.Keep()
 	kept[0].Keep()
 	kept[2].Keep()
-	_, err = w.reserve(t, g.ID, digestHex(9))
+	_, err = w.reserve(t, g.ID, bound(9))
 	wants(t, "used up", err, problem.AuthorizationSpent)
 
 	g = w.Grant(w.app, account.GrantRequest{Signer: "D001", Count: 500, Seconds: 60})
 	w.Clock.Advance(time.Minute)
-	if r, err := w.reserve(t, g.ID, digestHex(1)); err != nil {
+	if r, err := w.reserve(t, g.ID, bound(1)); err != nil {
 		t.Errorf("at its last moment: %v", err)
 	} else {
 		r.Keep()
 	}
 	w.Clock.Advance(1)
-	_, err = w.reserve(t, g.ID, digestHex(1))
+	_, err = w.reserve(t, g.ID, bound(1))
 	wants(t, "ended", err, problem.AuthorizationBad)
 }
 
@@ -135,7 +143,7 @@ func TestReserveInParallel(t *testing.T) {
 	for i := range 8 {
 		all.Go(func() {
 			for j := range 100 {
-				if r, err := w.reserve(t, g.ID, digestHex(j)); err == nil {
+				if r, err := w.reserve(t, g.ID, bound(j)); err == nil {
 					if (i+j)%3 == 0 {
 						r.Release()
 					} else {
@@ -143,7 +151,7 @@ func TestReserveInParallel(t *testing.T) {
 						kept.Add(1)
 					}
 				}
-				if r, err := w.reserve(t, one.ID, digestHex(1)); err == nil {
+				if r, err := w.reserve(t, one.ID, bound(1)); err == nil {
 					if j < 5 {
 						r.Release()
 					} else {
@@ -195,7 +203,11 @@ func TestAuthorizeRefuses(t *testing.T) {
 		"digests and seconds": {func(q *account.GrantRequest) { q.Digests, q.Count = many[:1], 0 }, problem.InvalidRequest},
 		"too many digests":    {func(q *account.GrantRequest) { q.Digests, q.Count, q.Seconds = many, 0, 0 }, problem.InvalidRequest},
 		"short digest":        {func(q *account.GrantRequest) { q.Digests, q.Count, q.Seconds = [][]byte{{1}}, 0, 0 }, problem.InvalidRequest},
-		"a digest twice":      {func(q *account.GrantRequest) { q.Digests, q.Count, q.Seconds = [][]byte{digest(1), digest(1)}, 0, 0 }, problem.InvalidRequest},
+		"digests, unknown algorithm": {func(q *account.GrantRequest) {
+			q.Digests, q.Count, q.Seconds, q.DigestAlgorithm = many[:1], 0, 0, "sm3"
+		}, problem.InvalidRequest},
+		"algorithm, no digests": {func(q *account.GrantRequest) { q.DigestAlgorithm = "SM3" }, problem.InvalidRequest},
+		"a digest twice":        {func(q *account.GrantRequest) { q.Digests, q.Count, q.Seconds = [][]byte{digest(1), digest(1)}, 0, 0 }, problem.InvalidRequest},
 	} {
 		q := account.GrantRequest{Signer: "D001", PIN: testkit.PIN, Count: 1, Seconds: 60}
 		tt.spoil(&q)
@@ -266,17 +278,17 @@ func TestReserveRefuses(t *testing.T) {
 		if tt.restricted != nil {
 			app.Consent = tt.restricted
 		}
-		_, err := w.Directory.Reserve(t.Context(), &app, signer, digestHex(1), tt.id, tt.method, tt.assertion)
+		_, err := w.Directory.Reserve(t.Context(), &app, signer, bound(1), tt.id, tt.method, tt.assertion)
 		wants(t, name, err, tt.want)
 	}
 	// None of the refusals used anything up.
 	for range 5 {
-		if _, err := w.reserve(t, g.ID, digestHex(1)); err != nil {
+		if _, err := w.reserve(t, g.ID, bound(1)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	w.Clock.State(ntp.Suspect)
-	_, err := w.Directory.Reserve(t.Context(), w.app, w.doctor, digestHex(1), "", evidence.AppAsserted, "x")
+	_, err := w.Directory.Reserve(t.Context(), w.app, w.doctor, bound(1), "", evidence.AppAsserted, "x")
 	wants(t, "without trusted time", err, problem.TimeUntrusted)
 }
 
@@ -284,17 +296,17 @@ func TestAssertion(t *testing.T) {
 	t.Parallel()
 	w := newWard(t)
 	words := strings.Repeat("话", 170) + "<>" // 512 bytes, and marks that JSON escapes
-	r, err := w.Directory.Reserve(t.Context(), w.app, w.doctor, digestHex(1), "", evidence.AppAsserted, words)
+	r, err := w.Directory.Reserve(t.Context(), w.app, w.doctor, bound(1), "", evidence.AppAsserted, words)
 	if err != nil {
 		t.Fatal(err)
 	}
 	a, err := evidence.ParseAuthorization(r.Stored)
-	if err != nil || a.Proof != words || a.Level != 1 || len(a.Digests) != 1 || a.Digests[0] != digestHex(1) || a.Count != 0 {
+	if err != nil || a.Proof != words || a.Level != 1 || len(a.Digests) != 1 || a.Digests[0] != bound(1).Value || a.DigestAlgorithm != "SM3" || a.Count != 0 {
 		t.Errorf("%+v, %v", a, err)
 	}
 	r.Release()
 	r.Keep()
-	_, err = w.reserve(t, a.ID, digestHex(1))
+	_, err = w.reserve(t, a.ID, bound(1))
 	wants(t, "an assertion's id", err, problem.AuthorizationBad)
 }
 
@@ -352,6 +364,127 @@ func TestPINCount(t *testing.T) {
 	wants(t, "a short PIN", err, problem.InvalidRequest)
 	_, err = w.Directory.SetPIN(t.Context(), "admin", "D009", "123456")
 	wants(t, "nobody's PIN", err, problem.SignerUnknown)
+}
+
+// One application locks doctors out of itself alone; four together lock one everywhere. All of it outlasts a restart.
+func TestPINCountByApplication(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	apps := []*account.Application{w.app, w.App("emr", nil), w.App("lis", nil), w.App("pacs", nil), w.App("anaes", nil)}
+	try := func(app *account.Application, pin string) error {
+		_, err := w.Directory.Authorize(t.Context(), app, account.GrantRequest{Signer: "D001", PIN: pin, Count: 1, Seconds: 60})
+		return err
+	}
+	lock := func(app *account.Application) {
+		t.Helper()
+		for left := account.MaxPINTries - 1; left > 0; left-- {
+			wants(t, app.ID, try(app, "000000"), problem.PINWrong)
+		}
+		wants(t, app.ID, try(app, "000000"), problem.PINLocked)
+	}
+	view := func(want ...string) {
+		t.Helper()
+		g, _ := w.Directory.Signer("D001")
+		if v := w.Directory.View(g); !slices.Equal(v.PINLockedFor, want) || v.PINLocked != (len(want) > 0) {
+			t.Errorf("locked %v for %q, want %q", v.PINLocked, v.PINLockedFor, want)
+		}
+	}
+	view()
+	lock(apps[0])
+	view("his")
+	err := try(apps[0], testkit.PIN)
+	if wants(t, "locked", err, problem.PINLocked); err != nil && !strings.Contains(err.Error(), "for this application") {
+		t.Errorf("does not say that others are open: %v", err)
+	}
+	if err := try(apps[1], testkit.PIN); err != nil {
+		t.Fatalf("another application: %v", err)
+	}
+	w.Restart()
+	view("his")
+	wants(t, "locked, after a restart", try(apps[0], testkit.PIN), problem.PINLocked)
+	// A right PIN ends the count of the application that sent it, and no other's; also when it is replayed.
+	for range account.MaxPINTries - 1 {
+		wants(t, "emr", try(apps[1], "000000"), problem.PINWrong)
+		wants(t, "lis", try(apps[2], "000000"), problem.PINWrong)
+	}
+	if err := try(apps[1], testkit.PIN); err != nil {
+		t.Fatal(err)
+	}
+	w.Restart()
+	wants(t, "emr, counted anew", try(apps[1], "000000"), problem.PINWrong)
+	wants(t, "lis, its fifth", try(apps[2], "000000"), problem.PINLocked)
+	if err := try(apps[1], testkit.PIN); err != nil {
+		t.Fatal(err)
+	}
+	view("his", "lis")
+	lock(apps[1])
+	// Nineteen: the next one counts for all, though it is only this application's fifth.
+	for left := 4; left > 0; left-- {
+		var p *problem.Problem
+		if err := try(apps[3], "000000"); !errors.As(err, &p) || p.TriesLeft != left {
+			t.Errorf("pacs: %v, want %d left", err, left)
+		}
+	}
+	var p *problem.Problem
+	if err := try(apps[4], testkit.PIN); err != nil {
+		t.Errorf("nineteen wrong ones lock: %v", err)
+	}
+	err = try(apps[4], "000000")
+	if !errors.As(err, &p) || p.Code != problem.PINLocked || !strings.Contains(p.Detail, "every application") {
+		t.Errorf("the twentieth: %v", err)
+	}
+	for range 2 {
+		size := w.Journal.Size()
+		for _, app := range append(apps, w.App(fmt.Sprint("new-", size), nil)) {
+			if err := try(app, testkit.PIN); problem.CodeOf(err) != problem.PINLocked || !strings.Contains(err.Error(), "every application") {
+				t.Errorf("%s: %v", app.ID, err)
+			}
+		}
+		view("*")
+		w.Restart()
+	}
+	// Another signer is not concerned; a new PIN opens all.
+	w.Doctor("D002", "SM2")
+	w.Grant(w.app, account.GrantRequest{Signer: "D002", Count: 1, Seconds: 1})
+	if _, err := w.Directory.SetPIN(t.Context(), "admin", "D001", "another-pin"); err != nil {
+		t.Fatal(err)
+	}
+	view()
+	w.Restart()
+	for _, app := range apps {
+		if err := try(app, "another-pin"); err != nil {
+			t.Errorf("%s, with the new PIN: %v", app.ID, err)
+		}
+	}
+}
+
+// What is shown of a signer does not help to find the PIN.
+func TestView(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	v := w.Directory.View(w.doctor)
+	shown, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := json.Marshal(w.doctor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, want map[string]any
+	if err := errors.Join(json.Unmarshal(shown, &got), json.Unmarshal(all, &want)); err != nil {
+		t.Fatal(err)
+	}
+	delete(want, "pin")
+	want["has_pin"], want["pin_locked"] = true, false
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	none := *w.doctor
+	none.PIN = nil
+	if w.Directory.View(&none).HasPIN {
+		t.Error("a PIN that is not there")
+	}
 }
 
 // Guesses in parallel get no more answers than the tries there are.
@@ -497,20 +630,20 @@ func TestStopVoidsAuthorisations(t *testing.T) {
 			t.Parallel()
 			w := newWard(t)
 			g := w.Grant(w.app, account.GrantRequest{Signer: "D001", Count: 5, Seconds: 60})
-			r, err := w.reserve(t, g.ID, digestHex(1))
+			r, err := w.reserve(t, g.ID, bound(1))
 			if err != nil {
 				t.Fatal(err)
 			}
 			if err := act(w); err != nil {
 				t.Fatal(err)
 			}
-			_, err = w.reserve(t, g.ID, digestHex(1))
+			_, err = w.reserve(t, g.ID, bound(1))
 			wants(t, "before", err, problem.AuthorizationBad)
 			r.Release() // what was under way does not bring it back
-			_, err = w.reserve(t, g.ID, digestHex(1))
+			_, err = w.reserve(t, g.ID, bound(1))
 			wants(t, "after", err, problem.AuthorizationBad)
 			again := w.Grant(w.app, account.GrantRequest{Signer: "D001", Count: 1, Seconds: 60})
-			if _, err := w.reserve(t, again.ID, digestHex(1)); err != nil {
+			if _, err := w.reserve(t, again.ID, bound(1)); err != nil {
 				t.Errorf("a new one: %v", err)
 			}
 		})
@@ -565,7 +698,7 @@ func TestGrantIsJournalled(t *testing.T) {
 	if err != nil || rec.Entry.Kind != "consent.authorization/granted" || rec.Entry.Object != "D001" {
 		t.Fatalf("%+v, %v", rec.Entry, err)
 	}
-	r, err := w.reserve(t, g.ID, digestHex(1))
+	r, err := w.reserve(t, g.ID, bound(1))
 	if err != nil || string(r.Stored) != string(stored) {
 		t.Errorf("used %s, journalled %s (%v)", r.Stored, stored, err)
 	}
@@ -588,7 +721,7 @@ func TestAuthorisationsAreBounded(t *testing.T) {
 		t.Error("a grant that had no room was journalled")
 	}
 	w.Grant(w.App("emr", nil), account.GrantRequest{Signer: "D001", Count: 1, Seconds: 60})
-	r, err := w.reserve(t, last.ID, digestHex(1))
+	r, err := w.reserve(t, last.ID, bound(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -597,6 +730,6 @@ func TestAuthorisationsAreBounded(t *testing.T) {
 	wants(t, "full again", w.guess(t, testkit.PIN), problem.RateLimited)
 	w.Clock.Advance(61 * time.Second)
 	w.Grant(w.app, account.GrantRequest{Signer: "D001", Count: 1, Seconds: 60})
-	_, err = w.reserve(t, last.ID, digestHex(1))
+	_, err = w.reserve(t, last.ID, bound(1))
 	wants(t, "used up and ended", err, problem.AuthorizationBad)
 }

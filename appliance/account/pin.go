@@ -20,10 +20,14 @@ const (
 	// pinIterations bounds what a read-out of the verifier alone would cost to search; the verifier is useless
 	// without the cipher machine's key in any case, so this is kept small enough for a busy ward (about 5 ms).
 	pinIterations = 10000
-	// MaxPINTries is how many wrong PINs in a row lock a signer's PIN until an administrator sets a new one.
+	// MaxPINTries is how many wrong PINs in a row, sent by one application, lock a signer's PIN for that application until
+	// an administrator sets a new one. Others go on: an application that sends nonsense locks doctors out of itself alone.
 	MaxPINTries = 5
-	minPIN      = 6  // characters
-	maxPIN      = 64 // bytes
+	// MaxPINTriesAll is how many of them, over all applications, lock a signer's PIN for every application: what bounds
+	// the guesses of applications that work together. Each one's count ends with a right PIN that it sends.
+	MaxPINTriesAll = 20
+	minPIN         = 6  // characters
+	maxPIN         = 64 // bytes
 )
 
 // A MAC answers HMAC-SM3 over data under the named key inside the cipher machine.
@@ -102,4 +106,33 @@ func applicationKey(ctx context.Context, m MAC, id string, salt []byte) ([]byte,
 	}
 	msg := append([]byte("yinjian/application-key/v1\x00"), salt...)
 	return mac(ctx, m, AppKeyLabel, append(msg, id...))
+}
+
+// pinCount answers how many wrong PINs stand against a signer for one application and over all.
+func (s *Service) pinCount(application, signer string) (failures, all int) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, n := range s.pinFailures[signer] {
+		all += n
+	}
+	return s.pinFailures[signer][application], all
+}
+
+// countWrongPIN is called under s.mu.
+func (s *Service) countWrongPIN(application, signer string) {
+	if s.pinFailures[signer] == nil {
+		s.pinFailures[signer] = map[string]int{}
+	}
+	s.pinFailures[signer][application]++
+}
+
+// pinLocked is nil, or why no PIN is looked at.
+func pinLocked(failures, all int) error {
+	switch {
+	case all >= MaxPINTriesAll:
+		return errPINLockedAll
+	case failures >= MaxPINTries:
+		return errPINLocked
+	}
+	return nil
 }

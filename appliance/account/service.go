@@ -64,7 +64,7 @@ type Service struct {
 	signers      map[string]*Signer            // guarded by mu; values are never changed in place
 	certificates map[string]*CertificateStatus // guarded by mu, by serial; values are never changed in place
 	crls         map[string]*CRL               // guarded by mu, by CA algorithm
-	pinFailures  map[string]int                // guarded by mu
+	pinFailures  map[string]map[string]int     // guarded by mu: by signer, then application; since the last right PIN
 	openIntents  map[string]intent             // guarded by mu; intents without outcome
 	chains       map[string][][]byte           // CA chain by algorithm; set by New
 
@@ -81,7 +81,7 @@ func New(cfg Config) *Service {
 	}
 	s := &Service{
 		cfg: cfg, applications: map[string]*Application{}, appKeys: map[string][]byte{}, signers: map[string]*Signer{},
-		certificates: map[string]*CertificateStatus{}, crls: map[string]*CRL{}, pinFailures: map[string]int{},
+		certificates: map[string]*CertificateStatus{}, crls: map[string]*CRL{}, pinFailures: map[string]map[string]int{},
 		openIntents: map[string]intent{}, chains: map[string][][]byte{},
 	}
 	for alg, c := range cfg.CAs {

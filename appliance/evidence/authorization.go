@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +30,12 @@ const (
 	maxAuthorization = 64 << 10
 )
 
+// A Digest is a document's digest; one without its algorithm says nothing.
+type Digest struct {
+	Algorithm string // "SM3" or "SHA-256"
+	Value     string // 32 bytes, lower-case hex
+}
+
 // An Authorization is one act of consent. Its exact bytes as stored (JSON) are what the leaf and the signed attribute
 // commit to: SM3 over them is the authorisation hash. It never holds the PIN.
 type Authorization struct {
@@ -39,12 +46,15 @@ type Authorization struct {
 	Subject     string `json:"subject"`
 	Application string `json:"application"`
 	Nonce       string `json:"nonce"` // 128 random bits, hex
-	// Digests (SM3 or SHA-256 of the documents, hex) bind a one-time authorisation; an activation has Count and
-	// NotAfter instead.
-	Digests   []string `json:"digests,omitempty"`
-	Count     int      `json:"count,omitempty"`
-	GrantedAt string   `json:"granted_at"` // RFC 3339, UTC, from the trusted clock
-	NotAfter  string   `json:"not_after,omitempty"`
+	// Digests of the documents (hex), all by DigestAlgorithm ("SM3" or "SHA-256"), bind a one-time authorisation; an
+	// activation has Count and NotAfter instead. 32 bytes alone do not say which document they are of: without the
+	// algorithm, consent to one document would reach another whose digest by the other algorithm has the same value, and
+	// whoever may send a digest can choose it.
+	DigestAlgorithm string   `json:"digest_algorithm,omitempty"`
+	Digests         []string `json:"digests,omitempty"`
+	Count           int      `json:"count,omitempty"`
+	GrantedAt       string   `json:"granted_at"` // RFC 3339, UTC, from the trusted clock
+	NotAfter        string   `json:"not_after,omitempty"`
 	// Proof says what stands behind the consent: for app-asserted the application's own words, for signer-pin
 	// "pin verified in cipher machine, key <label>".
 	Proof string `json:"proof"`
@@ -93,6 +103,10 @@ func (a *Authorization) check() error {
 		return fmt.Errorf("granted_at: %w", err)
 	case (len(a.Digests) > 0) == (a.Count != 0):
 		return errors.New("either digests or a count must be there")
+	case len(a.Digests) > 0 && a.DigestAlgorithm != nameSM3 && a.DigestAlgorithm != nameSHA256:
+		return errors.New("digests must be by SM3 or SHA-256, and say which")
+	case len(a.Digests) == 0 && a.DigestAlgorithm != "":
+		return errors.New("a digest algorithm without digests")
 	case len(a.Digests) > MaxDigests || a.Count < 0 || a.Count > MaxDigests:
 		return fmt.Errorf("more than %d uses", MaxDigests)
 	case a.Count > 0 && a.NotAfter == "":
@@ -131,16 +145,11 @@ func isHex(s string, n int) bool {
 	return err == nil && len(b) == n && strings.ToLower(s) == s
 }
 
-// covers reports whether the authorisation reaches a document: by its digest, or as an activation, which only the
-// signer himself can give.
-func (a *Authorization) covers(digest string) bool {
+// covers reports whether the authorisation reaches a document: by its digest of that algorithm, or as an activation,
+// which only the signer himself can give.
+func (a *Authorization) covers(d Digest) bool {
 	if a.Count > 0 {
 		return a.Method != AppAsserted
 	}
-	for _, d := range a.Digests {
-		if d == digest {
-			return true
-		}
-	}
-	return false
+	return a.DigestAlgorithm == d.Algorithm && slices.Contains(a.Digests, d.Value)
 }

@@ -96,12 +96,20 @@ func TestParseAuthorization(t *testing.T) {
 		}
 		return b
 	}
+	bound := func(algorithm string, digests ...string) []byte {
+		return stored(func(a *evidence.Authorization) { a.Count, a.DigestAlgorithm, a.Digests = 0, algorithm, digests })
+	}
+	if _, err := evidence.ParseAuthorization(bound("SM3", digest)); err != nil {
+		t.Errorf("bound to a document: %v", err)
+	}
 	same := func(*evidence.Authorization) {}
 	a, err := evidence.ParseAuthorization(stored(same))
 	if err != nil || !cmp.Equal(*a, good) {
 		t.Fatalf("%+v, %v", a, err)
 	}
-	if _, err := evidence.ParseAuthorization(stored(func(a *evidence.Authorization) { a.Count, a.Digests, a.NotAfter = 0, []string{digest}, "" })); err != nil {
+	if _, err := evidence.ParseAuthorization(stored(func(a *evidence.Authorization) {
+		a.Count, a.DigestAlgorithm, a.Digests, a.NotAfter = 0, "SHA-256", []string{digest}, ""
+	})); err != nil {
 		t.Errorf("bound to a document: %v", err)
 	}
 	if _, err := evidence.ParseAuthorization(stored(func(a *evidence.Authorization) { a.Method = "sms" })); err != nil {
@@ -122,10 +130,13 @@ func TestParseAuthorization(t *testing.T) {
 		"no uses":               stored(func(a *evidence.Authorization) { a.Count = 0 }),
 		"negative":              stored(func(a *evidence.Authorization) { a.Count = -1 }),
 		"too many":              stored(func(a *evidence.Authorization) { a.Count = 501 }),
-		"both":                  stored(func(a *evidence.Authorization) { a.Digests = []string{digest} }),
-		"short digest":          stored(func(a *evidence.Authorization) { a.Count, a.Digests = 0, []string{"cd"} }),
-		"digest in capitals":    stored(func(a *evidence.Authorization) { a.Count, a.Digests = 0, []string{strings.ToUpper(digest)} }),
-		"digest twice":          stored(func(a *evidence.Authorization) { a.Count, a.Digests = 0, []string{digest, digest} }),
+		"both":                  stored(func(a *evidence.Authorization) { a.DigestAlgorithm, a.Digests = "SM3", []string{digest} }),
+		"algorithm left out":    bound("", digest),
+		"unknown algorithm":     bound("sm3", digest),
+		"algorithm of nothing":  stored(func(a *evidence.Authorization) { a.DigestAlgorithm = "SM3" }),
+		"short digest":          bound("SM3", "cd"),
+		"digest in capitals":    bound("SM3", strings.ToUpper(digest)),
+		"digest twice":          bound("SM3", digest, digest),
 		"activation, no end":    stored(func(a *evidence.Authorization) { a.NotAfter = "" }),
 		"ends before it begins": stored(func(a *evidence.Authorization) { a.NotAfter = "2026-11-21T10:20:30Z" }),
 		"time of a zone":        stored(func(a *evidence.Authorization) { a.GrantedAt = "2026-11-21T18:20:30+08:00" }),

@@ -52,7 +52,7 @@ func TestConsentMustReach(t *testing.T) {
 	w := newWard(t)
 	stamp := func(d time.Duration) string { return testkit.Start.Add(d).Format(time.RFC3339Nano) }
 	activation := func(a *evidence.Authorization) {
-		a.Method, a.Level, a.Digests, a.Count, a.NotAfter = evidence.SignerPIN, 2, nil, 5, stamp(time.Hour)
+		a.Method, a.Level, a.DigestAlgorithm, a.Digests, a.Count, a.NotAfter = evidence.SignerPIN, 2, "", nil, 5, stamp(time.Hour)
 	}
 	for name, tt := range map[string]struct {
 		change func(*evidence.Authorization)
@@ -61,6 +61,8 @@ func TestConsentMustReach(t *testing.T) {
 	}{
 		"as it is":            {func(*evidence.Authorization) {}, pki.Valid, ""},
 		"another document":    {func(a *evidence.Authorization) { a.Digests[0] = hex.EncodeToString(make([]byte, 32)) }, pki.Invalid, evidence.CheckConsentBound},
+		"another algorithm":   {func(a *evidence.Authorization) { a.DigestAlgorithm = "SHA-256" }, pki.Invalid, evidence.CheckConsentBound},
+		"no algorithm":        {func(a *evidence.Authorization) { a.DigestAlgorithm = "" }, pki.Invalid, evidence.CheckConsentBound},
 		"another signer":      {func(a *evidence.Authorization) { a.Subject = "D002" }, pki.Invalid, evidence.CheckConsentBound},
 		"another application": {func(a *evidence.Authorization) { a.Application = "emr" }, pki.Invalid, evidence.CheckConsentBound},
 		"an activation":       {activation, pki.Valid, ""},
@@ -122,8 +124,8 @@ func TestLeafAgainstSignature(t *testing.T) {
 	}{
 		"another document":      {"digest.value", audit.Octets(testkit.Digest("SM2", []byte("x"))), pki.Invalid, evidence.CheckDocument},
 		"a digest too short":    {"digest.value", audit.Octets{1, 2}, pki.Invalid, evidence.CheckDocument},
-		"another certificate":   {"certificate.sm3", audit.Octets(other[:]), pki.Indeterminate, ""}, // which is not at hand
-		"an algorithm unknown":  {"digest.algorithm", audit.Text("MD5"), pki.Indeterminate, ""},
+		"another certificate":   {"certificate.sm3", audit.Octets(other[:]), pki.Indeterminate, ""},               // which is not at hand
+		"an algorithm unknown":  {"digest.algorithm", audit.Text("MD5"), pki.Invalid, evidence.CheckConsentBound}, // consent was to an SM3 digest
 		"another algorithm":     {"algorithm", audit.Text("RSA-2048"), pki.Invalid, evidence.CheckSignature},
 		"a form unknown":        {"form", audit.Text("pdf"), pki.Invalid, evidence.CheckSignature},
 		"another form":          {"form", audit.Text("cms"), pki.Invalid, evidence.CheckSignature},
@@ -145,7 +147,9 @@ func TestLeafAgainstSignature(t *testing.T) {
 		b := w.record(t, "cms-"+field, kinds[2], func(d *audit.Draft) { setField(d, field, value) })
 		wants(t, evidence.Verify(b, w.Trust, document), pki.Invalid, pki.Failed, evidence.CheckContext)
 	}
-	b := w.record(t, "cms-ref", kinds[2], func(d *audit.Draft) { d.Ref = make([]byte, 32) })
+	b := w.record(t, "cms-digest", kinds[2], func(d *audit.Draft) { setField(d, "digest.algorithm", audit.Text("SHA-256")) })
+	wants(t, evidence.Verify(b, w.Trust, evidence.Input{}), pki.Invalid, pki.Failed, evidence.CheckSignedDigest)
+	b = w.record(t, "cms-ref", kinds[2], func(d *audit.Draft) { d.Ref = make([]byte, 32) })
 	wants(t, evidence.Verify(b, w.Trust, document), pki.Invalid, pki.Failed, evidence.CheckContext)
 	b = w.record(t, "cms-certificate", kinds[2], func(d *audit.Draft) { setField(d, "certificate.sm3", audit.Octets(other[:])) })
 	wants(t, evidence.Verify(b, w.Trust, document), pki.Invalid, pki.Failed, evidence.CheckSigner)

@@ -133,7 +133,7 @@ func Verify(b *Bundle, trust Trust, in Input) *Report {
 	signer := certificateOf(entry, certs)
 	switch {
 	case message != nil:
-		signer = verifyMessage(r, "signature.", message, in, certs, recorded)
+		signer = verifyMessage(r, "signature.", message, in, certs, recorded, b.Record.DigestAlgorithm)
 		r.require("signature." + cms.CheckSignature)
 		verifyContext(r, b, entry, message)
 		r.require(CheckContext, CheckSignedDigest)
@@ -442,8 +442,9 @@ func verifyPath(r *builder, prefix string, leaf *smx509.Certificate, certs []*sm
 }
 
 // verifyMessage adds the checks of a CMS and answers the signer's certificate, nil when it was not found. recorded is
-// the digest of the record, which serves when the content is not at hand and is compared always; nil: there is no record.
-func verifyMessage(r *builder, prefix string, m *cms.SignedData, in Input, extra []*smx509.Certificate, recorded []byte) *smx509.Certificate {
+// the digest of the record, by algorithm, which serves when the content is not at hand and is compared always; nil: there
+// is no record.
+func verifyMessage(r *builder, prefix string, m *cms.SignedData, in Input, extra []*smx509.Certificate, recorded []byte, algorithm string) *smx509.Certificate {
 	var report *cms.Report
 	digest, why := in.digest(digestName(m))
 	switch {
@@ -463,7 +464,7 @@ func verifyMessage(r *builder, prefix string, m *cms.SignedData, in Input, extra
 	}
 	addCMS(r, prefix, report)
 	if recorded != nil && report.ContentDigest != nil {
-		r.hold(CheckSignedDigest, bytes.Equal(report.ContentDigest, recorded), "签名所及即记录的摘要 (what was signed is the record's digest)", "签名所及与记录的摘要不同 (what was signed is not the record's digest)")
+		r.hold(CheckSignedDigest, bytes.Equal(report.ContentDigest, recorded) && digestName(m) == algorithm, "签名所及即记录的摘要 (what was signed is the record's digest)", "签名所及与记录的摘要不同 (what was signed is not the record's digest)")
 	}
 	return report.Signer
 }
@@ -613,7 +614,7 @@ func verifyConsent(r *builder, b *Bundle, e *audit.Entry, at time.Time) {
 		r.add(CheckConsentBound, pki.Failed, fmt.Sprintf("授权无法解析 (%v)", err))
 		return
 	}
-	ok := a.Application == b.Record.Application && a.Subject == b.Record.Signer && a.covers(b.Record.Digest) &&
+	ok := a.Application == b.Record.Application && a.Subject == b.Record.Signer && a.covers(Digest{b.Record.DigestAlgorithm, b.Record.Digest}) &&
 		method == audit.Text(a.Method) && level == audit.Int(a.Level)
 	r.hold(CheckConsentBound, ok, "授权属于该应用、该签名人并覆盖该文档 (authorisation is for this application, signer and document)", "授权不属于该应用、签名人或文档 (authorisation is for something else)")
 	if e != nil {
@@ -652,7 +653,7 @@ func VerifyCMS(der []byte, trust Trust, in Input) *Report {
 		r.unreadable("signature.cms.parse", "CMS ", err)
 		return r.report()
 	}
-	signer := verifyMessage(r, "signature.", m, in, nil, nil)
+	signer := verifyMessage(r, "signature.", m, in, nil, nil, "")
 	r.require("signature."+cms.CheckContent, "signature."+cms.CheckSignature)
 	for _, raw := range m.CRLs {
 		if l, err := pki.ParseCRL(raw); err == nil { // one that cannot be read clears nobody

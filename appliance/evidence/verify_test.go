@@ -43,7 +43,7 @@ func TestVerify(t *testing.T) {
 			q := request(k.String()+consent, k)
 			switch consent {
 			case "one-time":
-				g := w.Grant(w.app, account.GrantRequest{Signer: "D001", Digests: [][]byte{testkit.Digest(k.algorithm, testkit.Document)}})
+				g := w.Grant(w.app, account.GrantRequest{Signer: "D001", DigestAlgorithm: map[string]string{"SM2": "SM3", "RSA-2048": "SHA-256"}[k.algorithm], Digests: [][]byte{testkit.Digest(k.algorithm, testkit.Document)}})
 				q.Consent = sign.Consent{AuthorizationID: g.ID}
 			case "activation":
 				g := w.Grant(w.app, account.GrantRequest{Signer: "D001", Count: 2, Seconds: 600})

@@ -40,7 +40,7 @@ const Kind = evidence.KindSign
 // A Directory answers who may sign with what.
 type Directory interface {
 	ActiveSigner(id, algorithm string) (*account.Signer, *account.SignerKey, error)
-	Reserve(ctx context.Context, app *account.Application, signer *account.Signer, digestHex, id string, method evidence.Method, assertion string) (*account.Reservation, error)
+	Reserve(ctx context.Context, app *account.Application, signer *account.Signer, digest evidence.Digest, id string, method evidence.Method, assertion string) (*account.Reservation, error)
 	Certificate(serial string) (*account.CertificateStatus, bool)
 	CRL(algorithm string) *account.CRL
 	Chain(algorithm string) [][]byte
@@ -252,7 +252,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 
 	// 4. Consent: one use is taken. It is given back if it is certain that there is no record.
 	digest := q.digest()
-	consent, err := s.cfg.Directory.Reserve(ctx, app, signer, hex.EncodeToString(digest), q.Consent.AuthorizationID, q.Consent.Method, q.Consent.Assertion)
+	consent, err := s.cfg.Directory.Reserve(ctx, app, signer, evidence.Digest{Algorithm: digestNames[q.Algorithm], Value: hex.EncodeToString(digest)}, q.Consent.AuthorizationID, q.Consent.Method, q.Consent.Assertion)
 	if err != nil {
 		return nil, err
 	}

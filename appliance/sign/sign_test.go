@@ -681,13 +681,20 @@ func TestRetryGivesUp(t *testing.T) {
 	}
 }
 
-// An authorisation for a document's SM3 is none for its SHA-256, and the reverse.
+var digestNames = map[string]string{"SM2": "SM3", "RSA-2048": "SHA-256"}
+
+// An authorisation for a document's SM3 is none for its SHA-256, and the reverse; nor for another document whose digest
+// by the other algorithm would be those 32 bytes, as an application can claim that sends a digest alone.
 func TestDigestBinding(t *testing.T) {
 	t.Parallel()
 	w := newWard(t)
 	for _, alg := range []string{"SM2", "RSA-2048"} {
 		other := map[string]string{"SM2": "RSA-2048", "RSA-2048": "SM2"}[alg]
-		g := w.Grant(w.app, account.GrantRequest{Signer: "D001", Digests: [][]byte{testkit.Digest(alg, testkit.Document)}})
+		g := w.Grant(w.app, account.GrantRequest{Signer: "D001", DigestAlgorithm: digestNames[alg], Digests: [][]byte{testkit.Digest(alg, testkit.Document)}})
+		same := request(alg+"same", other, "cms")
+		same.Content, same.Digest, same.Consent = nil, &sign.Digest{Algorithm: digestNames[other], Value: testkit.Digest(alg, testkit.Document)}, sign.Consent{AuthorizationID: g.ID}
+		_, err := w.Signing.Sign(t.Context(), w.app, same)
+		wants(t, alg+", the same bytes under the other algorithm", err, problem.AuthorizationBad)
 		use := func(key, algorithm string, content []byte) error {
 			q := request(alg+key, algorithm, "raw")
 			q.Content, q.Consent = content, sign.Consent{AuthorizationID: g.ID}

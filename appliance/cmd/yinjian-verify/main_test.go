@@ -56,7 +56,7 @@ func TestEvidenceOfEarlierReleases(t *testing.T) {
 	logKey := []string{"--log-key", in("log.pem")}
 	document := []string{"--document", in("record.xml")}
 	crls := []string{"--crls", v1}
-	at := []string{"--at", "2026-11-22T00:00:00Z"}
+	at := []string{"--at", "2026-11-23T00:00:00Z"}
 	args := func(parts ...[]string) (all []string) {
 		for _, p := range parts {
 			all = append(all, p...)
