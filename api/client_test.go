@@ -1,12 +1,16 @@
 package api_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
+	"encoding/pem"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +18,7 @@ import (
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance/account"
+	"yinjian/appliance/evidence"
 	"yinjian/appliance/problem"
 	"yinjian/appliance/sign"
 	"yinjian/ntp"
@@ -171,9 +176,14 @@ func TestClientConfig(t *testing.T) {
 	}
 }
 
-// TestShellClient signs with curl and openssl, from the documented words alone.
-func TestShellClient(t *testing.T) {
-	t.Parallel()
+// A shell has what docs/clients/sign.sh is run with.
+type shell struct {
+	*kit
+	dir string
+}
+
+func newShell(t *testing.T, sv *services) *shell {
+	t.Helper()
 	for _, tool := range []string{"curl", "openssl", "sh"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skip(tool + " is missing")
@@ -181,41 +191,121 @@ func TestShellClient(t *testing.T) {
 	}
 	c := newClock() // the script knows the true time only; ours began a minute earlier
 	c.set(time.Now().Add(-time.Minute), ntp.Trusted)
-	k := start(t, withClock(c))
+	s := &shell{startWith(t, sv, withClock(c)), t.TempDir()}
 	c.set(time.Now(), ntp.Trusted)
-	dir := t.TempDir()
-	write := func(name string, data []byte) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
+	cert, _ := certificate(t)
+	s.write("tls-ca.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}))
+	return s
+}
+
+func (s *shell) write(name string, data []byte) (path string) {
+	s.t.Helper()
+	path = filepath.Join(s.dir, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, data, 0o600)); err != nil {
+		s.t.Fatal(err)
+	}
+	return path
+}
+
+// run answers what a script printed, on both outputs, and its error. It holds that neither shows the key.
+func (s *shell) run(env []string, args ...string) (string, error) {
+	s.t.Helper()
+	cmd := exec.Command("sh", args...)
+	cmd.Dir = ".." // the root of the repository
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if strings.Contains(strings.ToLower(string(out)), hex.EncodeToString(appKey)[:16]) {
+		s.t.Errorf("%q shows the key: %s", args, out)
+	}
+	return string(out), err
+}
+
+// TestShellClient signs with curl and openssl, from the documented words alone.
+func TestShellClient(t *testing.T) {
+	t.Parallel()
+	s := newShell(t, newServices())
+	key := s.write("key", []byte(hex.EncodeToString(appKey)+"\n"))
+	credentials := s.write("his.json", fmt.Appendf(nil, "{\n  \"application\": \"his\",\n  \"key_hex\": \"%x\"\n}\n", appKey))
+	compact := s.write("compact.json", fmt.Appendf(nil, `{"key_hex":"%X","note":"x","application":"his"}`, appKey))
+	body := s.write("body.json", encode(t, signBody()))
+	ca := filepath.Join(s.dir, "tls-ca.pem")
+	base := "https://" + s.addr
+	bare := []string{"YINJIAN_APP=his", "YINJIAN_KEY_FILE=" + key}
+	for _, row := range []struct {
+		env  []string
+		args []string
+		want string
+	}{
+		{bare, []string{"POST", base + "/v1/sign", body, "-H", "Idempotency-Key: visit-4711"}, `"record_id":"` + record},
+		{[]string{"YINJIAN_KEY_FILE=" + credentials}, []string{"GET", base + "/v1/certs/01ab"}, `"status":"revoked"`},
+		{[]string{"YINJIAN_APP=his", "YINJIAN_KEY_FILE=" + compact}, []string{"GET", base + "/v1/certs/01ab"}, `"status":"revoked"`},
+		// The MAC of a query is right, and then the query is refused.
+		{bare, []string{"GET", base + "/v1/certs/01ab?b=2&a=1"}, `"field":"query"`},
+		{[]string{"YINJIAN_APP=his", "YINJIAN_KEY_FILE=" + s.write("wrong", []byte(strings.Repeat("00", 32)))}, []string{"GET", base + "/v1/certs/01ab"}, `"code":"unauthenticated"`},
+	} {
+		got, err := s.run(row.env, slices.Concat([]string{"-x", "docs/clients/sign.sh"}, row.args, []string{"--cacert", ca})...)
+		if err != nil || !strings.Contains(got, row.want) {
+			t.Errorf("%q: %v\n%s\nwant %s", row.args, err, got, row.want)
 		}
-		return path
 	}
-	key := write("key", []byte(hex.EncodeToString(appKey)))
-	body := write("body.json", encode(t, signBody()))
-	run := func(args ...string) string {
-		t.Helper()
-		cmd := exec.Command("sh", append([]string{"../docs/clients/sign.sh"}, args...)...)
-		cmd.Env = append(os.Environ(), "YINJIAN_APP=his", "YINJIAN_KEY_FILE="+key)
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Errorf("sign.sh %v: %v\n%s", args, err, out)
+	// What is wrong with the key is said before anything is sent, and without showing it.
+	half := hex.EncodeToString(appKey)[:62]
+	for name, env := range map[string][]string{
+		"no file":             {"YINJIAN_APP=his"},
+		"file missing":        {"YINJIAN_APP=his", "YINJIAN_KEY_FILE=" + s.dir + "/none"},
+		"no application":      {"YINJIAN_APP=", "YINJIAN_KEY_FILE=" + key},
+		"another application": {"YINJIAN_APP=emr", "YINJIAN_KEY_FILE=" + credentials},
+		"short":               {"YINJIAN_APP=his", "YINJIAN_KEY_FILE=" + s.write("short", []byte(half))},
+		"no hex":              {"YINJIAN_APP=his", "YINJIAN_KEY_FILE=" + s.write("nohex", []byte(half+"zz"))},
+		"empty":               {"YINJIAN_APP=his", "YINJIAN_KEY_FILE=" + s.write("empty", nil)},
+		"JSON without key":    {"YINJIAN_KEY_FILE=" + s.write("nokey.json", []byte(`{"application":"his"}`))},
+		"JSON with half":      {"YINJIAN_KEY_FILE=" + s.write("half.json", []byte(`{"application":"his","key_hex":"`+half+`"}`))},
+		"JSON of nobody":      {"YINJIAN_KEY_FILE=" + s.write("nobody.json", []byte(`{"key_hex":"`+half+`00"}`))},
+	} {
+		got, err := s.run(env, "docs/clients/sign.sh", "GET", base+"/v1/certs/01ab", "--cacert", ca)
+		if err == nil || !strings.HasPrefix(got, "sign.sh: ") || strings.Contains(got, "revoked") {
+			t.Errorf("%s: %v\n%s", name, err, got)
 		}
-		return string(out)
 	}
-	base := "https://" + k.addr // -k: the test's certificate is the test's own
-	if got := run("POST", base+"/v1/sign", body, "-k", "-H", "Idempotency-Key: visit-4711"); !strings.Contains(got, `"record_id":"`+record) {
-		t.Errorf("sign: %s", got)
+	if got, err := s.run(bare, "docs/clients/sign.sh", "POST", base+"/v1/sign", "no-such-body.json"); err == nil || !strings.HasPrefix(got, "sign.sh: ") {
+		t.Errorf("a body that is not there: %v, %s", err, got)
 	}
-	if got := run("GET", base+"/v1/certs/01ab", "-k"); !strings.Contains(got, `"status":"revoked"`) {
-		t.Errorf("certificate: %s", got)
+}
+
+// TestDocumentedExample runs the example of docs/api-auth.md as it stands there, against a folder like the demo's.
+func TestDocumentedExample(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../docs/api-auth.md")
+	if err != nil {
+		t.Fatal(err)
 	}
-	// The MAC of a query is right, and then the query is refused.
-	if got := run("GET", base+"/v1/certs/01ab?b=2&a=1", "-k"); !strings.Contains(got, `"field":"query"`) {
-		t.Errorf("query: %s", got)
+	_, rest, _ := strings.Cut(string(text), "\n```sh\n")
+	example, _, ok := strings.Cut(rest, "\n```\n")
+	if !ok {
+		t.Fatal("the example is gone")
 	}
-	write("key", []byte(strings.Repeat("00", 32)))
-	if got := run("GET", base+"/v1/certs/01ab", "-k"); !strings.Contains(got, `"code":"unauthenticated"`) {
-		t.Errorf("wrong key: %s", got)
+	sv := newServices()
+	var asked *sign.Request
+	inner := sv.sign
+	sv.sign = func(ctx context.Context, app *account.Application, q *sign.Request) (*sign.Result, error) {
+		asked = q
+		return inner(ctx, app, q)
+	}
+	s := newShell(t, sv)
+	document := bytes.Repeat([]byte("<诊断>急性阑尾炎</诊断>\n"), 100)
+	s.write("record.xml", document)
+	s.write("endpoints.json", fmt.Appendf(nil, "{\n  \"api\": \"https://%s\",\n  \"tsa_sm2\": \"http://x\",\n  \"tls_ca\": \"x\"\n}\n", s.addr))
+	s.write("credentials/emr-binhai.json", fmt.Appendf(nil, "{\n  \"application\": \"his\",\n  \"key_hex\": \"%x\"\n}\n", appKey))
+	out, err := s.run([]string{"demo=" + s.dir}, "-euc", example)
+	if err != nil || !strings.Contains(out, record) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if asked == nil || !bytes.Equal(asked.Content, document) || asked.IdempotencyKey != "example-1" || asked.Signer != "D10023" ||
+		asked.Consent.Method != evidence.AppAsserted || asked.Consent.Assertion == "" {
+		t.Errorf("asked for %+v", asked)
+	}
+	got, err := os.ReadFile(filepath.Join(s.dir, "example-evidence.json"))
+	if err != nil || string(got) != `{"format":"yinjian-evidence/1"}` {
+		t.Errorf("evidence %s, %v", got, err)
 	}
 }
