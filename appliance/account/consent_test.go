@@ -418,7 +418,7 @@ func TestPINCountByApplication(t *testing.T) {
 	}
 	view("his", "lis")
 	lock(apps[1])
-	// Nineteen: the next one counts for all, though it is only this application's fifth.
+	// Nineteen are none too many; the twentieth locks for all, though it is the first that its application sends.
 	for left := 4; left > 0; left-- {
 		var p *problem.Problem
 		if err := try(apps[3], "000000"); !errors.As(err, &p) || p.TriesLeft != left {
