@@ -239,7 +239,7 @@ func (d admin) IssueCRL(ctx context.Context, actor string, _ api.IssueCRL) (any,
 }
 
 func (d admin) AuditVerify(ctx context.Context, actor string, _ wire.AuditVerify) (any, error) {
-	return audit.Verify(ctx, d.a.store, audit.Options{LogKey: d.a.logKey.Public()})
+	return audit.Verify(ctx, d.a.store, audit.Options{LogKey: d.a.logKey.Public(), CheckToken: d.a.checkToken()})
 }
 
 func (d admin) Compare(ctx context.Context, actor string, _ wire.Compare) (any, error) {

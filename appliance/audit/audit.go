@@ -40,6 +40,11 @@ var (
 	ErrCorrupt = errors.New("audit: stored journal data are damaged or were changed")
 	// ErrNoCheckpoint means that no signed checkpoint covered the entry in time.
 	ErrNoCheckpoint = errors.New("audit: no signed checkpoint covers the entry yet")
+	// ErrUnsealed means that the end of the journal is not what the cipher machine sealed: the seal is missing or wrong,
+	// or entries come after it that are not let through ([Config.UnsealedOK]). Either somebody wrote the files, or the
+	// machine was killed while the cipher machine did not answer. Only an operator can tell; see [Config.NewEpoch].
+	ErrUnsealed = errors.New("audit: 日志末尾未经密码机封存，或与封存值不符：可能被改动、截去或增添，也可能是密码机离线时断电 " +
+		"(the end of the journal is not sealed by the cipher machine: it was changed, cut off or added to, or power failed while the cipher machine was away)。" + unsealedAdvice)
 	// ErrFork means that the projection holds another entry under the same node, epoch and sequence.
 	ErrFork = errors.New("audit: fork: the same node, epoch and sequence stand for two different entries")
 )

@@ -19,12 +19,14 @@ const (
 	RowFork          DifferenceKind = "row-fork"           // the row is that of another entry
 	RowBeyondJournal DifferenceKind = "row-beyond-journal" // of an epoch's part that this journal does not have: a restore lost it
 	BatchWrong       DifferenceKind = "batch-mac-wrong"    // the MAC does not fit the stored rows
+	RowForeign       DifferenceKind = "row-foreign"        // a row or batch of a node whose journal this is not
 	BatchMissing     DifferenceKind = "batch-missing"      // rows that no batch covers
 )
 
 // A Difference is one departure.
 type Difference struct {
 	Kind     DifferenceKind `json:"kind"`
+	Node     string         `json:"node,omitempty"` // of a foreign row
 	Epoch    string         `json:"epoch"`
 	Sequence uint64         `json:"sequence"`
 	Through  uint64         `json:"through"`
@@ -60,11 +62,12 @@ func (r *CompareReport) add(d Difference) {
 
 // Compare derives each row of the projection again from the journal's entries and names each row and column that
 // differs, for this journal's node. With mac (nil: MACs are not checked) it computes the MACs of the batches over the
-// rows as they are stored.
+// rows as they are stored. Rows and batches of other nodes are foreign, unless the node is among campuses: those that
+// ship to the same database and compare their own rows.
 //
 // Journal and projection may grow meanwhile: what was shipped when Compare came to an epoch is compared, and what has
 // come since is left to the next time.
-func Compare(ctx context.Context, j *Journal, p Projection, mac MAC) (*CompareReport, error) {
+func Compare(ctx context.Context, j *Journal, p Projection, mac MAC, campuses ...string) (*CompareReport, error) {
 	report := &CompareReport{}
 	spans, err := j.Epochs(ctx)
 	if err != nil {
@@ -87,12 +90,59 @@ func Compare(ctx context.Context, j *Journal, p Projection, mac MAC) (*CompareRe
 	for _, epoch := range stored {
 		if !slices.ContainsFunc(spans, func(s EpochSpan) bool { return s.Epoch.String() == epoch }) {
 			report.add(Difference{
-				Kind: RowAdded, Epoch: epoch, Detail: fmt.Sprintf("the projection has rows of epoch %s, which the journal does not know", epoch),
-				DetailZH: fmt.Sprintf("中心库含有日志中不存在的纪元 %s 的行", epoch),
+				Kind: RowAdded, Epoch: epoch, Detail: fmt.Sprintf("the projection has rows or batches of epoch %s, which the journal does not know", epoch),
+				DetailZH: fmt.Sprintf("中心库含有日志中不存在的纪元 %s 的行或批次", epoch),
 			})
 		}
 	}
+	nodes, err := p.Nodes(ctx)
+	if err != nil {
+		return report, fmt.Errorf("audit: comparing: %w", err)
+	}
+	for _, node := range nodes {
+		if node == j.Node() || slices.Contains(campuses, node) {
+			continue
+		}
+		if err := foreign(ctx, report, j.Node(), node, p); err != nil {
+			return report, fmt.Errorf("audit: comparing: node %q: %w", node, err)
+		}
+	}
 	return report, nil
+}
+
+// foreign lists the rows and batches of a node that has no business in the database.
+func foreign(ctx context.Context, report *CompareReport, own, node string, p Projection) error {
+	epochs, err := p.Epochs(ctx, node)
+	if err != nil {
+		return err
+	}
+	for _, epoch := range epochs {
+		err := p.Rows(ctx, node, epoch, 0, func(r ProjectedRow) error {
+			report.Rows++
+			report.add(Difference{
+				Kind: RowForeign, Node: node, Epoch: epoch, Sequence: r.Sequence, RecordID: r.RecordID,
+				Detail:   fmt.Sprintf("row %d is of node %q; this journal's is %q", r.Sequence, node, own),
+				DetailZH: fmt.Sprintf("第 %d 行属于节点 %q，而本日志的节点为 %q", r.Sequence, node, own),
+			})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = p.Batches(ctx, node, epoch, func(b ProjectedBatch) error {
+			report.Batches++
+			report.add(Difference{
+				Kind: RowForeign, Node: node, Epoch: epoch, Sequence: b.First, Through: b.Last,
+				Detail:   fmt.Sprintf("the batch of rows %d to %d is of node %q; this journal's is %q", b.First, b.Last, node, own),
+				DetailZH: fmt.Sprintf("第 %d 至 %d 行的批次属于节点 %q，而本日志的节点为 %q", b.First, b.Last, node, own),
+			})
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func compareEpoch(ctx context.Context, report *CompareReport, j *Journal, p Projection, mac MAC, span EpochSpan, endNow func() uint64) error {
@@ -100,7 +150,7 @@ func compareEpoch(ctx context.Context, report *CompareReport, j *Journal, p Proj
 	last, err := p.Shipped(ctx, j.Node(), epoch)
 	if errors.Is(err, ErrNotFound) {
 		report.NotShipped += span.End - span.First
-		return nil
+		return compareTail(ctx, report, j.Node(), epoch, nil, p)
 	} else if err != nil {
 		return err
 	}
@@ -159,7 +209,34 @@ func compareEpoch(ctx context.Context, report *CompareReport, j *Journal, p Proj
 	if err != nil {
 		return err
 	}
+	if err := compareTail(ctx, report, j.Node(), epoch, &last, p); err != nil {
+		return err
+	}
 	return compareBatches(ctx, report, j.Node(), epoch, last, p, mac)
+}
+
+// compareTail names rows at the end that a batch has and that are gone: without the batch they would look like entries
+// not shipped yet. last is the last row; nil: there is none.
+func compareTail(ctx context.Context, report *CompareReport, node, epoch string, last *uint64, p Projection) error {
+	return p.Batches(ctx, node, epoch, func(b ProjectedBatch) error {
+		if last != nil && b.Last <= *last {
+			return nil
+		}
+		// Batch and rows are one transaction: with a batch shipped since, its last row is there.
+		if _, err := p.Leaf(ctx, node, epoch, b.Last); !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		first := b.First
+		if last != nil {
+			first = max(first, *last+1)
+		}
+		report.add(Difference{
+			Kind: RowMissing, Epoch: epoch, Sequence: first, Through: b.Last,
+			Detail:   fmt.Sprintf("rows %d to %d were shipped, by their batch, and are gone", first, b.Last),
+			DetailZH: fmt.Sprintf("第 %d 至 %d 行按批次已送达，现缺失", first, b.Last),
+		})
+		return nil
+	})
 }
 
 func addedRow(report *CompareReport, r ProjectedRow) {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -61,7 +62,8 @@ type Receipt = Record
 type Config struct {
 	Store Store
 	Node  string // [a-z0-9._-], at most 64; the same for the life of the journal
-	// NewEpoch begins a new epoch, as must be done once after a restore. A new journal always begins one.
+	// NewEpoch begins a new epoch, as must be done once after a restore. A new journal always begins one. It also opens
+	// what is not sealed; the epoch's entry then says from which entry on (field journal.unsealed_from).
 	NewEpoch bool
 	Clock    Clock
 	Log      logrus.FieldLogger
@@ -70,6 +72,13 @@ type Config struct {
 	Stamper      Stamper
 	// LogKeys: if not empty, Open wants the last checkpoint signed by one of them.
 	LogKeys []crypto.PublicKey
+	// Sealer computes head seals with a key in the cipher machine; nil: there are none. With it, Open wants the end of the
+	// journal sealed ([ErrUnsealed]), and each batch is written with a [HeadSeal]. A sealer that fails, or does not answer
+	// within 500 ms, never keeps a batch from being written: the head is sealed afterwards, as soon as it answers.
+	Sealer MAC
+	// UnsealedOK says which entries after the last head seal Open takes over without NewEpoch; nil: none. Changes of state
+	// it never takes over.
+	UnsealedOK func(*Entry) bool
 	// CheckpointEvery is the least time between two checkpoints, 0 < d ≤ 1 s; 0: 500 ms.
 	CheckpointEvery time.Duration
 	// CommitTimeout bounds how long Append waits for the outcome of a write that has begun; 0: 30 s.
@@ -100,6 +109,11 @@ type Journal struct {
 	signer   CheckpointSigner
 	stamper  Stamper
 	unstamps chan struct{} // capacity 1: a checkpoint or a stamper is new
+
+	sealedTo   uint64        // guarded by mu: entries under the stored head seal
+	sealerAway atomic.Bool   // the last seal was not to be had
+	sealing    chan struct{} // capacity 1: the sealer is being asked
+	storing    sync.Mutex    // held while a batch or a head seal is written
 
 	unstored bool // the signing goroutine's: storing the last checkpoint was answered with an error
 
@@ -134,8 +148,9 @@ type request struct {
 }
 
 // Open reads the head of the store and checks it: the last entry, the right edge of the tree and the last checkpoint
-// must agree. A journal that was cut off below its last checkpoint does not open ([ErrCorrupt]). In a new store, and
-// with NewEpoch, it writes the entry that announces the epoch.
+// must agree. A journal that was cut off below its last checkpoint does not open ([ErrCorrupt]). With a Sealer, one whose
+// end is not sealed does not open either ([ErrUnsealed]), and none does while the Sealer does not answer. In a new
+// store, and with NewEpoch, it writes the entry that announces the epoch.
 func Open(ctx context.Context, cfg Config) (*Journal, error) {
 	if cfg.Store == nil || cfg.Clock == nil || cfg.Log == nil {
 		return nil, errors.New("audit: opening journal: Store, Clock and Log are needed")
@@ -157,13 +172,22 @@ func Open(ctx context.Context, cfg Config) (*Journal, error) {
 	j := &Journal{
 		cfg: cfg, store: cfg.Store, queue: semaphore.NewWeighted(cfg.QueueBytes),
 		wake: make(chan struct{}, 1), grown: make(chan struct{}), signed: make(chan struct{}),
-		unstamps: make(chan struct{}, 1), summed: make(chan *tally, 1), signer: cfg.Checkpointer, stamper: cfg.Stamper,
+		unstamps: make(chan struct{}, 1), summed: make(chan *tally, 1), sealing: make(chan struct{}, 1), signer: cfg.Checkpointer, stamper: cfg.Stamper,
 	}
 	if err := j.load(ctx); err != nil {
 		return nil, fmt.Errorf("audit: opening journal: %w", err)
 	}
+	unsealed, err := j.checkSeal(ctx)
+	if err != nil && !(cfg.NewEpoch && errors.Is(err, ErrUnsealed)) {
+		return nil, fmt.Errorf("audit: opening journal: %w", err)
+	}
+	var note []Field
+	if err != nil {
+		note = append(note, Field{fieldUnsealed, Int(unsealed)})
+		cfg.Log.WithError(err).WithField("unsealed_from", unsealed).Warn("the journal is opened with an end that is not sealed, because a restore was announced")
+	}
 	if cfg.NewEpoch || j.head.frontier.size() == 0 {
-		if err := j.beginEpoch(); err != nil {
+		if err := j.beginEpoch(note); err != nil {
 			return nil, fmt.Errorf("audit: opening journal: announcing epoch: %w", err)
 		}
 	}
@@ -275,15 +299,15 @@ func (j *Journal) loadSeal(ctx context.Context) error {
 	return nil
 }
 
-// beginEpoch writes the entry that announces a new epoch; it belongs to the new epoch.
-func (j *Journal) beginEpoch() error {
+// beginEpoch writes the entry that announces a new epoch, with the fields; it belongs to the new epoch.
+func (j *Journal) beginEpoch(fields []Field) error {
 	var e Epoch
 	if _, err := io.ReadFull(j.cfg.Rand, e[:]); err != nil {
 		return fmt.Errorf("drawing an epoch: %w", err)
 	}
-	d := Draft{Kind: KindEpoch, Actor: "journal", Object: e.String(), State: true}
+	d := Draft{Kind: KindEpoch, Actor: "journal", Object: e.String(), State: true, Fields: fields}
 	if j.head.frontier.size() > 0 {
-		d.Fields = []Field{{"journal.previous", Octets(bytes.Clone(j.head.epoch[:]))}}
+		d.Fields = append(d.Fields, Field{"journal.previous", Octets(bytes.Clone(j.head.epoch[:]))})
 	}
 	r, err := prepare(d, true)
 	if err != nil {
@@ -413,7 +437,8 @@ func notify(c chan struct{}) {
 }
 
 // Run commits, signs checkpoints and has them stamped until ctx ends. Then it refuses new drafts, commits those that
-// wait, tries for at most five seconds to sign a last checkpoint, and returns nil. It is called once.
+// wait, tries for at most five seconds to sign a last checkpoint and to seal the head, and returns nil: a journal that was
+// stopped so while the cipher machine answers is sealed, and a checkpoint covers all of it. It is called once.
 func (j *Journal) Run(ctx context.Context) error {
 	// The checkpoint goroutine outlives the committer, so that the last entries are covered.
 	signCtx, stopSigning := context.WithCancel(context.WithoutCancel(ctx))
@@ -429,6 +454,7 @@ func (j *Journal) Run(ctx context.Context) error {
 	}
 	g.Go(func() error { j.signLoop(signCtx); return nil })
 	g.Go(func() error { j.stampLoop(signCtx); return nil })
+	g.Go(func() error { j.sealLoop(signCtx); return nil })
 	return g.Wait()
 }
 
@@ -677,7 +703,10 @@ func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) 
 
 // write appends b and publishes next. When the store answers with an error, its head is read: what is there counts.
 func (j *Journal) write(ctx context.Context, b Batch, next head) error {
+	b.Seal = j.sealBatch(ctx, next)
+	j.storing.Lock()
 	err := j.store.Append(ctx, b)
+	j.storing.Unlock()
 	if err != nil {
 		j.doubt = true
 		j.cfg.Log.WithError(err).WithField("entries", len(b.Rows)).Error("journal write failed")
@@ -690,19 +719,25 @@ func (j *Journal) write(ctx context.Context, b Batch, next head) error {
 		j.mu.Lock()
 		landed := j.head.frontier.size() == next.frontier.size() && j.head.leaf == next.leaf
 		j.mu.Unlock()
-		if !landed {
+		if !landed && errors.Is(err, ErrCorrupt) {
+			return j.fail(err) // somebody changed the store under us: stopping is meant
+		} else if !landed {
 			return fmt.Errorf("%w: %v", ErrJournalUnwritable, err)
 		}
 		return nil // it landed, the answer was lost
 	}
-	j.publish(next)
+	j.publish(next, b.Seal)
 	j.count(ctx, b.Rows)
 	return nil
 }
 
-func (j *Journal) publish(h head) {
+// publish makes h the head. seal is what was written with it; nil: it is to be sealed.
+func (j *Journal) publish(h head, seal *HeadSeal) {
 	j.mu.Lock()
 	j.head = h
+	if seal != nil {
+		j.sealedTo = seal.Size
+	}
 	close(j.grown)
 	j.grown = make(chan struct{})
 	j.mu.Unlock()
@@ -762,7 +797,7 @@ func (j *Journal) resync(ctx context.Context) error {
 		return unwritable(err)
 	}
 	if size > known {
-		j.publish(next)
+		j.publish(next, nil)
 	}
 	j.doubt = false
 	return nil

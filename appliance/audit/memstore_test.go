@@ -23,6 +23,7 @@ type memStore struct {
 	blobs       map[audit.Hash][]byte
 	checkpoints []audit.StoredCheckpoint
 	batches     []int // rows of each
+	seal        *audit.HeadSeal
 
 	nodeReads atomic.Int64
 	// onAppend decides: was it written, and what is answered. nil: written, no error.
@@ -64,8 +65,27 @@ func (s *memStore) Append(_ context.Context, b audit.Batch) error {
 		for _, x := range b.Blobs {
 			s.blobs[x.Sum] = slices.Clone(x.Data)
 		}
+		if b.Seal != nil {
+			s.seal = b.Seal
+		}
 	}
 	return err
+}
+
+func (s *memStore) PutHeadSeal(_ context.Context, seal audit.HeadSeal) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seal = &seal
+	return nil
+}
+
+func (s *memStore) HeadSeal(context.Context) (audit.HeadSeal, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seal == nil {
+		return audit.HeadSeal{}, audit.ErrNotFound
+	}
+	return *s.seal, nil
 }
 
 func (s *memStore) Room(context.Context, time.Time) (int, error) { return 1 << 20, nil }
@@ -158,6 +178,9 @@ func (s *memStore) Blobs(_ context.Context, _ int, fn func(audit.Hash) error) er
 	}
 	return nil
 }
+
+// SchemaChanges: memory has no schema.
+func (s *memStore) SchemaChanges(context.Context, int) ([]string, error) { return nil, nil }
 
 func (s *memStore) Tokens(_ context.Context, fn func(uint64) error) error {
 	s.mu.Lock()

@@ -124,7 +124,9 @@ type Projection interface {
 	Shipped(ctx context.Context, node, epoch string) (uint64, error)
 	// Leaf answers the leaf hash stored under a key, or [ErrNotFound].
 	Leaf(ctx context.Context, node, epoch string, sequence uint64) (string, error)
-	// Epochs lists the epochs of a node that have rows.
+	// Nodes lists the nodes that have rows or batches.
+	Nodes(ctx context.Context) ([]string, error)
+	// Epochs lists the epochs of a node that have rows or batches.
 	Epochs(ctx context.Context, node string) ([]string, error)
 	// Rows calls fn with the rows of an epoch from a sequence on, ascending.
 	Rows(ctx context.Context, node, epoch string, from uint64, fn func(ProjectedRow) error) error

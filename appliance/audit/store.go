@@ -50,6 +50,7 @@ type Batch struct {
 	Rows  []Row
 	Nodes []Node
 	Blobs []Blob
+	Seal  *HeadSeal // of the head that the batch makes; it replaces the one before. nil: that one stays
 }
 
 // A Seal sums up a finished segment.
@@ -79,8 +80,8 @@ type StoredCheckpoint struct {
 	Token     []byte // nil until there is one
 }
 
-// A Store keeps the journal's bytes. Reads are safe for concurrent use, also while something is written; Append, Roll
-// and PutCheckpoint are called by one goroutine at a time each.
+// A Store keeps the journal's bytes. Reads are safe for concurrent use, also while something is written; Append, Roll,
+// PutHeadSeal and PutCheckpoint are called by one goroutine at a time each.
 //
 // What is not there is [ErrNotFound]. After an error of Append the caller does not assume anything: it reads Head.
 type Store interface {
@@ -89,6 +90,10 @@ type Store interface {
 	Head(ctx context.Context) (size uint64, last *Row, err error)
 	// Append returns nil only after the batch is on disk (fsync).
 	Append(ctx context.Context, b Batch) error
+	// PutHeadSeal replaces the head seal, durably. The journal does not append meanwhile.
+	PutHeadSeal(ctx context.Context, s HeadSeal) error
+	// HeadSeal answers the stored one. There is at most one; it outlives Roll.
+	HeadSeal(ctx context.Context) (HeadSeal, error)
 	// Room is how many more entries the active segment takes; 0 asks for Roll first. now is the zero time when the
 	// clock is not trusted: then only the count decides.
 	Room(ctx context.Context, now time.Time) (int, error)
@@ -97,6 +102,11 @@ type Store interface {
 	Roll(ctx context.Context, s Seal) error
 	// Segments lists all segments by number.
 	Segments(ctx context.Context) ([]Segment, error)
+
+	// SchemaChanges names, for people, what a segment's file has beside the tables that were made in it, or lacks of
+	// them: a trigger, say, that swallows or changes what is written. None is an empty answer. A segment that cannot be
+	// read at all may answer why.
+	SchemaChanges(ctx context.Context, segment int) ([]string, error)
 
 	// Row answers one row.
 	Row(ctx context.Context, sequence uint64) (Row, error)

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto"
+	"crypto/hmac"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -48,6 +49,10 @@ const (
 	ChangeOutOfOrder   FindingKind = "change-out-of-order" // the changes of state are not numbered without gap
 	WrongNode          FindingKind = "wrong-node"          // an entry or checkpoint of another node
 	RolledBack         FindingKind = "rolled-back"         // a checkpoint known from elsewhere is later than the journal
+	SchemaChanged      FindingKind = "schema-changed"      // a segment's file has a trigger, table, index or view of its own, or lacks one
+	TokenInvalid       FindingKind = "token-invalid"       // a checkpoint's timestamp token is not one over its signature
+	Empty              FindingKind = "empty"               // there are no entries at all
+	HeadSealWrong      FindingKind = "head-seal-wrong"     // the end is not what the cipher machine sealed
 	maxFindings                    = 1000                  // kept; the rest is counted
 	expectedCheckpoint             = int64(10 * 1_000_000) // µs of entries without a checkpoint that make a remark
 )
@@ -71,12 +76,21 @@ type Report struct {
 	Segments    int      `json:"segments"`
 	Epochs      []string `json:"epochs"`
 	Checkpoints uint64   `json:"checkpoints"` // valid ones
-	Tokens      uint64   `json:"tokens"`      // checkpoints with a timestamp token; the tokens are not checked here
-	Payloads    uint64   `json:"payloads"`
+	Tokens      uint64   `json:"tokens"`      // checkpoints with a timestamp token
+	// TokensChecked of them were handed to Options.CheckToken and found good. WithoutToken checkpoints have none: the
+	// stamping unit did not answer then, or the token was removed.
+	TokensChecked uint64 `json:"tokens_checked"`
+	WithoutToken  uint64 `json:"without_token"`
+	Payloads      uint64 `json:"payloads"`
 	// CoveredTo: the first CoveredTo entries are under a valid signed checkpoint. The Uncovered ones after it are
 	// protected by the chain of hashes alone, which whoever can write the files can compute again.
 	CoveredTo uint64 `json:"covered_to"`
 	Uncovered uint64 `json:"uncovered"`
+	// Covered: every entry is under a valid signed checkpoint. While it is false no finding does not mean no change: of
+	// the uncovered entries nothing can be said offline.
+	Covered bool `json:"covered"`
+	// HeadSealChecked: the head seal was compared (Options.Sealer).
+	HeadSealChecked bool `json:"head_seal_checked"`
 	// UncoveredMicros is how much time lies between the first and the last uncovered entry with a trusted time. While
 	// the appliance runs and its log key answers, checkpoints follow within a second, and a clean stop leaves none
 	// uncovered: more than that is remarked upon.
@@ -88,7 +102,7 @@ type Report struct {
 	Remarks           []string  `json:"remarks"` // what a reader should know; no finding
 }
 
-// OK reports whether nothing was found.
+// OK reports whether nothing was found. It says nothing about entries that no checkpoint covers: see Covered.
 func (r *Report) OK() bool { return len(r.Findings) == 0 }
 
 // Options are what a verifier brings along.
@@ -99,6 +113,14 @@ type Options struct {
 	// Known are checkpoints kept elsewhere (by the other campus, in evidence). Only they show that the whole journal
 	// was put back to an earlier state.
 	Known []Checkpoint
+	// CheckToken, if set, says what is wrong with a timestamp token that stands beside a checkpoint with this signature
+	// (DER, exactly what was stamped); nil: nothing. Without it tokens are counted only.
+	CheckToken func(signature, token []byte) error
+	// Sealer, if set, checks the head seal ([HeadSeal]); only the appliance's own cipher machine can.
+	Sealer MAC
+	// Wait is how long to wait at the beginning for a checkpoint over what is there then: the journal may be beside its
+	// running appliance, which signs one within a second. 0: not at all.
+	Wait time.Duration
 	// Progress, if set, is called now and then.
 	Progress func(done, total uint64)
 }
@@ -111,7 +133,8 @@ type Options struct {
 // as computing each root from the entries. If somebody computed leaf, chain and all nodes again, only the checkpoints
 // differ; the finding then names the entries between the last checkpoint that fits and the first that does not.
 //
-// The store may be written meanwhile: what it had at the beginning is verified.
+// The store may be written meanwhile: what it had at the beginning is verified, and what came up to the last checkpoint
+// that was waited for.
 //
 // The error is about reading, not about findings; after it the report is incomplete.
 func Verify(ctx context.Context, store Store, opt Options) (*Report, error) {
@@ -152,6 +175,9 @@ type verifier struct {
 	checked map[Hash]bool // payloads of this segment
 	stored  []uint64      // first bytes of the digests of all of them
 
+	// Sizes of the first and the last checkpoint without token.
+	bareFirst, bareLast uint64
+
 	sizes    []uint64      // of all stored checkpoints, ascending
 	points   []*Checkpoint // those to be compared, by size
 	firstBad bool          // a root differed already
@@ -160,6 +186,10 @@ type verifier struct {
 	uncovered       bool
 	firstAt, lastAt int64
 	goodAt          int64 // time of the last checkpoint that fits
+
+	headSeal *HeadSeal // to be compared; nil: none is
+	headErr  error     // why there is none
+	headMAC  []byte    // what it should be; nil: its size was not reached
 }
 
 // find lists a finding and answers its index, -1 if it is only counted.
@@ -179,18 +209,32 @@ func (v *verifier) find(f Finding) int {
 }
 
 func (v *verifier) run() error {
-	// Checkpoints first: a journal that grows meanwhile then has more entries than they cover, never fewer.
+	began, _, err := v.extent()
+	if err != nil {
+		return err
+	}
+	if err := v.await(began); err != nil {
+		return err
+	}
+	// Checkpoints and seal first: a journal that grows meanwhile then has more entries than they cover, never fewer.
 	if err := v.loadCheckpoints(); err != nil {
 		return fmt.Errorf("audit: verifying: reading checkpoints: %w", err)
 	}
-	segs, err := v.store.Segments(v.ctx)
+	if err := v.loadHeadSeal(); err != nil {
+		return fmt.Errorf("audit: verifying: reading the head seal: %w", err)
+	}
+	total, segs, err := v.extent()
 	if err != nil {
-		return fmt.Errorf("audit: verifying: listing segments: %w", err)
+		return err
 	}
 	v.report.Segments = len(segs)
-	var total uint64
-	for _, s := range segs {
-		total = max(total, s.First+s.Count)
+	if covered := v.coveredAll(began); covered > 0 && covered < total {
+		// What came after a checkpoint that covers all there was in the beginning was written meanwhile: it has not had
+		// its checkpoint yet.
+		if last := &segs[len(segs)-1]; covered > last.First && last.Err == nil && last.Seal == nil {
+			total = covered
+			last.Count = total - last.First
+		}
 	}
 	zero := Hash{}
 	v.chain = &zero
@@ -201,7 +245,125 @@ func (v *verifier) run() error {
 		}
 	}
 	v.settle(nil)
+	if err := v.judgeHeadSeal(); err != nil {
+		return fmt.Errorf("audit: verifying: the head seal: %w", err)
+	}
 	v.finish()
+	return nil
+}
+
+// extent lists the segments and answers how many entries there are.
+func (v *verifier) extent() (total uint64, segs []Segment, err error) {
+	if segs, err = v.store.Segments(v.ctx); err != nil {
+		return 0, nil, fmt.Errorf("audit: verifying: listing segments: %w", err)
+	}
+	for _, s := range segs {
+		total = max(total, s.First+s.Count)
+	}
+	return total, segs, nil
+}
+
+// await waits for a checkpoint over the first size entries, for at most Options.Wait. That there is none is no error.
+func (v *verifier) await(size uint64) error {
+	if v.opt.Wait <= 0 || size == 0 {
+		return nil
+	}
+	limit := time.NewTimer(v.opt.Wait)
+	defer limit.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := v.store.LastCheckpoint(v.ctx)
+		if err == nil && c.Size >= size || err != nil && !errors.Is(err, ErrNotFound) {
+			return v.ctx.Err() // what is wrong with it is found when all are read
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			return nil
+		case <-v.ctx.Done():
+			return v.ctx.Err()
+		}
+	}
+}
+
+// coveredAll answers the greatest size of a checkpoint if it is at least size and nothing asks for what comes after it;
+// otherwise 0.
+func (v *verifier) coveredAll(size uint64) uint64 {
+	if len(v.sizes) == 0 || v.opt.Sealer != nil {
+		return 0
+	}
+	last := v.sizes[len(v.sizes)-1]
+	if last < size || slices.ContainsFunc(v.opt.Known, func(c Checkpoint) bool { return c.Size > last }) {
+		return 0
+	}
+	return last
+}
+
+// loadHeadSeal reads the seal, if there is somebody to check it.
+func (v *verifier) loadHeadSeal() error {
+	if v.opt.Sealer == nil {
+		return nil
+	}
+	seal, err := v.store.HeadSeal(v.ctx)
+	switch {
+	case err == nil:
+		v.headSeal = &seal
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt):
+		v.headErr = err
+	default:
+		return err
+	}
+	return nil
+}
+
+// sealAt computes the head seal when its size is reached.
+func (v *verifier) sealAt() error {
+	if v.headSeal == nil || v.headSeal.Size != v.next || v.epoch == nil || v.chain == nil {
+		return nil
+	}
+	roots := v.roots()
+	if len(roots) == 0 {
+		return nil
+	}
+	mac, err := v.opt.Sealer.MAC(v.ctx, HeadSealInput(v.node, *v.epoch, v.next, v.changes, *v.chain, roots[0]))
+	if err != nil {
+		return fmt.Errorf("the sealer: %w", err)
+	}
+	v.headMAC = mac
+	return nil
+}
+
+// judgeHeadSeal says whether the end is sealed.
+func (v *verifier) judgeHeadSeal() error {
+	if v.opt.Sealer == nil || v.next == 0 {
+		return nil
+	}
+	v.report.HeadSealChecked = true
+	f := Finding{Kind: HeadSealWrong}
+	switch seal := v.headSeal; {
+	case seal == nil:
+		f.Through = v.next - 1
+		f.Detail = fmt.Sprintf("the end of the journal has no seal of the cipher machine: %v", v.headErr)
+		f.DetailZH = fmt.Sprintf("日志末尾没有密码机的封存值：%v", v.headErr)
+	case v.headMAC == nil || !hmac.Equal(v.headMAC, seal.MAC):
+		f.Sequence, f.Through = min(v.goodSize, v.next-1), max(v.next, seal.Size)-1
+		f.Detail = fmt.Sprintf("the cipher machine sealed %d entries, and not these: something after the last checkpoint that fits was changed, cut off or added", seal.Size)
+		f.DetailZH = fmt.Sprintf("密码机封存的 %d 条记录与现存的不符：最后一个相符的检查点之后有改动、截去或增添", seal.Size)
+	case seal.Size < v.next:
+		// Sealed since? Then it was only being written.
+		if now, err := v.store.HeadSeal(v.ctx); err == nil && now.Size > seal.Size {
+			return nil
+		} else if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrCorrupt) {
+			return err
+		}
+		f.Sequence, f.Through = seal.Size, v.next-1
+		f.Detail = fmt.Sprintf("entries %d to %d are not sealed by the cipher machine: it was away when they were written, or they were added", seal.Size, v.next-1)
+		f.DetailZH = fmt.Sprintf("第 %d 至 %d 条记录未经密码机封存：写入时密码机离线，或是后来加入的", seal.Size, v.next-1)
+	default:
+		return nil
+	}
+	v.find(f)
 	return nil
 }
 
@@ -243,9 +405,7 @@ func (v *verifier) loadCheckpoints() error {
 		}
 		before = c
 		v.report.Checkpoints++
-		if len(c.Token) > 0 {
-			v.report.Tokens++
-		}
+		v.token(c)
 		v.points = append(v.points, c)
 		return nil
 	})
@@ -274,6 +434,32 @@ func (v *verifier) loadCheckpoints() error {
 		return 0
 	})
 	return nil
+}
+
+// token hands a checkpoint's token to the check. An empty one is no token.
+func (v *verifier) token(c *Checkpoint) {
+	r := v.report
+	switch {
+	case len(c.Token) == 0:
+		if r.WithoutToken == 0 {
+			v.bareFirst = c.Size
+		}
+		v.bareLast = c.Size
+		r.WithoutToken++
+		return
+	case v.opt.CheckToken == nil:
+	default:
+		if err := v.opt.CheckToken(c.Signature, c.Token); err != nil {
+			v.find(Finding{
+				Kind: TokenInvalid, Sequence: c.Size,
+				Detail:   fmt.Sprintf("the timestamp token of the checkpoint of size %d does not hold: %v", c.Size, err),
+				DetailZH: fmt.Sprintf("规模为 %d 的检查点的时间戳无效：%v", c.Size, err),
+			})
+		} else {
+			r.TokensChecked++
+		}
+	}
+	r.Tokens++
 }
 
 // loadTokens names tokens whose checkpoint is gone: the last checkpoint has no later one that would name it.
@@ -352,6 +538,17 @@ func (v *verifier) segment(i int, segs []Segment, total uint64) error {
 			DetailZH: "该段未封存，却不是最后一段",
 		})
 	}
+	changes, err := v.store.SchemaChanges(v.ctx, s.Number)
+	if err != nil && s.Err == nil && !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	for _, c := range changes {
+		v.find(Finding{
+			Kind: SchemaChanged, Sequence: s.First, Through: s.First + max(s.Count, 1) - 1,
+			Detail:   fmt.Sprintf("the schema of segment %d is not the one that was made: %s", s.Number, c),
+			DetailZH: fmt.Sprintf("第 %d 段的库结构被改动：%s", s.Number, c),
+		})
+	}
 	if s.Err != nil {
 		v.find(Finding{
 			Kind: SegmentUnreadable, Sequence: v.next, Detail: s.Err.Error(), DetailZH: "该段无法读取：" + s.Err.Error(),
@@ -380,7 +577,7 @@ func (v *verifier) segment(i int, segs []Segment, total uint64) error {
 	case s.Seal != nil:
 		end = s.Seal.Last + 1
 	}
-	err := v.store.Rows(v.ctx, s.Number, math.MinInt64, func(r Row) error { return v.row(r, end, total) })
+	err = v.store.Rows(v.ctx, s.Number, math.MinInt64, func(r Row) error { return v.row(r, end, total) })
 	if errors.Is(err, errEnd) {
 		err = nil
 	}
@@ -634,6 +831,9 @@ func (v *verifier) row(r Row, end, total uint64) error {
 			v.uncovered, v.firstAt = true, e.Time.Micros
 		}
 		v.lastAt = e.Time.Micros
+	}
+	if err := v.sealAt(); err != nil {
+		return err
 	}
 	return v.compare()
 }
@@ -1025,8 +1225,15 @@ func (v *verifier) finish() {
 		v.find(f)
 		break // the smallest says enough; the others follow from it
 	}
+	if v.next == 0 {
+		v.find(Finding{
+			Kind: Empty, Detail: "no entries: a journal begins with the entry of its first epoch, so this one was emptied, or it is another folder",
+			DetailZH: "没有条目：日志一经启用即有首条记录，故此日志已被清空，或所给目录有误",
+		})
+	}
 	r.CoveredTo = v.goodSize
 	r.Uncovered = v.next - min(v.next, v.goodSize)
+	r.Covered = v.next > 0 && r.Uncovered == 0
 	if v.uncovered {
 		r.UncoveredMicros = v.lastAt - v.firstAt
 	}
@@ -1045,6 +1252,12 @@ func (v *verifier) finish() {
 	}
 	if !r.SignaturesChecked {
 		r.Remarks = append(r.Remarks, "no key of the log was given: the signatures of the checkpoints were not checked")
+	}
+	if r.WithoutToken > 0 {
+		r.Remarks = append(r.Remarks, fmt.Sprintf("%d checkpoints have no timestamp token, the first of size %d, the last of size %d: they followed each other faster than the unit stamps, it did not answer or the appliance was stopped, or tokens were removed", r.WithoutToken, v.bareFirst, v.bareLast))
+	}
+	if v.opt.CheckToken == nil && r.Tokens > 0 {
+		r.Remarks = append(r.Remarks, fmt.Sprintf("the timestamp tokens of %d checkpoints were not checked", r.Tokens))
 	}
 	if len(v.opt.Known) == 0 {
 		r.Remarks = append(r.Remarks, "no checkpoint from elsewhere was given: that the whole journal was put back to an earlier state cannot be seen")

@@ -15,10 +15,12 @@ import (
 // Central is the embedded central database, an audit.Projection. Its text keeps to what DM8 and PostgreSQL take too:
 // absent text is NULL, times are BIGINT microseconds UTC, hashes lower-case hexadecimal.
 type Central struct {
-	db *sql.DB
+	db     *sql.DB
+	schema *schema
 }
 
-// OpenCentral opens or makes the database file (mode 0600) and applies the migrations.
+// OpenCentral opens or makes the database file (mode 0600) and applies the migrations. A file whose schema is another
+// one than they make is refused with dbdriver.ErrDamaged.
 func OpenCentral(ctx context.Context, file string) (*Central, error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -33,14 +35,22 @@ func OpenCentral(ctx context.Context, file string) (*Central, error) {
 		return nil, err
 	}
 	c := &Central{db: db}
+	if c.schema, err = centralSchema(); err != nil {
+		db.Close()
+		return nil, err
+	}
 	var mode string
 	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode = WAL`).Scan(&mode); err != nil || mode != "wal" {
 		db.Close()
 		return nil, fmt.Errorf("sqlite: opening central database: journal mode %q: %w", mode, classify(err))
 	}
-	if err := migrate(ctx, db, "central"); err != nil {
+	err = migrate(ctx, db, "central")
+	if err == nil {
+		err = c.schema.check(ctx, db)
+	}
+	if err != nil {
 		db.Close()
-		return nil, err
+		return nil, fmt.Errorf("sqlite: opening central database: %w", err)
 	}
 	return c, nil
 }
@@ -55,6 +65,9 @@ func text(s string) sql.NullString { return sql.NullString{String: s, Valid: s !
 // only come from another writer, and is an error that the shipper retries.
 func (c *Central) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 	err := inTx(ctx, c.db, func(tx *sql.Tx) error {
+		if err := c.schema.unchanged(ctx, tx, nil); err != nil {
+			return err
+		}
 		insert, err := tx.PrepareContext(ctx, insertRecord)
 		if err != nil {
 			return err
@@ -73,9 +86,9 @@ func (c *Central) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 			if !errors.Is(err, sql.ErrNoRows) {
 				return err
 			}
-			if _, err := insert.ExecContext(ctx, r.Node, r.Epoch, int64(r.Sequence), r.LeafHash, text(r.RecordID), r.Kind,
+			if err := one(insert.ExecContext(ctx, r.Node, r.Epoch, int64(r.Sequence), r.LeafHash, text(r.RecordID), r.Kind,
 				text(r.Application), text(r.Signer), text(r.Department), text(r.DocumentType), text(r.Campus), r.SignedAt,
-				r.Bound, r.Status, r.CreatedBy, r.CreatedAt, r.ModifiedBy, r.ModifiedAt); err != nil {
+				r.Bound, r.Status, r.CreatedBy, r.CreatedAt, r.ModifiedBy, r.ModifiedAt)); err != nil {
 				return err
 			}
 		}
@@ -92,8 +105,7 @@ func (c *Central) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 			return err
 		}
 		by, at := b.Rows[0].CreatedBy, b.Rows[len(b.Rows)-1].CreatedAt
-		_, err = tx.ExecContext(ctx, insertBatch, b.Node, b.Epoch, int64(b.First), int64(b.Last), b.MAC, b.KeyID, by, at, by, at)
-		return err
+		return one(tx.ExecContext(ctx, insertBatch, b.Node, b.Epoch, int64(b.First), int64(b.Last), b.MAC, b.KeyID, by, at, by, at))
 	})
 	if err != nil {
 		return fmt.Errorf("sqlite: applying entries %d to %d: %w", b.First, b.Last, err)
@@ -124,20 +136,33 @@ func (c *Central) Leaf(ctx context.Context, node, epoch string, sequence uint64)
 
 // Epochs implements audit.Projection.
 func (c *Central) Epochs(ctx context.Context, node string) ([]string, error) {
-	rows, err := c.db.QueryContext(ctx, selectEpochs, node)
+	return c.texts(ctx, "epochs", selectEpochs, node, node)
+}
+
+// Nodes implements audit.Projection.
+func (c *Central) Nodes(ctx context.Context) ([]string, error) {
+	return c.texts(ctx, "nodes", selectNodes)
+}
+
+// texts reads one column.
+func (c *Central) texts(ctx context.Context, what, query string, args ...any) ([]string, error) {
+	rows, err := c.db.QueryContext(ctx, query, args...)
 	if err != nil {
-		return nil, fmt.Errorf("sqlite: epochs: %w", classify(err))
+		return nil, fmt.Errorf("sqlite: %s: %w", what, classify(err))
 	}
 	defer rows.Close()
 	var out []string
 	for rows.Next() {
-		var e string
-		if err := rows.Scan(&e); err != nil {
-			return nil, fmt.Errorf("sqlite: epochs: %w", classify(err))
+		var s string
+		if err := rows.Scan(&s); err != nil {
+			return nil, fmt.Errorf("sqlite: %s: %w", what, classify(err))
 		}
-		out = append(out, e)
+		out = append(out, s)
 	}
-	return out, classify(rows.Err())
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("sqlite: %s: %w", what, classify(err))
+	}
+	return out, nil
 }
 
 // Rows implements audit.Projection, by keyset pages.

@@ -190,6 +190,14 @@ func TestCompareNamesWhatDiffers(t *testing.T) {
 			[]want{{audit.RowAdded, 0, ""}}},
 		"a MAC":           {`UPDATE yj_batch SET batch_mac = '00' WHERE first_seq = 32`, []want{mac}},
 		"a batch removed": {`DELETE FROM yj_batch WHERE first_seq = 32`, []want{{audit.BatchMissing, 32, ""}}},
+		"a row of another node": {`INSERT INTO yj_record (node_id, epoch_id, seq_no, leaf_hash, record_id, kind_name, signed_at_us, bound_us, status_code, created_by, created_at, modified_by, modified_at) SELECT 'evil-node', epoch_id, seq_no, leaf_hash, record_id, kind_name, signed_at_us, bound_us, status_code, created_by, created_at, modified_by, modified_at FROM yj_record WHERE seq_no = 40`,
+			[]want{{audit.RowForeign, 40, ""}}},
+		"a batch of another node": {`INSERT INTO yj_batch SELECT 'evil-node', 'ffffffffffffffff', first_seq, last_seq, batch_mac, mac_key_id, created_by, created_at, modified_by, modified_at FROM yj_batch WHERE first_seq = 32`,
+			[]want{{audit.RowForeign, 32, ""}}},
+		"a batch of another epoch": {`INSERT INTO yj_batch SELECT node_id, 'ffffffffffffffff', first_seq, last_seq, batch_mac, mac_key_id, created_by, created_at, modified_by, modified_at FROM yj_batch WHERE first_seq = 32`,
+			[]want{{audit.RowAdded, 0, ""}}},
+		"the last rows removed": {`DELETE FROM yj_record WHERE seq_no >= 40`, []want{{audit.RowMissing, 40, ""}, {audit.RowMissing, 48, ""}, mac, {audit.BatchWrong, 48, ""}}},
+		"all rows removed":      {`DELETE FROM yj_record`, []want{{audit.RowMissing, 0, ""}, {audit.RowMissing, 16, ""}, {audit.RowMissing, 32, ""}, {audit.RowMissing, 48, ""}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

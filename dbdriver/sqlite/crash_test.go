@@ -63,10 +63,14 @@ func childJournal() *audit.Journal {
 	if os.Getenv("YJ_NOKEY") != "" {
 		signer = nil
 	}
+	var sealer audit.MAC
+	if os.Getenv("YJ_SEAL") != "" {
+		sealer = childSeal
+	}
 	if err == nil {
 		var j *audit.Journal
 		j, err = audit.Open(context.Background(), audit.Config{
-			Store: store, Node: "east", Clock: newClock(), Log: quiet(), Checkpointer: signer, CheckpointEvery: 10 * time.Millisecond,
+			Store: store, Node: "east", Clock: newClock(), Log: quiet(), Checkpointer: signer, CheckpointEvery: 10 * time.Millisecond, Sealer: sealer,
 		})
 		if err == nil {
 			go j.Run(context.Background())

@@ -197,6 +197,19 @@ func edit(t testing.TB, dir, file string, stmts ...string) {
 	}
 }
 
+// raw opens a file as anybody could.
+func raw(t testing.TB, file string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite3", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.SetMaxOpenConns(1)
+	return db
+}
+
+func num(n uint64) string { return fmt.Sprint(n) }
+
 func copyDir(t testing.TB, from, to string) {
 	t.Helper()
 	if err := os.CopyFS(to, os.DirFS(from)); err != nil {

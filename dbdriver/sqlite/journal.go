@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -46,8 +47,9 @@ const (
 
 // Journal is an audit.Store. See [OpenJournal].
 type Journal struct {
-	cfg   JournalConfig
-	locks []*os.File // none when read only
+	cfg    JournalConfig
+	schema *schema
+	locks  []*os.File // none when read only
 
 	mu       sync.RWMutex // guards segments and closed; the writer holds it for rolling only
 	segments []*segment   // by number, without gaps when writable
@@ -75,13 +77,16 @@ type segment struct {
 	read  *sql.DB
 	write *writer // nil unless active; the writer's
 	err   error   // read-only journals: why it cannot be read
+
+	schema []string // read-only journals: what was found to differ when the file was opened
 }
 
 // A writer is the active segment's one writing connection with its statements.
 type writer struct {
 	db                      *sql.DB
 	entry, node, blob, note *sql.Stmt
-	token                   *sql.Stmt
+	token, stored, stamped  *sql.Stmt
+	schema, head            *sql.Stmt
 }
 
 var segmentName = regexp.MustCompile(`^journal-([0-9]{6,9})\.db$`)
@@ -95,6 +100,10 @@ func (j *Journal) file(number int) string {
 //
 // It finishes what a stop interrupted: unfinished segment files (*.tmp) are removed; a last segment that is sealed and
 // has no successor gets one, as Roll would have made it.
+//
+// A segment whose schema is not the one that was made (a table, index, trigger or view too many, missing or changed) is
+// refused with dbdriver.ErrDamaged, which names it; read only, [Journal.SchemaChanges] tells. Read only, a folder
+// without any segment is dbdriver.ErrNotFound.
 func OpenJournal(ctx context.Context, cfg JournalConfig) (*Journal, error) {
 	if cfg.SegmentEntries == 0 {
 		cfg.SegmentEntries = defaultLength
@@ -103,6 +112,10 @@ func OpenJournal(ctx context.Context, cfg JournalConfig) (*Journal, error) {
 		return nil, errors.New("sqlite: a journal segment has at least two entries")
 	}
 	j := &Journal{cfg: cfg, doubt: true, recent: map[audit.Hash]bool{}}
+	var err error
+	if j.schema, err = journalSchema(); err != nil {
+		return nil, err
+	}
 	if err := j.open(ctx); err != nil {
 		j.Close()
 		return nil, fmt.Errorf("sqlite: opening journal: %w", err)
@@ -156,6 +169,9 @@ func (j *Journal) open(ctx context.Context) error {
 		}
 	}
 	if j.cfg.ReadOnly {
+		if len(j.segments) == 0 {
+			return fmt.Errorf("%s: no segment is here: the journal is gone, or this is not its folder: %w", j.cfg.Dir, dbdriver.ErrNotFound)
+		}
 		return nil
 	}
 	if n := len(j.segments); n == 0 {
@@ -163,6 +179,7 @@ func (j *Journal) open(ctx context.Context) error {
 	} else if seal := j.segments[n-1].seal; seal != nil {
 		return j.addSegment(ctx, n+1, seal.Last+1)
 	}
+	j.clearHeadSeal(ctx)
 	return nil
 }
 
@@ -219,7 +236,7 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 			if err != nil {
 				return err
 			}
-			err = s.readHead(ctx, db)
+			_, err = j.inspect(ctx, s, db)
 			db.Close()
 			if err == nil && s.seal != nil {
 				err = finishFile(ctx, s.file) // the stop came inside Roll
@@ -238,7 +255,59 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 		return err
 	}
 	s.read.SetConnMaxIdleTime(time.Minute) // sealed segments can be many
-	return s.readHead(ctx, s.read)
+	readable, err := j.inspect(ctx, s, s.read)
+	if !readable {
+		s.read.Close()
+		s.read = nil
+	} else if j.cfg.ReadOnly && len(s.schema) > 0 {
+		err = nil // the verifier reads on and names them
+	}
+	return err
+}
+
+// inspect reads the segment's head and compares the file's schema. readable is false when tables are gone or others
+// stand in their place.
+func (j *Journal) inspect(ctx context.Context, s *segment, db *sql.DB) (readable bool, err error) {
+	headErr := s.readHead(ctx, db)
+	if errors.Is(headErr, errFormat) {
+		return true, headErr
+	}
+	found, lost, err := j.schema.differences(ctx, db)
+	if err != nil {
+		return true, err
+	}
+	s.schema = found
+	if lost {
+		return false, schemaError(found)
+	}
+	if headErr != nil {
+		s.schema = nil
+		return true, errors.Join(headErr, schemaError(found))
+	}
+	return true, schemaError(found)
+}
+
+// SchemaChanges implements audit.Store.
+func (j *Journal) SchemaChanges(ctx context.Context, number int) ([]string, error) {
+	segs, err := j.list()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range segs {
+		if s.number != number {
+			continue
+		}
+		found := s.schema
+		err := s.query(func(db *sql.DB) (err error) {
+			found, _, err = j.schema.differences(ctx, db)
+			return err
+		})
+		if s.err != nil { // which was told already
+			return s.schema, nil
+		}
+		return found, err
+	}
+	return nil, fmt.Errorf("sqlite: no segment %d: %w", number, audit.ErrNotFound)
 }
 
 func (s *segment) readHead(ctx context.Context, db *sql.DB) error {
@@ -252,7 +321,7 @@ func (s *segment) readHead(ctx context.Context, db *sql.DB) error {
 		return fmt.Errorf("%w: the file says it is segment %d from %d", audit.ErrCorrupt, number, first)
 	}
 	if format != formatNo {
-		return fmt.Errorf("segment format %d is not known", format)
+		return fmt.Errorf("%w: %d", errFormat, format)
 	}
 	s.first = uint64(first)
 	if seal != nil {
@@ -279,8 +348,13 @@ func (s *segment) openWriter(ctx context.Context) error {
 	if mode != "wal" {
 		return fmt.Errorf("journal mode is %q, want wal: the file system does not allow it", mode)
 	}
+	if _, err := db.ExecContext(ctx, `PRAGMA secure_delete = ON`); err != nil { // replaced head seals leave nothing in the file
+		return classify(err)
+	}
 	for stmt, text := range map[**sql.Stmt]string{
 		&w.entry: insertEntry, &w.node: insertNode, &w.blob: insertBlob, &w.note: insertCheckpoint, &w.token: insertToken,
+		&w.head:   replaceHeadSeal,
+		&w.stored: selectBlob, &w.stamped: selectToken, &w.schema: schemaText,
 	} {
 		if *stmt, err = db.PrepareContext(ctx, text); err != nil {
 			return classify(err)
@@ -338,7 +412,11 @@ func (j *Journal) addSegment(ctx context.Context, number int, first uint64) erro
 				return err
 			}
 		}
-		if err := buildSegment(ctx, tmp, number, first); err != nil {
+		head, err := j.lastHeadSeal(ctx)
+		if err != nil {
+			return err
+		}
+		if err := buildSegment(ctx, tmp, number, first, head); err != nil {
 			return err
 		}
 		j.at("create/built")
@@ -363,10 +441,46 @@ func (j *Journal) addSegment(ctx context.Context, number int, first uint64) erro
 	j.next, j.doubt, j.month = 0, true, time.Time{}
 	clear(j.recent)
 	j.order = nil
+	j.clearHeadSeal(ctx)
 	return nil
 }
 
-func buildSegment(ctx context.Context, file string, number int, first uint64) error {
+// lastHeadSeal is what a new segment takes along; nil: there is none.
+func (j *Journal) lastHeadSeal(ctx context.Context) (*audit.HeadSeal, error) {
+	head, err := j.HeadSeal(ctx)
+	if errors.Is(err, audit.ErrNotFound) {
+		return nil, nil
+	}
+	return &head, err
+}
+
+// clearHeadSeal removes the head seal from the segment before the active one, which has it now. Left there it would let
+// the active segment be taken away unseen. If somebody reads the file just now, the next open does it.
+func (j *Journal) clearHeadSeal(ctx context.Context) {
+	segs, err := j.list()
+	if err != nil || len(segs) < 2 {
+		return
+	}
+	before := segs[len(segs)-2]
+	if _, err := before.headSeal(ctx); err != nil {
+		return
+	}
+	if _, err := segs[len(segs)-1].headSeal(ctx); err != nil {
+		return
+	}
+	db, err := open(before.file, false, 1)
+	if err != nil {
+		return
+	}
+	defer db.Close()
+	for _, text := range []string{`PRAGMA busy_timeout = 200`, `PRAGMA secure_delete = ON`, deleteHeadSeal} {
+		if _, err := db.ExecContext(ctx, text); err != nil {
+			return
+		}
+	}
+}
+
+func buildSegment(ctx context.Context, file string, number int, first uint64, head *audit.HeadSeal) error {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
@@ -380,8 +494,13 @@ func buildSegment(ctx context.Context, file string, number int, first uint64) er
 	if err := migrate(ctx, db, "journal"); err != nil {
 		return err
 	}
-	if _, err := db.ExecContext(ctx, insertSegment, number, formatNo, int64(first)); err != nil {
+	if err := one(db.ExecContext(ctx, insertSegment, number, formatNo, int64(first))); err != nil {
 		return classify(err)
+	}
+	if head != nil {
+		if err := one(db.ExecContext(ctx, replaceHeadSeal, int64(head.Size), head.MAC)); err != nil {
+			return classify(err)
+		}
 	}
 	if err := db.Close(); err != nil {
 		return classify(err)
@@ -522,6 +641,9 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 	var stored []audit.Hash
 	err = inTx(ctx, s.write.db, func(tx *sql.Tx) error {
 		ctx := context.WithoutCancel(ctx)
+		if err := j.schema.unchanged(ctx, tx, s.write.schema); err != nil {
+			return err
+		}
 		entry, node, blob := tx.StmtContext(ctx, s.write.entry), tx.StmtContext(ctx, s.write.node), tx.StmtContext(ctx, s.write.blob)
 		for _, x := range b.Blobs {
 			if j.recent[x.Sum] || slices.Contains(stored, x.Sum) {
@@ -531,7 +653,7 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 			if data == nil {
 				data = []byte{} // nil would be NULL
 			}
-			if _, err := blob.ExecContext(ctx, x.Sum[:], data); err != nil {
+			if err := s.write.putBlob(ctx, tx, blob, x.Sum, data); err != nil {
 				return err
 			}
 			stored = append(stored, x.Sum)
@@ -541,16 +663,19 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 			if r.Change {
 				change = 1
 			}
-			if _, err := entry.ExecContext(ctx, r.Sequence, r.Kind, r.Ref, change, r.Leaf, r.Chain, r.DER); err != nil {
+			if err := one(entry.ExecContext(ctx, r.Sequence, r.Kind, r.Ref, change, r.Leaf, r.Chain, r.DER)); err != nil {
 				return err
 			}
 		}
 		for _, n := range b.Nodes {
-			if _, err := node.ExecContext(ctx, int64(n.ID.Level), int64(n.ID.Index), n.Hash[:]); err != nil {
+			if err := one(node.ExecContext(ctx, int64(n.ID.Level), int64(n.ID.Index), n.Hash[:])); err != nil {
 				return err
 			}
 		}
-		return nil
+		if b.Seal == nil {
+			return nil
+		}
+		return one(tx.StmtContext(ctx, s.write.head).ExecContext(ctx, int64(b.Seal.Size), b.Seal.MAC))
 	})
 	if err != nil {
 		j.doubt = true
@@ -568,6 +693,58 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		j.next, j.doubt = uint64(b.Rows[len(b.Rows)-1].Sequence)+1, false
 	}
 	return nil
+}
+
+// putBlob inserts a payload, or makes sure that the one stored under its digest is the same.
+func (w *writer) putBlob(ctx context.Context, tx *sql.Tx, blob *sql.Stmt, sum audit.Hash, data []byte) error {
+	res, err := blob.ExecContext(ctx, sum[:], data)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 1 {
+		return err
+	}
+	var stored []byte
+	err = tx.StmtContext(ctx, w.stored).QueryRowContext(ctx, sum[:]).Scan(&stored)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	if err != nil || !bytes.Equal(stored, data) {
+		return fmt.Errorf("%w (%w): the payload stored under SM3 %s is another one, or was not stored", dbdriver.ErrDamaged, audit.ErrCorrupt, sum)
+	}
+	return nil
+}
+
+// PutHeadSeal implements audit.Store.
+func (j *Journal) PutHeadSeal(ctx context.Context, seal audit.HeadSeal) error {
+	err := j.put(ctx, func(tx *sql.Tx, w *writer) error {
+		return one(tx.Stmt(w.head).Exec(int64(seal.Size), seal.MAC))
+	})
+	if err != nil {
+		return fmt.Errorf("head seal: %w", err)
+	}
+	return nil
+}
+
+// HeadSeal implements audit.Store. A new segment has it from the one before.
+func (j *Journal) HeadSeal(ctx context.Context) (audit.HeadSeal, error) {
+	segs, err := j.list()
+	if err != nil || len(segs) == 0 {
+		return audit.HeadSeal{}, errors.Join(err, audit.ErrNotFound)
+	}
+	return segs[len(segs)-1].headSeal(ctx)
+}
+
+func (s *segment) headSeal(ctx context.Context) (audit.HeadSeal, error) {
+	var size int64
+	var mac []byte
+	err := s.query(func(db *sql.DB) error {
+		return db.QueryRowContext(ctx, selectHeadSeal).Scan(&size, &mac)
+	})
+	if err == nil && size < 0 {
+		err = fmt.Errorf("%w: head seal over %d entries", audit.ErrCorrupt, size)
+	}
+	return audit.HeadSeal{Size: uint64(size), MAC: mac}, err
 }
 
 // Room implements audit.Store.
@@ -635,8 +812,15 @@ func (j *Journal) Roll(ctx context.Context, seal audit.Seal) error {
 		return fmt.Errorf("sqlite: the seal is for segment %d, the active one is %d", seal.Segment, s.number)
 	}
 	if s.seal == nil {
-		if _, err := s.write.db.ExecContext(context.WithoutCancel(ctx), updateSeal, seal.Marshal(), s.number); err != nil {
-			return fmt.Errorf("sqlite: sealing segment %d: %w", s.number, classify(err))
+		err := inTx(ctx, s.write.db, func(tx *sql.Tx) error {
+			ctx := context.WithoutCancel(ctx)
+			if err := j.schema.unchanged(ctx, tx, s.write.schema); err != nil {
+				return err
+			}
+			return one(tx.ExecContext(ctx, updateSeal, seal.Marshal(), s.number))
+		})
+		if err != nil {
+			return fmt.Errorf("sqlite: sealing segment %d: %w", s.number, err)
 		}
 		s.mu.Lock()
 		s.seal = &seal
@@ -964,11 +1148,10 @@ func (s *segment) keys(ctx context.Context, text string, row func(scan func(...a
 // PutCheckpoint implements audit.Store.
 func (j *Journal) PutCheckpoint(ctx context.Context, c audit.StoredCheckpoint) error {
 	return j.put(ctx, func(tx *sql.Tx, w *writer) error {
-		if _, err := tx.Stmt(w.note).Exec(int64(c.Size), c.Note, c.Signature); err != nil || c.Token == nil {
+		if err := one(tx.Stmt(w.note).Exec(int64(c.Size), c.Note, c.Signature)); err != nil || c.Token == nil {
 			return err
 		}
-		_, err := tx.Stmt(w.token).Exec(int64(c.Size), c.Token)
-		return err
+		return w.putToken(tx, c.Size, c.Token)
 	})
 }
 
@@ -976,9 +1159,25 @@ func (j *Journal) PutCheckpoint(ctx context.Context, c audit.StoredCheckpoint) e
 // the one after.
 func (j *Journal) PutToken(ctx context.Context, size uint64, token []byte) error {
 	return j.put(ctx, func(tx *sql.Tx, w *writer) error {
-		_, err := tx.Stmt(w.token).Exec(int64(size), token)
-		return err
+		return w.putToken(tx, size, token)
 	})
+}
+
+// putToken inserts a token. Of two for one checkpoint the first stays; the verifier checks it.
+func (w *writer) putToken(tx *sql.Tx, size uint64, token []byte) error {
+	res, err := tx.Stmt(w.token).Exec(int64(size), token)
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 1 {
+		return err
+	}
+	var stored []byte
+	if err := tx.Stmt(w.stamped).QueryRow(int64(size)).Scan(&stored); errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("%w (%w): the token of checkpoint %d was not stored", dbdriver.ErrDamaged, audit.ErrCorrupt, size)
+	} else {
+		return err
+	}
 }
 
 func (j *Journal) put(ctx context.Context, fn func(*sql.Tx, *writer) error) error {
@@ -991,7 +1190,12 @@ func (j *Journal) put(ctx context.Context, fn func(*sql.Tx, *writer) error) erro
 	if s.write == nil {
 		return fmt.Errorf("sqlite: segment %d is sealed: %w", s.number, dbdriver.ErrUnavailable)
 	}
-	if err := inTx(ctx, s.write.db, func(tx *sql.Tx) error { return fn(tx, s.write) }); err != nil {
+	if err := inTx(ctx, s.write.db, func(tx *sql.Tx) error {
+		if err := j.schema.unchanged(context.WithoutCancel(ctx), tx, s.write.schema); err != nil {
+			return err
+		}
+		return fn(tx, s.write)
+	}); err != nil {
 		return fmt.Errorf("sqlite: storing checkpoint: %w", err)
 	}
 	return nil

@@ -47,7 +47,7 @@ func open(file string, readOnly bool, conns int) (*sql.DB, error) {
 		q.Set("_foreign_keys", "true")
 	}
 	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: q.Encode()}).String()
-	db, err := sql.Open("sqlite3", dsn)
+	db, err := sql.Open(driverName, dsn)
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: opening %s: %w", filepath.Base(file), classify(err))
 	}
@@ -88,7 +88,7 @@ func classify(err error) error {
 // file holds one statement. A file that was changed after it was applied is refused.
 func migrate(ctx context.Context, db *sql.DB, folder string) error {
 	var n int
-	if err := db.QueryRowContext(ctx, tableExists, "yj_migration").Scan(&n); err != nil {
+	if err := db.QueryRowContext(ctx, tableExists, migrationTable).Scan(&n); err != nil {
 		return fmt.Errorf("sqlite: migrations: %w", classify(err))
 	}
 	if n == 0 {
@@ -139,8 +139,7 @@ func migrate(ctx context.Context, db *sql.DB, folder string) error {
 			if _, err := tx.ExecContext(ctx, strings.TrimSpace(string(text))); err != nil {
 				return err
 			}
-			_, err := tx.ExecContext(ctx, insertMigration, no, f.Name(), sum.String())
-			return err
+			return one(tx.ExecContext(ctx, insertMigration, no, f.Name(), sum.String()))
 		})
 		if err != nil {
 			return fmt.Errorf("sqlite: migration %s: %w", f.Name(), err)

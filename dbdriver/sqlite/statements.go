@@ -30,6 +30,11 @@ const (
 	selectSums = `SELECT row_no, blob_sm3 FROM yj_blob WHERE row_no > ? ORDER BY row_no LIMIT ?`
 	selectBlob = `SELECT blob_data FROM yj_blob WHERE blob_sm3 = ?`
 
+	// One row, in the active segment.
+	replaceHeadSeal = `INSERT OR REPLACE INTO yj_head_seal (seal_no, head_size, head_mac) VALUES (1, ?, ?)`
+	selectHeadSeal  = `SELECT head_size, head_mac FROM yj_head_seal WHERE seal_no = 1`
+	deleteHeadSeal  = `DELETE FROM yj_head_seal`
+
 	insertCheckpoint = `INSERT INTO yj_checkpoint (tree_size, note_text, note_sig) VALUES (?, ?, ?)`
 	// A token may arrive when its checkpoint's segment is sealed; it is then kept in the active one.
 	insertToken          = `INSERT OR IGNORE INTO yj_checkpoint_token (tree_size, token_der) VALUES (?, ?)`
@@ -43,8 +48,15 @@ const (
 const (
 	createMigrations = `CREATE TABLE yj_migration (migration_no BIGINT NOT NULL, file_name VARCHAR(128) NOT NULL, file_sm3 VARCHAR(64) NOT NULL, PRIMARY KEY (migration_no))`
 	tableExists      = `SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = ?`
+	migrationTable   = `yj_migration`
 	selectMigrations = `SELECT migration_no, file_name, file_sm3 FROM yj_migration ORDER BY migration_no`
 	insertMigration  = `INSERT INTO yj_migration (migration_no, file_name, file_sm3) VALUES (?, ?, ?)`
+)
+
+// The schema of a file. In schemaText each value is quoted, so that no two schemas have the same text.
+const (
+	selectObjects = `SELECT type, name, tbl_name, COALESCE(sql, '') FROM main.sqlite_master ORDER BY name`
+	schemaText    = `SELECT group_concat(quote(type) || quote(name) || quote(tbl_name) || quote(sql)) FROM (SELECT type, name, tbl_name, sql FROM main.sqlite_master ORDER BY name, type)`
 )
 
 // The central database.
@@ -54,7 +66,8 @@ const (
 	selectRecords = `SELECT ` + recordColumns + ` FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ? ORDER BY seq_no LIMIT ?`
 	selectShipped = `SELECT leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no = ?`
 	selectLastSeq = `SELECT MAX(seq_no) FROM yj_record WHERE node_id = ? AND epoch_id = ?`
-	selectEpochs  = `SELECT DISTINCT epoch_id FROM yj_record WHERE node_id = ? ORDER BY epoch_id`
+	selectEpochs  = `SELECT epoch_id FROM yj_record WHERE node_id = ? UNION SELECT epoch_id FROM yj_batch WHERE node_id = ? ORDER BY 1`
+	selectNodes   = `SELECT node_id FROM yj_record UNION SELECT node_id FROM yj_batch ORDER BY 1`
 
 	batchColumns  = `node_id, epoch_id, first_seq, last_seq, batch_mac, mac_key_id, created_by, created_at, modified_by, modified_at`
 	insertBatch   = `INSERT INTO yj_batch (` + batchColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"yinjian/appliance"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/evidence/show"
@@ -25,6 +26,7 @@ var errFound = errors.New("检查未通过，详见上文 (the check found somet
 func auditCommand() *cobra.Command {
 	c := group(&cobra.Command{Use: "audit", Short: "日志 (the journal)"})
 	var dir, journal, logKey, output string
+	var tsaFiles []string
 	verify := &cobra.Command{
 		Use:   "verify (--dir DIR | --journal DIR --log-key FILE)",
 		Short: "重读全部日志，指出被改动、删除、增加或调换的条目 (re-read everything and name what was changed)",
@@ -43,19 +45,20 @@ Re-reads every entry, payload and checkpoint. Works beside a running appliance (
 			case journal == "" || dir != "":
 				return usageError{errors.New("给出 --dir，或 --journal 与 --log-key (give --dir, or --journal and --log-key)")}
 			}
-			return auditVerify(c.Context(), os.Stdout, journal, logKey, output)
+			return auditVerify(c.Context(), os.Stdout, journal, logKey, tsaFiles, output)
 		},
 	}
 	f := verify.Flags()
 	f.StringVar(&dir, "dir", "", "设备目录 (folder of the appliance)")
 	f.StringVar(&journal, "journal", "", "日志目录 (folder of the journal)")
 	f.StringVar(&logKey, "log-key", "", "日志公钥 PEM；不给则不验签名 (without it signatures are not checked)")
+	f.StringArrayVar(&tsaFiles, "tsa", nil, "时间戳单元证书 PEM，可重复；不给则取日志公钥旁的 tsa-sm2.pem、tsa-rsa.pem (certificate of a timestamp unit; default: those beside the log key)")
 	f.StringVarP(&output, "output", "o", "text", "text 或 json")
 	c.AddCommand(verify)
 	return c
 }
 
-func auditVerify(ctx context.Context, w io.Writer, journal, logKey, output string) error {
+func auditVerify(ctx context.Context, w io.Writer, journal, logKey string, tsaFiles []string, output string) error {
 	var key crypto.PublicKey
 	if logKey != "" {
 		var err error
@@ -63,12 +66,19 @@ func auditVerify(ctx context.Context, w io.Writer, journal, logKey, output strin
 			return err
 		}
 	}
+	units, err := timestampUnits(tsaFiles, logKey)
+	if err != nil {
+		return err
+	}
 	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: journal, ReadOnly: true})
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	report, err := audit.Verify(ctx, store, audit.Options{LogKey: key})
+	report, err := audit.Verify(ctx, store, audit.Options{LogKey: key, CheckToken: appliance.CheckpointToken(units...)})
+	if len(units) == 0 {
+		report.Remarks = append(report.Remarks, unitsNotChecked)
+	}
 	if output == "json" {
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
@@ -90,6 +100,7 @@ func auditVerify(ctx context.Context, w io.Writer, journal, logKey, output strin
 func printAudit(w io.Writer, r *audit.Report) {
 	fmt.Fprintf(w, "日志 journal %s：%d 条 entries，%d 段 segments，%d 个检查点 checkpoints，%d 个附件 payloads\n", r.Node, r.Entries, r.Segments, r.Checkpoints, r.Payloads)
 	fmt.Fprintf(w, "检查点覆盖到 covered to %d，其后 %d 条仅由链保护 (entries after it are protected by the chain alone)\n", r.CoveredTo, r.Uncovered)
+	fmt.Fprintf(w, "检查点时间戳 timestamp tokens：%d 个，核验通过 good %d，无时间戳的检查点 checkpoints without %d\n", r.Tokens, r.TokensChecked, r.WithoutToken)
 	if !r.SignaturesChecked {
 		fmt.Fprintln(w, "未给日志公钥：检查点签名未验 (no log key: signatures of checkpoints were not checked)")
 	}

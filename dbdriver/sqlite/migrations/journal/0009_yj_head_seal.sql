@@ -1,0 +1,1 @@
+CREATE TABLE yj_head_seal (seal_no INTEGER PRIMARY KEY, head_size INTEGER NOT NULL, head_mac BLOB NOT NULL) STRICT
