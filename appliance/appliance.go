@@ -219,7 +219,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	a.journal, err = audit.Open(ctx, audit.Config{
 		Store: a.store, Node: cfg.Node, Clock: a.clock, Log: a.log, Checkpointer: a.logKey, NewEpoch: newEpoch,
-		LogKeys: []crypto.PublicKey{a.logKey.Public()},
+		LogKeys: []crypto.PublicKey{a.logKey.Public()}, Sealer: headSealer{macKeys{a.tokens[hsm.Log]}},
+		UnsealedOK: func(e *audit.Entry) bool { return e.Kind == kindTimeState || e.Kind == kindStarted },
 	})
 	if err != nil {
 		return err

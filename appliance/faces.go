@@ -140,6 +140,11 @@ func (h health) State() any {
 	if a.cfg.Time.MinSources == 1 {
 		s.Warnings = append(s.Warnings, "只要求一组时间源：掌握该源者即掌握时间 (one group of sources suffices: whoever owns it owns the time)")
 	}
+	for _, src := range a.poller.Status() {
+		if src.Err != nil {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("时间源 %s 不可用 (time source is not usable): %v", src.Source, src.Err))
+		}
+	}
 	s.Journal.Entries, s.Journal.Epoch = a.journal.Size(), a.journal.Epoch().String()
 	if c, err := a.journal.LastCheckpoint(); err == nil {
 		s.Journal.Checkpoint = c.Size

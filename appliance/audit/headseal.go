@@ -36,7 +36,8 @@ func HeadSealInput(node string, epoch Epoch, size, changes uint64, chain, root H
 
 const (
 	sealWithin     = 500 * time.Millisecond // what a commit waits for its seal
-	maxHeadSeal    = 64                     // bytes of a MAC that are believed to be one
+	resealEvery    = 250 * time.Millisecond
+	maxHeadSeal    = 64 // bytes of a MAC that are believed to be one
 	fieldUnsealed  = "journal.unsealed_from"
 	unsealedAdvice = "先保留整个目录的拷贝，用 yinjian audit verify 与外存的检查点（证据文件）核对；确认日志未被改动，或确属恢复备份，再按恢复备份的步骤启动，将开启新纪元并记下未封存的起点 " +
 		"(keep a copy of the folder; compare with checkpoints kept elsewhere, as in evidence; if nothing was changed, or a backup was restored on purpose, start as after a restore: a new epoch then records from where it was unsealed)"
@@ -87,7 +88,7 @@ func (j *Journal) sealBatch(ctx context.Context, h head) *HeadSeal {
 	s, err := j.seal(ctx, sealWithin, h)
 	if err != nil {
 		j.sealerAway.Store(true)
-		j.cfg.Log.WithError(err).Error("journal written without a seal of its end; it is tried again every second")
+		j.cfg.Log.WithError(err).Error("journal written without a seal of its end; it is tried again")
 	}
 	return s
 }
@@ -99,8 +100,9 @@ func (j *Journal) unsealedHead() (head, bool) {
 	return j.head, j.cfg.Sealer != nil && j.head.frontier.size() > 0 && j.sealedTo != j.head.frontier.size()
 }
 
-// sealLoop seals what was written without a seal, at the start, a second after it was written and then every second.
-// At the end it tries a last time.
+// sealLoop seals what was written without a seal, at the start and as soon as the cipher machine answers again: a call
+// that waits for it is answered then, one that fails at once is repeated after resealEvery. At the end it tries a last
+// time.
 func (j *Journal) sealLoop(ctx context.Context) {
 	if j.cfg.Sealer == nil {
 		return
@@ -116,16 +118,16 @@ func (j *Journal) sealLoop(ctx context.Context) {
 			}
 			continue
 		}
-		if !j.sealerAway.Load() && j.reseal(ctx) == nil {
+		next := time.NewTimer(resealEvery)
+		if j.reseal(ctx) == nil {
+			next.Stop()
+			j.cfg.Log.Info("the journal's end is sealed again")
 			continue
 		}
 		select {
-		case <-time.After(retryAfter):
+		case <-next.C:
 		case <-ctx.Done():
-			continue
-		}
-		if j.reseal(ctx) == nil {
-			j.cfg.Log.Info("the journal's end is sealed again")
+			next.Stop()
 		}
 	}
 	if _, open := j.unsealedHead(); open {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -26,16 +28,22 @@ var errFound = errors.New("检查未通过，详见上文 (the check found somet
 func auditCommand() *cobra.Command {
 	c := group(&cobra.Command{Use: "audit", Short: "日志 (the journal)"})
 	var dir, journal, logKey, output string
-	var tsaFiles []string
+	var known, tsaFiles []string
 	verify := &cobra.Command{
 		Use:   "verify (--dir DIR | --journal DIR --log-key FILE)",
 		Short: "重读全部日志，指出被改动、删除、增加或调换的条目 (re-read everything and name what was changed)",
 		Long: `重读日志的每一条目、每一附件、每一检查点，指出被改动、删除、增加、调换的条目。
-可在设备运行时执行（只读），也可对一份拷贝执行。退出码 0：未发现问题；1：有发现或无法读取。
+可在设备运行时执行（只读），也可对一份拷贝执行。退出码 0：全部条目在已验签的检查点之下，未发现问题；1：有发现，
+或末尾有条目无检查点覆盖，或未验签名，或无法读取。整份日志被换回旧状态，只有对照外存的检查点（--known）才能发现。
 
-Re-reads every entry, payload and checkpoint. Works beside a running appliance (read-only) and on a copy.`,
+Re-reads every entry, payload and checkpoint. Works beside a running appliance (read-only) and on a copy. It exits 0
+only if every entry is under a checkpoint whose signature was checked. That the whole was put back to an older state
+shows only against checkpoints kept elsewhere (--known).`,
 		Args: exactArgs(0),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			switch {
 			case dir != "" && journal == "":
 				journal = filepath.Join(dir, "journal")
@@ -45,20 +53,64 @@ Re-reads every entry, payload and checkpoint. Works beside a running appliance (
 			case journal == "" || dir != "":
 				return usageError{errors.New("给出 --dir，或 --journal 与 --log-key (give --dir, or --journal and --log-key)")}
 			}
-			return auditVerify(c.Context(), os.Stdout, journal, logKey, tsaFiles, output)
+			if logKey == "" && len(known) > 0 {
+				return usageError{errors.New("--known 需要 --log-key (needs --log-key)")}
+			}
+			return auditVerify(c.Context(), os.Stdout, journal, logKey, tsaFiles, output, known...)
 		},
 	}
 	f := verify.Flags()
 	f.StringVar(&dir, "dir", "", "设备目录 (folder of the appliance)")
 	f.StringVar(&journal, "journal", "", "日志目录 (folder of the journal)")
 	f.StringVar(&logKey, "log-key", "", "日志公钥 PEM；不给则不验签名 (without it signatures are not checked)")
+	f.StringArrayVar(&known, "known", nil, "外存的检查点，可重复：evidence.json，或检查点文本（签名在同名 .sig 文件）(a checkpoint kept elsewhere: an evidence bundle, or a note with its signature in FILE.sig)")
 	f.StringArrayVar(&tsaFiles, "tsa", nil, "时间戳单元证书 PEM，可重复；不给则取日志公钥旁的 tsa-sm2.pem、tsa-rsa.pem (certificate of a timestamp unit; default: those beside the log key)")
 	f.StringVarP(&output, "output", "o", "text", "text 或 json")
 	c.AddCommand(verify)
 	return c
 }
 
-func auditVerify(ctx context.Context, w io.Writer, journal, logKey string, tsaFiles []string, output string) error {
+// checkOutput refuses formats that are not known.
+func checkOutput(output string) error {
+	if output != "text" && output != "json" {
+		return usageError{fmt.Errorf("-o %q：只有 text 与 json (text or json)", output)}
+	}
+	return nil
+}
+
+// readKnown reads a checkpoint kept elsewhere and checks its signature.
+func readKnown(name string, key crypto.PublicKey) (audit.Checkpoint, error) {
+	fail := func(err error) (audit.Checkpoint, error) {
+		return audit.Checkpoint{}, fmt.Errorf("--known %s: %w", name, err)
+	}
+	note, err := os.ReadFile(name)
+	if err != nil {
+		return fail(err)
+	}
+	var signature []byte
+	if bytes.HasPrefix(bytes.TrimLeft(note, " \t\r\n"), []byte("{")) {
+		bundle, err := evidence.Parse(note)
+		if err != nil {
+			return fail(err)
+		}
+		note, signature = bundle.Journal.Checkpoint, bundle.Journal.CheckpointSignature
+	} else if signature, err = os.ReadFile(name + ".sig"); err != nil {
+		return fail(err)
+	}
+	c, err := audit.ParseCheckpoint(note, signature)
+	if err != nil {
+		return fail(err)
+	}
+	if err := audit.VerifyCheckpoint(key, c); err != nil {
+		return fail(err)
+	}
+	return *c, nil
+}
+
+// verifyWait is what a running appliance has for signing a checkpoint over what is there.
+const verifyWait = 2 * time.Second
+
+func auditVerify(ctx context.Context, w io.Writer, journal, logKey string, tsaFiles []string, output string, known ...string) error {
 	var key crypto.PublicKey
 	if logKey != "" {
 		var err error
@@ -70,12 +122,20 @@ func auditVerify(ctx context.Context, w io.Writer, journal, logKey string, tsaFi
 	if err != nil {
 		return err
 	}
+	opt := audit.Options{LogKey: key, Wait: verifyWait, CheckToken: appliance.CheckpointToken(units...)}
+	for _, name := range known {
+		c, err := readKnown(name, key)
+		if err != nil {
+			return err
+		}
+		opt.Known = append(opt.Known, c)
+	}
 	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: journal, ReadOnly: true})
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	report, err := audit.Verify(ctx, store, audit.Options{LogKey: key, CheckToken: appliance.CheckpointToken(units...)})
+	report, err := audit.Verify(ctx, store, opt)
 	if len(units) == 0 {
 		report.Remarks = append(report.Remarks, unitsNotChecked)
 	}
@@ -91,7 +151,7 @@ func auditVerify(ctx context.Context, w io.Writer, journal, logKey string, tsaFi
 	if err != nil {
 		return fmt.Errorf("未能读完 (reading was not finished): %w", err)
 	}
-	if !report.OK() {
+	if !report.OK() || !report.Covered || !report.SignaturesChecked {
 		return errFound
 	}
 	return nil
@@ -108,7 +168,14 @@ func printAudit(w io.Writer, r *audit.Report) {
 		fmt.Fprintf(w, "  说明 note: %s\n", m)
 	}
 	if r.OK() {
-		fmt.Fprintln(w, "结论 result: 未发现改动 (nothing was changed)")
+		switch {
+		case !r.SignaturesChecked:
+			fmt.Fprintf(w, "结论 result: 检查点签名未验，只能说各文件彼此一致；未被整体改写无法判断 (signatures were not checked: the files agree with each other, whether they were rewritten cannot be told)\n")
+		case r.Covered:
+			fmt.Fprintln(w, "结论 result: 未发现改动 (nothing was changed)")
+		default:
+			fmt.Fprintf(w, "结论 result: 已覆盖部分未发现改动；其后 %d 条无检查点覆盖，离线无法判断是否被改动、增添，其后是否被截去 (nothing was changed in the first %d entries; of the %d after them, under no checkpoint, nothing can be said offline)\n", r.Uncovered, r.CoveredTo, r.Uncovered)
+		}
 		return
 	}
 	for _, f := range r.Findings {
@@ -179,6 +246,9 @@ func verifyCommand() *cobra.Command {
 		Short: "离线验证一份证据 (verify evidence without the appliance)",
 		Args:  exactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			data, err := os.ReadFile(args[0])
 			if err != nil {
 				return err
