@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -59,8 +60,13 @@ func (h health) Ready() (bool, []string) {
 	}
 	if err := h.a.journal.Failed(); err != nil {
 		reasons = append(reasons, "日志不可写 (the journal is closed for writing)")
-	} else if h.a.reserve() != nil {
-		reasons = append(reasons, "存储空间低于保留值 (too little room left)")
+	} else if err := h.a.reserve(); err != nil {
+		reason := "存储空间低于保留值 (too little room left)"
+		var p *problem.Problem
+		if errors.As(err, &p) {
+			reason = p.Detail
+		}
+		reasons = append(reasons, reason)
 	}
 	return len(reasons) == 0, reasons
 }
@@ -150,6 +156,10 @@ func (h health) State() any {
 		s.Journal.Checkpoint = c.Size
 	}
 	s.Journal.FreeBytes, _ = a.journal.FreeBytes() // 0 says enough
+	if sealed := a.journal.SealedTo(); sealed < s.Journal.Entries {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("日志末 %d 条尚未封存（密码机 log 槽位不应答？）；此时断电则下次启动须人工确认 (%d entries are not sealed yet: does the log slot answer?)",
+			s.Journal.Entries-sealed, s.Journal.Entries-sealed))
+	}
 	if err := a.journal.Failed(); err != nil {
 		s.State, s.Journal.Failed = "failed", "日志已停止写入，详见运行日志 (closed for writing, see the log)"
 	}
@@ -244,7 +254,9 @@ func (d admin) IssueCRL(ctx context.Context, actor string, _ api.IssueCRL) (any,
 }
 
 func (d admin) AuditVerify(ctx context.Context, actor string, _ wire.AuditVerify) (any, error) {
-	return audit.Verify(ctx, d.a.store, audit.Options{LogKey: d.a.logKey.Public(), CheckToken: d.a.checkToken()})
+	return audit.Verify(ctx, d.a.store, audit.Options{
+		LogKey: d.a.logKey.Public(), CheckToken: d.a.checkToken(), Sealer: headSealer{macKeys{d.a.tokens[hsm.Log]}},
+	})
 }
 
 func (d admin) Compare(ctx context.Context, actor string, _ wire.Compare) (any, error) {

@@ -19,6 +19,7 @@ import (
 
 	"yinjian/appliance/audit"
 	"yinjian/appliance/pki"
+	"yinjian/appliance/problem"
 	"yinjian/hsm"
 	"yinjian/tsa"
 )
@@ -243,8 +244,21 @@ func (a *Appliance) reserve() error {
 	if free < a.cfg.Policy.ReserveBytes {
 		return fmt.Errorf("%d MiB free, %d MiB are kept in reserve", free>>20, a.cfg.Policy.ReserveBytes>>20)
 	}
-	return a.journal.Failed()
+	// A few entries may wait for their seal while the cipher machine's log slot is away; a whole day of signatures that a
+	// power cut would put in doubt may not.
+	if size, sealed := a.journal.Size(), a.journal.SealedTo(); size > sealed+maxUnsealed {
+		return problem.New(problem.JournalUnwritable, fmt.Sprintf("日志已有 %d 条未能由密码机封存，拒绝签名 (%d entries of the journal are not sealed: the cipher machine's log slot does not answer)", size-sealed, size-sealed),
+			"请管理员检查密码机；恢复后用同一 Idempotency-Key 重试 (ask an administrator; retry with the same key)")
+	}
+	if err := a.journal.Failed(); err != nil {
+		return problem.New(problem.JournalUnwritable, "日志已停止写入，拒绝签名 (the journal is closed for writing)", "请管理员检查运行日志 (ask an administrator)").With(err)
+	}
+	return nil
 }
+
+// maxUnsealed is how many entries may stand unsealed before signing is refused; they would need an operator's word after
+// a power cut.
+const maxUnsealed = 1000
 
 // tokenReserve refuses tokens for others earlier than signatures, so that a stranger's tokens never use up the room
 // that records need (DESIGN §6).

@@ -73,7 +73,7 @@ type Config struct {
 	Stampers  map[string]Stamper // by the signature's algorithm
 	Accuracy  time.Duration      // what the stamping policy promises
 	Clock     interface{ Now() ntp.Reading }
-	// Reserve reports an error when too little room is left to sign safely.
+	// Reserve reports an error when too little room is left to sign safely, or a refusal of its own (*problem.Problem).
 	Reserve func() error
 	Log     logrus.FieldLogger
 	// Anchors and LogKeys are what Verify trusts.
@@ -243,6 +243,10 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		return nil, fmt.Errorf("sign: no timestamp unit for %s signatures", q.Algorithm)
 	}
 	if err := s.cfg.Reserve(); err != nil {
+		var p *problem.Problem
+		if errors.As(err, &p) {
+			return nil, p
+		}
 		return nil, problem.New(problem.DiskReserve, "存储空间低于保留值，拒绝签名 (too little room is left to sign safely)", "请管理员扩容或归档 (ask an administrator)").With(err)
 	}
 	crl, err := s.certificate(cert, q.Algorithm, reading)
