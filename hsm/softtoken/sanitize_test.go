@@ -67,7 +67,7 @@ func TestModuleReplies(t *testing.T) {
 // killed. Sanitizers watch; no signature that was answered is wrong.
 func TestModuleUnderStress(t *testing.T) {
 	t.Parallel()
-	for name, sanitizers := range map[string]string{"memory": "address,undefined", "threads": "thread"} {
+	for name, sanitizers := range map[string]string{"memory": "address,undefined", "threads": "thread", "forks": "undefined"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			exe := sanitized(t, "stress", sanitizers)
@@ -80,8 +80,10 @@ func TestModuleUnderStress(t *testing.T) {
 			generateSM2(t, p, s, "k")
 			must(t, p.Finalize())
 			env := []string{"TSAN_OPTIONS=exitcode=66 halt_on_error=1"}
-			if name == "memory" {
-				env = append(env, "FORK=1") // a child of many threads is beyond the thread sanitizer
+			// A child of many threads is beyond the thread sanitizer, and gcc 12's address sanitizer does not take its
+			// allocator's locks before a fork: the child then waits for ever for a thread that it does not have.
+			if name == "forks" {
+				env = append(env, "FORK=1")
 			}
 			done, killed := make(chan struct{}), make(chan struct{})
 			go func() {
