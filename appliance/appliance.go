@@ -235,7 +235,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		}
 	}
 	if _, err := a.saveHead(ctx); err != nil {
-		return err
+		return fmt.Errorf("journal.head 无法写入，请检查磁盘空间与权限 (cannot be written: look at free space and permissions): %w", err)
 	}
 	if newEpoch {
 		if err := os.Remove(filepath.Join(dir, "restored")); err != nil {

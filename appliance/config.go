@@ -271,6 +271,9 @@ func (c *Config) validate() error {
 	if c.Policy.MaxBodyBytes < 1<<20 || c.Policy.MaxBodyBytes > 256<<20 {
 		bad("policy.max_body_bytes", "须在 1 MiB 与 256 MiB 之间 (between 1 MiB and 256 MiB)")
 	}
+	if p := c.Policy.TSAReservePercent; p < 1 || p > 100 {
+		bad("policy.tsa_reserve_percent", "须为 1–100 (1 to 100)")
+	}
 	if c.Policy.SegmentEntries < 10 {
 		bad("policy.segment_entries", "至少 10 (at least 10)")
 	}

@@ -233,7 +233,7 @@ func (a *Appliance) birth(ctx context.Context) (*identity, map[string]*ca.Author
 }
 
 // loadTLSKey reads the listener's key, an RSA key in a file: the cipher machine's module has no PSS yet, which TLS 1.3
-// needs. (The certificates issue moves it into the cipher machine.)
+// needs.
 func loadTLSKey(dir string) (crypto.Signer, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "secrets", "tls.key"))
 	if err != nil {

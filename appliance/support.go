@@ -261,7 +261,7 @@ func (a *Appliance) reserve() error {
 const maxUnsealed = 1000
 
 // tokenReserve refuses tokens for others earlier than signatures, so that a stranger's tokens never use up the room
-// that records need (DESIGN §6).
+// that records need.
 func (a *Appliance) tokenReserve() error {
 	if err := a.reserve(); err != nil {
 		return err

@@ -31,7 +31,7 @@ type Key struct {
 }
 
 // NewKey finds the key with this label on token. With verify, each fresh signature is checked with the public key
-// before it is returned (DESIGN's policy, on by default: a fault in a cipher machine must not leave the appliance).
+// before it is returned (policy hsm.verify_fresh, on by default: a fault in a cipher machine must not leave the appliance).
 func NewKey(ctx context.Context, token Token, label string, verify bool) (*Key, error) {
 	info, err := token.FindKey(ctx, label)
 	if err != nil {

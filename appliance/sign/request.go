@@ -6,7 +6,7 @@ import (
 	"yinjian/appliance/evidence"
 )
 
-// A Request asks for one signature. See DESIGN §3 for the rules that bind its fields.
+// A Request asks for one signature. Each field says the rules that bind it; [Service.Sign] checks them all.
 type Request struct {
 	IdempotencyKey string // 1–128 visible ASCII; scope: application
 	Signer         string // staff number

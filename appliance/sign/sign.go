@@ -1,4 +1,4 @@
-// Package sign makes and judges signatures: the procedure of DESIGN §2.1 and §3.
+// Package sign makes and judges signatures: rule 1 of ARCHITECTURE.md.
 //
 // The order of [Service.Sign] is the product's promise: trust in time, disk reserve, certificate status → consent → the
 // cipher machine signs → the signature is verified → a token over the signature value → signer and certificate are looked

@@ -147,3 +147,37 @@ func TestRunFolderLost(t *testing.T) {
 	m.trusted(t)
 	m.stop(t)
 }
+
+// A projection that cannot be opened stops no signature, and says so; deleted, it is fed again from the journal.
+func TestProjectionDamaged(t *testing.T) {
+	t.Parallel()
+	dir := initAppliance(t, startTimeServer(t))
+	m := serve(t, dir)
+	m.trusted(t)
+	m.enrol(t, "D1001", "")
+	his := m.register(t, "his", "--consent", "app-asserted")
+	if _, err := his.Sign(t.Context(), "first", asserted("D1001", "first")); err != nil {
+		t.Fatal(err)
+	}
+	m.stop(t)
+	central := filepath.Join(dir, "central.db")
+	if err := os.WriteFile(central, []byte(strings.Repeat("not a database ", 1000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	m = serve(t, dir)
+	m.trusted(t)
+	if _, err := m.client(t, "his").Sign(t.Context(), "second", asserted("D1001", "second")); err != nil {
+		t.Errorf("with a damaged projection: %v", err)
+	}
+	refused(t, 1, []string{"central.db"}, "db", "compare", "--dir", dir)
+	m.stop(t)
+
+	if err := os.Remove(central); err != nil {
+		t.Fatal(err)
+	}
+	m = serve(t, dir)
+	m.trusted(t)
+	m.mustBeClean(t)
+	m.stop(t)
+}

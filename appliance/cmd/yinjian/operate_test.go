@@ -730,8 +730,16 @@ func (o *operations) diskReserve() {
 	if now := o.m.state(o.T).Journal.Entries; now != before {
 		o.Errorf("refusals have grown the journal from %d to %d", before, now)
 	}
-	o.restart(func() { configure(o.T, o.dir, func(c *appliance.Config) { c.Policy.ReserveBytes = had }) })
+	// Strangers' tokens are refused before signatures are.
+	percent := 0
+	o.restart(func() {
+		configure(o.T, o.dir, func(c *appliance.Config) {
+			percent, c.Policy.ReserveBytes, c.Policy.TSAReservePercent = c.Policy.TSAReservePercent, had, 100
+		})
+	})
+	o.stampRefused("system failure")
 	o.signs("D2", "reserve") // the same key
+	o.restart(func() { configure(o.T, o.dir, func(c *appliance.Config) { c.Policy.TSAReservePercent = percent }) })
 }
 
 func (o *operations) untrustedTime() {
