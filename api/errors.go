@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
+	"time"
 
 	"github.com/labstack/echo/v4"
 	"github.com/sirupsen/logrus"
@@ -24,44 +26,47 @@ const (
 type face struct {
 	status int
 	title  string
+	retry  wire.Retry
+	after  int // seconds of Retry-After, at least; 0 sends none
 }
 
-// faces is the one table of codes: 4xx is the caller's to change, 503 and 504 may be tried again.
+// faces is the one table of codes: what each looks like over HTTP, and what a client does about it. docs/errors.md shows
+// it, and a test holds the two together.
 var faces = map[problem.Code]face{
-	problem.InvalidRequest:      {http.StatusBadRequest, "请求有误"},
-	problem.ContentRequired:     {http.StatusUnprocessableEntity, "需要原文"},
-	problem.TooLarge:            {http.StatusRequestEntityTooLarge, "内容过大"},
-	problem.Unauthenticated:     {http.StatusUnauthorized, "身份验证失败"},
-	problem.ReplayedRequest:     {http.StatusUnauthorized, "请求重复"},
-	problem.ClockSkew:           {http.StatusUnauthorized, "请求时间超出允许范围"},
-	problem.Forbidden:           {http.StatusForbidden, "没有权限"},
-	problem.ApplicationStopped:  {http.StatusForbidden, "应用已停用"},
-	problem.SignerUnknown:       {http.StatusUnprocessableEntity, "签名人不存在"},
-	problem.SignerStopped:       {http.StatusForbidden, "签名人已停用"},
-	problem.KeyUnknown:          {http.StatusUnprocessableEntity, "没有对应算法的密钥"},
-	problem.PINWrong:            {http.StatusForbidden, "PIN 错误"},
-	problem.PINLocked:           {http.StatusForbidden, "PIN 已锁定"},
-	problem.ConsentInsufficient: {http.StatusForbidden, "授权方式不足"},
-	problem.AuthorizationBad:    {http.StatusForbidden, "授权无效"},
-	problem.AuthorizationSpent:  {http.StatusForbidden, "授权已用完"},
-	problem.IdempotencyConflict: {http.StatusConflict, "幂等键冲突"},
-	problem.NotFound:            {http.StatusNotFound, "不存在"},
-	problem.Exists:              {http.StatusConflict, "已存在"},
-	problem.CertificateUnusable: {http.StatusConflict, "证书不可用"},
-	problem.TimeUntrusted:       {http.StatusServiceUnavailable, "时间不可信"},
-	problem.JournalUnwritable:   {http.StatusServiceUnavailable, "日志不可写"},
-	problem.DiskReserve:         {http.StatusServiceUnavailable, "磁盘余量不足"},
-	problem.HSMUnavailable:      {http.StatusServiceUnavailable, "密码机不可用"},
-	problem.HSMNeedsOperator:    {http.StatusServiceUnavailable, "密码机需要人工处理"},
-	problem.RateLimited:         {http.StatusTooManyRequests, "请求过多"},
-	problem.NotReady:            {http.StatusServiceUnavailable, "尚未就绪"},
-	problem.Timeout:             {http.StatusGatewayTimeout, "处理超时"},
-	problem.Internal:            {http.StatusInternalServerError, "内部错误"},
+	problem.InvalidRequest:      {http.StatusBadRequest, "请求有误", wire.RetryNever, 0},
+	problem.ContentRequired:     {http.StatusUnprocessableEntity, "需要原文", wire.RetryNever, 0},
+	problem.TooLarge:            {http.StatusRequestEntityTooLarge, "内容过大", wire.RetryNever, 0},
+	problem.Unauthenticated:     {http.StatusUnauthorized, "身份验证失败", wire.RetryNever, 0},
+	problem.ReplayedRequest:     {http.StatusUnauthorized, "请求重复", wire.RetryResign, 0},
+	problem.ClockSkew:           {http.StatusUnauthorized, "请求时间超出允许范围", wire.RetryResign, 0},
+	problem.Forbidden:           {http.StatusForbidden, "没有权限", wire.RetryOperator, 0},
+	problem.ApplicationStopped:  {http.StatusForbidden, "应用已停用", wire.RetryOperator, 0},
+	problem.SignerUnknown:       {http.StatusUnprocessableEntity, "签名人不存在", wire.RetryOperator, 0},
+	problem.SignerStopped:       {http.StatusForbidden, "签名人已停用", wire.RetryOperator, 0},
+	problem.KeyUnknown:          {http.StatusUnprocessableEntity, "没有对应算法的密钥", wire.RetryOperator, 0},
+	problem.PINWrong:            {http.StatusForbidden, "PIN 错误", wire.RetryNever, 0},
+	problem.PINLocked:           {http.StatusForbidden, "PIN 已锁定", wire.RetryOperator, 0},
+	problem.ConsentInsufficient: {http.StatusForbidden, "授权方式不足", wire.RetryNever, 0},
+	problem.AuthorizationBad:    {http.StatusForbidden, "授权无效", wire.RetryNever, 0},
+	problem.AuthorizationSpent:  {http.StatusForbidden, "授权已用完", wire.RetryNever, 0},
+	problem.IdempotencyConflict: {http.StatusConflict, "幂等键冲突", wire.RetryNever, 0},
+	problem.NotFound:            {http.StatusNotFound, "不存在", wire.RetryNever, 0},
+	problem.Exists:              {http.StatusConflict, "已存在", wire.RetryNever, 0},
+	problem.CertificateUnusable: {http.StatusConflict, "证书不可用", wire.RetryOperator, 0},
+	problem.TimeUntrusted:       {http.StatusServiceUnavailable, "时间不可信", wire.RetryLater, 5},
+	problem.JournalUnwritable:   {http.StatusServiceUnavailable, "日志不可写", wire.RetrySameKey, 5},
+	problem.DiskReserve:         {http.StatusServiceUnavailable, "磁盘余量不足", wire.RetryLater, 30},
+	problem.HSMUnavailable:      {http.StatusServiceUnavailable, "密码机不可用", wire.RetryLater, 2},
+	problem.HSMNeedsOperator:    {http.StatusServiceUnavailable, "密码机需要人工处理", wire.RetryOperator, 0},
+	problem.RateLimited:         {http.StatusTooManyRequests, "请求过多", wire.RetryLater, 1},
+	problem.NotReady:            {http.StatusServiceUnavailable, "尚未就绪", wire.RetryLater, 1},
+	problem.Timeout:             {http.StatusGatewayTimeout, "处理超时", wire.RetrySameKey, 0},
+	problem.Internal:            {http.StatusInternalServerError, "内部错误", wire.RetrySameKey, 0},
 
-	methodNotAllowed:     {http.StatusMethodNotAllowed, "方法不支持"},
-	notAcceptable:        {http.StatusNotAcceptable, "无法提供所要的格式"},
-	unsupportedMediaType: {http.StatusUnsupportedMediaType, "内容类型不支持"},
-	requestTimeout:       {http.StatusRequestTimeout, "请求发送过慢"},
+	methodNotAllowed:     {http.StatusMethodNotAllowed, "方法不支持", wire.RetryNever, 0},
+	notAcceptable:        {http.StatusNotAcceptable, "无法提供所要的格式", wire.RetryNever, 0},
+	unsupportedMediaType: {http.StatusUnsupportedMediaType, "内容类型不支持", wire.RetryNever, 0},
+	requestTimeout:       {http.StatusRequestTimeout, "请求发送过慢", wire.RetryLater, 1},
 }
 
 const retryLater = "请稍后重试 (try again later)"
@@ -133,14 +138,15 @@ func (s *Server) fail(err error, c echo.Context) {
 	switch p.Code {
 	case problem.Unauthenticated, problem.ReplayedRequest, problem.ClockSkew:
 		h.Set(echo.HeaderWWWAuthenticate, wire.Scheme)
-	case problem.RateLimited, problem.NotReady:
-		h.Set(echo.HeaderRetryAfter, "1")
 	case problem.TooLarge, requestTimeout:
 		h.Set(echo.HeaderConnection, "close") // the rest of the body is not worth reading
 	}
+	if f.after > 0 {
+		h.Set(echo.HeaderRetryAfter, strconv.Itoa(max(f.after, int((p.After+time.Second-1)/time.Second))))
+	}
 	body := wire.Problem{
 		Type: "urn:yinjian:problem:" + string(p.Code), Title: f.title, Status: f.status, Detail: p.Detail,
-		Instance: "urn:yinjian:request:" + id, Code: string(p.Code), Field: p.Field, Next: p.Next,
+		Instance: "urn:yinjian:request:" + id, Code: string(p.Code), Field: p.Field, Next: p.Next, Retry: f.retry,
 	}
 	if p.Code == problem.PINWrong {
 		body.TriesLeft = &p.TriesLeft

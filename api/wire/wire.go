@@ -141,6 +141,18 @@ type Liveness struct {
 	Version string `json:"version"`
 }
 
+// A Retry says whether it makes sense to send a refused request again. Each time it is signed anew, with a new nonce and
+// time; POST /v1/sign keeps its Idempotency-Key, which makes every repetition safe. docs/errors.md has it for each code.
+type Retry string
+
+const (
+	RetryNever    Retry = "never"    // nothing was signed, and as it stands the request is refused again: change it
+	RetryResign   Retry = "resign"   // at once, with a new nonce and the right time
+	RetrySameKey  Retry = "same-key" // the outcome is unknown: after a pause, with the same Idempotency-Key, until it is known
+	RetryLater    Retry = "later"    // nothing was signed: after Retry-After
+	RetryOperator Retry = "operator" // nothing was signed, and nothing will be until a person has acted; then as it stands
+)
+
 // A Problem is the body of every refusal, application/problem+json (RFC 9457).
 type Problem struct {
 	Type      string `json:"type"`                 // urn:yinjian:problem:<code>
@@ -151,5 +163,6 @@ type Problem struct {
 	Code      string `json:"code"`                 // stable; programs switch on it
 	Field     string `json:"field,omitempty"`      // the field at fault: "document.id", "header.Idempotency-Key", "path.id"
 	Next      string `json:"next"`                 // what to do, Chinese first
+	Retry     Retry  `json:"retry"`                // what to do, for programs
 	TriesLeft *int   `json:"tries_left,omitempty"` // with pin_wrong
 }

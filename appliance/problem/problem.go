@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -54,7 +55,8 @@ type Problem struct {
 	Field  string // the request's field at fault, if one is: "authorization.id"
 	// TriesLeft is set with PINWrong.
 	TriesLeft int
-	Err       error // cause, for the log only
+	After     time.Duration // with RateLimited, if it is known: sooner it would be refused again
+	Err       error         // cause, for the log only
 }
 
 func (p *Problem) Error() string {
