@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -276,6 +277,13 @@ func TestListenAdmin(t *testing.T) {
 	// A killed process leaves its socket behind.
 	ln.(interface{ SetUnlinkOnClose(bool) }).SetUnlinkOnClose(false)
 	ln.Close()
+	for { // a program that another test starts at this moment holds the socket, too, until it is executed
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			break
+		}
+		c.Close()
+	}
 	ln, err = api.ListenAdmin(path)
 	if err != nil {
 		t.Fatalf("after a killed process: %v", err)
