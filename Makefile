@@ -27,10 +27,10 @@ test-long: ## the same under the race detector, longer fault injection, and each
 	YINJIAN_LONG=1 $(GO) test -race -timeout 90m ./...
 	packaging/dev/fuzz.sh 30s
 
-bench: ## ratios measured in one run: ours against the raw token
+bench: ## ratios measured in one run, and where the time goes: bench/results, bench/PROFILE.md
 	@packaging/dev/deps.sh demo
 	@$(MAKE) --no-print-directory build
-	build/yinjian bench --dir out/bench
+	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench --dir out/bench --results bench/results --profile 5s
 
 lint:
 	@packaging/dev/lint.sh

@@ -9,196 +9,204 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"yinjian/api/client"
 	"yinjian/api/wire"
-	"yinjian/appliance"
 	"yinjian/appliance/account"
 	"yinjian/appliance/evidence"
 	"yinjian/hsm"
-	"yinjian/hsm/pkcs11"
 	"yinjian/ntp/sysclock"
-	"yinjian/tsa"
 )
 
-const benchText = `每一轮依次测量各项，共 7 轮，交错进行；给出中位数、范围与对原始密码运算的比值。
-Each round measures every case once, 7 rounds, interleaved; the table gives medians, ranges and ratios.
+const benchText = `每一轮依次测量各项，各轮交错进行；给出中位数、范围与比值。客户端、设备与软件密码机共用本机处理器；小于 15 % 的差别不作结论。
+Each round measures every case once, rounds are interleaved; medians, ranges and ratios are given. Client, appliance and
+software cipher machine share this machine's processors; differences under 15 % say nothing. Every ratio is taken within
+a round, then the median of the rounds; a floor holds or fails by that median.
 
-  raw       C_Sign of SM2 e through PKCS#11, in this process, on the staff token       (the denominator)
-  sign      POST /v1/sign, SM2 raw, 2 KiB content, no stamp: TLS 1.3 kept alive, HMAC-SM3, consent, verified fresh
-            signature, journal entry on disk before the reply
-  stamped   the same with a timestamp token over the signature (two signatures in the cipher machine for each)
-  token     POST /tsa/sm2, plain HTTP, SM3 imprint, one journal entry on disk each
+payload   2 KiB of random content; SM2 with SM3, raw form; document fields and consent (app-asserted) of usual length
+TLS       1.3, AES-128-GCM, kept alive, one connection for each client; every request has its own HMAC-SM3
+durable   the journal's entry is on disk (fsync) before the reply; many requests share one transaction and one fsync
+stamped   a timestamp token over the signature value goes into the same entry: two signatures in the cipher machine each
 
-Client, appliance and cipher machine share this machine's processors; differences under 15 % say nothing.`
+  (a) numerator    csign       C_Sign of SM2 e through worker process, PKCS#11 module and socket, 16 goroutines, not verified
+      denominator  gmsm        the same signature by gmsm's sm2.SignASN1 in this process, 16 goroutines          floor 0.15
+  (b) numerator    sign        POST /v1/sign over TLS at 64 clients, no stamp, verify-after-sign on              floor 0.30
+                   stamped     the same with a stamp                                                             floor 0.18
+      denominator  csign       as above
+  (c) numerator    raw-cpu     processor time of one sm2.SignASN1 in this process, one goroutine
+      denominator  token       processor time of one token in this process: DER request to DER response, key in memory,
+                               clock and serials of constant cost, no journal, verify-after-sign off             floor 0.33
+                   token-verified  the same with verify-after-sign on (no floor: the check alone costs more than the signature)
+  (d)              journal     ms a record: audit.Journal over SQLite alone, 512 drafts in flight, entries as a signature
+                               without stamp makes them, sealed in this process                                  floor 0.030 ms
+                   fsync       beside it: 4 KiB appended and fsynced in the same folder, one after the other
+
+  sign-1, stamped-1  one client, one connection: latency`
+
+// Options of one measurement.
+type benchOptions struct {
+	folder, results string
+	rounds          int
+	each            time.Duration
+	profile         time.Duration // of each profiled load; 0: none
+}
 
 // benchCommand measures; the Makefile's bench calls it. It is no command for a hospital.
 func benchCommand() *cobra.Command {
-	var dir string
-	var seconds float64
+	var o benchOptions
+	var attach bool
 	c := &cobra.Command{
 		Use: "bench --dir DIR", Hidden: true, Short: "测量 (measure ratios in one run)", Long: benchText, Args: exactArgs(0),
-		RunE: func(c *cobra.Command, _ []string) error {
-			abs, err := filepath.Abs(dir)
-			if err != nil {
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			if o.rounds < 1 || o.each <= 0 {
+				return usageError{errors.New("--rounds 与 --each 须为正 (must be positive)")}
+			}
+			if o.folder, err = filepath.Abs(o.folder); err != nil {
 				return err
 			}
-			return runBench(c.Context(), abs, time.Duration(seconds*float64(time.Second)))
+			return runBench(c.Context(), o, attach)
 		},
 	}
-	c.Flags().StringVar(&dir, "dir", "out/bench", "目录，每次重建 (folder, made anew)")
-	c.Flags().Float64Var(&seconds, "seconds", 1, "每项每轮秒数 (seconds of each case in each round)")
+	f := c.Flags()
+	f.StringVar(&o.folder, "dir", "out/bench", "目录，每次重建 (folder, made anew)")
+	f.StringVar(&o.results, "results", "", "结果目录：bench.md、bench.json (folder for the results)")
+	f.IntVar(&o.rounds, "rounds", 7, "轮数 (rounds)")
+	f.DurationVar(&o.each, "each", 800*time.Millisecond, "每项每轮时长 (time of each case in each round)")
+	f.DurationVar(&o.profile, "profile", 0, "另测处理器剖面的时长，需要 go (also profile the appliance under load for so long; needs go)")
+	f.BoolVar(&attach, "attach", false, "测量在 DIR 中运行的设备，不新建 (measure the appliance that runs in DIR)")
 	return c
 }
 
-type benchCase struct {
-	name  string
-	conns int
-	op    func(ctx context.Context) error
-	rates []float64
-}
-
-func runBench(ctx context.Context, dir string, each time.Duration) (err error) {
+func runBench(ctx context.Context, o benchOptions, attach bool) (err error) {
 	clock, err := sysclock.Open()
 	if err != nil {
 		return err
 	}
-	d := &demo{dir: dir, clock: clock, begun: clock.Monotonic()}
-	if err := d.fresh(ctx); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, d.stopServer()) }()
-	if err := d.startServer(ctx); err != nil {
-		return err
-	}
-	if err := d.register(ctx); err != nil {
-		return explain(err)
-	}
-	unstamped, err := d.open(ctx, "bench-none", "测量", "本部", account.StampNone, string(evidence.AppAsserted))
-	if err != nil {
-		return explain(err)
-	}
-	label, err := d.signerKey(ctx)
-	if err != nil {
-		return err
-	}
-	pin, err := appliance.ReadSecret(filepath.Join(dir, "secrets", "staff.pin"))
-	if err != nil {
-		return err
-	}
-	module, err := defaultModule()
-	if err != nil {
-		return err
-	}
-	token, err := pkcs11.Open(ctx, pkcs11.Config{
-		Module: module, ModuleArgs: "socket='" + appliance.SofttokenSocket(dir) + "'", TokenLabel: "yinjian-staff", PIN: pin,
-		Profile: pkcs11.Neutral, MaxSessions: 16, Log: newLog(logrus.WarnLevel),
-	})
-	if err != nil {
-		return err
-	}
-	defer token.Close()
-
-	content := make([]byte, 2048)
-	if _, err := rand.Read(content); err != nil {
-		return err
-	}
-	var n atomic.Int64
-	run := time.Now().UnixNano() // interval: only makes keys of this run differ from another's
-	signWith := func(c *client.Client) func(context.Context) error {
-		return func(ctx context.Context) error {
-			_, err := c.Sign(ctx, fmt.Sprintf("bench-%d-%d", run, n.Add(1)), &wire.SignRequest{
-				Signer: "D10023", Algorithm: "SM2", Form: "raw", Content: content, Role: "主治医师",
-				Document: wire.Document{ID: "B1", Type: "bench", MediaType: "application/octet-stream"},
-				Consent:  wire.Consent{Method: string(evidence.AppAsserted), Assertion: "测量 bench"},
-			})
+	d := &demo{dir: o.folder, clock: clock, begun: clock.Monotonic()}
+	if attach {
+		err = d.attach()
+	} else {
+		if err := d.fresh(ctx); err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, d.stopServer()) }()
+		err = d.startServer(ctx, "--profile", filepath.Join(o.folder, "serve"))
 	}
-	imprint := tsa.ImprintOf(content)
-	query, err := (&tsa.Request{Imprint: imprint, CertReq: true}).Bytes()
 	if err != nil {
 		return err
 	}
-	ops := []struct {
-		name string
-		op   func(context.Context) error
-	}{
-		{"raw", func(ctx context.Context) error {
-			_, err := token.Do(ctx, label, hsm.SignSM2E, content[:32])
-			return err
-		}},
-		{"sign", signWith(unstamped)},
-		{"stamped", signWith(d.emr)},
-		{"token", func(ctx context.Context) error {
-			reply, err := client.StampPlain(ctx, d.ends.TSASM2, query)
-			if err != nil {
-				return err
-			}
-			r, err := tsa.ParseResponse(reply)
-			if err == nil {
-				err = r.Err()
-			}
-			return err
-		}},
-	}
-	var cases []*benchCase
-	for _, conns := range []int{1, 16} {
-		for _, o := range ops {
-			cases = append(cases, &benchCase{name: o.name, conns: conns, op: o.op})
-		}
+	b := &bench{benchOptions: o, demo: d}
+	defer b.close()
+	if err := b.prepare(ctx); err != nil {
+		return explain(err)
 	}
 	fmt.Println(benchText)
 	fmt.Println()
-	const rounds = 7
-	for round := range rounds {
-		for _, c := range cases {
-			rate, err := c.measure(ctx, each)
-			if err != nil {
-				return fmt.Errorf("%s, %d connections: %w", c.name, c.conns, explain(err))
+	for round := range o.rounds {
+		for _, c := range b.cases {
+			if err := b.measure(ctx, c); err != nil {
+				return fmt.Errorf("%s: %w", c.Name, explain(err))
 			}
-			c.rates = append(c.rates, rate)
 		}
-		fmt.Printf("\r第 %d/%d 轮 round", round+1, rounds)
+		fmt.Printf("\r第 %d/%d 轮 round", round+1, o.rounds)
 	}
-	fmt.Printf("\n\n| case | connections | ops/s median | min – max | ratio to raw (median of rounds) |\n| --- | ---: | ---: | ---: | ---: |\n")
-	for _, c := range cases {
-		raw := cases[0]
-		if c.conns != raw.conns {
-			raw = cases[len(ops)]
+	fmt.Println()
+	if o.profile > 0 {
+		if err := b.profiles(ctx); err != nil {
+			return err
 		}
-		ratios := make([]float64, rounds)
-		for i := range ratios {
-			ratios[i] = c.rates[i] / raw.rates[i]
-		}
-		fmt.Printf("| %s | %d | %.0f | %.0f – %.0f | %.3f |\n", c.name, c.conns, median(c.rates), slices.Min(c.rates), slices.Max(c.rates), median(ratios))
 	}
+	return b.report()
+}
+
+// A bench is one measurement of one appliance.
+type bench struct {
+	benchOptions
+	*demo
+	cases     []*benchCase
+	byName    map[string]*benchCase
+	own       map[int]string // processes of ours, by pid
+	appliance int            // its pid
+	closers   []func() error
+	profiled  []profileTable
+}
+
+func (b *bench) close() {
+	for i := len(b.closers) - 1; i >= 0; i-- {
+		_ = b.closers[i]() // what was measured is said already
+	}
+}
+
+// A benchCase is one thing that is measured.
+type benchCase struct {
+	Name    string   `json:"name"`
+	Conns   int      `json:"goroutines"`
+	Samples []sample `json:"samples"`
+	op      func(ctx context.Context, client int) error
+	journal bool // leaves entries that the appliance ships
+}
+
+// A sample is one case in one round.
+type sample struct {
+	Ops     int64              `json:"ops"`
+	Seconds float64            `json:"seconds"`
+	CPU     map[string]float64 `json:"cpu_seconds"` // by role; until the projection has caught up, too
+	Others  float64            `json:"other_cores"` // processors that others kept busy
+	Lag     uint64             `json:"lag"`         // entries that the projection was behind at the end
+}
+
+func (s sample) rate() float64 { return float64(s.Ops) / s.Seconds }
+
+// cpu is processor seconds of one operation.
+func (s sample) cpu(role string) float64 { return s.CPU[role] / float64(s.Ops) }
+
+// measure runs the case on its goroutines for about each.
+func (b *bench) measure(ctx context.Context, c *benchCase) error {
+	before, err := b.processors()
+	if err != nil {
+		return err
+	}
+	s := sample{CPU: map[string]float64{}}
+	begun := time.Now() // interval
+	if s.Ops, err = c.run(ctx, b.each); err != nil {
+		return err
+	}
+	s.Seconds = time.Since(begun).Seconds()
+	if c.journal {
+		if s.Lag, err = b.shipped(ctx); err != nil {
+			return err
+		}
+	}
+	after, err := b.processors()
+	if err != nil {
+		return err
+	}
+	busy := after.busy - before.busy
+	for role, used := range after.roles {
+		s.CPU[role] = used - before.roles[role]
+		busy -= s.CPU[role]
+	}
+	s.Others = max(busy, 0) / time.Since(begun).Seconds()
+	c.Samples = append(c.Samples, s)
 	return nil
 }
 
-func median(v []float64) float64 {
-	s := slices.Sorted(slices.Values(v))
-	return s[len(s)/2]
-}
-
-// measure runs the operation on conns goroutines for about each and answers operations a second.
-func (c *benchCase) measure(ctx context.Context, each time.Duration) (float64, error) {
+// run calls the operation on each goroutine for about each and answers how often it came back.
+func (c *benchCase) run(ctx context.Context, each time.Duration) (int64, error) {
 	begun := time.Now() // interval
 	var done atomic.Int64
 	var failed atomic.Pointer[error]
 	var wg sync.WaitGroup
-	for range c.conns {
+	for client := range c.Conns {
 		wg.Go(func() {
 			for time.Since(begun) < each && failed.Load() == nil {
-				if err := c.op(ctx); err != nil {
+				if err := c.op(ctx, client); err != nil {
 					failed.CompareAndSwap(nil, &err)
 					return
 				}
@@ -210,7 +218,122 @@ func (c *benchCase) measure(ctx context.Context, each time.Duration) (float64, e
 	if err := failed.Load(); err != nil {
 		return 0, *err
 	}
-	return float64(done.Load()) / time.Since(begun).Seconds(), nil
+	return done.Load(), nil
+}
+
+// shipped waits until the projection has caught up, and answers how far it was behind at first.
+func (b *bench) shipped(ctx context.Context) (uint64, error) {
+	var first uint64
+	for try := 0; ; try++ {
+		answer, err := b.admin.State(ctx)
+		if err != nil {
+			return 0, err
+		}
+		var s struct{ Projection struct{ Lag uint64 } }
+		if err := json.Unmarshal(answer, &s); err != nil {
+			return 0, err
+		}
+		if try == 0 {
+			first = s.Projection.Lag
+		}
+		if s.Projection.Lag == 0 {
+			return first, nil
+		}
+		if try == 1000 {
+			return 0, errors.New("the projection does not catch up")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// benchApps is how many applications the clients are divided among: each has a rate limit and a share of its own.
+const benchApps = 8
+
+// prepare registers applications and the signer, and lists the cases.
+func (b *bench) prepare(ctx context.Context) error {
+	if err := b.register(ctx); err != nil {
+		return err
+	}
+	plain, stamped := make([]*client.Client, benchApps), make([]*client.Client, benchApps)
+	for i := range benchApps {
+		for clients, stamp := range map[*[]*client.Client]string{&plain: account.StampNone, &stamped: account.StampRequired} {
+			c, err := b.open(ctx, fmt.Sprintf("bench-%s-%d", stamp, i), "测量", "本部", stamp, string(evidence.AppAsserted))
+			if err != nil {
+				return err
+			}
+			(*clients)[i] = c
+		}
+	}
+	content := make([]byte, 2048)
+	if _, err := rand.Read(content); err != nil {
+		return err
+	}
+	var n atomic.Int64
+	run := time.Now().UnixNano() // interval: only makes keys of this run differ from another's
+	sign := func(clients []*client.Client) func(context.Context, int) error {
+		return func(ctx context.Context, i int) error {
+			_, err := clients[i%benchApps].Sign(ctx, fmt.Sprintf("bench-%d-%d", run, n.Add(1)), &wire.SignRequest{
+				Signer: "D10023", Algorithm: "SM2", Form: "raw", Content: content, Role: "主治医师",
+				Document: wire.Document{ID: "ZY20261118000731", Type: "discharge-summary", MediaType: "application/octet-stream"},
+				Consent:  wire.Consent{Method: string(evidence.AppAsserted), Assertion: "测量 bench"},
+			})
+			return err
+		}
+	}
+	b.byName = map[string]*benchCase{}
+	add := func(name string, conns int, journal bool, op func(context.Context, int) error) {
+		c := &benchCase{Name: name, Conns: conns, op: op, journal: journal}
+		b.cases = append(b.cases, c)
+		b.byName[name] = c
+	}
+	raw, err := rawSign()
+	if err != nil {
+		return err
+	}
+	csign, err := b.workerSign(ctx)
+	if err != nil {
+		return err
+	}
+	journal, fsync, err := b.journalAlone(ctx)
+	if err != nil {
+		return err
+	}
+	add("gmsm", 16, false, raw)
+	add("csign", 16, false, csign)
+	add("sign", 64, true, sign(plain))
+	add("stamped", 64, true, sign(stamped))
+	add("sign-1", 1, true, sign(plain))
+	add("stamped-1", 1, true, sign(stamped))
+	add("raw-cpu", 1, false, raw)
+	for _, verify := range []bool{false, true} {
+		name := map[bool]string{false: "token", true: "token-verified"}[verify]
+		op, err := tokenInProcess(ctx, verify)
+		if err != nil {
+			return err
+		}
+		add(name, 1, false, op)
+	}
+	add("journal", 512, false, journal)
+	add("fsync", 1, false, fsync)
+	for _, c := range b.cases { // connections, statements and caches are there before the first round
+		if _, err := c.run(ctx, b.each/4); err != nil {
+			return fmt.Errorf("%s: %w", c.Name, err)
+		}
+	}
+	_, err = b.shipped(ctx)
+	return err
+}
+
+// attach finds the appliance that runs in the folder.
+func (d *demo) attach() error {
+	b, err := os.ReadFile(filepath.Join(d.dir, "endpoints.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &d.ends)
+	}
+	if err == nil {
+		d.admin = client.NewAdmin(d.ends.Admin)
+	}
+	return err
 }
 
 // signerKey is the label of the doctor's SM2 key.

@@ -222,7 +222,7 @@ func (d *demo) write(name string, data []byte) error {
 	return os.WriteFile(filepath.Join(d.dir, name), data, 0o644)
 }
 
-func (d *demo) startServer(ctx context.Context) error {
+func (d *demo) startServer(ctx context.Context, more ...string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -230,7 +230,7 @@ func (d *demo) startServer(ctx context.Context) error {
 	if d.serveLog, err = os.Create(filepath.Join(d.dir, "serve.log")); err != nil {
 		return err
 	}
-	d.server = exec.Command(self, "serve", "--dir", d.dir)
+	d.server = exec.Command(self, append([]string{"serve", "--dir", d.dir}, more...)...)
 	d.server.Stdout, d.server.Stderr = d.serveLog, d.serveLog
 	// A group of its own, so that Ctrl-C here stops it in order; and it does not outlive us: main's goroutine, which
 	// starts it, keeps its thread, whose end is what the kernel tells.

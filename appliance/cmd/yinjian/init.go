@@ -241,7 +241,7 @@ func provision(ctx context.Context, dir, module string) (err error) {
 }
 
 func serveCommand() *cobra.Command {
-	var dir string
+	var dir, profile string
 	var verbose bool
 	c := &cobra.Command{
 		Use:   "serve --dir DIR",
@@ -252,11 +252,17 @@ func serveCommand() *cobra.Command {
 			if verbose {
 				level = logrus.DebugLevel
 			}
-			return serve(c.Context(), dir, newLog(level))
+			log := newLog(level)
+			if profile != "" {
+				go profileOnSignal(c.Context(), profile+"-cpu.prof", log)
+			}
+			return serve(c.Context(), dir, log)
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", "设备目录 (folder)")
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "调试日志 (debug log)")
+	c.Flags().StringVar(&profile, "profile", "", "测量用：SIGUSR1 开始与结束处理器剖面 (for bench: SIGUSR1 begins and ends a processor profile)")
+	_ = c.Flags().MarkHidden("profile")
 	_ = c.MarkFlagRequired("dir")
 	return c
 }

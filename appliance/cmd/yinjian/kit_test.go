@@ -263,8 +263,8 @@ type machine struct {
 
 var logNumber atomic.Int32
 
-// launch starts serve and does not wait for it.
-func launch(t *testing.T, dir string) *machine {
+// launch starts serve, with more arguments if there are any, and does not wait for it.
+func launch(t *testing.T, dir string, more ...string) *machine {
 	t.Helper()
 	m := &machine{dir: dir, ended: make(chan struct{}), log: fmt.Sprintf("%s-%d.log", dir, logNumber.Add(1))}
 	_ = os.Remove(filepath.Join(dir, "endpoints.json")) // what a killed one left says nothing about this one
@@ -273,7 +273,7 @@ func launch(t *testing.T, dir string) *machine {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	m.cmd = exec.Command(built.binary, "serve", "--dir", dir)
+	m.cmd = exec.Command(built.binary, append([]string{"serve", "--dir", dir}, more...)...)
 	m.cmd.Stdout, m.cmd.Stderr = out, out
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL} // nothing outlives a test that was cut off
 	if err := m.cmd.Start(); err != nil {
@@ -306,9 +306,9 @@ func lastLines(b []byte, n int) string {
 }
 
 // serve starts serve and waits until it is ready.
-func serve(t *testing.T, dir string) *machine {
+func serve(t *testing.T, dir string, more ...string) *machine {
 	t.Helper()
-	m := launch(t, dir)
+	m := launch(t, dir, more...)
 	m.await(t)
 	return m
 }

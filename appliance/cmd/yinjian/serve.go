@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/pprof"
 	"syscall"
 
 	"github.com/sirupsen/logrus"
@@ -66,6 +67,36 @@ func serve(ctx context.Context, dir string, log *logrus.Logger) error {
 		_ = os.Remove(ready)
 	}
 	return err
+}
+
+// profileOnSignal begins a processor profile at SIGUSR1 and writes it to file at the next.
+func profileOnSignal(ctx context.Context, file string, log *logrus.Logger) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	defer signal.Stop(signals)
+	next := func() bool {
+		select {
+		case <-signals:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	for next() {
+		f, err := os.Create(file + ".new")
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
+		}
+		if err != nil {
+			log.WithError(err).Error("no profile")
+			return
+		}
+		next()
+		pprof.StopCPUProfile()
+		if err := errors.Join(f.Close(), os.Rename(f.Name(), file)); err != nil {
+			log.WithError(err).Error("no profile")
+		}
+	}
 }
 
 func credentialFiles(dir string) map[string]string {

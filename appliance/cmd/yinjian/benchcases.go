@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/emmansun/gmsm/sm2"
+	"github.com/emmansun/gmsm/sm3"
+	"github.com/emmansun/gmsm/smx509"
+	"github.com/sirupsen/logrus"
+
+	"yinjian/appliance"
+	"yinjian/appliance/audit"
+	"yinjian/appliance/pki"
+	"yinjian/appliance/pki/ca"
+	"yinjian/dbdriver/sqlite"
+	"yinjian/hsm"
+	"yinjian/hsm/pkcs11"
+	"yinjian/hsm/worker"
+	"yinjian/ntp"
+	"yinjian/tsa"
+)
+
+// The cases of bench that run in its own process.
+
+// rawSign is gmsm's signature over e, nothing else.
+func rawSign() (func(context.Context, int) error, error) {
+	key, err := sm2.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	e := sm3.Sum(nil)
+	return func(context.Context, int) error {
+		_, err := sm2.SignASN1(rand.Reader, key, e[:], nil)
+		return err
+	}, nil
+}
+
+// workerSign is C_Sign as the appliance calls it, by a worker of our own on the appliance's staff token.
+func (b *bench) workerSign(ctx context.Context) (func(context.Context, int) error, error) {
+	label, err := b.signerKey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pin, err := appliance.ReadSecret(filepath.Join(b.dir, "secrets", "staff.pin"))
+	if err != nil {
+		return nil, err
+	}
+	defer clear(pin)
+	module, err := defaultModule()
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	w, err := worker.Start(worker.Config{
+		Command: []string{self, "worker"}, Class: hsm.Staff, Log: newLog(logrus.WarnLevel),
+		Params: worker.StartParams{
+			Module: module, ModuleArgs: "socket='" + appliance.SofttokenSocket(b.dir) + "'", TokenLabel: "yinjian-staff", PIN: pin,
+			Profile: pkcs11.Neutral.Name, MaxSessions: 16,
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.closers = append(b.closers, w.Close)
+	if s := w.State(); s.Phase != worker.Ready {
+		return nil, fmt.Errorf("the worker is not ready: %w", s.LastError)
+	}
+	b.own = map[int]string{os.Getpid(): roleClient, w.State().PID: "worker bench"}
+	e := sm3.Sum(nil)
+	return func(ctx context.Context, _ int) error {
+		_, err := w.Do(ctx, label, hsm.SignSM2E, e[:])
+		return err
+	}, nil
+}
+
+// memoryToken signs with one SM2 key in this process.
+type memoryToken struct {
+	hsm.Token // nothing else is called
+	key       *sm2.PrivateKey
+}
+
+func (t memoryToken) Do(_ context.Context, _ string, _ hsm.Operation, e []byte) ([]byte, error) {
+	return sm2.SignASN1(rand.Reader, t.key, e, nil)
+}
+
+// constantClock is always trusted: this machine's time, with a bound of a millisecond.
+type constantClock struct{ at time.Time }
+
+func (c constantClock) Now() ntp.Reading {
+	return ntp.Reading{Time: c.at, Bound: time.Millisecond, State: ntp.Trusted, Provenance: "bench"}
+}
+
+// benchTime is inside the validity of the certificates that tokenInProcess makes.
+var benchTime = time.Date(2026, 11, 18, 8, 0, 0, 0, time.UTC)
+
+// countedSerials hands out numbers as long as the appliance's.
+type countedSerials struct{ n atomic.Int64 }
+
+func (s *countedSerials) Next(context.Context) (*big.Int, error) {
+	return new(big.Int).Add(new(big.Int).Lsh(big.NewInt(1), 158), big.NewInt(s.n.Add(1))), nil
+}
+
+// noRecorder lets tokens go unrecorded.
+type noRecorder struct{}
+
+func (noRecorder) RecordToken(context.Context, *tsa.Token) error { return nil }
+
+func tokenInProcess(ctx context.Context, verify bool) (func(context.Context, int) error, error) {
+	serials := &countedSerials{}
+	root, err := sm2.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	c := ca.Config{Signer: root, Serials: serials.Next}
+	authority, err := ca.New(c)
+	if err != nil {
+		return nil, err
+	}
+	name := pkix.Name{Country: []string{"CN"}, Organization: []string{"本部"}, CommonName: "bench"}
+	if c.Certificate, err = authority.SelfSign(ctx, name, benchTime.AddDate(-1, 0, 0), benchTime.AddDate(9, 0, 0)); err != nil {
+		return nil, err
+	}
+	if authority, err = ca.New(c); err != nil {
+		return nil, err
+	}
+	secret, err := sm2.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := authority.Issue(ctx, ca.Request{
+		Profile: ca.TSA, Subject: name, PublicKey: crypto.PublicKey(&secret.PublicKey), NotBefore: benchTime.AddDate(0, -1, 0), NotAfter: benchTime.AddDate(5, 0, 0),
+	})
+	if err != nil {
+		return nil, err
+	}
+	key, err := hsm.KeyOf(memoryToken{key: secret}, hsm.KeyInfo{Label: "bench", Algorithm: hsm.SM2, Public: &secret.PublicKey}, verify)
+	if err != nil {
+		return nil, err
+	}
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	unit, err := tsa.New(tsa.Config{
+		Name: "bench", Policy: pki.OIDPolicyTSASM2, Accuracy: time.Second, Signer: key, Chain: []*smx509.Certificate{cert, authority.Certificate()},
+		Clock: constantClock{benchTime}, Serials: serials, Recorder: noRecorder{}, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	query, err := (&tsa.Request{Imprint: tsa.ImprintOf([]byte("bench")), Nonce: big.NewInt(1 << 62), CertReq: true}).Bytes()
+	if err != nil {
+		return nil, err
+	}
+	answer, err := tsa.ParseResponse(unit.Respond(ctx, query))
+	if err == nil {
+		err = answer.Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	granted := len(unit.Respond(ctx, query))
+	return func(ctx context.Context, _ int) error {
+		if reply := unit.Respond(ctx, query); len(reply) < granted-8 { // r and s vary by a few bytes
+			return errors.New("no token was granted")
+		}
+		return nil
+	}, nil
+}
+
+// memoryMAC is HMAC-SM3 with a key in this process.
+type memoryMAC []byte
+
+func (k memoryMAC) MAC(_ context.Context, data []byte) ([]byte, error) {
+	h := hmac.New(sm3.New, k)
+	h.Write(data)
+	return h.Sum(nil), nil
+}
+
+// journalAlone is the journal over SQLite with nothing around it, and fsync on the same file system.
+func (b *bench) journalAlone(ctx context.Context) (appendOne, fsync func(context.Context, int) error, err error) {
+	dir := filepath.Join(b.dir, "journal-alone")
+	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: dir})
+	if err != nil {
+		return nil, nil, err
+	}
+	b.closers = append(b.closers, store.Close)
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	j, err := audit.Open(ctx, audit.Config{Store: store, Node: "bench", Clock: constantClock{benchTime}, Log: log, Sealer: memoryMAC("bench")})
+	if err != nil {
+		return nil, nil, err
+	}
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	go func() { ended <- j.Run(run) }()
+	b.closers = append(b.closers, func() error { stop(); return <-ended })
+	f, err := os.Create(filepath.Join(dir, "fsync"))
+	if err != nil {
+		return nil, nil, err
+	}
+	b.closers = append(b.closers, f.Close)
+	certificate, chain, crl := make([]byte, 800), make([]byte, 700), make([]byte, 400)
+	for _, p := range [][]byte{certificate, chain, crl} {
+		if _, err := rand.Read(p); err != nil {
+			return nil, nil, err
+		}
+	}
+	appendOne = func(ctx context.Context, _ int) error {
+		_, err := j.Append(ctx, benchDraft(certificate, chain, crl))
+		return err
+	}
+	page := make([]byte, 4096)
+	fsync = func(context.Context, int) error {
+		if _, err := f.Write(page); err != nil {
+			return err
+		}
+		return f.Sync()
+	}
+	return appendOne, fsync, nil
+}
+
+// benchDraft is shaped as that of a signature without stamp: the certificates and the CRL repeat, the rest is new.
+func benchDraft(certificate, chain, crl []byte) audit.Draft {
+	var fresh [32 + 71 + 420]byte
+	rand.Read(fresh[:]) // never fails (crypto/rand)
+	hash := audit.Octets(fresh[32:64])
+	return audit.Draft{
+		Kind: "sign", Actor: "application/bench", Object: "D10023", Ref: fresh[:32], Unique: true,
+		Fields: []audit.Field{
+			{Name: "algorithm", Value: audit.Text("SM2")}, {Name: "application", Value: audit.Text("bench")},
+			{Name: "campus", Value: audit.Text("本部")}, {Name: "certificate.sm3", Value: hash}, {Name: "consent.level", Value: audit.Int(1)},
+			{Name: "consent.method", Value: audit.Text("app-asserted")}, {Name: "consent.sm3", Value: hash},
+			{Name: "department", Value: audit.Text("胸外科")}, {Name: "detached", Value: audit.Bool(true)},
+			{Name: "digest.algorithm", Value: audit.Text("SM3")}, {Name: "digest.value", Value: hash},
+			{Name: "document.id", Value: audit.Text("ZY20261118000731")}, {Name: "document.media_type", Value: audit.Text("application/octet-stream")},
+			{Name: "document.size", Value: audit.Int(2048)}, {Name: "document.type", Value: audit.Text("discharge-summary")},
+			{Name: "form", Value: audit.Text("raw")}, {Name: "request.sm3", Value: hash}, {Name: "role", Value: audit.Text("主治医师")},
+			{Name: "signer", Value: audit.Text("D10023")}, {Name: "stamp", Value: audit.Text("none")}, {Name: "test", Value: audit.Bool(false)},
+			{Name: "time.bound_us", Value: audit.Int(1000)}, {Name: "time.provenance", Value: audit.Text("rack(evaluation-feed), min_sources=1")},
+		},
+		Payloads: []audit.Attachment{
+			{Name: "authorization", MediaType: "application/json", Data: fresh[103:]},
+			{Name: "certificate.0", MediaType: "application/pkix-cert", Data: certificate},
+			{Name: "certificate.1", MediaType: "application/pkix-cert", Data: chain},
+			{Name: "crl.0", MediaType: "application/pkix-crl", Data: crl},
+			{Name: "signature", MediaType: "application/octet-stream", Data: fresh[32:103]},
+		},
+	}
+}

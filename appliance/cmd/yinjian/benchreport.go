@@ -1,0 +1,479 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"yinjian/hsm"
+)
+
+// Roles of processes in the results. Workers are "worker" and their slot's class.
+const (
+	roleClient    = "client"
+	roleAppliance = "appliance"
+	roleSofttoken = "softtoken"
+)
+
+// ticks is the unit of /proc/*/stat's times on every Linux that Go runs on (USER_HZ).
+const ticks = 100
+
+// A processorTime is what processes have used so far, in seconds.
+type processorTime struct {
+	roles map[string]float64
+	busy  float64 // of all processes of the machine
+}
+
+// processors reads the processor times of all processes that take part. The client's is exact, the others' are in
+// ticks of 10 ms.
+func (b *bench) processors() (processorTime, error) {
+	p := processorTime{roles: map[string]float64{}}
+	roles, err := b.processes()
+	if err != nil {
+		return p, err
+	}
+	for pid, role := range roles {
+		stat, err := readStat(pid)
+		if err != nil {
+			return p, err
+		}
+		p.roles[role] += stat.used
+	}
+	var own syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &own); err != nil {
+		return p, err
+	}
+	p.roles[roleClient] = time.Duration(own.Utime.Nano() + own.Stime.Nano()).Seconds()
+	all, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return p, err
+	}
+	line, _, _ := strings.Cut(string(all), "\n")
+	for i, field := range strings.Fields(line)[1:] {
+		if n, err := strconv.ParseFloat(field, 64); err == nil && i != 3 && i != 4 && i < 8 { // idle, iowait; guest is in user
+			p.busy += n / ticks
+		}
+	}
+	return p, nil
+}
+
+// processes lists the appliance's processes and ours, by pid.
+func (b *bench) processes() (map[int]string, error) {
+	answer, err := b.admin.State(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	var state struct {
+		HSM map[string]struct{ PID int }
+	}
+	if err := json.Unmarshal(answer, &state); err != nil {
+		return nil, err
+	}
+	roles := map[int]string{}
+	for pid, role := range b.own {
+		roles[pid] = role
+	}
+	for class, slot := range state.HSM {
+		roles[slot.PID] = "worker " + class
+	}
+	staff, err := readStat(state.HSM[string(hsm.Staff)].PID)
+	if err != nil {
+		return nil, err
+	}
+	b.appliance = staff.parent
+	roles[b.appliance] = roleAppliance
+	all, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range all {
+		pid, _ := strconv.Atoi(filepath.Base(dir)) // digits, or 0, which is nobody
+		stat, err := readStat(pid)
+		if err != nil || stat.parent != b.appliance {
+			continue // gone meanwhile
+		}
+		if line, err := os.ReadFile(filepath.Join(dir, "cmdline")); err == nil && bytes.Contains(line, []byte("\x00softtoken\x00")) {
+			roles[pid] = roleSofttoken
+		}
+	}
+	return roles, nil
+}
+
+type processStat struct {
+	parent int
+	used   float64 // seconds
+}
+
+// readStat reads /proc/PID/stat (proc(5)): after the name in brackets, the parent is field 4, user and system time are
+// fields 14 and 15.
+func readStat(pid int) (processStat, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return processStat{}, err
+	}
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	if len(fields) < 13 {
+		return processStat{}, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+	}
+	parent, err1 := strconv.Atoi(fields[1])
+	user, err2 := strconv.ParseFloat(fields[11], 64)
+	system, err3 := strconv.ParseFloat(fields[12], 64)
+	return processStat{parent, (user + system) / ticks}, errors.Join(err1, err2, err3)
+}
+
+// A machineInfo says on what was measured.
+type machineInfo struct {
+	At         string `json:"at"`
+	Revision   string `json:"revision"`
+	Go         string `json:"go"`
+	Kernel     string `json:"kernel"`
+	CPU        string `json:"cpu"`
+	Cores      int    `json:"cores"`
+	Load       string `json:"load_average"`
+	Filesystem string `json:"filesystem"`
+}
+
+func (b *bench) machine() machineInfo {
+	read := func(name string) string {
+		raw, _ := os.ReadFile(name) // what is not there is said to be unknown
+		return strings.TrimSpace(string(raw))
+	}
+	m := machineInfo{
+		At: b.now().UTC().Format(time.RFC3339), Go: runtime.Version(), Kernel: read("/proc/sys/kernel/osrelease"),
+		CPU: "unknown", Cores: runtime.NumCPU(), Load: read("/proc/loadavg"), Filesystem: "unknown", Revision: os.Getenv("YINJIAN_REVISION"),
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && m.Revision == "" {
+		m.Revision = info.Main.Version
+	}
+	for line := range strings.SplitSeq(read("/proc/cpuinfo"), "\n") {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
+			m.CPU = strings.TrimSpace(value)
+		}
+	}
+	longest := -1
+	for line := range strings.SplitSeq(read("/proc/self/mounts"), "\n") {
+		f := strings.Fields(line)
+		if len(f) > 2 && len(f[1]) > longest && (f[1] == "/" || b.dir == f[1] || strings.HasPrefix(b.dir, f[1]+"/")) {
+			longest, m.Filesystem = len(f[1]), f[2]+" on "+f[0]
+		}
+	}
+	return m
+}
+
+// A spread is the median of the rounds with the least and the greatest.
+type spread struct {
+	Median float64 `json:"median"`
+	Least  float64 `json:"least"`
+	Most   float64 `json:"most"`
+}
+
+func spreadOf(v []float64) spread {
+	s := slices.Sorted(slices.Values(v))
+	return spread{s[len(s)/2], s[0], s[len(s)-1]}
+}
+
+// A floor is one ratio (or time) that issue and design ask for.
+type floor struct {
+	Name  string  `json:"name"`
+	Of    string  `json:"of"`
+	Floor float64 `json:"floor"`
+	Upper bool    `json:"upper"` // Floor is the most it may be
+	spread
+	Holds bool `json:"holds"`
+}
+
+// floors takes each ratio within a round.
+func (b *bench) floors() []floor {
+	ratio := func(name, of string, least float64, f func(a, c sample) float64, over, under string) floor {
+		var v []float64
+		for i := range b.rounds {
+			v = append(v, f(b.byName[over].Samples[i], b.byName[under].Samples[i]))
+		}
+		return floor{Name: name, Of: of, Floor: least, spread: spreadOf(v)}
+	}
+	rates := func(a, c sample) float64 { return a.rate() / c.rate() }
+	used := func(a, c sample) float64 { return a.cpu(roleClient) / c.cpu(roleClient) }
+	all := []floor{
+		ratio("(a)", "csign ÷ gmsm", 0.15, rates, "csign", "gmsm"),
+		ratio("(b) unstamped", "sign ÷ csign", 0.30, rates, "sign", "csign"),
+		ratio("(b) stamped", "stamped ÷ csign", 0.18, rates, "stamped", "csign"),
+		ratio("(c)", "raw-cpu ÷ token, processor time", 0.33, used, "raw-cpu", "token"),
+	}
+	journal := ratio("(d)", "journal, ms a record", 0.030, func(a, _ sample) float64 { return 1000 / a.rate() }, "journal", "journal")
+	journal.Upper = true
+	all = append(all, journal)
+	for i, f := range all {
+		all[i].Holds = f.Median >= f.Floor != f.Upper
+	}
+	return all
+}
+
+// report prints the results and writes them to the folder.
+func (b *bench) report() error {
+	machine, floors := b.machine(), b.floors()
+	var out strings.Builder
+	fmt.Fprintf(&out, "# Measured by `make bench`\n\nWritten by the program; not to be edited. Definitions: `yinjian bench --help`.\n\n")
+	fmt.Fprintf(&out, "| | |\n| --- | --- |\n| at | %s |\n| revision | %s, %s |\n| machine | %s, %d cores, Linux %s |\n| load average at the end | %s |\n| file system | %s |\n| rounds | %d of %v each case |\n\n",
+		machine.At, machine.Revision, machine.Go, machine.CPU, machine.Cores, machine.Kernel, machine.Load, machine.Filesystem, b.rounds, b.each)
+
+	fmt.Fprintf(&out, "## Floors\n\n| | ratio | median | min – max | floor | |\n| --- | --- | ---: | ---: | ---: | --- |\n")
+	for _, f := range floors {
+		sign, word := "≥", "**missed**"
+		if f.Upper {
+			sign = "≤"
+		}
+		if f.Holds {
+			word = "holds"
+		}
+		fmt.Fprintf(&out, "| %s | %s | %.3f | %.3f – %.3f | %s %.3f | %s |\n", f.Name, f.Of, f.Median, f.Least, f.Most, sign, f.Floor, word)
+	}
+	var perFsync []float64
+	for i, s := range b.byName["journal"].Samples {
+		perFsync = append(perFsync, b.byName["fsync"].Samples[i].rate()/s.rate())
+	}
+	fsync := spreadOf(each(b.byName["fsync"].Samples, func(s sample) float64 { return 1000 / s.rate() }))
+	ratio := spreadOf(perFsync)
+	fmt.Fprintf(&out, "\nOne fsync of 4 KiB in the same folder: %.3f ms (%.3f – %.3f); a record costs %.4f of it (%.4f – %.4f).\n\n",
+		fsync.Median, fsync.Least, fsync.Most, ratio.Median, ratio.Least, ratio.Most)
+
+	fmt.Fprintf(&out, "## Rates\n\n| case | goroutines | ops/s median | min – max | ms each at one | other processes, cores | projection behind at the end |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
+	for _, c := range b.cases {
+		r := spreadOf(each(c.Samples, sample.rate))
+		latency, lag := "", ""
+		if c.Conns == 1 {
+			latency = fmt.Sprintf("%.3f", 1000/r.Median)
+		}
+		if c.journal {
+			lag = fmt.Sprintf("%.0f entries", spreadOf(each(c.Samples, func(s sample) float64 { return float64(s.Lag) })).Median)
+		}
+		fmt.Fprintf(&out, "| %s | %d | %.0f | %.0f – %.0f | %s | %.2f | %s |\n", c.Name, c.Conns, r.Median, r.Least, r.Most, latency,
+			spreadOf(each(c.Samples, func(s sample) float64 { return s.Others })).Median, lag)
+	}
+
+	roles := map[string]bool{}
+	for _, c := range b.cases {
+		for role, used := range c.Samples[0].CPU {
+			roles[role] = roles[role] || used > 0
+		}
+	}
+	var names []string
+	for role, used := range roles {
+		if used {
+			names = append(names, role)
+		}
+	}
+	sort.Strings(names)
+	fmt.Fprintf(&out, "\n## Processor time of one operation, µs by process (medians)\n\nOf cases with journal entries until the projection has caught up.\n\n| case | %s | sum |\n| --- |%s ---: |\n", strings.Join(names, " | "), strings.Repeat(" ---: |", len(names)))
+	for _, c := range b.cases {
+		fmt.Fprintf(&out, "| %s |", c.Name)
+		sum := 0.0
+		for _, role := range names {
+			used := 1e6 * spreadOf(each(c.Samples, func(s sample) float64 { return s.cpu(role) })).Median
+			sum += used
+			fmt.Fprintf(&out, " %.1f |", used)
+		}
+		fmt.Fprintf(&out, " %.1f |\n", sum)
+	}
+	for _, p := range b.profiled {
+		p.print(&out)
+	}
+	fmt.Print(out.String())
+	if b.results == "" {
+		return nil
+	}
+	if err := os.MkdirAll(b.results, 0o755); err != nil {
+		return err
+	}
+	data, err := json.MarshalIndent(struct {
+		Machine machineInfo    `json:"machine"`
+		Floors  []floor        `json:"floors"`
+		Cases   []*benchCase   `json:"cases"`
+		Profile []profileTable `json:"profiles,omitempty"`
+	}{machine, floors, b.cases, b.profiled}, "", "  ")
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(filepath.Join(b.results, "bench.md"), []byte(out.String()), 0o644),
+		os.WriteFile(filepath.Join(b.results, "bench.json"), append(data, '\n'), 0o644),
+	)
+}
+
+func each[T any](in []T, f func(T) float64) []float64 {
+	out := make([]float64, len(in))
+	for i, v := range in {
+		out[i] = f(v)
+	}
+	return out
+}
+
+// Parts of the appliance that a profile is divided among: a sample belongs to the innermost of its frames that is one of
+// ours or of those named here. The first prefix that fits decides.
+var profileParts = []struct{ part, prefix string }{
+	{"memory: allocation and garbage collection", "runtime.mallocgc"},
+	{"memory: allocation and garbage collection", "runtime.gc"},
+	{"memory: allocation and garbage collection", "runtime.bgsweep"},
+	{"memory: allocation and garbage collection", "runtime.(*mheap)"},
+	{"journal: SQLite", "yinjian/dbdriver/sqlite.(*Journal)"},
+	{"journal: SQLite", "yinjian/dbdriver/sqlite.(*segment)"},
+	{"projection: SQLite", "yinjian/dbdriver/sqlite.(*Central)"},
+	{"projection: rows and MAC", "yinjian/appliance/audit.(*Shipper)"},
+	{"projection: rows and MAC", "yinjian/appliance/audit.(*ProjectedBatch)"},
+	{"projection: rows and MAC", "yinjian/appliance/audit.(*ProjectedRow)"},
+	{"projection: rows and MAC", "yinjian/appliance/audit.Project"},
+	{"projection: reading entries back", "yinjian/appliance/audit.(*Journal).Range"},
+	{"journal: entries, hashes, tree", "yinjian/appliance/audit."},
+	{"verification of the fresh signature", "yinjian/hsm.(*Key)"},
+	{"verification of the fresh signature", "yinjian/hsm."},
+	{"worker: calls over the pipe", "yinjian/hsm/worker."},
+	{"timestamp token and CMS", "yinjian/tsa."},
+	{"timestamp token and CMS", "yinjian/appliance/cms."},
+	{"certificates and CRLs", "yinjian/appliance/pki"},
+	{"certificates and CRLs", "github.com/emmansun/gmsm/smx509."},
+	{"consent and directory", "yinjian/appliance/account."},
+	{"consent and directory", "yinjian/appliance/evidence."},
+	{"signing procedure", "yinjian/appliance/sign."},
+	{"request: JSON", "encoding/json."},
+	{"request: JSON", "yinjian/api.decode"},
+	{"request: JSON", "yinjian/api.(*decoder)"},
+	{"request: HMAC", "yinjian/api/wire."},
+	{"request: limits, nonce, routing", "yinjian/api."},
+	{"request: limits, nonce, routing", "github.com/labstack/"},
+	{"TLS", "crypto/tls."},
+	{"HTTP", "net/http."},
+	{"appliance, other", "yinjian/"},
+	{"scheduler and idle", "runtime."},
+}
+
+// A profileTable says where the appliance's processor time went under one load.
+type profileTable struct {
+	Load  string        `json:"load"`
+	Total float64       `json:"seconds"`
+	Ops   int64         `json:"ops"`
+	Parts []profilePart `json:"parts"`
+}
+
+type profilePart struct {
+	Part  string  `json:"part"`
+	Share float64 `json:"share"`
+}
+
+func (p profileTable) print(out *strings.Builder) {
+	fmt.Fprintf(out, "\n## Where the appliance's time goes: %s\n\n%d operations, %.2f s of samples.\n\n| part | share | µs each |\n| --- | ---: | ---: |\n", p.Load, p.Ops, p.Total)
+	for _, part := range p.Parts {
+		if part.Share >= 0.005 {
+			fmt.Fprintf(out, "| %s | %.1f %% | %.1f |\n", part.Part, 100*part.Share, 1e6*part.Share*p.Total/float64(p.Ops))
+		}
+	}
+}
+
+// profiles loads the appliance while it profiles itself.
+func (b *bench) profiles(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(b.dir, "serve-cpu.prof")
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", b.appliance))
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(line, []byte("\x00--profile\x00"+strings.TrimSuffix(file, "-cpu.prof")+"\x00")) { // the signal would end it
+		return usageError{fmt.Errorf("设备须以 serve --profile %s 启动 (start the appliance with that flag)", strings.TrimSuffix(file, "-cpu.prof"))}
+	}
+	for _, name := range []string{"sign", "stamped"} {
+		_ = os.Remove(file) // there may be none
+		if err := syscall.Kill(b.appliance, syscall.SIGUSR1); err != nil {
+			return err
+		}
+		ops, err := b.byName[name].run(ctx, b.profile)
+		if err != nil {
+			return err
+		}
+		if _, err := b.shipped(ctx); err != nil {
+			return err
+		}
+		if err := syscall.Kill(b.appliance, syscall.SIGUSR1); err != nil {
+			return err
+		}
+		for try := 0; ; try++ { // it is renamed when it is whole
+			if _, err := os.Stat(file); err == nil {
+				break
+			} else if try == 500 {
+				return fmt.Errorf("no profile was written: %w", err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		traces, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-traces", "-unit=us", self, file).Output()
+		if err != nil {
+			return fmt.Errorf("go tool pprof: %w", err)
+		}
+		t := divide(string(traces))
+		t.Load, t.Ops = name, ops
+		b.profiled = append(b.profiled, t)
+	}
+	return nil
+}
+
+// divide reads what `go tool pprof -traces` prints: stacks divided by dashed lines, each with its time in µs before the
+// innermost frame.
+func divide(traces string) profileTable {
+	t := profileTable{}
+	shares := map[string]float64{}
+	value, part := 0.0, ""
+	end := func() {
+		if value > 0 {
+			if part == "" {
+				part = "other"
+			}
+			shares[part] += value
+			t.Total += value / 1e6
+		}
+		value, part = 0, ""
+	}
+	inside := false
+	for line := range strings.SplitSeq(traces, "\n") {
+		if strings.HasPrefix(line, "-----------") {
+			end()
+			inside = true
+			continue
+		}
+		frame := strings.TrimSpace(line)
+		if !inside || frame == "" {
+			continue
+		}
+		if n, rest, ok := strings.Cut(frame, "us "); ok && value == 0 {
+			if v, err := strconv.ParseFloat(strings.TrimSpace(n), 64); err == nil {
+				value, frame = v, strings.TrimSpace(rest)
+			}
+		}
+		if part == "" || part == "scheduler and idle" {
+			for _, p := range profileParts {
+				if strings.HasPrefix(frame, p.prefix) && (part == "" || p.part != "memory: allocation and garbage collection") {
+					part = p.part
+					break
+				}
+			}
+		}
+	}
+	end()
+	for name, v := range shares {
+		t.Parts = append(t.Parts, profilePart{name, v / 1e6 / math.Max(t.Total, 1e-9)})
+	}
+	slices.SortFunc(t.Parts, func(a, b profilePart) int { return int(math.Copysign(1, b.Share-a.Share)) })
+	return t
+}
