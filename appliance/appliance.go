@@ -196,7 +196,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 
 	// 3. The journal. Its checkpoint key must be there before it opens; only an empty journal may have a new one made.
-	a.store, err = sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: filepath.Join(dir, "journal"), SegmentEntries: cfg.Policy.SegmentEntries, Monthly: true})
+	a.store, err = sqlite.OpenJournal(ctx, sqlite.JournalConfig{
+		Dir: filepath.Join(dir, "journal"), SegmentEntries: cfg.Policy.SegmentEntries, Monthly: true,
+		Notice: func(err error) {
+			a.log.WithError(err).Warning("looking records up costs more until the index is made anew")
+		},
+	})
 	if err != nil {
 		return err
 	}

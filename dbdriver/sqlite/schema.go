@@ -46,6 +46,7 @@ type object struct{ kind, table, sql string }
 var (
 	journalSchema = sync.OnceValues(func() (*schema, error) { return buildSchema("journal") })
 	centralSchema = sync.OnceValues(func() (*schema, error) { return buildSchema("central") })
+	indexSchema   = sync.OnceValues(func() (*schema, error) { return buildSchema("index") })
 )
 
 // buildSchema applies the migrations in memory and reads what they made.

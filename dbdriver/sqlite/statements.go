@@ -19,6 +19,7 @@ const (
 	selectChanges    = `SELECT ` + entryColumns + ` FROM yj_entry WHERE change_flag = 1 AND seq_no >= ? ORDER BY seq_no LIMIT ?`
 	selectLastChange = `SELECT ` + entryColumns + ` FROM yj_entry WHERE change_flag = 1 ORDER BY seq_no DESC LIMIT 1`
 	selectByRef      = `SELECT seq_no FROM yj_entry WHERE ref_hash = ? ORDER BY seq_no LIMIT ?`
+	selectRefs       = `SELECT ref_hash, seq_no FROM yj_entry WHERE ref_hash IS NOT NULL AND (ref_hash, seq_no) > (?, ?) ORDER BY ref_hash, seq_no LIMIT ?`
 	selectLeaf       = `SELECT leaf_hash FROM yj_entry WHERE seq_no = ?`
 	countEntries     = `SELECT COUNT(*) FROM yj_entry`
 
@@ -42,6 +43,14 @@ const (
 	selectTokens         = `SELECT tree_size FROM yj_checkpoint_token WHERE tree_size > ? ORDER BY tree_size LIMIT ?`
 	selectCheckpoints    = `SELECT tree_size, note_text, note_sig FROM yj_checkpoint WHERE tree_size >= ? ORDER BY tree_size LIMIT ?`
 	selectLastCheckpoint = `SELECT tree_size, note_text, note_sig FROM yj_checkpoint ORDER BY tree_size DESC LIMIT 1`
+)
+
+// The index of references.
+const (
+	insertRef        = `INSERT OR IGNORE INTO yj_ref (ref_no, segment_no) VALUES (?, ?)`
+	selectRef        = `SELECT segment_no FROM yj_ref WHERE ref_no = ?`
+	insertRefSegment = `INSERT INTO yj_ref_segment (segment_no, seal_sm3) VALUES (?, ?)`
+	selectRefSegment = `SELECT segment_no, seal_sm3 FROM yj_ref_segment`
 )
 
 // Migrations.

@@ -1,0 +1,1 @@
+CREATE TABLE yj_ref (ref_no INTEGER NOT NULL, segment_no INTEGER NOT NULL, PRIMARY KEY (ref_no, segment_no)) STRICT, WITHOUT ROWID
