@@ -12,6 +12,8 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
+	"slices"
 )
 
 // A SlotClass names what a slot's keys are for. Each class has its own slot, PIN and worker process, so that a key
@@ -23,10 +25,30 @@ const (
 	TSA   SlotClass = "tsa"   // timestamp units' keys
 	Log   SlotClass = "log"   // the journal's checkpoint key and the MAC keys
 	CA    SlotClass = "ca"    // the evaluation CA's keys
+	TLS   SlotClass = "tls"   // the listener's key
 )
 
 // Classes lists every slot class in the order in which they are opened.
-var Classes = []SlotClass{Staff, TSA, Log, CA}
+var Classes = []SlotClass{Staff, TSA, Log, CA, TLS}
+
+// operations is what each class's keys are for. PSS proves who answers a TLS handshake and nothing else, so a key that
+// signs records cannot be made to answer one, and the listener's key makes no MAC and no SM2 signature.
+var operations = map[SlotClass][]Operation{
+	Staff: {SignSM2E, SignRSASHA256},
+	TSA:   {SignSM2E, SignRSASHA256},
+	Log:   {SignSM2E, MACSM3},
+	CA:    {SignSM2E, SignRSASHA256},
+	TLS:   {SignRSAPSSSHA256, SignRSASHA256}, // the second for TLS 1.2 (RFC 5246 §7.4.3)
+}
+
+// Check refuses an operation that keys of this class are not for, with CKR_KEY_FUNCTION_NOT_PERMITTED. hsm/worker
+// asks it on both sides of its stream, so that no process that drives a slot performs another class's work.
+func (c SlotClass) Check(op Operation) error {
+	if slices.Contains(operations[c], op) {
+		return nil
+	}
+	return fmt.Errorf("hsm: keys of slot class %q are not for %s: %w", c, op, &Error{Call: "C_SignInit", RV: 0x68})
+}
 
 // An Algorithm is a kind of key.
 type Algorithm string
@@ -46,6 +68,9 @@ const (
 	SignSM2E Operation = "sm2-e"
 	// SignRSASHA256 signs a SHA-256 digest (32 bytes) with RSASSA-PKCS1-v1_5 (RFC 8017 §8.2).
 	SignRSASHA256 Operation = "rsa-pkcs1-sha256"
+	// SignRSAPSSSHA256 signs a SHA-256 digest (32 bytes) with RSASSA-PSS, MGF1 with SHA-256 and a salt of 32 bytes:
+	// rsa_pss_rsae_sha256 of TLS 1.3 (RFC 8446 §4.2.3, RFC 8017 §8.1).
+	SignRSAPSSSHA256 Operation = "rsa-pss-sha256"
 	// MACSM3 answers HMAC-SM3 over data (32 bytes).
 	MACSM3 Operation = "hmac-sm3"
 )

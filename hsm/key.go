@@ -72,17 +72,29 @@ func (k *Key) Info() KeyInfo { return k.info }
 // Algorithm is SM2 or RSA2048.
 func (k *Key) Algorithm() Algorithm { return k.info.Algorithm }
 
-// Sign implements crypto.Signer; rand is not used, the token has its own.
+// Sign implements crypto.Signer; rand is not used, the token has its own. It is [Key.SignContext] without a limit of
+// its own to the wait.
+func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.SignContext(context.Background(), digest, opts) // the worker's own deadline bounds the call
+}
+
+// SignContext signs as crypto.Signer says; ctx bounds the wait.
 //
 // For SM2, gmsm's sm2.DefaultSM2SignerOpts (or its equal) makes digest the message M, and e is computed here with
 // DefaultSM2ID; an SM2SignerOption with another ID is refused, for its signature would never verify. With other opts
-// digest must be e, 32 bytes. For RSA, opts must say SHA-256 and digest be 32 bytes. The answer is DER for SM2, the
-// plain signature for RSA.
-func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	ctx := context.Background() // crypto.Signer has none; the worker's own deadline bounds the call
+// digest must be e, 32 bytes. For RSA, opts must say SHA-256 and digest be 32 bytes; *rsa.PSSOptions ask for RSASSA-PSS
+// with a salt as long as the digest, and no other length is made. The answer is DER for SM2, the plain signature for
+// RSA.
+func (k *Key) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if k.za == nil {
 		if opts == nil || opts.HashFunc() != crypto.SHA256 {
 			return nil, errors.New("hsm: RSA keys sign SHA-256 digests only")
+		}
+		if pss, ok := opts.(*rsa.PSSOptions); ok {
+			if pss.SaltLength != rsa.PSSSaltLengthEqualsHash && pss.SaltLength != sha256.Size {
+				return nil, errors.New("hsm: RSASSA-PSS with a salt that is not as long as the digest is not supported")
+			}
+			return k.signRSA(ctx, SignRSAPSSSHA256, digest)
 		}
 		return k.SignDigest(ctx, digest)
 	}
@@ -117,20 +129,43 @@ func (k *Key) NewHash() hash.Hash {
 	return h
 }
 
-// SignDigest signs e (SM2) or a SHA-256 digest (RSA), 32 bytes either way.
-func (k *Key) SignDigest(ctx context.Context, digest []byte) ([]byte, error) {
+func (k *Key) checkDigest(digest []byte) error {
 	if len(digest) != 32 {
-		return nil, fmt.Errorf("hsm: key %q: digest of %d bytes, want 32", k.info.Label, len(digest))
+		return fmt.Errorf("hsm: key %q: digest of %d bytes, want 32", k.info.Label, len(digest))
 	}
-	if pub, ok := k.info.Public.(*rsa.PublicKey); ok {
-		sig, err := k.token.Do(ctx, k.info.Label, SignRSASHA256, digest)
-		if err != nil {
-			return nil, err
+	return nil
+}
+
+// signRSA signs a SHA-256 digest in the padding that op names.
+func (k *Key) signRSA(ctx context.Context, op Operation, digest []byte) ([]byte, error) {
+	if err := k.checkDigest(digest); err != nil {
+		return nil, err
+	}
+	sig, err := k.token.Do(ctx, k.info.Label, op, digest)
+	if err != nil {
+		return nil, err
+	}
+	if k.verify {
+		pub := k.info.Public.(*rsa.PublicKey)
+		if op == SignRSAPSSSHA256 {
+			err = rsa.VerifyPSS(pub, crypto.SHA256, digest, sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
+		} else {
+			err = rsa.VerifyPKCS1v15(pub, crypto.SHA256, digest, sig)
 		}
-		if k.verify && rsa.VerifyPKCS1v15(pub, crypto.SHA256, digest, sig) != nil {
+		if err != nil {
 			return nil, fmt.Errorf("key %q: %w", k.info.Label, ErrBadSignature)
 		}
-		return sig, nil
+	}
+	return sig, nil
+}
+
+// SignDigest signs e (SM2) or a SHA-256 digest (RSA, RSASSA-PKCS1-v1_5), 32 bytes either way.
+func (k *Key) SignDigest(ctx context.Context, digest []byte) ([]byte, error) {
+	if k.za == nil {
+		return k.signRSA(ctx, SignRSASHA256, digest)
+	}
+	if err := k.checkDigest(digest); err != nil {
+		return nil, err
 	}
 	answer, err := k.token.Do(ctx, k.info.Label, SignSM2E, digest)
 	if err != nil {

@@ -92,14 +92,18 @@ var rsaKeys = KeyTemplate{Generate: p11.CKM_RSA_PKCS_KEY_PAIR_GEN, KeyType: p11.
 
 var rsaSign = Mechanism{Type: p11.CKM_RSA_PKCS, Input: InputDigestInfo}
 
+// rsaPSS asks for TLS 1.3's rsa_pss_rsae_sha256; the parameter is CK_RSA_PKCS_PSS_PARAMS (mechanisms v2.40 §2.1.10).
+var rsaPSS = Mechanism{Type: p11.CKM_RSA_PKCS_PSS, Parameter: p11.NewPSSParams(p11.CKM_SHA256, p11.CKG_MGF1_SHA256, 32)}
+
 // Neutral is the profile of our software cipher machine (for evaluation only, not a certified product): the standard
 // elliptic-curve numbers with SM2's curve and a 32-byte e, and a vendor number for HMAC-SM3 alone.
 var Neutral = Profile{
 	Name: "neutral",
 	Operations: map[hsm.Operation]Mechanism{
-		hsm.SignSM2E:      {Type: p11.CKM_ECDSA, Output: OutputRaw64},
-		hsm.SignRSASHA256: rsaSign,
-		hsm.MACSM3:        {Type: ckmHMACSM3, Output: OutputMAC32},
+		hsm.SignSM2E:         {Type: p11.CKM_ECDSA, Output: OutputRaw64},
+		hsm.SignRSASHA256:    rsaSign,
+		hsm.SignRSAPSSSHA256: rsaPSS,
+		hsm.MACSM3:           {Type: ckmHMACSM3, Output: OutputMAC32},
 	},
 	Keys: map[hsm.Algorithm]KeyTemplate{
 		hsm.SM2:     {Generate: p11.CKM_EC_KEY_PAIR_GEN, KeyType: p11.CKK_EC, ECParams: oidSM2},
@@ -111,7 +115,7 @@ var Neutral = Profile{
 // SoftHSM2 is the profile of SoftHSM 2.6, which knows no SM2: RSA alone.
 var SoftHSM2 = Profile{
 	Name:       "softhsm2",
-	Operations: map[hsm.Operation]Mechanism{hsm.SignRSASHA256: rsaSign},
+	Operations: map[hsm.Operation]Mechanism{hsm.SignRSASHA256: rsaSign, hsm.SignRSAPSSSHA256: rsaPSS},
 	Keys:       map[hsm.Algorithm]KeyTemplate{hsm.RSA2048: rsaKeys},
 }
 

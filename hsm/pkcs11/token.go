@@ -217,7 +217,7 @@ func (t *Token) Random(ctx context.Context, n int) ([]byte, error) {
 	return out, nil
 }
 
-// Do implements hsm.Token. data of SignSM2E and SignRSASHA256 is 32 bytes, of MACSM3 at most 512 KiB.
+// Do implements hsm.Token. data of MACSM3 is at most 512 KiB, of the others 32 bytes.
 func (t *Token) Do(ctx context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
 	m, ok := t.cfg.Profile.Operations[op]
 	if !ok {

@@ -3,8 +3,8 @@
 // in CK_TOKEN_INFO, in CK_SLOT_INFO, in CK_INFO and in its log.
 //
 // It implements PKCS#11 v2.40 (OASIS, base specification and current mechanisms), SM2 (GB/T 32918-2016, GM/T
-// 0003-2012), SM3 (GB/T 32905-2016), HMAC-SM3 and SM4-GCM (GB/T 32907-2016), RSASSA-PKCS1-v1_5 (RFC 8017 §8.2) and
-// PBKDF2 (RFC 8018 §5.2). What is left to others: initialising tokens is done through PKCS#11 like everything else;
+// 0003-2012), SM3 (GB/T 32905-2016), HMAC-SM3 and SM4-GCM (GB/T 32907-2016), RSASSA-PKCS1-v1_5 and RSASSA-PSS (RFC 8017 §8)
+// and PBKDF2 (RFC 8018 §5.2). What is left to others: initialising tokens is done through PKCS#11 like everything else;
 // supervising the daemon is the service manager's work.
 //
 // # Wire protocol

@@ -215,6 +215,31 @@ func verifyRSA(pub *rsa.PublicKey, h crypto.Hash, data, sig []byte) rv {
 	return ckrOK
 }
 
+// signPSS is RSASSA-PSS over a SHA-256 digest, with a salt as long as it.
+func signPSS(key *rsa.PrivateKey, digest []byte) ([]byte, rv) {
+	if len(digest) != sha256.Size {
+		return nil, ckrDataLenRange
+	}
+	sig, err := rsa.SignPSS(rand.Reader, key, crypto.SHA256, digest, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
+	if err != nil {
+		return nil, ckrGeneralError
+	}
+	return sig, ckrOK
+}
+
+func verifyPSS(pub *rsa.PublicKey, digest, sig []byte) rv {
+	if len(digest) != sha256.Size {
+		return ckrDataLenRange
+	}
+	if len(sig) != pub.Size() {
+		return ckrSignatureLenRange
+	}
+	if rsa.VerifyPSS(pub, crypto.SHA256, digest, sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) != nil {
+		return ckrSignatureInvalid
+	}
+	return ckrOK
+}
+
 // newDigest answers the hash of a digest mechanism.
 func newDigest(op operation) hash.Hash {
 	if op == opSHA256 {

@@ -16,11 +16,14 @@ const (
 const (
 	ckmRSAPKCSKeyPairGen   = 0x0000
 	ckmRSAPKCS             = 0x0001
+	ckmRSAPKCSPSS          = 0x000D
 	ckmSHA256RSAPKCS       = 0x0040
 	ckmSHA256              = 0x0250
 	ckmGenericSecretKeyGen = 0x0350
 	ckmECKeyPairGen        = 0x1040
 	ckmECDSA               = 0x1041
+
+	ckgMGF1SHA256 = 0x0002
 )
 
 // An operation is what a mechanism does, whatever its number.
@@ -34,6 +37,7 @@ const (
 	opSM2SignSM3 // input M
 	opRSAPKCS    // input is padded as it comes (RFC 8017 §8.2.1 step 2 without the hash)
 	opSHA256RSAPKCS
+	opRSAPSS // input is a SHA-256 digest
 	opHMACSM3
 	opSM3
 	opSHA256
@@ -45,6 +49,7 @@ type paramForm int
 const (
 	paramNone  paramForm = iota
 	paramSM2ID           // the signer's ID, raw; none: 1234567812345678 (GM/T 0009-2012 §10)
+	paramPSS             // CK_RSA_PKCS_PSS_PARAMS of TLS 1.3's rsa_pss_rsae_sha256 (RFC 8446 §4.2.3), and nothing else
 )
 
 // An encoding is how an SM2 signature is written.
@@ -81,6 +86,7 @@ var neutralProfile = &profile{
 		{number: ckmRSAPKCSKeyPairGen, op: opGenRSA, flags: ckfGenerateKeyPair, min: 2048, max: 3072},
 		{number: ckmRSAPKCS, op: opRSAPKCS, flags: ckfSign | ckfVerify, min: 2048, max: 3072},
 		{number: ckmSHA256RSAPKCS, op: opSHA256RSAPKCS, flags: ckfSign | ckfVerify, min: 2048, max: 3072},
+		{number: ckmRSAPKCSPSS, op: opRSAPSS, param: paramPSS, flags: ckfSign | ckfVerify, min: 2048, max: 3072},
 		{number: ckmSHA256, op: opSHA256, flags: ckfDigest},
 		{number: ckmGenericSecretKeyGen, op: opGenSecret, flags: ckfGenerate, min: minSecret, max: maxSecret},
 		{number: ckmECKeyPairGen, op: opGenSM2, flags: ckfGenerateKeyPair | ecFlags, min: 256, max: 256},

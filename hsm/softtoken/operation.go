@@ -1,10 +1,12 @@
 package softtoken
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/sha256"
 	"crypto/subtle"
 	"hash"
+	"slices"
 	"time"
 )
 
@@ -58,11 +60,18 @@ func (m *mechanism) readParam(param []byte) ([]byte, rv) {
 	switch {
 	case m.param == paramNone && len(param) > 0, len(param) > maxSM2ID:
 		return nil, ckrMechanismParamInvalid
+	case m.param == paramPSS && !bytes.Equal(param, pssParams):
+		return nil, ckrMechanismParamInvalid
 	case m.param == paramSM2ID && len(param) == 0:
 		return []byte(defaultSM2ID), ckrOK
 	}
 	return param, ckrOK
 }
+
+// pssParams is the one CK_RSA_PKCS_PSS_PARAMS that is taken, as it lies in memory: SHA-256, MGF1 with SHA-256, and a
+// salt as long as the digest. PKCS#11 wants the hash and the mask's hash alike (mechanisms v2.40 §2.1.10); other
+// digests are nobody's need here, and a shorter salt is weaker.
+var pssParams = slices.Concat(ulong(ckmSHA256), ulong(ckgMGF1SHA256), ulong(sha256.Size))
 
 // takes says whether the mechanism works with such a key in that direction.
 func (m *mechanism) takes(key *object, class, what uint64) bool {
@@ -73,7 +82,7 @@ func (m *mechanism) takes(key *object, class, what uint64) bool {
 	switch m.op {
 	case opSM2Sign, opSM2SignSM3:
 		return class == want && key.sm2 != nil
-	case opRSAPKCS, opSHA256RSAPKCS:
+	case opRSAPKCS, opSHA256RSAPKCS, opRSAPSS:
 		return class == want && key.rsa != nil
 	case opHMACSM3:
 		return class == ckoSecretKey
@@ -134,9 +143,12 @@ func (s *signature) sign(input []byte) (out []byte, code rv) {
 	}
 	key := s.key.secret
 	code, whole := key.use(func() (code rv) {
-		if key.sm2 != nil {
+		switch {
+		case key.sm2 != nil:
 			out, code = signSM2(key.sm2, input, s.row.encoding)
-		} else {
+		case s.row.op == opRSAPSS:
+			out, code = signPSS(key.rsa, input)
+		default:
 			out, code = signRSA(key.rsa, s.rsaHash(), input)
 		}
 		return code
@@ -160,6 +172,8 @@ func (s *signature) check(input, sig []byte) rv {
 		return ckrOK
 	case opSM2Sign, opSM2SignSM3:
 		return verifySM2(s.key.sm2, input, sig, s.row.encoding)
+	case opRSAPSS:
+		return verifyPSS(s.key.rsa, input, sig)
 	default:
 		return verifyRSA(s.key.rsa, s.rsaHash(), input, sig)
 	}

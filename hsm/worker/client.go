@@ -53,7 +53,7 @@ type Config struct {
 	Command []string
 	// Env is the child's environment; nil: the parent's.
 	Env    []string
-	Class  hsm.SlotClass // for the log
+	Class  hsm.SlotClass // what the token's keys are for: no other operation is performed
 	Params StartParams   // the PIN is copied; the caller zeroises its own
 	// CallDeadline bounds one call from when it has a session; 0: 5 s.
 	CallDeadline time.Duration
@@ -136,6 +136,7 @@ func Start(cfg Config) (*Client, error) {
 	if cfg.Params.MaxSessions == 0 {
 		cfg.Params.MaxSessions = 16
 	}
+	cfg.Params.Class = cfg.Class
 	if err := cfg.Params.validate(); err != nil {
 		return nil, err
 	}
@@ -720,8 +721,12 @@ func (c *Client) DestroyKey(ctx context.Context, label string) error {
 	return finish(&s, fmt.Sprintf("destroying key %q", label), err)
 }
 
-// Do implements hsm.Token. data is at most 512 KiB.
+// Do implements hsm.Token. data is at most 512 KiB. An operation that is not of the token's class is refused here, and
+// would be by the child.
 func (c *Client) Do(ctx context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
+	if err := c.cfg.Class.Check(op); err != nil {
+		return nil, err
+	}
 	if len(label) > maxString || len(op) > maxString || len(data) > maxData {
 		return nil, fmt.Errorf("hsm/worker: %d bytes of data: %w", len(data), &hsm.Error{Call: "C_Sign", RV: 0x21})
 	}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"math"
 	"math/big"
+	"slices"
 
 	"github.com/emmansun/gmsm/sm2"
 
@@ -26,7 +27,7 @@ type kind uint8
 
 const (
 	// Parent to child.
-	kindStart kind = iota + 1 // version, module, arguments, label, profile, sessions, PIN; once, first
+	kindStart kind = iota + 1 // version, class, module, arguments, label, profile, sessions, PIN; once, first
 	kindInfo
 	kindGenerate
 	kindFind
@@ -44,7 +45,7 @@ const (
 
 // protocolVersion changes with any change here: parent and child are the same binary, but an update may replace it
 // while the parent runs.
-const protocolVersion = 1
+const protocolVersion = 2
 
 const (
 	headerSize = 4 + 1 + 8
@@ -319,6 +320,9 @@ func (s *scanner) error() error {
 
 // StartParams is what the child needs to open its token. It is sent once, over the stream.
 type StartParams struct {
+	// Class says what the token's keys are for: the child performs no other operation (hsm.SlotClass.Check). Start
+	// sets it from Config.
+	Class                          hsm.SlotClass
 	Module, ModuleArgs, TokenLabel string
 	// PIN is zeroised in the child when its token is open.
 	PIN []byte
@@ -330,6 +334,9 @@ type StartParams struct {
 }
 
 func (p StartParams) validate() error {
+	if !slices.Contains(hsm.Classes, p.Class) {
+		return fmt.Errorf("hsm/worker: %q is no slot class", p.Class)
+	}
 	for _, v := range []string{p.Module, p.ModuleArgs, p.TokenLabel, p.Profile} {
 		if len(v) > maxString {
 			return fmt.Errorf("hsm/worker: start parameter of %d bytes, at most %d", len(v), maxString)
@@ -346,10 +353,10 @@ func (p StartParams) validate() error {
 
 // startFrame holds the PIN: the caller zeroises it. Its capacity is enough from the start, so that no copy is left.
 func startFrame(p StartParams) []byte {
-	b := make([]byte, headerSize, headerSize+4*(maxString+4)+maxPIN+64)
+	b := make([]byte, headerSize, headerSize+4*(maxString+4)+maxPIN+96)
 	b[4] = byte(kindStart)
 	b = append(b, protocolVersion)
-	for _, v := range []string{p.Module, p.ModuleArgs, p.TokenLabel, p.Profile} {
+	for _, v := range []string{string(p.Class), p.Module, p.ModuleArgs, p.TokenLabel, p.Profile} {
 		b = addBytes(b, v)
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(p.MaxSessions))
@@ -362,7 +369,7 @@ func parseStart(body []byte) (StartParams, error) {
 	if v := s.u8(); v != protocolVersion {
 		return StartParams{}, fmt.Errorf("%w: protocol version %d, want %d", errFrame, v, protocolVersion)
 	}
-	p := StartParams{Module: s.string(), ModuleArgs: s.string(), TokenLabel: s.string(), Profile: s.string(),
+	p := StartParams{Class: hsm.SlotClass(s.string()), Module: s.string(), ModuleArgs: s.string(), TokenLabel: s.string(), Profile: s.string(),
 		MaxSessions: int(s.u32()), PIN: s.bytes(maxPIN)}
 	if err := s.done(); err != nil {
 		return StartParams{}, err

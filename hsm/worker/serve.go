@@ -68,6 +68,7 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 // A server is the child's end.
 type server struct {
 	conn  io.ReadWriteCloser
+	class hsm.SlotClass
 	token hsm.Token
 	write sync.Mutex // held while a frame is written
 }
@@ -93,6 +94,7 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 	if err != nil {
 		return err
 	}
+	s.class = params.Class
 	params.BeforeLogin = func() { _ = s.send(end(begin(kindLogin, 0))) }
 
 	// 2. The token.
@@ -220,6 +222,9 @@ func (s *server) call(ctx context.Context, k kind, out []byte, in scanner) ([]by
 	case kindDo:
 		label, op, data := in.string(), hsm.Operation(in.string()), in.bytes(maxData)
 		if err := in.done(); err != nil {
+			return nil, err
+		}
+		if err := s.class.Check(op); err != nil {
 			return nil, err
 		}
 		answer, err := s.token.Do(ctx, label, op, data)

@@ -246,7 +246,7 @@ var annexKey = func() []byte {
 
 // parent starts a worker, prints its pid, and waits to be killed.
 func parent() int {
-	c, err := worker.Start(worker.Config{Command: []string{os.Args[0], "child"}, Params: fakeParams(os.Args[2], "right"), Log: quiet()})
+	c, err := worker.Start(worker.Config{Command: []string{os.Args[0], "child"}, Class: hsm.Staff, Params: fakeParams(os.Args[2], "right"), Log: quiet()})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -262,7 +262,7 @@ func quiet() logrus.FieldLogger {
 }
 
 func fakeParams(dir, pin string) worker.StartParams {
-	return worker.StartParams{Module: "fake", ModuleArgs: dir, TokenLabel: "fake", PIN: []byte(pin), Profile: "none", MaxSessions: 8}
+	return worker.StartParams{Class: hsm.Staff, Module: "fake", ModuleArgs: dir, TokenLabel: "fake", PIN: []byte(pin), Profile: "none", MaxSessions: 8}
 }
 
 func config(t testing.TB, dir, pin string) worker.Config {
@@ -296,7 +296,7 @@ func TestCalls(t *testing.T) {
 			t.Errorf("Do with %d bytes: %d back, %v", n, len(got), err)
 		}
 	}
-	if _, err := c.Do(ctx, "echo", hsm.MACSM3, make([]byte, 512<<10+1)); hsm.ClassifyError(err) != hsm.ClassPermanent {
+	if _, err := c.Do(ctx, "echo", hsm.SignSM2E, make([]byte, 512<<10+1)); hsm.ClassifyError(err) != hsm.ClassPermanent {
 		t.Errorf("too much data: %v", err)
 	}
 	info, err := c.Info(ctx)
@@ -462,7 +462,7 @@ func TestStoppedWorker(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			// Larger than the socket's buffer.
-			_, err := c.Do(t.Context(), "echo", hsm.MACSM3, make([]byte, 512<<10))
+			_, err := c.Do(t.Context(), "echo", hsm.SignSM2E, make([]byte, 512<<10))
 			if err != nil && !errors.Is(err, hsm.ErrDeadline) && !errors.Is(err, hsm.ErrUnavailable) {
 				t.Errorf("stopped worker: %v", err)
 			}
@@ -785,6 +785,53 @@ func TestServeCalls(t *testing.T) {
 	conn.Close()
 	if err := <-done; err != nil {
 		t.Errorf("Serve at the stream's end: %v", err)
+	}
+}
+
+// TestClasses: each class's keys do their own work and no other's; the caller's end refuses, and so does the child's
+// when it is asked past the caller's.
+func TestClasses(t *testing.T) {
+	t.Parallel()
+	own := map[hsm.SlotClass][]hsm.Operation{
+		hsm.Staff: {hsm.SignSM2E, hsm.SignRSASHA256}, hsm.TSA: {hsm.SignSM2E, hsm.SignRSASHA256}, hsm.CA: {hsm.SignSM2E, hsm.SignRSASHA256},
+		hsm.Log: {hsm.SignSM2E, hsm.MACSM3}, hsm.TLS: {hsm.SignRSAPSSSHA256, hsm.SignRSASHA256},
+	}
+	for _, class := range hsm.Classes {
+		t.Run(string(class), func(t *testing.T) {
+			t.Parallel()
+			cfg := config(t, t.TempDir(), "right")
+			cfg.Class = class
+			c := start(t, cfg)
+			params := fakeParams(t.TempDir(), "right")
+			params.Class = class
+			conn, _ := pair(t, fakeOpen)
+			if _, err := conn.Write(worker.StartFrame(params)); err != nil {
+				t.Fatal(err)
+			}
+			if k, _, _, err := worker.ReadFrame(conn, 1<<20); err != nil || k != worker.KindReady {
+				t.Fatalf("start answered %#x, %v", k, err)
+			}
+			for _, op := range []hsm.Operation{hsm.SignSM2E, hsm.SignRSASHA256, hsm.SignRSAPSSSHA256, hsm.MACSM3, "", "sm2-f"} {
+				want := slices.Contains(own[class], op)
+				_, err := c.Do(t.Context(), "echo", op, []byte("x"))
+				var refused *hsm.Error
+				if want && err != nil || !want && (!errors.As(err, &refused) || hsm.RVName(refused.RV) != "CKR_KEY_FUNCTION_NOT_PERMITTED") {
+					t.Errorf("%q: the caller's end says %v, want allowed %v", op, err, want)
+				}
+				if _, err := conn.Write(worker.DoFrame(1, "echo", op, []byte("x"))); err != nil {
+					t.Fatal(err)
+				}
+				k, _, body, err := worker.ReadFrame(conn, 1<<20)
+				if err != nil || (k == worker.KindResult) != want || !want && !bytes.Contains(body, []byte("CKR_KEY_FUNCTION_NOT_PERMITTED")) {
+					t.Errorf("%q: the child's end says %#x %q, %v, want allowed %v", op, k, body, err, want)
+				}
+			}
+		})
+	}
+	cfg := config(t, t.TempDir(), "right")
+	cfg.Class = "stuff"
+	if _, err := worker.Start(cfg); err == nil {
+		t.Error("a worker of no class was started")
 	}
 }
 
