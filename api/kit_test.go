@@ -188,7 +188,7 @@ func startWith(t *testing.T, sv *services, options ...option) *kit {
 		o(&cfg, srv)
 	}
 	cert, pool := certificate(t)
-	ln, err := api.ListenTLS("127.0.0.1:0", cert, k.clock)
+	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, k.clock, false)
 	if err != nil {
 		t.Fatal(err)
 	}

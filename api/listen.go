@@ -51,22 +51,37 @@ func (w debugWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// ListenTLS listens on addr for TLS 1.3 (RFC 8446) and HTTP/1.1, and nothing older. Validity of the peers'
-// certificates is judged by clock. At most 4096 connections are open at once; more wait in the kernel's queue.
-func ListenTLS(addr string, cert tls.Certificate, clock Clock) (net.Listener, error) {
-	if len(cert.Certificate) == 0 || cert.PrivateKey == nil {
+// oldSuites are the cipher suites of TLS 1.2 that are offered: ECDHE for forward secrecy, AEAD because CBC's padding is
+// an old wound (RFC 9325 §4.2). TLS 1.3 chooses its own.
+var oldSuites = []uint16{
+	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+	tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+}
+
+// ListenTLS listens on addr for TLS 1.3 (RFC 8446) and HTTP/1.1; with tls12 for TLS 1.2 (RFC 5246) too, with ECDHE and
+// AEAD alone, and never for anything older. certificate is asked at each full handshake, so it may be another each time;
+// it has the certificate and its key from the start. Sessions are resumed by tickets, under keys that are in memory
+// alone, change daily and are forgotten after seven days (crypto/tls's own): a restart forgets them. Time is clock's. At
+// most 4096 connections are open at once; more wait in the kernel's queue.
+func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tls12 bool) (net.Listener, error) {
+	if cert := certificate(); cert == nil || len(cert.Certificate) == 0 || cert.PrivateKey == nil {
 		return nil, errors.New("api: TLS certificate or key missing")
+	}
+	cfg := &tls.Config{
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate(), nil },
+		MinVersion:     tls.VersionTLS13,
+		Time:           func() time.Time { return clock.Now().Time },
+		NextProtos:     []string{"http/1.1"},
+	}
+	if tls12 {
+		cfg.MinVersion, cfg.CipherSuites = tls.VersionTLS12, oldSuites
 	}
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("api: listening: %w", err)
 	}
-	return tls.NewListener(Limited(ln, maxConnections), &tls.Config{
-		Certificates: []tls.Certificate{cert},
-		MinVersion:   tls.VersionTLS13,
-		Time:         func() time.Time { return clock.Now().Time },
-		NextProtos:   []string{"http/1.1"},
-	}), nil
+	return tls.NewListener(Limited(ln, maxConnections), cfg), nil
 }
 
 // ListenPlain listens without TLS, on a loopback address only.

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/emmansun/gmsm/smx509"
@@ -81,9 +82,12 @@ type Appliance struct {
 	journal *audit.Journal
 	// projection is the central database of the embedded default.
 	projection *projection
-	serials    *serials
+	// softtokenDown is set while the software cipher machine does not run.
+	softtokenDown atomic.Bool
+	serials       *serials
 
 	identity  *identity
+	listener  listenerIdentity
 	directory *account.Service
 	signing   *sign.Service
 	units     map[string]*tsa.Authority
@@ -340,6 +344,9 @@ func (a *Appliance) evaluationWords() string {
 	if a.cfg.Evaluation.GNSSFeed {
 		words = append(words, "模拟北斗，时间为本机时间 (simulated BeiDou, the time is the machine's own)")
 	}
+	if _, ok := a.cfg.HSM.Slots[string(hsm.TLS)]; !ok {
+		words = append(words, "TLS 私钥是文件 (the TLS key is a file)")
+	}
 	if a.cfg.Listen.TSAPlain != "" {
 		words = append(words, "明文时间戳端口 (plain timestamp listener)")
 	}
@@ -479,7 +486,10 @@ func (a *Appliance) startWorkers(ctx context.Context, command []string) error {
 		}
 	}
 	for _, class := range hsm.Classes {
-		slot := a.cfg.HSM.Slots[string(class)]
+		slot, ok := a.cfg.HSM.Slots[string(class)]
+		if !ok {
+			continue
+		}
 		latch := a.pinLatch(class, slot.PINFile)
 		if err := latch.check(); err != nil {
 			return fmt.Errorf("hsm.slots.%s: %w", class, err)
@@ -552,6 +562,9 @@ func (a *Appliance) establishIdentity(ctx context.Context) (map[string]*ca.Autho
 	})
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
+	}
+	if err := a.loadTLSKeys(ctx); err != nil {
+		return nil, fmt.Errorf("TLS key: %w", err)
 	}
 	if a.identity == nil {
 		a.log.Info("a new appliance: waiting for trusted time to make its keys and certificates")
@@ -701,12 +714,11 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 		return nil, err
 	}
 	a.server = server
-	cert, err := a.identity.tlsCertificate(a.dir)
-	if err != nil {
+	if err := a.listener.use([][]byte{a.identity.TLSCert, a.identity.CAs[string(hsm.RSA2048)]}); err != nil {
 		return nil, err
 	}
 	const drain = 20 * time.Second
-	ln, err := api.ListenTLS(a.cfg.Listen.API, cert, apiClock{a})
+	ln, err := api.ListenTLS(a.cfg.Listen.API, a.listener.certificate.Load, apiClock{a}, a.cfg.Listen.TLS12)
 	if err != nil {
 		return nil, err
 	}

@@ -35,6 +35,8 @@ type Config struct {
 // Listen says where the appliance listens.
 type Listen struct {
 	API string `toml:"api"` // host:port, TLS 1.3; port 0 picks a free one
+	// TLS12 lets old clients (Java 8, .NET Framework, Mono) use TLS 1.2, with ECDHE and AEAD alone. /health/state says so.
+	TLS12 bool `toml:"tls12"`
 	// TSAPlain is a second listener for /tsa without TLS or credentials, loopback only, off when empty. It is named
 	// in /health/state.
 	TSAPlain string `toml:"tsa_plain"`
@@ -45,7 +47,7 @@ type HSM struct {
 	Module       string          `toml:"module"`      // the vendor's PKCS#11 library
 	ModuleArgs   string          `toml:"module_args"` // C_Initialize's pReserved string, for modules that take one
 	Profile      string          `toml:"profile"`     // vendor profile: "neutral", …
-	Slots        map[string]Slot `toml:"slots"`       // staff, tsa, log, ca
+	Slots        map[string]Slot `toml:"slots"`       // staff, tsa, log, ca; tls, without which the listener's key is secrets/tls.key
 	CallDeadline Duration        `toml:"call_deadline"`
 	VerifyFresh  *bool           `toml:"verify_fresh"` // check each fresh signature before it leaves; default true
 }
@@ -216,12 +218,16 @@ func (c *Config) validate() error {
 	if c.HSM.Module == "" {
 		bad("hsm.module", "缺少 PKCS#11 模块路径 (path of the PKCS#11 module is missing)")
 	}
+	known := 0
 	for _, class := range hsm.Classes {
 		s, ok := c.HSM.Slots[string(class)]
 		if !ok {
-			bad("hsm.slots."+string(class), "缺少 (missing)")
+			if class != hsm.TLS {
+				bad("hsm.slots."+string(class), "缺少 (missing)")
+			}
 			continue
 		}
+		known++
 		if s.TokenLabel == "" || len(s.TokenLabel) > 32 {
 			bad("hsm.slots."+string(class)+".token_label", "须为 1–32 字节 (1 to 32 bytes)")
 		}
@@ -232,8 +238,8 @@ func (c *Config) validate() error {
 			bad("hsm.slots."+string(class)+".sessions", "须为 1–256 (1 to 256)")
 		}
 	}
-	if len(c.HSM.Slots) > len(hsm.Classes) {
-		bad("hsm.slots", "只能有 staff、tsa、log、ca (only staff, tsa, log, ca)")
+	if len(c.HSM.Slots) > known {
+		bad("hsm.slots", "只能有 staff、tsa、log、ca、tls (only staff, tsa, log, ca, tls)")
 	}
 	labels := map[string]string{}
 	for name, s := range c.HSM.Slots {

@@ -53,8 +53,11 @@ func (h health) Ready() (bool, []string) {
 	if r := h.a.clock.Now(); !r.Trusted() || r.Bound > time.Duration(h.a.cfg.Time.Accuracy) {
 		reasons = append(reasons, "时间不可信 (time is not trusted)")
 	}
+	if h.a.softtokenDown.Load() {
+		reasons = append(reasons, "软件密码机已停止，正在重启 (the software cipher machine has ended and is being started again)")
+	}
 	for _, class := range hsm.Classes {
-		if s := h.a.workers[class].State(); s.Phase != worker.Ready {
+		if w, ok := h.a.workers[class]; ok && w.State().Phase != worker.Ready {
 			reasons = append(reasons, fmt.Sprintf("密码机 %s 不可用 (cipher machine unavailable)", class))
 		}
 	}
@@ -127,6 +130,10 @@ func (h health) State() any {
 		Time:      timeState{State: r.State, BoundMS: float64(r.Bound.Microseconds()) / 1000, Provenance: r.Provenance},
 		Listeners: map[string]string{"api": a.apiAddr + " (TLS 1.3)"},
 	}
+	if a.cfg.Listen.TLS12 {
+		s.Listeners["api"] = a.apiAddr + " (TLS 1.3、1.2)"
+	}
+	s.Warnings = append(s.Warnings, a.listener.warnings()...)
 	if !r.Time.IsZero() {
 		s.Time.Time = r.Time.Format(time.RFC3339Nano)
 	}

@@ -3,16 +3,12 @@ package appliance
 import (
 	"context"
 	"crypto"
-	"crypto/tls"
 	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
 	"net"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/emmansun/gmsm/smx509"
@@ -201,12 +197,8 @@ func (a *Appliance) birth(ctx context.Context) (*identity, map[string]*ca.Author
 	if id.LogCert, err = issue(hsm.SM2, ca.Log, "日志检查点 log "+a.cfg.Node, a.logKey.Public(), nil); err != nil {
 		return nil, nil, err
 	}
-	tlsKey, err := loadTLSKey(a.dir)
-	if err != nil {
-		return nil, nil, err
-	}
 	host, _, _ := net.SplitHostPort(a.cfg.Listen.API)
-	id.TLSCert, err = issue(hsm.RSA2048, ca.TLSServer, a.cfg.Node, tlsKey.Public(), func(r *ca.Request) {
+	id.TLSCert, err = issue(hsm.RSA2048, ca.TLSServer, a.cfg.Node, a.listener.key().Public(), func(r *ca.Request) {
 		r.NotAfter = now.Time.AddDate(2, 0, 0)
 		r.DNSNames = []string{"localhost"}
 		if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
@@ -230,36 +222,6 @@ func (a *Appliance) birth(ctx context.Context) (*identity, map[string]*ca.Author
 		return nil, nil, err
 	}
 	return id, authorities, nil
-}
-
-// loadTLSKey reads the listener's key, an RSA key in a file: the cipher machine's module has no PSS yet, which TLS 1.3
-// needs.
-func loadTLSKey(dir string) (crypto.Signer, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "secrets", "tls.key"))
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(b)
-	if block == nil {
-		return nil, errors.New("secrets/tls.key: not PEM")
-	}
-	key, err := smx509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("secrets/tls.key: %w", err)
-	}
-	s, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, errors.New("secrets/tls.key: not a signing key")
-	}
-	return s, nil
-}
-
-func (id *identity) tlsCertificate(dir string) (tls.Certificate, error) {
-	key, err := loadTLSKey(dir)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	return tls.Certificate{Certificate: [][]byte{id.TLSCert, id.CAs[string(hsm.RSA2048)]}, PrivateKey: key}, nil
 }
 
 // chain is the unit's certificates, its own first.

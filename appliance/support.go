@@ -56,19 +56,32 @@ func (a *Appliance) superviseSofttoken(ctx context.Context, command []string) er
 		}
 		ended := make(chan error, 1)
 		go func() { ended <- cmd.Wait() }()
-		select {
-		case <-ctx.Done():
-			_ = stdin.Close()
-			_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
-			select {
-			case <-ended:
-			case <-time.After(10 * time.Second):
-				_ = cmd.Process.Kill()
-				<-ended
+		up := make(chan struct{})
+		go func() {
+			if WaitForSocket(ctx, SofttokenSocket(a.dir), time.Minute) == nil {
+				close(up)
 			}
-			return nil
-		case err := <-ended:
-			a.log.WithError(err).Error("the software cipher machine ended; starting it again")
+		}()
+		for running := true; running; {
+			select {
+			case <-up:
+				a.softtokenDown.Store(false)
+				up = nil
+			case <-ctx.Done():
+				_ = stdin.Close()
+				_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
+				select {
+				case <-ended:
+				case <-time.After(10 * time.Second):
+					_ = cmd.Process.Kill()
+					<-ended
+				}
+				return nil
+			case err := <-ended:
+				a.softtokenDown.Store(true)
+				a.log.WithError(err).Error("the software cipher machine ended; starting it again")
+				running = false
+			}
 		}
 		if a.sys.Monotonic()-begun > time.Minute {
 			pause = 100 * time.Millisecond

@@ -120,7 +120,7 @@ func runDemo(ctx context.Context, dir string) (err error) {
 	if err := d.fresh(ctx); err != nil {
 		return err
 	}
-	d.done("新设备：配置、口令、软件密码机的四个令牌（签名人、时间戳、日志、CA）", "a new appliance: configuration, PINs, four tokens in the software cipher machine")
+	d.done("新设备：配置、口令、软件密码机的五个令牌（签名人、时间戳、日志、CA、TLS）", "a new appliance: configuration, PINs, five tokens in the software cipher machine")
 
 	// 2. Start it.
 	defer func() {

@@ -119,7 +119,7 @@ func TestJournalPutBack(t *testing.T) {
 	m.stop(t)
 
 	// 6. Others may not read what is secret.
-	if err := os.Chmod(filepath.Join(dir, "secrets", "tls.key"), 0o644); err != nil {
+	if err := os.Chmod(filepath.Join(dir, "secrets", "tls.pin"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	refusesToServe(t, dir, "chmod 600")

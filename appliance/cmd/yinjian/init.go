@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/rsa"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -15,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/emmansun/gmsm/smx509"
 	"github.com/pelletier/go-toml/v2"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
@@ -38,7 +35,7 @@ func initCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "init --dir DIR",
 		Short: "新建一台评估用设备：配置、口令、密码机令牌 (make a new evaluation appliance: configuration, PINs, tokens)",
-		Long: `新建一台评估用设备：在空目录中写配置、生成口令文件、初始化软件密码机的四个令牌（签名人、时间戳、日志、CA）。
+		Long: `新建一台评估用设备：在空目录中写配置、生成口令文件、初始化软件密码机的五个令牌（签名人、时间戳、日志、CA、TLS）。
 密钥与证书在首次 serve、时间可信之后生成，并记入日志。仅供评估：口令与密文在同一磁盘上，偷盘者两者兼得。
 
 Makes a new evaluation appliance in an empty folder. Keys and certificates are made at the first serve, once time is
@@ -166,18 +163,6 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 			return err
 		}
 	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		return err
-	}
-	der, err := smx509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "secrets", "tls.key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
-		return err
-	}
-
 	head := "# 印鉴配置。各项含义见 docs/configuration.md；未知的键会被拒绝。Unknown keys are errors.\n"
 	if err := os.WriteFile(filepath.Join(dir, "config.toml"), append([]byte(head), b...), 0o600); err != nil {
 		return err
