@@ -563,9 +563,6 @@ func (a *Appliance) establishIdentity(ctx context.Context) (map[string]*ca.Autho
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
-	if err := a.loadTLSKeys(ctx); err != nil {
-		return nil, fmt.Errorf("TLS key: %w", err)
-	}
 	if a.identity == nil {
 		a.log.Info("a new appliance: waiting for trusted time to make its keys and certificates")
 		if err := a.waitForTime(ctx); err != nil {
@@ -587,6 +584,9 @@ func (a *Appliance) establishIdentity(ctx context.Context) (map[string]*ca.Autho
 	}
 	if a.identity.Node != a.cfg.Node {
 		return nil, fmt.Errorf("config.toml 的 node 是 %q，而本机日志属于 %q (the journal belongs to another node)", a.cfg.Node, a.identity.Node)
+	}
+	if err := a.loadTLSKeys(ctx); err != nil {
+		return nil, fmt.Errorf("TLS key: %w", err)
 	}
 	return a.authorities(ctx, a.identity.CAs, time.Time{})
 }

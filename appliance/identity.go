@@ -197,6 +197,9 @@ func (a *Appliance) birth(ctx context.Context) (*identity, map[string]*ca.Author
 	if id.LogCert, err = issue(hsm.SM2, ca.Log, "日志检查点 log "+a.cfg.Node, a.logKey.Public(), nil); err != nil {
 		return nil, nil, err
 	}
+	if err := a.loadTLSKeys(ctx); err != nil {
+		return nil, nil, fmt.Errorf("TLS key: %w", err)
+	}
 	host, _, _ := net.SplitHostPort(a.cfg.Listen.API)
 	id.TLSCert, err = issue(hsm.RSA2048, ca.TLSServer, a.cfg.Node, a.listener.key().Public(), func(r *ca.Request) {
 		r.NotAfter = now.Time.AddDate(2, 0, 0)

@@ -225,7 +225,7 @@ func TestKills(t *testing.T) {
 
 	// 1. Workers. Each slot class once, staff's and the timestamps' once more in later rounds.
 	for round := range rounds {
-		for _, class := range [][]string{{"staff", "tsa", "log", "ca"}, {"staff", "tsa"}, {"staff"}}[round] {
+		for _, class := range [][]string{{"staff", "tsa", "log", "ca", "tls"}, {"staff", "tsa"}, {"staff"}}[round] {
 			before := m.state(t).HSM[class]
 			if before.Phase != "ready" {
 				t.Fatalf("worker of %s: %+v", class, before)
@@ -262,7 +262,7 @@ func TestKills(t *testing.T) {
 			return l.errors["softtoken stopped"]["hsm_unavailable"]+l.errors["softtoken stopped"]["timeout"] >= loadClients
 		})
 	})
-	if s := m.state(t); len(s.HSM) != 4 {
+	if s := m.state(t); len(s.HSM) != 5 {
 		t.Errorf("slot classes: %+v", s.HSM)
 	}
 	eventually(t, softtokenReturns, "all slot classes are ready again", func() bool {
@@ -324,6 +324,7 @@ func TestKills(t *testing.T) {
 		"worker tsa":        {"hsm_unavailable"},
 		"worker log":        {"hsm_unavailable"},
 		"worker ca":         nil,
+		"worker tls":        nil, // open connections need it no more
 		"softtoken":         {"hsm_unavailable"},
 		"softtoken stopped": {"hsm_unavailable", "timeout"},
 		// clock_skew: after a crash, requests under the replay guard's stored floor are refused for up to 5 s.
