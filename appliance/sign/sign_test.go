@@ -616,6 +616,121 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// What is promised is seven days; what is done is more: as long as the record is in the journal its key gives it back or
+// refuses another body, and never makes a second record, however much time has passed and whatever has expired.
+func TestKeysAreKeptForGood(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	q := request("a", "SM2", "cms")
+	first := w.Sign(w.app, q)
+	var since time.Duration
+	for _, age := range []time.Duration{0, 6*24*time.Hour + 23*time.Hour, 7 * 24 * time.Hour, 8 * 24 * time.Hour, 400 * 24 * time.Hour, 11 * 365 * 24 * time.Hour} {
+		w.Clock.Advance(age - since) // the CRL expires after 7 days, the signer's certificate after 2 years, the CA's after 10
+		since = age
+		for _, restarted := range []bool{false, true} {
+			if restarted && age <= 400*24*time.Hour { // later the CA could make no CRL
+				w.Restart()
+			}
+			r, err := w.Signing.Sign(t.Context(), w.app, q)
+			if err != nil || !r.Replayed {
+				t.Fatalf("after %s, restarted %t: %+v, %v", age, restarted, r, err)
+			}
+			r.Replayed = false
+			if diff := cmp.Diff(first, r); diff != "" {
+				t.Errorf("after %s, restarted %t: %s", age, restarted, diff)
+			}
+			other := *q
+			other.Role = "nurse"
+			_, err = w.Signing.Sign(t.Context(), w.app, &other)
+			wants(t, fmt.Sprintf("another body after %s", age), err, problem.IdempotencyConflict)
+		}
+	}
+	if n := w.records(t); n != 1 {
+		t.Errorf("%d records", n)
+	}
+}
+
+// A key is its application's own: the same one of two applications names two records. A refusal does not use it up.
+func TestKeysOfTwoApplications(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	emr := w.App("emr", nil)
+	q := request("a", "SM2", "raw")
+	q.Signer = "D002"
+	_, err := w.Signing.Sign(t.Context(), w.app, q)
+	wants(t, "a signer who is not enrolled yet", err, problem.SignerUnknown)
+	w.Doctor("D002")
+	a, b := w.Sign(w.app, q), w.Sign(emr, q)
+	if a.RecordID == b.RecordID || a.Replayed || b.Replayed {
+		t.Errorf("records %s and %s, replayed %t and %t", a.RecordID, b.RecordID, a.Replayed, b.Replayed)
+	}
+	for app, want := range map[*account.Application]*sign.Result{w.app: a, emr: b} {
+		if r := w.Sign(app, q); r.RecordID != want.RecordID || !r.Replayed || !bytes.Equal(r.Signature, want.Signature) {
+			t.Errorf("retry of %s: record %s, replayed %t", app.ID, r.RecordID, r.Replayed)
+		}
+	}
+	if n := w.records(t); n != 2 {
+		t.Errorf("%d records", n)
+	}
+}
+
+// A caller that hangs up at any point, or is cut off, gets one record by its retry, whether the first attempt went on or
+// not. What it had begun does not hold the key.
+func TestCallerHangsUp(t *testing.T) {
+	t.Parallel()
+	for name, at := range map[string]func(w *ward, hangUp func()){
+		"before the cipher machine": func(w *ward, hangUp func()) {
+			w.Staff.Before(func(string, string) error { hangUp(); return nil })
+		},
+		"after the cipher machine": func(w *ward, hangUp func()) {
+			w.Staff.After(func(string, string) error { hangUp(); return nil })
+		},
+		"before the timestamp": func(w *ward, hangUp func()) {
+			w.Stampers["SM2"].Fault(func() error { hangUp(); return nil })
+		},
+		"before the journal": func(w *ward, hangUp func()) {
+			w.Journal.Fault(func(d audit.Draft) (bool, error) {
+				if d.Kind == sign.Kind {
+					hangUp()
+				}
+				return false, nil
+			})
+		},
+		"while it is written": func(w *ward, hangUp func()) {
+			w.Journal.Fault(func(d audit.Draft) (bool, error) {
+				if d.Kind == sign.Kind {
+					hangUp()
+					return true, audit.ErrOutcomeUnknown
+				}
+				return false, nil
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWard(t)
+			ctx, hangUp := context.WithCancel(t.Context())
+			at(w, hangUp)
+			q := request("a", "SM2", "cms")
+			_, err := w.Signing.Sign(ctx, w.app, q)
+			if ctx.Err() == nil {
+				t.Fatal("the caller did not hang up")
+			}
+			wants(t, "the first", err, problem.Timeout)
+			w.Staff.Before(nil)
+			w.Staff.After(nil)
+			w.Stampers["SM2"].Fault(nil)
+			w.Journal.Fault(nil)
+			had := w.records(t)
+			r := w.Sign(w.app, q)
+			checked(t, q, r)
+			if n := w.records(t); n != 1 || r.Replayed != (had == 1) {
+				t.Errorf("%d records, %d of them before the retry; replayed %t", n, had, r.Replayed)
+			}
+		})
+	}
+}
+
 // Equal requests at the same time make one record and one use of the consent, and all get the same.
 func TestSameKeyInParallel(t *testing.T) {
 	t.Parallel()
