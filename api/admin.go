@@ -22,6 +22,7 @@ import (
 type (
 	RegisterApplication   = wire.RegisterApplication
 	RegisteredApplication = wire.RegisteredApplication
+	LimitApplication      = wire.LimitApplication
 	EnrolSigner           = wire.EnrolSigner
 	SetSignerPIN          = wire.SetSignerPIN
 	Decision              = wire.Decision
@@ -37,6 +38,7 @@ type Admin interface {
 	// RegisterApplication answers the application's HMAC key, here and never again.
 	RegisterApplication(ctx context.Context, actor string, req RegisterApplication) (*RegisteredApplication, error)
 	StopApplication(ctx context.Context, actor string, req Decision) (any, error)
+	LimitApplication(ctx context.Context, actor string, req LimitApplication) (any, error)
 	ListApplications(ctx context.Context, actor string) (any, error)
 	EnrolSigner(ctx context.Context, actor string, req EnrolSigner) (any, error)
 	SetSignerPIN(ctx context.Context, actor string, req SetSignerPIN) (any, error)
@@ -57,6 +59,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	}))
 	e.GET("/admin/v1/applications", s.listed(a.ListApplications))
 	e.POST("/admin/v1/applications/:id/stop", administered(s, checkApplicationDecision, a.StopApplication))
+	e.POST("/admin/v1/applications/:id/limits", administered(s, checkLimitApplication, a.LimitApplication))
 	e.POST("/admin/v1/signers", administered(s, checkEnrol, a.EnrolSigner))
 	e.GET("/admin/v1/signers", s.listed(a.ListSigners))
 	e.POST("/admin/v1/signers/:id/pin", administered(s, checkSetPIN, a.SetSignerPIN))
@@ -116,7 +119,7 @@ func (s *Server) local(b body, h func(c echo.Context, actor string, body []byte)
 		if err := first(acceptable(r, b.gives), b.readable(r)); err != nil {
 			return err
 		}
-		data, release, err := s.bodies.read(r, b.most)
+		data, release, err := s.read(c, b.most)
 		defer release()
 		if err != nil {
 			return err
@@ -191,10 +194,19 @@ func checkRegister(_ echo.Context, r *RegisterApplication) *problem.Problem {
 		pattern("id", r.ID, applicationID), text("name", r.Name, 128), text("campus", r.Campus, 64),
 		oneOf("stamp", r.Stamp, account.StampRequired, account.StampNone),
 		each("rights", r.Rights, account.RightSign, account.RightVerify, account.RightTimestamp, account.RightEvidenceAny),
+		number("rate", r.Rate, 0, account.MaxRate), number("burst", r.Burst, 0, account.MaxBurst),
 	); p != nil {
 		return p
 	}
 	return each("consent", r.Consent, string(evidence.AppAsserted), string(evidence.SignerPIN))
+}
+
+func checkLimitApplication(c echo.Context, r *LimitApplication) *problem.Problem {
+	r.ID = c.Param("id")
+	return first(
+		pattern("path.id", r.ID, applicationID), number("rate", r.Rate, 0, account.MaxRate), number("burst", r.Burst, 0, account.MaxBurst),
+		text("reason", r.Reason, 256),
+	)
 }
 
 // each wants at least one, all of them allowed, none twice.

@@ -46,6 +46,9 @@ func (a *admin) RegisterApplication(_ context.Context, actor string, req api.Reg
 func (a *admin) StopApplication(_ context.Context, actor string, req api.Decision) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) LimitApplication(_ context.Context, actor string, req api.LimitApplication) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) ListApplications(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "applications")
 }
@@ -107,7 +110,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	reg := wire.RegisterApplication{ID: "his", Name: "门诊", Campus: "east", Rights: []string{"sign"}, Stamp: "required", Consent: []string{"signer-pin"}, Test: true}
+	reg := wire.RegisterApplication{ID: "his", Name: "门诊", Campus: "east", Rights: []string{"sign"}, Stamp: "required", Consent: []string{"signer-pin"}, Test: true, Rate: 50, Burst: 80}
 	got, err := a.RegisterApplication(ctx, reg)
 	if err != nil || !cmp.Equal(got.Key, appKey) {
 		t.Errorf("RegisterApplication = %v, %v", got, err)
@@ -115,6 +118,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	enrol := wire.EnrolSigner{ID: "D1001", Name: "张三", Department: "心内科", Campus: "east", Algorithms: []string{"SM2", "RSA-2048"}, PIN: "314159"}
 	check(a.ListApplications(ctx))
 	check(a.StopApplication(ctx, wire.Decision{ID: "his", Reason: "停用"}))
+	check(a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}))
 	check(a.EnrolSigner(ctx, enrol))
 	check(a.ListSigners(ctx))
 	check(a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001", PIN: "271828"}))
@@ -126,7 +130,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.Compare(ctx))
 	check(a.State(ctx))
 	want := []any{
-		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, enrol, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828"},
+		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}, enrol, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828"},
 		wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, wire.AuditVerify{}, wire.Compare{}, "state",
 	}
@@ -163,19 +167,34 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		do    func() error
 		field string
 	}{
-		"id missing":          {register(func(r *wire.RegisterApplication) { r.ID = "" }), "id"},
-		"id upper case":       {register(func(r *wire.RegisterApplication) { r.ID = "HIS" }), "id"},
-		"name missing":        {register(func(r *wire.RegisterApplication) { r.Name = "" }), "name"},
-		"name too long":       {register(func(r *wire.RegisterApplication) { r.Name = strings.Repeat("门", 43) }), "name"},
-		"name with newline":   {register(func(r *wire.RegisterApplication) { r.Name = "a\nb" }), "name"},
-		"name reversed":       {register(func(r *wire.RegisterApplication) { r.Name = "a\u202eb" }), "name"},
-		"campus missing":      {register(func(r *wire.RegisterApplication) { r.Campus = "" }), "campus"},
-		"no rights":           {register(func(r *wire.RegisterApplication) { r.Rights = nil }), "rights"},
-		"unknown right":       {register(func(r *wire.RegisterApplication) { r.Rights = []string{"root"} }), "rights"},
-		"right twice":         {register(func(r *wire.RegisterApplication) { r.Rights = []string{"sign", "sign"} }), "rights"},
-		"unknown stamp":       {register(func(r *wire.RegisterApplication) { r.Stamp = "maybe" }), "stamp"},
-		"no consent":          {register(func(r *wire.RegisterApplication) { r.Consent = []string{} }), "consent"},
-		"unknown consent":     {register(func(r *wire.RegisterApplication) { r.Consent = []string{"sms"} }), "consent"},
+		"id missing":        {register(func(r *wire.RegisterApplication) { r.ID = "" }), "id"},
+		"id upper case":     {register(func(r *wire.RegisterApplication) { r.ID = "HIS" }), "id"},
+		"name missing":      {register(func(r *wire.RegisterApplication) { r.Name = "" }), "name"},
+		"name too long":     {register(func(r *wire.RegisterApplication) { r.Name = strings.Repeat("门", 43) }), "name"},
+		"name with newline": {register(func(r *wire.RegisterApplication) { r.Name = "a\nb" }), "name"},
+		"name reversed":     {register(func(r *wire.RegisterApplication) { r.Name = "a\u202eb" }), "name"},
+		"campus missing":    {register(func(r *wire.RegisterApplication) { r.Campus = "" }), "campus"},
+		"no rights":         {register(func(r *wire.RegisterApplication) { r.Rights = nil }), "rights"},
+		"unknown right":     {register(func(r *wire.RegisterApplication) { r.Rights = []string{"root"} }), "rights"},
+		"right twice":       {register(func(r *wire.RegisterApplication) { r.Rights = []string{"sign", "sign"} }), "rights"},
+		"unknown stamp":     {register(func(r *wire.RegisterApplication) { r.Stamp = "maybe" }), "stamp"},
+		"no consent":        {register(func(r *wire.RegisterApplication) { r.Consent = []string{} }), "consent"},
+		"unknown consent":   {register(func(r *wire.RegisterApplication) { r.Consent = []string{"sms"} }), "consent"},
+		"rate":              {register(func(r *wire.RegisterApplication) { r.Rate = 10_001 }), "rate"},
+		"burst":             {register(func(r *wire.RegisterApplication) { r.Burst = -1 }), "burst"},
+		"limit's rate": {func() error {
+			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: -1, Reason: "x"})
+			return err
+		}, "rate"},
+		"limit's burst": {func() error {
+			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Burst: 100_001, Reason: "x"})
+			return err
+		}, "burst"},
+		"limit without reason": {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
+		"limit of nobody": {func() error {
+			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "x", Rate: 1, Reason: "x"})
+			return err
+		}, "path.id"},
 		"signer id":           {enrol(func(r *wire.EnrolSigner) { r.ID = "D 1" }), "id"},
 		"signer name":         {enrol(func(r *wire.EnrolSigner) { r.Name = " x" }), "name"},
 		"signer department":   {enrol(func(r *wire.EnrolSigner) { r.Department = "" }), "department"},

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -377,27 +379,100 @@ func TestFloorsAreWrittenSeldomAndAhead(t *testing.T) {
 
 func TestRateOfOneApplication(t *testing.T) {
 	t.Parallel()
+	var slow atomic.Bool
+	slow.Store(true)
 	k := start(t, func(c *api.Config, _ *http.Server) {
-		c.Limits.Rate = func(*appT) (float64, int) { return 0.0001, 2 }
+		c.Limits.Rate = func(app *appT) (int, int) {
+			if app.ID == "his" && slow.Load() {
+				return 1, 2
+			}
+			return 1000, 1000
+		}
 	})
-	for range 2 {
-		if got := k.do(certs); got.status != 200 {
-			t.Fatalf("%d %s", got.status, got.body)
+	// Two at once, then one a second: on the slowest machine some of a hundred are too many.
+	taken, refused := 0, reply{}
+	for range 100 {
+		got := k.do(certs)
+		if got.status != 200 {
+			refused = got
+			break
+		}
+		taken++
+	}
+	wantProblem(t, refused, 429, problem.RateLimited, "")
+	if taken < 2 || refused.header.Get("Retry-After") != "1" {
+		t.Errorf("refused after %d, Retry-After %q", taken, refused.header.Get("Retry-After"))
+	}
+	other := certs
+	other.app = "emr"
+	for range 20 {
+		if got := k.do(other); got.status != 200 {
+			t.Fatalf("the other application: %d %s", got.status, got.body)
 		}
 	}
-	got := k.do(certs)
+	// An administrator's change counts at once: the burst is larger, and fills at the new rate.
+	slow.Store(false)
+	for {
+		if got := k.do(certs); got.status == 200 {
+			break
+		}
+	}
+}
+
+// Whoever fails too often is refused before his body is read; others are not, at the same address or with the same id.
+func TestFailedAuthentications(t *testing.T) {
+	t.Parallel()
+	k := start(t, func(c *api.Config, _ *http.Server) { c.Limits.Failures = 5 })
+	bad := call{path: "/v1/sign", body: encode(t, signBody()), key: []byte("no")}
+	fail := func(c call) (failed int, last reply) {
+		t.Helper()
+		for failed = range 100 {
+			if last = k.do(c); last.status != 401 {
+				return failed, last
+			}
+		}
+		t.Fatal("failures are not bounded")
+		return 0, last
+	}
+	n, got := fail(bad)
 	wantProblem(t, got, 429, problem.RateLimited, "")
-	if got.header.Get("Retry-After") == "" {
-		t.Error("no Retry-After")
+	if after, err := strconv.Atoi(got.header.Get("Retry-After")); err != nil || after < 1 || after > 12 {
+		t.Errorf("Retry-After = %q", got.header.Get("Retry-After"))
 	}
-	stranger := certs
-	stranger.app, stranger.key = "emr", []byte("no")
-	for range 5 { // whoever does not know the key cannot use up another's share
-		k.do(stranger)
+	if n < 5 {
+		t.Errorf("refused after %d", n)
 	}
-	stranger.key = nil
-	if got := k.do(stranger); got.status != 200 {
-		t.Errorf("the other application: %d %s", got.status, got.body)
+	// Nor is a right one looked at, and not a byte of its body read.
+	c := k.dial()
+	k.raw(c, 1000)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil || resp.StatusCode != 429 {
+		t.Errorf("without its body: %v, %v", resp, err)
+	}
+	// Requests without a name have a budget of their own.
+	none := call{method: "GET", path: "/v1/certs/01ab", unsigned: true}
+	if n, got := fail(none); n < 5 || got.status != 429 {
+		t.Errorf("without Authorization: %d after %d", got.status, n)
+	}
+	// Health needs no proof.
+	if got := k.do(call{method: "GET", path: "/health/ready", unsigned: true}); got.status != 200 {
+		t.Errorf("health: %d", got.status)
+	}
+	// Another application behind the same address has another budget, if the lot falls so: of forty at most a few share.
+	shut := 0
+	for i := range 40 {
+		id := fmt.Sprintf("app-%d", i)
+		k.services.apps[id] = &appT{ID: id}
+		one := certs
+		one.app = id
+		if got := k.do(one); got.status == 429 {
+			shut++
+		} else if got.status != 200 {
+			t.Errorf("%s: %d %s", id, got.status, got.body)
+		}
+	}
+	if shut > 20 {
+		t.Errorf("%d of 40 applications at the same address are shut out", shut)
 	}
 }
 
@@ -411,7 +486,7 @@ func TestConfigIsChecked(t *testing.T) {
 	if _, err := api.New(good); err != nil {
 		t.Errorf("New = %v", err)
 	}
-	for i, l := range []api.Limits{{Body: -1}, {Concurrent: -1}, {InFlight: 1}, {Window: -1}} {
+	for i, l := range []api.Limits{{Body: -1}, {Concurrent: -1}, {InFlight: 1}, {Body: 1 << 20, InFlight: 2 << 20}, {Window: -1}, {Failures: -1}, {Sending: -1}} {
 		bad := good
 		bad.Limits = l
 		if _, err := api.New(bad); err == nil {

@@ -138,8 +138,10 @@ func (s *Server) fail(err error, c echo.Context) {
 	switch p.Code {
 	case problem.Unauthenticated, problem.ReplayedRequest, problem.ClockSkew:
 		h.Set(echo.HeaderWWWAuthenticate, wire.Scheme)
-	case problem.TooLarge, requestTimeout:
-		h.Set(echo.HeaderConnection, "close") // the rest of the body is not worth reading
+	}
+	// What was not read is not worth reading; net/http would wait for it before it sends the answer.
+	if read, _ := c.Get(bodyReadKey).(bool); !read && c.Request().ContentLength != 0 {
+		h.Set(echo.HeaderConnection, "close")
 	}
 	if f.after > 0 {
 		h.Set(echo.HeaderRetryAfter, strconv.Itoa(max(f.after, int((p.After+time.Second-1)/time.Second))))

@@ -74,6 +74,8 @@ type services struct {
 	dead      error
 	unready   []string
 	apps      map[string]*account.Application
+
+	connections int // of the listener; 4096
 }
 
 var (
@@ -188,7 +190,11 @@ func startWith(t *testing.T, sv *services, options ...option) *kit {
 		o(&cfg, srv)
 	}
 	cert, pool := certificate(t)
-	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, k.clock, false)
+	most := 4096
+	if sv.connections > 0 {
+		most = sv.connections
+	}
+	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, k.clock, false, most)
 	if err != nil {
 		t.Fatal(err)
 	}

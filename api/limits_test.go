@@ -7,10 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os/exec"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,7 +112,7 @@ func TestBodyLimits(t *testing.T) {
 
 func TestDataInFlightIsBounded(t *testing.T) {
 	t.Parallel()
-	k := start(t, func(c *api.Config, _ *http.Server) { c.Limits.Body, c.Limits.InFlight = 100<<10, 100<<10+1 })
+	k := start(t, func(c *api.Config, _ *http.Server) { c.Limits.Body, c.Limits.InFlight = 100<<10, 200<<10+2 })
 	entered, leave := make(chan struct{}), make(chan struct{})
 	k.services.sign = func(context.Context, *account.Application, *sign.Request) (*sign.Result, error) {
 		close(entered)
@@ -284,28 +288,29 @@ func TestTLSVersions(t *testing.T) {
 func TestListenersRefuseTheWrongPlace(t *testing.T) {
 	t.Parallel()
 	for _, addr := range []string{"0.0.0.0:0", ":0", "192.0.2.1:0", "localhost:0", "nonsense"} {
-		if ln, err := api.ListenPlain(addr); err == nil {
+		if ln, err := api.ListenPlain(addr, 16); err == nil {
 			ln.Close()
 			t.Errorf("plain HTTP on %s", addr)
 		}
 	}
-	if _, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return new(tls.Certificate) }, newClock(), false); err == nil {
+	if _, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return new(tls.Certificate) }, newClock(), false, 16); err == nil {
 		t.Error("TLS without a certificate")
 	}
 	cert, _ := certificate(t)
-	if _, err := api.ListenTLS("256.0.0.1:0", func() *tls.Certificate { return &cert }, newClock(), false); err == nil {
+	if _, err := api.ListenTLS("256.0.0.1:0", func() *tls.Certificate { return &cert }, newClock(), false, 16); err == nil {
 		t.Error("TLS on no address")
 	}
 }
 
-func TestConnectionsAreBounded(t *testing.T) {
-	t.Parallel()
+// accepting accepts from a limited listener on loopback for as long as it is open.
+func accepting(t *testing.T, most, each int) (dial func() net.Conn, accepted chan net.Conn, stop func() error) {
+	t.Helper()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln := api.Limited(inner, 1)
-	accepted := make(chan net.Conn, 2)
+	ln := api.Limited(inner, most, each)
+	accepted = make(chan net.Conn, 16)
 	ended := make(chan error, 1)
 	go func() {
 		for {
@@ -317,26 +322,152 @@ func TestConnectionsAreBounded(t *testing.T) {
 			accepted <- c
 		}
 	}()
-	for range 2 {
+	stop = sync.OnceValue(func() error { ln.Close(); return <-ended })
+	t.Cleanup(func() { stop() })
+	return func() net.Conn {
+		t.Helper()
 		c, err := net.Dial("tcp", ln.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		return c
+	}, accepted, stop
+}
+
+// One connection too many closes the one that has waited longest for a request; without any that waits it is closed
+// itself.
+func TestConnectionsAreBounded(t *testing.T) {
+	t.Parallel()
+	for name, bound := range map[string][2]int{"in all": {2, 9}, "of one address": {9, 2}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dial, accepted, stop := accepting(t, bound[0], bound[1])
+			first := dial()
+			one := <-accepted
+			second := dial()
+			two := <-accepted
+			api.ConnState(two, http.StateActive)
+			dial()
+			three := <-accepted
+			wantClosed(t, first) // one waited longest
+			api.ConnState(three, http.StateActive)
+			fourth := dial()
+			wantClosed(t, fourth) // nobody waits
+			api.ConnState(two, http.StateIdle)
+			dial()
+			four := <-accepted
+			wantClosed(t, second)
+			one.Close() // late, and twice, frees nothing
+			four.Close()
+			four.Close()
+			dial()
+			five := <-accepted
+			api.ConnState(five, http.StateActive)
+			wantClosed(t, dial())
+			if err := stop(); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("Accept after Close = %v", err)
+			}
+		})
+	}
+}
+
+// A thousand connections that do nothing, and as many again, keep nobody out.
+func TestIdleConnections(t *testing.T) {
+	t.Parallel()
+	sv := newServices()
+	sv.connections = 1200 // 300 of one address
+	k := startWith(t, sv)
+	idle := make([]net.Conn, 1000)
+	for i := range idle {
+		c, err := net.Dial("tcp", k.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
 		defer c.Close()
+		idle[i] = c
+		if i%100 == 0 {
+			if got := k.do(certs); got.status != 200 {
+				t.Fatalf("after %d idle connections: %d %s", i, got.status, got.body)
+			}
+		}
 	}
-	one := <-accepted
-	select {
-	case <-accepted:
-		t.Error("a second connection was accepted")
-	case <-time.After(100 * time.Millisecond):
+	for _, c := range idle[:500] { // the oldest made room
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		wantClosed(t, c)
 	}
-	one.Close()
-	one.Close() // twice frees one place only
-	two := <-accepted
-	defer two.Close()
-	ln.Close()
-	if err := <-ended; !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Accept after Close = %v", err)
+	if got := k.do(call{path: "/v1/sign", body: encode(t, signBody())}); got.status != 200 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+}
+
+// One application cannot take all places: who asks for more may hold no more than is left.
+func TestFairShare(t *testing.T) {
+	t.Parallel()
+	k := start(t, func(c *api.Config, _ *http.Server) { c.Limits.Concurrent = 6 })
+	leave := make(chan struct{})
+	var inside atomic.Int64
+	k.services.bundle = func(context.Context, *account.Application, string) ([]byte, error) {
+		inside.Add(1)
+		<-leave
+		return []byte(`{"format":"x"}`), nil
+	}
+	var all sync.WaitGroup
+	held := map[string]int{}
+	for _, app := range []string{"his", "emr", "noright"} { // 3 of 6, 2 of 3, 1 of 1
+		for {
+			c := call{method: "GET", path: "/v1/evidence/" + record, app: app}
+			before := inside.Load()
+			refused := make(chan reply, 1)
+			all.Go(func() {
+				if got, err := k.try(c); err != nil || got.status != 200 {
+					refused <- got
+				}
+			})
+			for inside.Load() == before && len(refused) == 0 {
+				runtime.Gosched()
+			}
+			if len(refused) > 0 {
+				wantProblem(t, <-refused, 429, problem.RateLimited, "")
+				break
+			}
+			held[app]++
+		}
+	}
+	if want := map[string]int{"his": 3, "emr": 2, "noright": 1}; !maps.Equal(held, want) {
+		t.Errorf("held: %v, want %v", held, want)
+	}
+	close(leave)
+	all.Wait()
+	if got := k.do(certs); got.status != 200 {
+		t.Errorf("afterwards: %d", got.status)
+	}
+}
+
+// A client that does not read its answer holds its connection for as long as an answer may take, and no place among the
+// requests being handled.
+func TestAnswerIsNotRead(t *testing.T) {
+	t.Parallel()
+	k := start(t, func(c *api.Config, srv *http.Server) {
+		c.Limits.Concurrent, c.Limits.Sending = 1, 300*time.Millisecond
+	})
+	big := []byte(`{"format":"` + strings.Repeat("x", 32<<20) + `"}`) // more than both sockets hold
+	k.services.bundle = func(context.Context, *account.Application, string) ([]byte, error) { return big, nil }
+	c := k.dial()
+	r := k.request(call{method: "GET", path: "/v1/evidence/" + record})
+	fmt.Fprintf(c, "GET /v1/evidence/%s HTTP/1.1\r\nHost: %s\r\nAuthorization: %s\r\n\r\n", record, r.Host, r.Header.Get("Authorization"))
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil { // it is being answered
+		t.Fatal(err)
+	}
+	if got := k.do(certs); got.status != 200 {
+		t.Errorf("another while it does not read: %d %s", got.status, got.body)
+	}
+	if err := k.stop(); err != nil { // waits for the handler: within the test's time it has ended
+		t.Error(err)
+	}
+	if n, _ := io.Copy(io.Discard, c); n >= int64(len(big)) {
+		t.Error("the whole answer was sent to a client that did not read it")
 	}
 }
 
@@ -390,7 +521,7 @@ func TestDrainEnds(t *testing.T) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	ln, err := api.ListenPlain("127.0.0.1:0")
+	ln, err := api.ListenPlain("127.0.0.1:0", 16)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	stdlog "log"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -21,8 +20,6 @@ const (
 	answerTime  = 90 * time.Second // from the header's end to the answer's: body, handling, sending
 	idleTime    = 60 * time.Second
 	headerBytes = 16 << 10
-
-	maxConnections = 4096 // of one listener; an idle one costs some 30 KB under TLS
 )
 
 // NewHTTPServer is an http.Server for one of the handlers with every time and size bounded: a client that sends or
@@ -37,6 +34,7 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 		WriteTimeout:      answerTime,
 		IdleTimeout:       idleTime,
 		MaxHeaderBytes:    headerBytes,
+		ConnState:         connState,
 		ErrorLog:          stdlog.New(debugWriter{s.cfg.Log}, "", 0),
 		// HTTP/1.1 only: one request a connection at a time is what the limits count. See ListenTLS.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
@@ -63,8 +61,8 @@ var oldSuites = []uint16{
 // AEAD alone, and never for anything older. certificate is asked at each full handshake, so it may be another each time;
 // it has the certificate and its key from the start. Sessions are resumed by tickets, under keys that are in memory
 // alone, change daily and are forgotten after seven days (crypto/tls's own): a restart forgets them. Time is clock's. At
-// most 4096 connections are open at once; more wait in the kernel's queue.
-func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tls12 bool) (net.Listener, error) {
+// most connections are open at once, and a quarter of them from one address, as [Limited] has it.
+func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tls12 bool, connections int) (net.Listener, error) {
 	if cert := certificate(); cert == nil || len(cert.Certificate) == 0 || cert.PrivateKey == nil {
 		return nil, errors.New("api: TLS certificate or key missing")
 	}
@@ -81,11 +79,11 @@ func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tl
 	if err != nil {
 		return nil, fmt.Errorf("api: listening: %w", err)
 	}
-	return tls.NewListener(Limited(ln, maxConnections), cfg), nil
+	return tls.NewListener(Limited(ln, connections, max(1, connections/4)), cfg), nil
 }
 
-// ListenPlain listens without TLS, on a loopback address only.
-func ListenPlain(addr string) (net.Listener, error) {
+// ListenPlain listens without TLS, on a loopback address only, for at most connections at once.
+func ListenPlain(addr string, connections int) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, fmt.Errorf("api: listening: %w", err)
@@ -97,7 +95,7 @@ func ListenPlain(addr string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("api: listening: %w", err)
 	}
-	return Limited(ln, maxConnections), nil
+	return Limited(ln, connections, connections), nil
 }
 
 // Serve serves ln until ctx ends, then lets running requests finish for at most drain, and answers nil. Another error
@@ -132,47 +130,4 @@ func Serve(ctx context.Context, srv *http.Server, ln net.Listener, drain time.Du
 		return fmt.Errorf("api: serving %s: %w", ln.Addr(), err)
 	}
 	return nil
-}
-
-// Limited holds at most n connections of ln open at once.
-func Limited(ln net.Listener, n int) net.Listener {
-	return &limitedListener{Listener: ln, slots: make(chan struct{}, n), done: make(chan struct{})}
-}
-
-type limitedListener struct {
-	net.Listener
-	slots chan struct{}
-	once  sync.Once
-	done  chan struct{} // closed with the listener
-}
-
-func (l *limitedListener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.slots
-		return nil, err
-	}
-	return &limitedConn{Conn: c, free: func() { <-l.slots }}, nil
-}
-
-func (l *limitedListener) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return l.Listener.Close()
-}
-
-type limitedConn struct {
-	net.Conn
-	once sync.Once
-	free func()
-}
-
-func (c *limitedConn) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(c.free)
-	return err
 }

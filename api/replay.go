@@ -35,7 +35,6 @@ const (
 type replayGuard struct {
 	start  time.Time // of this run: older requests are refused whatever the floor
 	window time.Duration
-	most   int    // nonces remembered of one application; a new one is refused rather than an old one forgotten
 	path   string // of the floors; "" keeps none
 
 	mu     sync.Mutex // guards everything below, and the file
@@ -61,8 +60,8 @@ type floors struct {
 
 // openReplayGuard reads the floors. A file that cannot be understood is not trusted to be complete: every application
 // then waits until the whole window has passed the start, which no earlier request can outlive.
-func openReplayGuard(path string, start time.Time, window time.Duration, most int, log logrus.FieldLogger) (*replayGuard, error) {
-	g := &replayGuard{start: start, window: window, most: most, path: path, apps: map[string]*appReplay{}}
+func openReplayGuard(path string, start time.Time, window time.Duration, log logrus.FieldLogger) (*replayGuard, error) {
+	g := &replayGuard{start: start, window: window, path: path, apps: map[string]*appReplay{}}
 	if path == "" {
 		return g, nil
 	}
@@ -87,8 +86,9 @@ func openReplayGuard(path string, start time.Time, window time.Duration, most in
 }
 
 // admit lets a request of app through, or says why not. The MAC was checked before: only an application can fill its
-// own share of the memory. at is the request's time.
-func (g *replayGuard) admit(app, nonce string, at time.Time, now ntp.Reading) error {
+// own share of the memory. at is the request's time; most is how many of app's nonces are remembered: a new one is
+// refused rather than an old one forgotten.
+func (g *replayGuard) admit(app, nonce string, at time.Time, now ntp.Reading, most int) error {
 	if d := at.Sub(now.Time); d > g.window || d < -g.window {
 		return skewed(now, "请求时间与设备时间相差超过 %s (request time is off by more than the window)", g.window)
 	}
@@ -114,7 +114,7 @@ func (g *replayGuard) admit(app, nonce string, at time.Time, now ntp.Reading) er
 			return problem.New(problem.ReplayedRequest, "该 nonce 已使用过 (nonce seen before)", signAgain)
 		}
 	}
-	if a.count >= g.most {
+	if a.count >= most {
 		return problem.New(problem.RateLimited, "该应用在时间窗内的请求过多 (too many requests of this application within the window)", retryLater)
 	}
 	if g.path != "" && at.After(a.floor) {

@@ -15,10 +15,9 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/labstack/echo/v4"
-	"golang.org/x/time/rate"
 
 	"yinjian/api/wire"
 	"yinjian/appliance/account"
@@ -27,9 +26,12 @@ import (
 
 // Keys of values kept in the echo.Context.
 const (
-	requestIDKey   = "request_id"
-	applicationKey = "application"
-	actorKey       = "operator"
+	requestIDKey     = "request_id"
+	applicationKey   = "application"
+	actorKey         = "operator"
+	authorizationKey = "authorization" // *wire.Authorization
+	answeringKey     = "answering"     // func(), before the answer is written
+	bodyReadKey      = "body_read"     // bool
 )
 
 const seeContract = "请查阅 /openapi.json (see /openapi.json)"
@@ -45,6 +47,37 @@ func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
 		h.Set(echo.HeaderCacheControl, "no-store")
 		h.Set(echo.HeaderXContentTypeOptions, "nosniff")
 		return next(c)
+	}
+}
+
+// maxHeaders is how many header fields a request may have; browsers send some twenty.
+const maxHeaders = 64
+
+// plainly refuses requests of a form that no client of ours needs and that two programs could read differently: they are
+// the stuff of request smuggling. What net/http refuses by itself (several lengths, transfer codings but chunked, no Host)
+// does not come here. A length beside chunked it drops, as RFC 9112 §6.3 has it.
+func (s *Server) plainly(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := c.Request()
+		fields := 0
+		for _, values := range r.Header {
+			fields += len(values)
+		}
+		var p *problem.Problem
+		switch {
+		case r.ProtoMajor != 1 || r.ProtoMinor != 1: // 1.0 knows no chunked body and needs no Host
+			p = problem.Invalid("request-line", "只接受 HTTP/1.1 (HTTP/1.1 alone is taken)")
+		case !strings.HasPrefix(r.RequestURI, "/"):
+			p = problem.Invalid("request-line", "请求目标应以 / 开头,主机写在 Host 头 (want a target that begins with /, and the host in its header)")
+		case r.Host == "":
+			p = problem.Invalid("header.Host", "Host 头不能为空 (the Host header is empty)")
+		case fields > maxHeaders:
+			p = problem.Invalid("header", "请求头超过 %d 个 (more than %d header fields)", maxHeaders, maxHeaders)
+		default:
+			return next(c)
+		}
+		c.Response().Header().Set(echo.HeaderConnection, "close")
+		return p
 	}
 }
 
@@ -80,60 +113,98 @@ func stampQuery(most int64) body {
 	return body{"application/timestamp-query", "application/timestamp-reply", most}
 }
 
-// admitted runs h with the body, read whole and bounded, when there is room for one more request. Nothing in the body
-// is looked at before h.
+// received runs h with the body, read whole and bounded. Nothing in it is looked at before h.
 //
-// The body is read before a slot is taken: a client that sends slowly holds a connection and what it has sent so far,
-// not a slot.
-func (s *Server) admitted(b body, h func(c echo.Context, body []byte) error) echo.HandlerFunc {
+// The body is read before the request is admitted: a client that sends slowly holds a connection and what it has sent so
+// far, no place among the requests being handled. What is held counts until the answer is written, which is about as long
+// as the body, so that a client that does not read holds its own share alone.
+func (s *Server) received(b body, h func(c echo.Context, body []byte) error) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		r := c.Request()
 		if err := first(acceptable(r, b.gives), b.readable(r)); err != nil {
 			return err
 		}
-		data, release, err := s.bodies.read(r, b.most)
+		data, release, err := s.read(c, b.most)
 		defer release()
 		if err != nil {
 			return err
 		}
-		select {
-		case s.slots <- struct{}{}:
-			defer func() { <-s.slots }()
-		default:
-			return problem.New(problem.RateLimited, "设备正在处理的请求已达上限 (too many requests at once)", retryLater)
-		}
-		ctx, cancel := context.WithTimeout(r.Context(), s.limits.Handling)
-		defer cancel()
-		c.SetRequest(r.WithContext(ctx))
 		return h(c, data)
 	}
 }
 
-// authenticated is admitted for an application that proves itself and has the right ("" for none in particular).
+// admitted runs h when there is room for one more request of who, within the time for handling. The place is given back
+// when h begins to answer; see [send].
+func (s *Server) admitted(c echo.Context, who string, h func() error) error {
+	if !s.slots.take(who, 1) {
+		return problem.New(problem.RateLimited, "同时处理的请求已达上限 (too many requests at once)", retryLater)
+	}
+	leave := sync.OnceFunc(func() { s.slots.give(who, 1) })
+	defer leave()
+	r := c.Request()
+	ctx, cancel := context.WithTimeout(r.Context(), s.limits.Handling)
+	defer cancel()
+	c.SetRequest(r.WithContext(ctx))
+	c.Set(answeringKey, func() {
+		leave()
+		// Not every ResponseWriter has a deadline; then the server's own bounds the answer.
+		_ = http.NewResponseController(c.Response()).SetWriteDeadline(time.Now().Add(s.limits.Sending)) // interval
+	})
+	return h()
+}
+
+// authenticated is received and admitted for an application that proves itself and has the right ("" for none in
+// particular). Checked are, in this order: the address's failures so far, the MAC, the application's rate, room, and that
+// the request is fresh. Who does not know the key learns only that.
 func (s *Server) authenticated(b body, right string, h func(c echo.Context, app *account.Application, body []byte) error) echo.HandlerFunc {
-	inner := s.admitted(b, func(c echo.Context, data []byte) error {
-		app, err := s.authenticate(c, data)
+	inner := s.received(b, func(c echo.Context, data []byte) error {
+		a := c.Get(authorizationKey).(*wire.Authorization)
+		app, err := s.proved(c, a, data)
 		if err != nil {
 			return err
 		}
-		switch {
-		case app.Stopped:
-			return problem.New(problem.ApplicationStopped, "该应用已被管理员停用 (application stopped by an administrator)", "请联系系统管理员 (ask the administrator)")
-		case right != "" && !app.Has(right):
-			return problem.New(problem.Forbidden, "该应用没有 "+right+" 权限 (the application lacks this right)", "请联系系统管理员授权 (ask the administrator for it)")
-		case c.Request().URL.RawQuery != "":
-			return problem.Invalid("query", "该地址不接受查询参数 (no query parameter is known here)")
+		c.Set(applicationKey, app.ID)
+		if ok, after := s.rates.allow(app); !ok {
+			p := problem.New(problem.RateLimited, "该应用的请求过于频繁 (the application's rate is exceeded)", retryLater)
+			p.After = after
+			return p
 		}
-		return h(c, app, data)
+		return s.admitted(c, app.ID, func() error {
+			if err := s.guard.admit(app.ID, a.Nonce, a.At, s.cfg.Clock.Now(), s.limits.nonces(app)); err != nil {
+				return err
+			}
+			switch {
+			case app.Stopped:
+				return problem.New(problem.ApplicationStopped, "该应用已被管理员停用 (application stopped by an administrator)", "请联系系统管理员 (ask the administrator)")
+			case right != "" && !app.Has(right):
+				return problem.New(problem.Forbidden, "该应用没有 "+right+" 权限 (the application lacks this right)", "请联系系统管理员授权 (ask the administrator for it)")
+			case c.Request().URL.RawQuery != "":
+				return problem.Invalid("query", "该地址不接受查询参数 (no query parameter is known here)")
+			}
+			return h(c, app, data)
+		})
 	})
 	return func(c echo.Context) error {
-		// A request without a well-formed header is refused before its body is read.
+		// A request without a well-formed header is refused before its body is read, and so is one from where too many failed.
 		a, err := authorization(c.Request())
-		if err != nil {
-			return err
+		app := ""
+		if err == nil {
+			app = a.App
 		}
-		c.Set("authorization", a)
-		return inner(c)
+		who := s.failed.who(addressOf(c.Request().RemoteAddr), app)
+		if after := s.failed.wait(who); after > 0 {
+			p := problem.New(problem.RateLimited, "来自该地址的身份验证失败过多 (too many failed authentications from this address)", "请检查应用编号与密钥,稍后重试 (check id and key, try again later)")
+			p.After = after
+			return p
+		}
+		if err == nil {
+			c.Set(authorizationKey, a)
+			err = inner(c)
+		}
+		if problem.CodeOf(err) == problem.Unauthenticated {
+			s.failed.count(who)
+		}
+		return err
 	}
 }
 
@@ -159,10 +230,8 @@ func authorization(r *http.Request) (*wire.Authorization, error) {
 	return a, nil
 }
 
-// authenticate checks, in this order: the MAC, the application's rate, and that the request is fresh. Who does not
-// know the key learns only that; an unknown application costs the same work and gets the same answer.
-func (s *Server) authenticate(c echo.Context, data []byte) (*account.Application, error) {
-	a := c.Get("authorization").(*wire.Authorization)
+// proved checks the MAC. An unknown application costs the same work as a wrong key, and gets the same answer.
+func (s *Server) proved(c echo.Context, a *wire.Authorization, data []byte) (*account.Application, error) {
 	r := c.Request()
 	app, key, ok := s.cfg.Directory.Application(a.App)
 	if !ok || app == nil || len(key) == 0 {
@@ -171,13 +240,6 @@ func (s *Server) authenticate(c echo.Context, data []byte) (*account.Application
 	want := wire.MAC(key, wire.Signable{Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, Host: r.Host, Body: data}, a.App, a.Time, a.Nonce)
 	if !hmac.Equal(want, a.MAC) || !ok {
 		return nil, unauthenticated("应用编号未知或签名不正确 (unknown application or wrong signature)").With(fmt.Errorf("application %s, known %t", a.App, ok))
-	}
-	c.Set(applicationKey, app.ID)
-	if !s.rates.allow(app) {
-		return nil, problem.New(problem.RateLimited, "该应用的请求过于频繁 (the application's rate is exceeded)", retryLater)
-	}
-	if err := s.guard.admit(app.ID, a.Nonce, a.At, s.cfg.Clock.Now()); err != nil {
-		return nil, err
 	}
 	return app, nil
 }
@@ -231,17 +293,14 @@ func acceptable(r *http.Request, gives string) *problem.Problem {
 	return problem.New(notAcceptable, "只能提供 "+gives+" (this is the only type given)", seeContract)
 }
 
-// A budget bounds the bytes of all bodies held at once. They are counted as they arrive, not as they are announced:
-// to use it up, one must send it.
-type budget struct {
-	most int64
-	held atomic.Int64
-}
-
-// read takes at most `most` bytes. release is never nil, and is called when the body is no longer used.
-func (g *budget) read(r *http.Request, most int64) (data []byte, release func(), err error) {
+// read takes at most `most` bytes of the body. They are counted as they arrive, not as they are announced: to use up
+// its share, an address must send it. release is never nil, and is called when the body is no longer used.
+func (s *Server) read(c echo.Context, most int64) (data []byte, release func(), err error) {
+	r := c.Request()
+	defer func() { c.Set(bodyReadKey, err == nil) }()
+	from := addressOf(r.RemoteAddr).String()
 	var held int64
-	release = func() { g.held.Add(-held) }
+	release = func() { s.bodies.give(from, held) }
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil, release, nil
 	}
@@ -262,8 +321,7 @@ func (g *budget) read(r *http.Request, most int64) (data []byte, release func(),
 			if more <= 0 {
 				return nil, release, tooLarge(most)
 			}
-			if g.held.Add(more) > g.most {
-				g.held.Add(-more)
+			if !s.bodies.take(from, more) {
 				return nil, release, problem.New(problem.RateLimited, "设备正在接收的数据已达上限 (too much data in flight)", retryLater)
 			}
 			held += more
@@ -284,30 +342,20 @@ func (g *budget) read(r *http.Request, most int64) (data []byte, release func(),
 	}
 }
 
-// rates is each application's share.
-type rates struct {
-	limit func(app *account.Application) (float64, int)
-	mu    sync.Mutex // guards of
-	of    map[string]*rate.Limiter
-}
-
-func (r *rates) allow(app *account.Application) bool {
-	r.mu.Lock()
-	l := r.of[app.ID]
-	if l == nil {
-		perSecond, burst := r.limit(app)
-		l = rate.NewLimiter(rate.Limit(perSecond), burst)
-		r.of[app.ID] = l
-	}
-	r.mu.Unlock()
-	return l.Allow() // a monotonic interval
-}
-
 // answer writes v as JSON, whole or not at all.
 func answer(c echo.Context, v any) error {
 	out, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("api: encoding the answer: %w", err)
 	}
-	return c.Blob(http.StatusOK, echo.MIMEApplicationJSON, out)
+	return send(c, http.StatusOK, echo.MIMEApplicationJSON, out)
+}
+
+// send writes an answer. From here on the request has no place among those being handled, and a client that reads slowly
+// keeps its connection only for as long as an answer may take.
+func send(c echo.Context, status int, media string, data []byte) error {
+	if begin, ok := c.Get(answeringKey).(func()); ok {
+		begin()
+	}
+	return c.Blob(status, media, data)
 }

@@ -70,17 +70,29 @@ type Limits struct {
 	Body       int64         // bytes of a body of sign and verify; 16 MiB
 	SmallBody  int64         // of the other JSON routes; 64 KiB
 	StampQuery int64         // of a TimeStampReq; 16 KiB
-	InFlight   int64         // bytes of all bodies being read or handled; 256 MiB or four Bodies
-	Concurrent int           // requests being handled, not counting health; 256
+	InFlight   int64         // bytes of all bodies being read, handled or answered, shared among addresses; 256 MiB or four Bodies
+	Concurrent int           // requests being handled, not counting health, shared among applications; 512
 	Handling   time.Duration // of one request, after its body was read; 30 s
+	Sending    time.Duration // of one answer to a client that reads slowly; 30 s
 	Window     time.Duration // by which a request's time may be off; 5 min
+	// Failures are the failed authentications a minute that one address may make; 120.
+	Failures int
 
 	// Rate answers how many requests a second an application may make, and how many at once. Nil means 3000 and
-	// 6000 for each. It is asked when an application is first seen.
-	Rate func(app *account.Application) (perSecond float64, burst int)
-	// Nonces remembered per application. The default holds what 3000 a second can bring within both halves of the
-	// window, some 2 million (at worst 100 MB for an application that does so).
+	// 6000 for each. It is asked for each request.
+	Rate func(app *account.Application) (perSecond, burst int)
+	// Nonces remembered of one application. 0 means what its rate can bring within both halves of the window: at 3000 a
+	// second some 2 million, 100 MB at worst, for an application that does so.
 	Nonces int
+}
+
+// nonces is how many of app's are remembered.
+func (l *Limits) nonces(app *account.Application) int {
+	if l.Nonces != 0 {
+		return l.Nonces
+	}
+	perSecond, burst := l.Rate(app)
+	return perSecond*int(2*l.Window/time.Second) + burst
 }
 
 func (l Limits) filled() Limits {
@@ -94,19 +106,22 @@ func (l Limits) filled() Limits {
 	def(&l.StampQuery, 16<<10)
 	def(&l.InFlight, max(256<<20, 4*l.Body))
 	if l.Concurrent == 0 {
-		l.Concurrent = 256
+		l.Concurrent = 512
 	}
 	if l.Handling == 0 {
 		l.Handling = 30 * time.Second
+	}
+	if l.Sending == 0 {
+		l.Sending = 30 * time.Second
+	}
+	if l.Failures == 0 {
+		l.Failures = 120
 	}
 	if l.Window == 0 {
 		l.Window = 5 * time.Minute
 	}
 	if l.Rate == nil {
-		l.Rate = func(*account.Application) (float64, int) { return 3000, 6000 }
-	}
-	if l.Nonces == 0 {
-		l.Nonces = 3000*int(2*l.Window/time.Second) + 6000
+		l.Rate = func(*account.Application) (int, int) { return 3000, 6000 }
 	}
 	return l
 }
@@ -133,9 +148,10 @@ type Server struct {
 	cfg    Config
 	limits Limits
 	guard  *replayGuard
+	failed *failures
 	rates  rates
-	bodies budget
-	slots  chan struct{}
+	bodies *shares // bytes, by address
+	slots  *shares // requests, by application
 
 	signing, admin, plain *echo.Echo
 }
@@ -154,25 +170,27 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 	l := cfg.Limits.filled()
-	for _, n := range []int64{l.Body, l.SmallBody, l.StampQuery, l.InFlight, int64(l.Concurrent), int64(l.Handling), int64(l.Window), int64(l.Nonces)} {
+	for _, n := range []int64{l.Body, l.SmallBody, l.StampQuery, l.InFlight, int64(l.Concurrent), int64(l.Handling), int64(l.Sending), int64(l.Window), int64(l.Failures), int64(l.Nonces)} {
 		if n < 0 {
 			return nil, errors.New("api: config: negative limit")
 		}
 	}
-	if l.InFlight < l.Body {
-		return nil, errors.New("api: config: InFlight is less than one Body")
+	if l.InFlight < 2*(l.Body+1) {
+		return nil, errors.New("api: config: InFlight is less than two Bodies") // one address gets half
 	}
-	guard, err := openReplayGuard(cfg.ReplayFile, cfg.Clock.Now().Time, l.Window, l.Nonces, cfg.Log)
+	guard, err := openReplayGuard(cfg.ReplayFile, cfg.Clock.Now().Time, l.Window, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{
 		cfg: cfg, limits: l, guard: guard,
+		failed: newFailures(l.Failures),
 		rates:  rates{limit: l.Rate, of: map[string]*rate.Limiter{}},
-		bodies: budget{most: l.InFlight},
-		slots:  make(chan struct{}, l.Concurrent),
+		bodies: newShares(l.InFlight),
+		slots:  newShares(int64(l.Concurrent)),
 	}
 	s.signing, s.admin, s.plain = s.echo(), s.echo(), s.echo()
+	s.signing.Pre(s.plainly)
 	s.signingRoutes(s.signing)
 	s.adminRoutes(s.admin)
 	s.plainRoutes(s.plain)
@@ -221,13 +239,14 @@ func (s *Server) signingRoutes(e *echo.Echo) {
 		return answer(c, s.cfg.Health.State())
 	}))
 	get("/openapi.json", func(c echo.Context) error {
-		return c.Blob(http.StatusOK, echo.MIMEApplicationJSON, openAPI)
+		return send(c, http.StatusOK, echo.MIMEApplicationJSON, openAPI)
 	})
 }
 
 func (s *Server) plainRoutes(e *echo.Echo) {
-	e.POST("/tsa/:unit", s.admitted(stampQuery(s.limits.StampQuery), func(c echo.Context, body []byte) error {
-		return s.stamp(c, "plain:"+c.RealIP(), body)
+	e.POST("/tsa/:unit", s.received(stampQuery(s.limits.StampQuery), func(c echo.Context, body []byte) error {
+		requester := "plain:" + c.RealIP()
+		return s.admitted(c, requester, func() error { return s.stamp(c, requester, body) })
 	}))
 	e.GET("/health/alive", s.alive)
 }

@@ -194,7 +194,7 @@ func (s *Server) evidence(c echo.Context, app *account.Application, _ []byte) er
 	if err != nil {
 		return err
 	}
-	return c.Blob(http.StatusOK, echo.MIMEApplicationJSON, bundle)
+	return send(c, http.StatusOK, echo.MIMEApplicationJSON, bundle)
 }
 
 func (s *Server) authorize(c echo.Context, app *account.Application, body []byte) error {

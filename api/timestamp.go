@@ -27,7 +27,7 @@ func (s *Server) stamp(c echo.Context, requester string, query []byte) error {
 	if err != nil {
 		return err
 	}
-	return c.Blob(http.StatusOK, "application/timestamp-reply", reply)
+	return send(c, http.StatusOK, "application/timestamp-reply", reply)
 }
 
 func unitUnknown(field string) *problem.Problem {

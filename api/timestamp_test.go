@@ -65,7 +65,7 @@ func TestPlainListener(t *testing.T) {
 		}
 		return []byte{0x30, 0}, nil
 	}
-	ln, err := api.ListenPlain("127.0.0.1:0")
+	ln, err := api.ListenPlain("127.0.0.1:0", 16)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -706,8 +706,10 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	server, err := api.New(api.Config{
 		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Health: health{a}, Admin: admin{a},
 		Clock: apiClock{a}, Log: a.log, Version: Version,
-		// 500 users at once is what hospitals ask for; requests beyond the cipher machine's sessions wait for one.
-		Limits:     api.Limits{Body: int64(a.cfg.Policy.MaxBodyBytes), Concurrent: 1024},
+		// Requests beyond the cipher machine's sessions wait for one.
+		Limits: api.Limits{
+			Body: int64(a.cfg.Policy.MaxBodyBytes), Concurrent: a.cfg.Policy.Concurrent, Failures: a.cfg.Policy.AuthFailures, Rate: a.cfg.Policy.rateOf,
+		},
 		ReplayFile: filepath.Join(a.dir, "run", "replay.json"),
 	})
 	if err != nil {
@@ -717,8 +719,8 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	if err := a.listener.use([][]byte{a.identity.TLSCert, a.identity.CAs[string(hsm.RSA2048)]}); err != nil {
 		return nil, err
 	}
-	const drain = 20 * time.Second
-	ln, err := api.ListenTLS(a.cfg.Listen.API, a.listener.certificate.Load, apiClock{a}, a.cfg.Listen.TLS12)
+	drain := time.Duration(a.cfg.Policy.Drain)
+	ln, err := api.ListenTLS(a.cfg.Listen.API, a.listener.certificate.Load, apiClock{a}, a.cfg.Listen.TLS12, a.cfg.Policy.MaxConnections)
 	if err != nil {
 		return nil, err
 	}
@@ -732,7 +734,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	e := &Endpoints{API: "https://" + ln.Addr().String(), Admin: adminPath, Units: map[string]string{}, TLSRoots: filepath.Join(a.dir, "tls-ca.pem")}
 	var plainLn net.Listener
 	if addr := a.cfg.Listen.TSAPlain; addr != "" {
-		if plainLn, err = api.ListenPlain(addr); err != nil {
+		if plainLn, err = api.ListenPlain(addr, a.cfg.Policy.MaxConnections); err != nil {
 			ln.Close()
 			adminLn.Close()
 			return nil, err

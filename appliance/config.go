@@ -13,6 +13,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"yinjian/appliance/account"
 	"yinjian/hsm"
 )
 
@@ -87,6 +88,28 @@ type Policy struct {
 	TSAReservePercent int `toml:"tsa_reserve_percent"`
 	SegmentEntries    int `toml:"segment_entries"` // journal entries a file
 	MaxBodyBytes      int `toml:"max_body_bytes"`
+	// Rate and Burst are how many requests a second an application may make, and how many at once, unless its registration
+	// says otherwise.
+	Rate  int `toml:"rate"`
+	Burst int `toml:"burst"` // default: twice the rate
+	// Concurrent requests are handled at once, shared among the applications.
+	Concurrent     int `toml:"concurrent"`
+	AuthFailures   int `toml:"auth_failures"`   // failed authentications a minute from one address
+	MaxConnections int `toml:"max_connections"` // of the API; a quarter of them from one address
+	// Drain is how long requests under way may take after the word to stop.
+	Drain Duration `toml:"drain"`
+}
+
+// rateOf is what an application may do.
+func (p *Policy) rateOf(app *account.Application) (perSecond, burst int) {
+	perSecond, burst = p.Rate, p.Burst
+	if app.Rate != 0 {
+		perSecond, burst = app.Rate, 2*app.Rate
+	}
+	if app.Burst != 0 {
+		burst = app.Burst
+	}
+	return perSecond, burst
 }
 
 // Evaluation are conveniences that no hospital uses in production; /health/state and the evidence name them.
@@ -178,6 +201,12 @@ func (c *Config) setDefaults() {
 	def(&c.Policy.TSAReservePercent, 10)
 	def(&c.Policy.SegmentEntries, 1_000_000)
 	def(&c.Policy.MaxBodyBytes, 16<<20)
+	def(&c.Policy.Rate, 3000)
+	def(&c.Policy.Burst, 2*c.Policy.Rate)
+	def(&c.Policy.Concurrent, 1024) // 500 users at once is what hospitals ask for, and one application may hold half
+	def(&c.Policy.AuthFailures, 120)
+	def(&c.Policy.MaxConnections, 4096)
+	def(&c.Policy.Drain, Duration(20*time.Second))
 	for name, s := range c.HSM.Slots {
 		def(&s.Sessions, 8)
 		c.HSM.Slots[name] = s
@@ -282,6 +311,23 @@ func (c *Config) validate() error {
 	}
 	if c.Policy.SegmentEntries < 10 {
 		bad("policy.segment_entries", "至少 10 (at least 10)")
+	}
+	for _, n := range []struct {
+		key                string
+		value, least, most int
+	}{
+		{"policy.rate", c.Policy.Rate, 1, account.MaxRate},
+		{"policy.burst", c.Policy.Burst, 1, account.MaxBurst},
+		{"policy.concurrent", c.Policy.Concurrent, 1, 10_000},
+		{"policy.auth_failures", c.Policy.AuthFailures, 1, 100_000},
+		{"policy.max_connections", c.Policy.MaxConnections, 16, 100_000},
+	} {
+		if n.value < n.least || n.value > n.most {
+			bad(n.key, "须为 %d–%d (%d to %d)", n.least, n.most, n.least, n.most)
+		}
+	}
+	if d := time.Duration(c.Policy.Drain); d < time.Second || d > 5*time.Minute {
+		bad("policy.drain", "须在 1s 与 5m 之间 (between 1s and 5m)")
 	}
 	return errors.Join(errs...)
 }

@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 
@@ -47,6 +48,9 @@ func TestConfigDefaults(t *testing.T) {
 	if c.HSM.Module != "/dir/libp11.so" || c.HSM.Slots["staff"].PINFile != "/dir/secrets/a.pin" || !*c.HSM.VerifyFresh || c.HSM.Slots["ca"].Sessions != 8 {
 		t.Errorf("ParseConfig = %+v", c.HSM)
 	}
+	if p := c.Policy; p.Rate != 3000 || p.Burst != 6000 || p.Concurrent != 1024 || p.AuthFailures != 120 || p.MaxConnections != 4096 || time.Duration(p.Drain) != 20*time.Second {
+		t.Errorf("ParseConfig = %+v", p)
+	}
 	again, err := toml.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
@@ -71,6 +75,9 @@ func TestConfigRefuses(t *testing.T) {
 		"plain elsewhere":    {[2]string{`api = "127.0.0.1:8443"`, "api = \"127.0.0.1:8443\"\ntsa_plain = \"0.0.0.0:80\""}, []string{"listen.tsa_plain"}},
 		"too few groups":     {[2]string{`min_sources = 1`, `min_sources = 2`}, []string{"time.min_sources"}},
 		"two faults at once": {[2]string{`campus = "本部"`, "campus = \"\"\n"}, []string{"campus"}},
+		"rate":               {[2]string{"[hsm]", "[policy]\nrate = 10001\n[hsm]"}, []string{"policy.rate"}},
+		"negative limits":    {[2]string{"[hsm]", "[policy]\nburst = -1\nconcurrent = -1\nauth_failures = -1\n[hsm]"}, []string{"policy.burst", "policy.concurrent", "policy.auth_failures"}},
+		"too few":            {[2]string{"[hsm]", "[policy]\nmax_connections = 3\ndrain = \"10ms\"\n[hsm]"}, []string{"policy.max_connections", "policy.drain"}},
 		"accuracy":           {[2]string{`min_sources = 1`, "min_sources = 1\naccuracy = \"1h\""}, []string{"time.accuracy"}},
 	} {
 		t.Run(name, func(t *testing.T) {

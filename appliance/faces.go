@@ -190,7 +190,7 @@ func errorText(err error) string {
 type admin struct{ a *Appliance }
 
 func (d admin) RegisterApplication(ctx context.Context, actor string, req api.RegisterApplication) (*api.RegisteredApplication, error) {
-	app := account.Application{ID: req.ID, Name: req.Name, Campus: req.Campus, Rights: req.Rights, Stamp: req.Stamp, Test: req.Test}
+	app := account.Application{ID: req.ID, Name: req.Name, Campus: req.Campus, Rights: req.Rights, Stamp: req.Stamp, Test: req.Test, Rate: req.Rate, Burst: req.Burst}
 	for _, m := range req.Consent {
 		app.Consent = append(app.Consent, evidence.Method(m))
 	}
@@ -203,6 +203,10 @@ func (d admin) RegisterApplication(ctx context.Context, actor string, req api.Re
 
 func (d admin) StopApplication(ctx context.Context, actor string, req api.Decision) (any, error) {
 	return d.a.directory.StopApplication(ctx, actor, req.ID, true, req.Reason)
+}
+
+func (d admin) LimitApplication(ctx context.Context, actor string, req api.LimitApplication) (any, error) {
+	return d.a.directory.LimitApplication(ctx, actor, req.ID, req.Rate, req.Burst, req.Reason)
 }
 
 func (d admin) ListApplications(context.Context, string) (any, error) {

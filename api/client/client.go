@@ -342,6 +342,10 @@ func (a *Admin) StopApplication(ctx context.Context, req wire.Decision) (json.Ra
 	return a.post(ctx, "applications/"+url.PathEscape(req.ID)+"/stop", req)
 }
 
+func (a *Admin) LimitApplication(ctx context.Context, req wire.LimitApplication) (json.RawMessage, error) {
+	return a.post(ctx, "applications/"+url.PathEscape(req.ID)+"/limits", req)
+}
+
 func (a *Admin) ListApplications(ctx context.Context) (json.RawMessage, error) {
 	return a.get(ctx, "applications")
 }

@@ -9,6 +9,16 @@ type RegisterApplication struct {
 	Stamp   string   `json:"stamp"`   // "required" or "none"
 	Consent []string `json:"consent"` // methods of which one suffices
 	Test    bool     `json:"test,omitempty"`
+	Rate    int      `json:"rate,omitempty"`  // requests a second, 0–10000; 0 means the appliance's default
+	Burst   int      `json:"burst,omitempty"` // requests at once, 0–100000; 0 means twice the rate, or the default
+}
+
+// LimitApplication is the body of POST /admin/v1/applications/{id}/limits.
+type LimitApplication struct {
+	ID     string `json:"-"`
+	Rate   int    `json:"rate"`  // as in RegisterApplication
+	Burst  int    `json:"burst"` // the same
+	Reason string `json:"reason"`
 }
 
 // A RegisteredApplication is its answer, and the only time that the HMAC key is shown.

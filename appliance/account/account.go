@@ -35,9 +35,11 @@ type Application struct {
 	Name      string            `json:"name"`
 	Campus    string            `json:"campus"`
 	Rights    []string          `json:"rights"`
-	Stamp     string            `json:"stamp"`   // StampRequired or StampNone
-	Consent   []evidence.Method `json:"consent"` // methods that suffice, any one of them
-	Test      bool              `json:"test"`    // records are marked as tests
+	Stamp     string            `json:"stamp"`           // StampRequired or StampNone
+	Consent   []evidence.Method `json:"consent"`         // methods that suffice, any one of them
+	Test      bool              `json:"test"`            // records are marked as tests
+	Rate      int               `json:"rate,omitempty"`  // requests a second; 0: what the configuration says
+	Burst     int               `json:"burst,omitempty"` // requests at once; 0: twice the rate, or what the configuration says
 	Stopped   bool              `json:"stopped"`
 	KeySalt   []byte            `json:"key_salt"` // the HMAC key is derived from it inside the cipher machine
 	ChangedBy string            `json:"changed_by"`

@@ -21,6 +21,13 @@ const (
 	maxReason = 512
 )
 
+// Most that an application may be given. Its nonces of the time window are remembered: some 30 KB for each request a
+// second, if it does make them.
+const (
+	MaxRate  = 10_000  // requests a second
+	MaxBurst = 100_000 // requests at once
+)
+
 // RegisterApplication adds an application and answers it with its HMAC key, which is shown this once: it can be
 // derived again by the cipher machine alone.
 func (s *Service) RegisterApplication(ctx context.Context, actor string, a Application) (*Application, []byte, error) {
@@ -50,6 +57,9 @@ func (s *Service) RegisterApplication(ctx context.Context, actor string, a Appli
 	}
 	if a.Has(RightSign) && len(a.Consent) == 0 {
 		return nil, nil, problem.Invalid("consent", "有签名权限的应用须指定同意方式 (an application that signs needs a method of consent)")
+	}
+	if err := checkLimits(a.Rate, a.Burst); err != nil {
+		return nil, nil, err
 	}
 	unlock, err := s.beginChange(ctx)
 	if err != nil {
@@ -83,6 +93,31 @@ func (s *Service) RegisterApplication(ctx context.Context, actor string, a Appli
 
 // StopApplication stops or starts an application. Its live authorisations are void. It needs no cipher machine.
 func (s *Service) StopApplication(ctx context.Context, actor, id string, stopped bool, reason string) (*Application, error) {
+	act := map[bool]string{true: "stop", false: "start"}[stopped]
+	return s.changeApplication(ctx, actor, id, act, reason, func(a *Application) { a.Stopped = stopped })
+}
+
+// LimitApplication sets how many requests a second the application may make and how many at once; 0 means what the
+// appliance's configuration says. It needs no cipher machine.
+func (s *Service) LimitApplication(ctx context.Context, actor, id string, rate, burst int, reason string) (*Application, error) {
+	if err := checkLimits(rate, burst); err != nil {
+		return nil, err
+	}
+	return s.changeApplication(ctx, actor, id, "limit", reason, func(a *Application) { a.Rate, a.Burst = rate, burst })
+}
+
+func checkLimits(rate, burst int) error {
+	switch {
+	case rate < 0 || rate > MaxRate:
+		return problem.Invalid("rate", "须为 0–%d，0 为缺省 (0 to %d, 0 means the default)", MaxRate, MaxRate)
+	case burst < 0 || burst > MaxBurst:
+		return problem.Invalid("burst", "须为 0–%d，0 为缺省 (0 to %d, 0 means the default)", MaxBurst, MaxBurst)
+	}
+	return nil
+}
+
+// changeApplication journals a change of an application that leaves its key as it is.
+func (s *Service) changeApplication(ctx context.Context, actor, id, act, reason string, change func(*Application)) (*Application, error) {
 	if err := checkReason(reason); err != nil {
 		return nil, err
 	}
@@ -96,8 +131,8 @@ func (s *Service) StopApplication(ctx context.Context, actor, id string, stopped
 		return nil, problem.New(problem.NotFound, "没有这个应用 (no such application)", "核对标识 (check the id)")
 	}
 	a := *old
-	a.Version, a.Stopped, a.ChangedBy, a.ChangedAt = old.Version+1, stopped, actor, s.cfg.Clock.Now().Time
-	act := map[bool]string{true: "stop", false: "start"}[stopped]
+	a.Version, a.ChangedBy, a.ChangedAt = old.Version+1, actor, s.cfg.Clock.Now().Time
+	change(&a)
 	i, err := s.intend(ctx, audit.Draft{Kind: kindApplicationIntent, Actor: actor, Object: id}, act, "")
 	if err != nil {
 		return nil, err

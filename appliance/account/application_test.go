@@ -3,6 +3,7 @@ package account_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -64,6 +65,56 @@ func TestApplicationLife(t *testing.T) {
 	}
 }
 
+// An application's limits are part of its object in the journal. Objects that were written before there were limits have
+// none, and an application without any is written as it was then.
+func TestApplicationLimits(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	app := h.App("his", nil)
+	if app.Rate != 0 || app.Burst != 0 {
+		t.Errorf("registered as %+v", app)
+	}
+	h.App("emr", func(a *account.Application) { a.Rate, a.Burst = 50, 70 })
+	limited, err := h.Directory.LimitApplication(t.Context(), "admin", "his", 20, 0, "试运行")
+	if err != nil || limited.Rate != 20 || limited.Burst != 0 || limited.Version != 2 || limited.Stopped || !bytes.Equal(limited.KeySalt, app.KeySalt) {
+		t.Errorf("limited: %+v, %v", limited, err)
+	}
+	if _, err := h.Directory.StopApplication(t.Context(), "admin", "his", true, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range [][2]int{{-1, 0}, {0, -1}, {account.MaxRate + 1, 0}, {0, account.MaxBurst + 1}} {
+		_, err = h.Directory.LimitApplication(t.Context(), "admin", "his", bad[0], bad[1], "")
+		wants(t, fmt.Sprint(bad), err, problem.InvalidRequest)
+	}
+	_, err = h.Directory.LimitApplication(t.Context(), "admin", "none", 1, 1, "")
+	wants(t, "limiting nobody", err, problem.NotFound)
+	h.Restart()
+	for id, want := range map[string]account.Application{"his": {Version: 3, Stopped: true, Rate: 20}, "emr": {Version: 1, Rate: 50, Burst: 70}} {
+		if a, _, _ := h.Directory.Application(id); a.Version != want.Version || a.Stopped != want.Stopped || a.Rate != want.Rate || a.Burst != want.Burst {
+			t.Errorf("%s after a restart: %+v", id, a)
+		}
+	}
+	var written []string
+	if err := h.Journal.State(t.Context(), func(r audit.Record) error {
+		if p, ok := r.Entry.Payload("object"); ok && strings.HasPrefix(r.Entry.Kind, "account.application") {
+			b, err := h.Journal.Payload(t.Context(), p.SM3)
+			written = append(written, r.Entry.Text("act")+" "+string(b))
+			return err
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []struct {
+		act  string
+		rate bool
+	}{{"register", false}, {"register", true}, {"limit", true}, {"stop", true}} {
+		if i >= len(written) || !strings.HasPrefix(written[i], want.act+" ") || strings.Contains(written[i], `"rate"`) != want.rate {
+			t.Errorf("object %d of %d: want %+v in %q", i, len(written), want, written)
+		}
+	}
+}
+
 // The key depends on the secret in the cipher machine, on the salt and on the application's name.
 func TestApplicationKeyIsDerived(t *testing.T) {
 	t.Parallel()
@@ -98,6 +149,9 @@ func TestRegisterRefuses(t *testing.T) {
 		"unknown stamp":   func(a *account.Application) { a.Stamp = "maybe" },
 		"unknown method":  func(a *account.Application) { a.Consent = []evidence.Method{"sms"} },
 		"no method":       func(a *account.Application) { a.Consent = nil },
+		"negative rate":   func(a *account.Application) { a.Rate = -1 },
+		"rate too high":   func(a *account.Application) { a.Rate = account.MaxRate + 1 },
+		"burst too large": func(a *account.Application) { a.Burst = account.MaxBurst + 1 },
 	} {
 		a := account.Application{ID: "his", Name: "名", Campus: strings.Repeat("院", 21), Rights: []string{account.RightSign}, Consent: []evidence.Method{evidence.AppAsserted}}
 		spoil(&a)

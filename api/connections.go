@@ -1,0 +1,142 @@
+package api
+
+import (
+	queue "container/list"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+)
+
+// Limited holds at most most connections of ln open at once, and at most each of one address. One more makes room for
+// itself: of those on which no request is under way, the one that has waited longest is closed, of the same address if
+// that has its fill. When there is none such, the new one is closed. So connections that do nothing keep nobody out, and
+// one address cannot take all.
+//
+// Which connections wait is known by the http.Server, if it comes from [Server.NewHTTPServer].
+func Limited(ln net.Listener, most, each int) net.Listener {
+	return &limitedListener{Listener: ln, most: most, each: each, of: map[netip.Prefix]int{}}
+}
+
+type limitedListener struct {
+	net.Listener
+	most, each int
+
+	mu      sync.Mutex
+	open    int                  // guarded by mu
+	of      map[netip.Prefix]int // guarded by mu: open, by address
+	waiting queue.List           // guarded by mu: *limitedConn, the one that has waited longest first
+}
+
+type limitedConn struct {
+	net.Conn
+	ln    *limitedListener
+	from  netip.Prefix
+	gone  bool           // guarded by ln.mu: no longer counted
+	place *queue.Element // guarded by ln.mu; nil while a request is under way
+}
+
+func (l *limitedListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		one := &limitedConn{Conn: c, ln: l, from: addressOf(c.RemoteAddr().String())}
+		victim, ok := l.admit(one)
+		if victim != nil {
+			victim.Close()
+		}
+		if ok {
+			return one, nil
+		}
+		c.Close()
+	}
+}
+
+// admit counts c, and answers who has to go for it.
+func (l *limitedListener) admit(c *limitedConn) (victim *limitedConn, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	crowd := l.of[c.from] >= l.each
+	if crowd || l.open >= l.most {
+		for e := l.waiting.Front(); e != nil; e = e.Next() {
+			if w := e.Value.(*limitedConn); !crowd || w.from == c.from {
+				victim = w
+				l.forget(w)
+				break
+			}
+		}
+		if victim == nil {
+			return nil, false
+		}
+	}
+	l.open++
+	l.of[c.from]++
+	c.place = l.waiting.PushBack(c)
+	return victim, true
+}
+
+// forget takes c out of the counts, once; the caller holds l.mu.
+func (l *limitedListener) forget(c *limitedConn) {
+	if c.gone {
+		return
+	}
+	c.gone = true
+	l.open--
+	if l.of[c.from]--; l.of[c.from] == 0 {
+		delete(l.of, c.from)
+	}
+	c.wait(false)
+}
+
+// wait says whether c waits for a request; the caller holds ln.mu.
+func (c *limitedConn) wait(waits bool) {
+	if c.place != nil {
+		c.ln.waiting.Remove(c.place)
+		c.place = nil
+	}
+	if waits && !c.gone {
+		c.place = c.ln.waiting.PushBack(c)
+	}
+}
+
+func (c *limitedConn) Close() error {
+	err := c.Conn.Close()
+	c.ln.mu.Lock()
+	defer c.ln.mu.Unlock()
+	c.ln.forget(c)
+	return err
+}
+
+// connState is the http.Server's: it tells a limited connection whether a request is under way. A request is from the
+// end of its header on; before that the connection still waits.
+func connState(conn net.Conn, state http.ConnState) {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	c, ok := conn.(*limitedConn)
+	if !ok || state != http.StateActive && state != http.StateIdle {
+		return
+	}
+	c.ln.mu.Lock()
+	defer c.ln.mu.Unlock()
+	c.wait(state == http.StateIdle)
+}
+
+// addressOf is who sends, for limits: an IPv4 address, or the 64 bits of an IPv6 address that a network gives to one
+// household. What is no address is one of its own.
+func addressOf(hostport string) netip.Prefix {
+	a, err := netip.ParseAddrPort(hostport)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	addr := a.Addr().Unmap().WithZone("")
+	bits := addr.BitLen()
+	if addr.Is6() {
+		bits = 64
+	}
+	p, _ := addr.Prefix(bits) // bits fits
+	return p
+}

@@ -1,0 +1,4 @@
+package api
+
+// ConnState is what net/http calls.
+var ConnState = connState
