@@ -2,11 +2,17 @@ package evidence
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
 )
 
 // Format is the format and version that a bundle names.
@@ -80,53 +86,143 @@ func (b *Bundle) Encode() ([]byte, error) { return json.MarshalIndent(b, "", "  
 // MaxBundle bounds a bundle's size in bytes; content is never inside, certificates and CRLs are.
 const MaxBundle = 64 << 20
 
+// A FormatError says that a file is no bundle, and at which of its members that shows.
+type FormatError struct {
+	Member string // as "journal.inclusion.0"; "" for the file itself
+	Err    error
+}
+
+func (e *FormatError) Error() string {
+	if e.Member == "" {
+		return "evidence: " + e.Err.Error()
+	}
+	return "evidence: " + e.Member + ": " + e.Err.Error()
+}
+
+func (e *FormatError) Unwrap() error { return e.Err }
+
 // Parse reads a bundle, strictly: unknown and missing names, a name twice or in capitals, trailing data, and another
 // spelling of a number or of base64 are errors. A bundle of a later format is not half-read, and nothing in the file
-// can mean one thing to this program and another to the next. Order of names and white space are free.
+// can mean one thing to this program and another to the next. Only what JSON itself calls the same is free: the order of
+// names, white space, and how a character of a string is escaped. What is wrong is told as a *[FormatError].
 func Parse(data []byte) (*Bundle, error) {
 	if len(data) > MaxBundle {
-		return nil, fmt.Errorf("evidence: bundle of %d bytes, at most %d are read", len(data), MaxBundle)
+		return nil, &FormatError{"", fmt.Errorf("bundle of %d bytes, at most %d are read", len(data), MaxBundle)}
 	}
 	tree, err := parseTree(data)
 	if err != nil {
-		return nil, fmt.Errorf("evidence: %w", err)
+		return nil, err
 	}
 	// Before anything else: a later format has names that this release does not know.
 	if o, ok := tree.(map[string]any); !ok || o["format"] != Format {
-		return nil, fmt.Errorf("evidence: not a bundle of format %q", Format)
+		return nil, &FormatError{"format", fmt.Errorf("not a bundle of format %q", Format)}
+	}
+	// encoding/json takes names in any case, base64 with loose ends, null for anything. What stands there must be what is
+	// understood.
+	if err := spelt(reflect.TypeFor[Bundle](), tree, ""); err != nil {
+		return nil, err
 	}
 	var b Bundle
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&b); err != nil {
-		return nil, fmt.Errorf("evidence: %w", err)
-	}
-	// encoding/json takes names in any case, base64 with loose ends, null for anything. What was understood must be what
-	// stands there.
-	again, err := json.Marshal(&b)
-	if err != nil {
-		return nil, fmt.Errorf("evidence: %w", err)
-	}
-	understood, err := parseTree(again)
-	if err != nil {
-		return nil, fmt.Errorf("evidence: %w", err)
-	}
-	if !reflect.DeepEqual(tree, understood) {
-		return nil, errors.New("evidence: a name is missing or misspelt, or a value is not in its one spelling")
+	if err := json.Unmarshal(data, &b); err != nil {
+		return nil, &FormatError{"", err}
 	}
 	return &b, nil
+}
+
+// spelt holds a tree against the type that it will be read into: each name known and there, each value in the one
+// spelling that encoding/json writes.
+func spelt(want reflect.Type, got any, path string) error {
+	bad := func(format string, args ...any) error { return &FormatError{path, fmt.Errorf(format, args...)} }
+	switch want.Kind() {
+	case reflect.Struct:
+		object, ok := got.(map[string]any)
+		if !ok {
+			return bad("must be an object")
+		}
+		known := map[string]bool{}
+		for i := range want.NumField() {
+			name, option, _ := strings.Cut(want.Field(i).Tag.Get("json"), ",")
+			known[name] = true
+			v, there := object[name]
+			switch {
+			case there:
+				if err := spelt(want.Field(i).Type, v, join(path, name)); err != nil {
+					return err
+				}
+				if option == "omitempty" && (v == "" || v == false) {
+					return &FormatError{join(path, name), errors.New("empty: then it must be left out")}
+				}
+			case option != "omitempty":
+				return &FormatError{join(path, name), errors.New("missing")}
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(object)) {
+			if !known[name] {
+				return &FormatError{join(path, name), errors.New("unknown name")}
+			}
+		}
+		return nil
+	case reflect.Slice:
+		if want.Elem().Kind() == reflect.Uint8 {
+			text, ok := got.(string)
+			data, err := base64.StdEncoding.Strict().DecodeString(text)
+			if !ok || err != nil || base64.StdEncoding.EncodeToString(data) != text {
+				return bad("must be base64 in its one spelling")
+			}
+			return nil
+		}
+		list, ok := got.([]any)
+		if !ok {
+			return bad("must be a list")
+		}
+		for i, v := range list {
+			if err := spelt(want.Elem(), v, join(path, strconv.Itoa(i))); err != nil {
+				return err
+			}
+		}
+		return nil
+	case reflect.String:
+		if _, ok := got.(string); !ok {
+			return bad("must be a string")
+		}
+	case reflect.Bool:
+		if _, ok := got.(bool); !ok {
+			return bad("must be true or false")
+		}
+	case reflect.Int64:
+		text, _ := got.(json.Number)
+		if n, err := strconv.ParseInt(text.String(), 10, 64); err != nil || strconv.FormatInt(n, 10) != text.String() {
+			return bad("must be a whole number in its one spelling")
+		}
+	case reflect.Uint64:
+		text, _ := got.(json.Number)
+		if n, err := strconv.ParseUint(text.String(), 10, 64); err != nil || strconv.FormatUint(n, 10) != text.String() {
+			return bad("must be a whole number in its one spelling")
+		}
+	}
+	return nil
+}
+
+// join is the path of a member; a name from a stranger's file is cut to what can be shown.
+func join(path, name string) string {
+	const shown = 40
+	if len(name) > shown {
+		name = name[:shown] + "…"
+	}
+	return strings.TrimPrefix(path+"."+name, ".")
 }
 
 // parseTree reads JSON into maps, slices, strings, numbers by their text, and bools. A name given twice is an error.
 func parseTree(data []byte) (any, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
-	v, err := parseValue(dec, 0)
+	p := treeParser{data, dec}
+	v, err := p.value("", 0)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("data after the bundle")
+		return nil, &FormatError{"", errors.New("data after the bundle")}
 	}
 	return v, nil
 }
@@ -134,45 +230,63 @@ func parseTree(data []byte) (any, error) {
 // maxDepth is what a bundle has: file, part, list, element.
 const maxDepth = 4
 
-func parseValue(dec *json.Decoder, depth int) (any, error) {
-	if depth > maxDepth {
-		return nil, errors.New("nested too deeply")
+type treeParser struct {
+	data []byte
+	dec  *json.Decoder
+}
+
+// token is the next one, of the member at path. encoding/json would put U+FFFD where a string is not UTF-8.
+func (p *treeParser) token(path string) (json.Token, error) {
+	before := p.dec.InputOffset()
+	token, err := p.dec.Token()
+	switch {
+	case errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF
+	case err == nil && !utf8.Valid(p.data[before:p.dec.InputOffset()]):
+		err = errors.New("not UTF-8")
 	}
-	token, err := dec.Token()
 	if err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
+		return nil, &FormatError{path, err}
+	}
+	return token, nil
+}
+
+func (p *treeParser) value(path string, depth int) (any, error) {
+	if depth > maxDepth {
+		return nil, &FormatError{path, errors.New("nested too deeply")}
+	}
+	token, err := p.token(path)
+	if err != nil {
 		return nil, err
 	}
 	switch token {
 	case json.Delim('{'):
 		object := map[string]any{}
-		for dec.More() {
-			token, err := dec.Token()
+		for p.dec.More() {
+			token, err := p.token(path)
 			if err != nil {
 				return nil, err
 			}
 			name, _ := token.(string) // the decoder has seen to it
 			if _, twice := object[name]; twice {
-				return nil, fmt.Errorf("%.40q is given twice", name)
+				return nil, &FormatError{join(path, name), errors.New("given twice")}
 			}
-			if object[name], err = parseValue(dec, depth+1); err != nil {
+			if object[name], err = p.value(join(path, name), depth+1); err != nil {
 				return nil, err
 			}
 		}
-		_, err = dec.Token()
+		_, err = p.token(path)
 		return object, err
 	case json.Delim('['):
 		list := []any{}
-		for dec.More() {
-			v, err := parseValue(dec, depth+1)
+		for p.dec.More() {
+			v, err := p.value(join(path, strconv.Itoa(len(list))), depth+1)
 			if err != nil {
 				return nil, err
 			}
 			list = append(list, v)
 		}
-		_, err = dec.Token()
+		_, err = p.token(path)
 		return list, err
 	}
 	return token, nil
