@@ -8,6 +8,7 @@ package evidence
 
 import (
 	"crypto"
+	"slices"
 
 	"github.com/emmansun/gmsm/smx509"
 
@@ -29,6 +30,8 @@ type Report struct {
 	// Summary is one sentence, Chinese first.
 	Summary string      `json:"summary"`
 	Checks  []pki.Check `json:"checks"`
+	// Missing are the required checks that were not made, if nothing failed: why the verdict is indeterminate.
+	Missing []string `json:"missing,omitempty"`
 	// Statements are facts that the evidence asserts and a reader must not miss: how consent was given, who vouches for
 	// the time, that certificates are for evaluation only.
 	Statements []string `json:"statements"`
@@ -71,6 +74,13 @@ func (b *builder) state(s string) { b.Statements = append(b.Statements, s) }
 func (b *builder) report() *Report {
 	b.Verdict = pki.VerdictOf(b.Checks, b.required...)
 	b.Summary = summaries[b.Verdict]
+	for _, id := range b.required {
+		open := func(c pki.Check) bool { return c.ID == id && c.Status != pki.Passed }
+		held := slices.ContainsFunc(b.Checks, func(c pki.Check) bool { return c.ID == id }) && !slices.ContainsFunc(b.Checks, open)
+		if b.Verdict == pki.Indeterminate && !held && !slices.Contains(b.Missing, id) {
+			b.Missing = append(b.Missing, id)
+		}
+	}
 	if b.Statements == nil {
 		b.Statements = []string{}
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"yinjian/appliance/evidence"
+	"yinjian/appliance/internal/testkit"
 	"yinjian/appliance/pki"
 )
 
@@ -40,41 +41,6 @@ func places(path string, v any, set func(any), drop func()) []place {
 	return out
 }
 
-// binary says which fields hold base64.
-func binary(path string) bool {
-	top, _, _ := strings.Cut(path, ".")
-	switch {
-	case top == "certificates", top == "crls", top == "authorization", top == "token", path == "signature.value":
-		return true
-	case top == "journal":
-		return !slices.Contains([]string{"journal.node", "journal.epoch", "journal.sequence", "journal.tree_size"}, path)
-	}
-	return false
-}
-
-// expected names the check that an altered field must fail.
-func expected(path string) []string {
-	top, rest, _ := strings.Cut(path, ".")
-	switch {
-	case top == "record", top == "record_id", path == "journal.node", path == "journal.epoch", path == "journal.sequence",
-		top == "signature" && rest != "value":
-		return []string{evidence.CheckLeafMatch}
-	case top == "certificates", top == "crls", top == "token", path == "signature.value":
-		return []string{evidence.CheckPayloads}
-	case top == "authorization":
-		return []string{evidence.CheckPayloads, evidence.CheckConsentHash}
-	case path == "journal.tree_size", strings.HasPrefix(path, "journal.inclusion"):
-		return []string{evidence.CheckInclusion}
-	case path == "journal.leaf":
-		return []string{evidence.CheckLeaf, evidence.CheckInclusion} // either: it no longer parses, or is in no log
-	case path == "journal.checkpoint", path == "journal.checkpoint_signature":
-		return []string{evidence.CheckCheckpoint}
-	case path == "journal.checkpoint_token":
-		return []string{evidence.CheckCheckpointToken}
-	}
-	return nil
-}
-
 // variants are altered values of one leaf of the tree.
 func variants(p place) map[string]any {
 	out := map[string]any{}
@@ -92,7 +58,7 @@ func variants(p place) map[string]any {
 			}
 		}
 	case string:
-		if !binary(p.path) {
+		if !testkit.IsBinary(p.path) {
 			out["empty"], out["more"], out["padded"] = "", v+"x", " "+v
 			out["upper"] = strings.ToUpper(v)
 			if v != "" {
@@ -164,7 +130,7 @@ func TestEveryFieldCounts(t *testing.T) {
 			// A field that is new in the format must be thought of above.
 			for path := range seen {
 				leaf := slices.IndexFunc(slices.Collect(maps.Keys(seen)), func(other string) bool { return strings.HasPrefix(other, path+".") }) < 0
-				if leaf && path != "format" && path != "" && expected(path) == nil {
+				if leaf && path != "" && testkit.CheckNames(path) == nil {
 					t.Errorf("%s: nobody says which check it belongs to", path)
 				}
 			}
@@ -198,7 +164,7 @@ func judge(t *testing.T, w *ward, path, how string, tree any, tried, refused *in
 	if how == "taken out" || how == "empty" || how == "null" {
 		return // then a check may be impossible instead of failing
 	}
-	want := expected(path)
+	want := testkit.CheckNames(path)
 	if !slices.ContainsFunc(want, func(id string) bool { return at(r, id) == pki.Failed }) {
 		t.Errorf("%s, %s: none of %q failed: %s", path, how, want, problems(r))
 	}
@@ -241,5 +207,40 @@ func TestEveryByteOfCheckpointToken(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// One byte of the file changed, wherever it stands: refused under the name of what it belongs to. What JSON calls the
+// same (white space between members) is the same.
+func TestEveryByteOfTheFile(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	n := 400
+	if os.Getenv("YINJIAN_LONG") != "" {
+		n = 4_000
+	}
+	for _, k := range kinds {
+		file := w.Evidence(w.app, w.Sign(w.app, request(k.String(), k)).RecordID)
+		t.Run(k.String(), func(t *testing.T) {
+			t.Parallel()
+			members := map[string]bool{}
+			for _, a := range testkit.Alterations(t, file, 1, n) {
+				members[a.Member] = true
+				r := new(evidence.Report)
+				if b, err := evidence.Parse(a.Data); err != nil {
+					r = evidence.Unreadable(err)
+				} else {
+					r = evidence.Verify(b, w.Trust, document)
+				}
+				if err := a.Judge(r); err != nil {
+					t.Error(err)
+				}
+			}
+			for _, p := range places("", decode(t, file), nil, nil) {
+				if p.path != "" && !members[p.path] {
+					t.Errorf("no byte of %q was changed", p.path)
+				}
+			}
+		})
 	}
 }

@@ -296,15 +296,20 @@ func TestLaterRevocation(t *testing.T) {
 // list is a CRL of the house's CA, for a day.
 func (w *ward) list(t *testing.T, algorithm string, at time.Time, revoked ...ca.Revoked) *pki.CRL {
 	t.Helper()
-	der, err := w.CAs[algorithm].CRL(t.Context(), big.NewInt(99), at, at.Add(24*time.Hour), revoked)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := pki.ParseCRL(der)
+	l, err := pki.ParseCRL(w.listDER(t, algorithm, at, revoked...))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return l
+}
+
+func (w *ward) listDER(t *testing.T, algorithm string, at time.Time, revoked ...ca.Revoked) []byte {
+	t.Helper()
+	der, err := w.CAs[algorithm].CRL(t.Context(), big.NewInt(99), at, at.Add(24*time.Hour), revoked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
 }
 
 // signed is a signature made by a key in the test's hand, with a certificate as the test wants it.

@@ -1,8 +1,9 @@
 // Command yinjian-verify judges evidence, CMS messages, raw signatures and timestamp tokens without the appliance: no
-// network, no database, no cgo. It exits 0 when the verdict is valid, 1 when it is not, 2 when it was misused.
+// network, no database, no cgo. It exits 0 when the verdict is valid, 1 when it is invalid, 3 when it is indeterminate,
+// and 2 when it was misused or could not read what it was given to judge with.
 //
 // It reads files and a clock of nobody: what is judged is judged at the time its timestamp says. Only a signature
-// without timestamp needs --at.
+// without timestamp needs --at. What it reads is bounded, for the files come from whoever wants to be believed.
 package main
 
 import (
@@ -24,24 +25,44 @@ import (
 const usage = `离线验证印鉴的证据 (verify evidence without the appliance)
 
   yinjian-verify --anchors DIR --log-key FILE [--document FILE] EVIDENCE.json
+  yinjian-verify --anchors DIR --log-key FILE [--document DIR]  DIR    文件夹内全部 *.json (all *.json of a folder)
   yinjian-verify --anchors DIR --cms FILE       [--document FILE] [--crls DIR] [--at TIME]
   yinjian-verify --anchors DIR --token FILE     [--document FILE] [--crls DIR]
-  yinjian-verify --anchors DIR --raw FILE --certificate FILE --document FILE [--crls DIR] [--at TIME]
+  yinjian-verify --anchors DIR --raw FILE --certificate FILE --document FILE [--token FILE] [--crls DIR] [--at TIME]
 
-退出码 exit status: 0 有效 valid; 1 无效或无法判定 invalid or indeterminate; 2 用法错误 misuse
+"-" 表示标准输入，只能用一次 (stands for standard input, once)
+退出码 exit status: 0 有效 valid; 1 无效 invalid; 2 用法错误或读不到文件 misuse, or a file cannot be read; 3 无法判定 indeterminate
+文件夹：取最差者，无效重于无法判定 (of a folder the worst, invalid before indeterminate)
 
 `
+
+// Exit statuses.
+const (
+	exitValid = iota
+	exitInvalid
+	exitMisused
+	exitIndeterminate
+)
+
+// Bounds of what is read, in bytes. A document is held in memory, since a raw signature is over all of it.
+const (
+	maxDocument = 1 << 30
+	maxMessage  = 64 << 20 // a CMS may hold its content
+	maxPart     = 4 << 20  // token, signature value, certificates, CRL each
+)
 
 type options struct {
 	anchors, logKey, document, crls, at, output string
 	cms, token, raw, certificate                string
 	evidence                                    string
+
+	stdin io.Reader
 }
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 
-func run(args []string, stdout, stderr io.Writer) int {
-	var o options
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	o := options{stdin: stdin}
 	f := flag.NewFlagSet("yinjian-verify", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.Usage = func() {
@@ -50,55 +71,54 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	f.StringVar(&o.anchors, "anchors", "", "信任锚：CA 证书的 PEM 文件或目录 (trust anchors: PEM file or folder)")
 	f.StringVar(&o.logKey, "log-key", "", "日志公钥 PEM (the log's public key)")
-	f.StringVar(&o.document, "document", "", "原文 (the document)")
+	f.StringVar(&o.document, "document", "", "原文；证据为文件夹时可为文件夹 (the document; a folder for a folder of evidence)")
 	f.StringVar(&o.crls, "crls", "", "吊销列表目录：*.crl，DER (folder of CRLs, DER)")
-	f.StringVar(&o.at, "at", "", "没有时间戳时按此时刻判断证书，RFC 3339 (time to judge at where there is no timestamp)")
+	f.StringVar(&o.at, "at", "", "没有时间戳时按此时刻判断证书，RFC 3339；从不取本机时间 (time to judge at where there is no timestamp; never the machine's own)")
 	f.StringVar(&o.cms, "cms", "", "单独的 CMS (a CMS message by itself, DER)")
-	f.StringVar(&o.token, "token", "", "单独的时间戳或时间戳响应 (a token or response by itself, DER)")
+	f.StringVar(&o.token, "token", "", "单独的时间戳或时间戳响应；与 --raw 同用时为裸签名的时间戳 (a token or response by itself, DER; with --raw that of the signature)")
 	f.StringVar(&o.raw, "raw", "", "单独的签名值 (a signature value by itself)")
 	f.StringVar(&o.certificate, "certificate", "", "裸签名的证书 PEM，可含证书链 (certificate of a raw signature, and its chain)")
 	f.StringVar(&o.output, "o", "text", "text 或 json")
-	if err := f.Parse(args); err != nil {
-		return 2
+	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return exitValid
+	} else if err != nil {
+		return exitMisused
 	}
 	if f.NArg() == 1 {
 		o.evidence = f.Arg(0)
 	}
 	if err := o.check(f.NArg()); err != nil {
 		fmt.Fprintln(stderr, "用法错误 (usage):", err)
-		return 2
+		return exitMisused
 	}
-	report, err := o.verify()
+	status, err := o.judge(stdout)
 	if err != nil {
 		fmt.Fprintln(stderr, "失败 (failed):", err)
-		return 1
+		return exitMisused
 	}
-	if o.output == "json" {
-		enc := json.NewEncoder(stdout)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(report); err != nil {
-			fmt.Fprintln(stderr, "失败 (failed):", err)
-			return 1
-		}
-	} else {
-		show.Print(stdout, report)
-	}
-	if report.Verdict != pki.Valid {
-		return 1
-	}
-	return 0
+	return status
 }
 
 func (o *options) check(args int) error {
-	kinds := 0
+	kinds, inputs := 0, 0
 	for _, v := range []string{o.evidence, o.cms, o.token, o.raw} {
 		if v != "" {
 			kinds++
 		}
 	}
+	if o.raw != "" && o.token != "" {
+		kinds--
+	}
+	for _, v := range []string{o.evidence, o.cms, o.token, o.raw, o.document, o.certificate} {
+		if v == "-" {
+			inputs++
+		}
+	}
 	switch {
 	case args > 1 || kinds != 1:
 		return errors.New("给出证据文件，或 --cms、--token、--raw 之一 (give evidence, or one of --cms, --token, --raw)")
+	case inputs > 1:
+		return errors.New("标准输入只能用一次 (standard input can be read once)")
 	case o.anchors == "":
 		return errors.New("缺少 --anchors：没有信任锚什么也证明不了 (without anchors nothing is proved)")
 	case o.evidence != "" && o.logKey == "":
@@ -113,60 +133,91 @@ func (o *options) check(args int) error {
 	return nil
 }
 
-func (o *options) verify() (*evidence.Report, error) {
+func (o *options) read(name string, limit int64) ([]byte, error) {
+	return show.ReadFile(name, o.stdin, limit)
+}
+
+// judge prints what is found and answers the exit status. An error is about what one judges with, not about what is
+// judged.
+func (o *options) judge(stdout io.Writer) (int, error) {
 	trust, err := show.LoadTrust(o.anchors, o.logKey)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	var in evidence.Input
-	if o.document != "" {
-		if in.Document, err = os.ReadFile(o.document); err != nil {
-			return nil, err
-		}
-		if in.Document == nil {
-			in.Document = []byte{}
-		}
-	}
 	if o.at != "" {
 		if in.At, err = time.Parse(time.RFC3339, o.at); err != nil {
-			return nil, fmt.Errorf("--at: %w", err)
+			return 0, fmt.Errorf("--at: %w", err)
 		}
 	}
 	if in.CRLs, err = readCRLs(o.crls); err != nil {
-		return nil, err
+		return 0, err
 	}
+	if st, err := os.Stat(o.evidence); err == nil && st.IsDir() {
+		return o.folder(stdout, trust, in)
+	}
+	if o.document != "" {
+		if in.Document, err = o.read(o.document, maxDocument); err != nil {
+			return 0, err
+		}
+	}
+	report, err := o.one(trust, in)
+	if err != nil {
+		return 0, err
+	}
+	if o.output == "json" {
+		err = printJSON(stdout, report)
+	} else {
+		show.Print(stdout, report)
+	}
+	return statuses[report.Verdict], err
+}
+
+var statuses = map[pki.Verdict]int{pki.Valid: exitValid, pki.Invalid: exitInvalid, pki.Indeterminate: exitIndeterminate}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func (o *options) one(trust evidence.Trust, in evidence.Input) (*evidence.Report, error) {
 	switch {
 	case o.evidence != "":
-		data, err := os.ReadFile(o.evidence)
+		data, err := o.read(o.evidence, evidence.MaxBundle)
 		if err != nil {
 			return nil, err
 		}
 		b, err := evidence.Parse(data)
 		if err != nil {
-			return nil, err
+			return evidence.Unreadable(err), nil
 		}
 		return evidence.Verify(b, trust, in), nil
 	case o.cms != "":
-		data, err := os.ReadFile(o.cms)
+		data, err := o.read(o.cms, maxMessage)
 		if err != nil {
 			return nil, err
 		}
 		return evidence.VerifyCMS(data, trust, in), nil
-	case o.token != "":
-		data, err := os.ReadFile(o.token)
-		if err != nil {
+	}
+	var token []byte
+	if o.token != "" {
+		var err error
+		if token, err = o.read(o.token, maxPart); err != nil {
 			return nil, err
 		}
-		if r, err := tsa.ParseResponse(data); err == nil && r.Token != nil {
-			data = r.Token.DER
+		if r, err := tsa.ParseResponse(token); err == nil && r.Token != nil {
+			token = r.Token.DER
 		}
-		return evidence.VerifyToken(data, trust, in), nil
+		if o.raw == "" {
+			return evidence.VerifyToken(token, trust, in), nil
+		}
 	}
-	value, err := os.ReadFile(o.raw)
+	value, err := o.read(o.raw, maxPart)
 	if err != nil {
 		return nil, err
 	}
-	text, err := os.ReadFile(o.certificate)
+	text, err := o.read(o.certificate, maxPart)
 	if err != nil {
 		return nil, err
 	}
@@ -181,7 +232,7 @@ func (o *options) verify() (*evidence.Report, error) {
 	for _, c := range certs[1:] {
 		chain = append(chain, c.Raw)
 	}
-	return evidence.VerifyRaw(show.Algorithm(certs[0]), value, certs[0].Raw, chain, nil, trust, in), nil
+	return evidence.VerifyRaw(show.Algorithm(certs[0]), value, certs[0].Raw, chain, token, trust, in), nil
 }
 
 func readCRLs(dir string) ([]*pki.CRL, error) {
@@ -194,7 +245,7 @@ func readCRLs(dir string) ([]*pki.CRL, error) {
 	}
 	var out []*pki.CRL
 	for _, name := range files {
-		der, err := os.ReadFile(name)
+		der, err := show.ReadFile(name, nil, maxMessage)
 		if err != nil {
 			return nil, err
 		}

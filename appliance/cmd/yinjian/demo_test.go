@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"yinjian/appliance/internal/testkit"
 )
 
 // TestDemo runs the demonstration and lets strangers judge what it leaves; then the same folder is served, and
@@ -55,6 +57,15 @@ func TestDemo(t *testing.T) {
 
 	// 3. The judges, and then the same with one thing spoiled: a judge that takes that is none.
 	t.Run("judges", func(t *testing.T) { judgeDemo(t, dir) })
+	t.Run("alone", func(t *testing.T) { // the offline verifier, in a folder with nothing else
+		handed := map[string]string{}
+		for name, from := range map[string]string{
+			"anchors/ca.pem": "ca.pem", "anchors/tsa-ca.pem": "tsa-ca-sm2.pem", "log.pem": "log.pem", "document": "record.xml", "evidence.json": "evidence.json",
+		} {
+			handed[name] = filepath.Join(dir, from)
+		}
+		testkit.NewJail(t, "../yinjian-verify", handed).JudgeAlone(t, 200)
+	})
 
 	// 4. A second demo starts anew in the same folder, but not where something else lies, nor beside a running one.
 	m := serve(t, dir)

@@ -6,16 +6,39 @@ import (
 	"bytes"
 	"crypto"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/emmansun/gmsm/smx509"
 
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/pki"
 )
+
+// maxTrust bounds a file of certificates or keys, in bytes; a folder of CAs has a few kilobytes.
+const maxTrust = 4 << 20
+
+// ReadFile reads a file of limit bytes at most, so that a file that is no end of is not read to it. "-" is stdin.
+func ReadFile(name string, stdin io.Reader, limit int64) ([]byte, error) {
+	in := stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in = f
+	}
+	b, err := io.ReadAll(io.LimitReader(in, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%s: 超过 %d MiB，不予读取 (more than %d MiB is not read)", name, limit>>20, limit>>20)
+	}
+	return b, err
+}
 
 // LoadTrust reads anchors from a PEM file, or from all *.pem of a folder that are CA certificates.
 func LoadTrust(anchors, logKey string) (evidence.Trust, error) {
@@ -31,7 +54,7 @@ func LoadTrust(anchors, logKey string) (evidence.Trust, error) {
 		}
 	}
 	for _, name := range files {
-		b, err := os.ReadFile(name)
+		b, err := ReadFile(name, nil, maxTrust)
 		if err != nil {
 			return t, err
 		}
@@ -43,6 +66,9 @@ func LoadTrust(anchors, logKey string) (evidence.Trust, error) {
 			return t, fmt.Errorf("%s: %w", name, err)
 		}
 		for _, c := range certs {
+			if damaged(c) {
+				return t, fmt.Errorf("%s: %s 的自签名不成立，文件已损坏或算法不受支持 (the anchor's own signature does not verify: the file is damaged, or of an unknown algorithm)", name, c.Subject)
+			}
 			if c.IsCA {
 				t.Anchors = append(t.Anchors, c)
 			}
@@ -62,9 +88,21 @@ func LoadTrust(anchors, logKey string) (evidence.Trust, error) {
 	return t, nil
 }
 
+// damaged reports whether a certificate that should be signed by its own key is not: one that names itself as issuer, or
+// names no other key (RFC 5280 §4.2.1.1 lets only such leave it out). An anchor is believed without proof; this only
+// shows that its file is what was once handed over. Old roots are signed by algorithms that nobody checks any more.
+func damaged(c *smx509.Certificate) bool {
+	if !bytes.Equal(c.RawSubject, c.RawIssuer) && len(c.AuthorityKeyId) > 0 && !bytes.Equal(c.AuthorityKeyId, c.SubjectKeyId) {
+		return false
+	}
+	err := c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature)
+	var old smx509.InsecureAlgorithmError
+	return err != nil && !errors.As(err, &old)
+}
+
 // ReadPublicKey reads a PEM SubjectPublicKeyInfo.
 func ReadPublicKey(name string) (crypto.PublicKey, error) {
-	b, err := os.ReadFile(name)
+	b, err := ReadFile(name, nil, maxTrust)
 	if err != nil {
 		return nil, err
 	}
@@ -81,9 +119,15 @@ func ReadPublicKey(name string) (crypto.PublicKey, error) {
 
 var statusMarks = map[pki.Status]string{pki.Passed: "✓", pki.Failed: "✗", pki.NotChecked: "–"}
 
+// Mark is one character for a status.
+func Mark(s pki.Status) string { return statusMarks[s] }
+
 // Print shows a report to people, Chinese first.
 func Print(w io.Writer, r *evidence.Report) {
 	fmt.Fprintf(w, "结论 verdict: %s — %s\n", r.Verdict, r.Summary)
+	if len(r.Missing) > 0 {
+		fmt.Fprintf(w, "缺少 missing: %s\n", strings.Join(r.Missing, " "))
+	}
 	if r.Signer != "" {
 		fmt.Fprintf(w, "签名人 signer: %s\n", r.Signer)
 	}
