@@ -35,7 +35,9 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 		IdleTimeout:       idleTime,
 		MaxHeaderBytes:    headerBytes,
 		ConnState:         connState,
-		ErrorLog:          stdlog.New(debugWriter{s.cfg.Log}, "", 0),
+		// "OPTIONS *" is answered by our handlers, like anything else.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     stdlog.New(debugWriter{s.cfg.Log}, "", 0),
 		// HTTP/1.1 only: one request a connection at a time is what the limits count. See ListenTLS.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
