@@ -47,7 +47,10 @@ func (f *fakeToken) FindKey(_ context.Context, label string) (hsm.KeyInfo, error
 	return hsm.KeyInfo{}, hsm.ErrKeyNotFound
 }
 
-func (f *fakeToken) Do(_ context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
+func (f *fakeToken) Do(ctx context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	f.seen = append(f.seen, bytes.Clone(data))
 	f.mu.Unlock()
@@ -65,6 +68,8 @@ func (f *fakeToken) Do(_ context.Context, label string, op hsm.Operation, data [
 		}
 	case label == "rsa" && op == hsm.SignRSASHA256:
 		sig, err = rsa.SignPKCS1v15(rand.Reader, f.rsa, crypto.SHA256, data)
+	case label == "rsa" && op == hsm.SignRSAPSSSHA256:
+		sig, err = rsa.SignPSS(rand.Reader, f.rsa, crypto.SHA256, data, &rsa.PSSOptions{SaltLength: 32})
 	default:
 		return nil, &hsm.Error{Call: "C_SignInit", RV: 0x63}
 	}
@@ -174,11 +179,37 @@ func TestKeySignOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, opts := range map[string]crypto.SignerOpts{
-		"nil": nil, "SHA-384": crypto.SHA384, "PSS": &rsa.PSSOptions{Hash: crypto.SHA384},
+		"nil": nil, "SHA-384": crypto.SHA384, "PSS with SHA-384": &rsa.PSSOptions{Hash: crypto.SHA384, SaltLength: rsa.PSSSaltLengthEqualsHash},
+		"PSS, salt as long as may be": &rsa.PSSOptions{Hash: crypto.SHA256}, "PSS, short salt": &rsa.PSSOptions{Hash: crypto.SHA256, SaltLength: 20},
+		"PSS without a hash": &rsa.PSSOptions{SaltLength: 32},
 	} {
 		if _, err := k.Sign(nil, digest[:], opts); err == nil {
 			t.Errorf("RSA with %s signed", name)
 		}
+	}
+	for _, salt := range []int{rsa.PSSSaltLengthEqualsHash, 32} {
+		opts := &rsa.PSSOptions{Hash: crypto.SHA256, SaltLength: salt}
+		sig, err := k.Sign(nil, digest[:], opts)
+		if err != nil || rsa.VerifyPSS(&tok.rsa.PublicKey, crypto.SHA256, digest[:], sig, &rsa.PSSOptions{SaltLength: 32}) != nil {
+			t.Errorf("PSS with salt %d: %x, %v", salt, sig, err)
+		}
+		if _, err := k.Sign(nil, digest[:31], opts); err == nil {
+			t.Error("PSS over 31 bytes signed")
+		}
+		spoilt, err := hsm.NewKey(t.Context(), token(false, func(sig []byte) ([]byte, error) {
+			return rsa.SignPKCS1v15(nil, keys().rsa, crypto.SHA256, digest[:]) // good, in the other padding
+		}), "rsa", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sig, err := spoilt.Sign(nil, digest[:], opts); !errors.Is(err, hsm.ErrBadSignature) {
+			t.Errorf("PKCS#1 for PSS = %x, %v; want ErrBadSignature", sig, err)
+		}
+	}
+	done, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := k.SignContext(done, digest[:], crypto.SHA256); !errors.Is(err, context.Canceled) {
+		t.Errorf("SignContext whose context has ended: %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -128,6 +129,40 @@ func signRSA(ctx context.Context, tok hsm.Token, info hsm.KeyInfo, text string) 
 	return rsa.VerifyPKCS1v15(info.Public.(*rsa.PublicKey), crypto.SHA256, sum[:], sig)
 }
 
+// signPSS signs through crypto.Signer as crypto/tls does, without the key's own check; OpenSSL judges.
+func signPSS(t *testing.T, tok hsm.Token, label string) {
+	t.Helper()
+	key, err := hsm.NewKey(t.Context(), tok, label, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := []byte("handshake")
+	sum := sha256.Sum256(message)
+	sig, err := key.Sign(nil, sum[:], &rsa.PSSOptions{Hash: crypto.SHA256, SaltLength: rsa.PSSSaltLengthEqualsHash})
+	if err != nil {
+		t.Errorf("PSS: %v", err)
+		return
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, b := range map[string][]byte{"key": der, "sig": sig, "message": message} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.Command("openssl", "dgst", "-sha256", "-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:32", "-keyform", "DER",
+		"-verify", filepath.Join(dir, "key"), "-signature", filepath.Join(dir, "sig"), filepath.Join(dir, "message")).CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Skip("openssl is not installed")
+	}
+	if err != nil || !strings.Contains(string(out), "Verified OK") {
+		t.Errorf("openssl on PSS: %v\n%s", err, out)
+	}
+}
+
 func TestRSAKey(t *testing.T) {
 	cfg := newToken(t)
 	pin := bytes.Clone(userPIN)
@@ -161,6 +196,7 @@ func TestRSAKey(t *testing.T) {
 	if _, err := key.SignMessage(ctx, []byte("病历")); err != nil {
 		t.Error(err)
 	}
+	signPSS(t, tok, "院长")
 	if _, err := tok.GenerateKey(ctx, hsm.KeySpec{Label: "院长", Algorithm: hsm.RSA2048}); !errors.Is(err, hsm.ErrKeyExists) {
 		t.Errorf("second key of that label: %v, want ErrKeyExists", err)
 	}

@@ -161,6 +161,7 @@ func TestSoftToken(t *testing.T) {
 	if err := signRSA(ctx, tok, rsaInfo, "x"); err != nil {
 		t.Error(err)
 	}
+	signPSS(t, tok, string(hsm.RSA2048))
 	if _, err := tok.Do(ctx, string(hsm.HMACSM3), hsm.SignSM2E, make([]byte, 32)); err == nil {
 		t.Error("SM2 with the MAC key passed")
 	}

@@ -62,7 +62,7 @@ func TestSunPKCS11(t *testing.T) {
 	text := []byte(strings.Repeat("病历 ", 5000))
 	must(t, os.WriteFile(message, text, 0o600))
 	out := tool(t, nil, "java", "testdata/Sign.java", config, userPIN, message, sig)
-	for _, want := range []string{"key store signs", "token verifies", "generated key signs"} {
+	for _, want := range []string{"key store signs", "PSS signs", "token verifies", "generated key signs"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("Java does not say %q:\n%s", want, out)
 		}

@@ -33,7 +33,7 @@ func TestPKCS11Tool(t *testing.T) {
 		}
 	}
 	contains(run("-L"), "EVALUATION ONLY", "uninitialized")
-	contains(run("-M"), "ECDSA-KEY-PAIR-GEN", "0xFFFFF003", "SHA256-RSA-PKCS")
+	contains(run("-M"), "ECDSA-KEY-PAIR-GEN", "0xFFFFF003", "SHA256-RSA-PKCS", "RSA-PKCS-PSS")
 	contains(run("--init-token", "--so-pin", soPIN, "--label", "hospital"), "successfully initialized")
 	contains(run("--init-pin", "--login", "--login-type", "so", "--so-pin", soPIN, "--new-pin", userPIN), "successfully initialized")
 	contains(run("-L"), "hospital", "soft-evaluation", "PIN initialized")
@@ -58,6 +58,12 @@ func TestPKCS11Tool(t *testing.T) {
 	run(append(user, "--sign", "-m", "SHA256-RSA-PKCS", "--id", "01", "-i", msg, "-o", sig)...)
 	run("--read-object", "--type", "pubkey", "--id", "01", "-o", key)
 	contains(tool(t, nil, "openssl", "dgst", "-sha256", "-verify", key, "-keyform", "DER", "-signature", sig, msg), "Verified OK")
+
+	digest, whole := filepath.Join(dir, "d"), filepath.Join(dir, "m")
+	tool(t, nil, "openssl", "dgst", "-sha256", "-binary", "-out", digest, whole)
+	run(append(user, "--sign", "-m", "RSA-PKCS-PSS", "--hash-algorithm", "SHA256", "--mgf", "MGF1-SHA256", "--salt-len", "32", "--id", "01", "-i", digest, "-o", sig)...)
+	contains(tool(t, nil, "openssl", "dgst", "-sha256", "-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:32", "-verify", key, "-keyform", "DER",
+		"-signature", sig, whole), "Verified OK")
 
 	e := sm3.Sum([]byte("e"))
 	must(t, os.WriteFile(msg, e[:], 0o600))

@@ -10,6 +10,8 @@ import java.security.PublicKey;
 import java.security.Security;
 import java.security.Signature;
 import java.security.cert.Certificate;
+import java.security.spec.MGF1ParameterSpec;
+import java.security.spec.PSSParameterSpec;
 import java.util.Base64;
 
 /** Signs with the module through SunPKCS11: Sign CONFIG PIN MESSAGE SIGNATURE. Prints what it did. */
@@ -33,6 +35,31 @@ public class Sign {
             out.write(sig);
         }
         System.out.println("key store signs");
+
+        // RSASSA-PSS as TLS 1.3 has it, and a salt that the token does not make.
+        PSSParameterSpec pss = new PSSParameterSpec("SHA-256", "MGF1", MGF1ParameterSpec.SHA256, 32, 1);
+        Signature p = Signature.getInstance("RSASSA-PSS", p11);
+        p.setParameter(pss);
+        p.initSign((PrivateKey) key);
+        p.update(message);
+        byte[] padded = p.sign();
+        Signature outside = Signature.getInstance("RSASSA-PSS", "SunRsaSign");
+        outside.setParameter(pss);
+        outside.initVerify(cert.getPublicKey());
+        outside.update(message);
+        if (!outside.verify(padded)) {
+            throw new Exception("SunRsaSign does not verify the token's RSASSA-PSS");
+        }
+        try {
+            p = Signature.getInstance("RSASSA-PSS", p11);
+            p.setParameter(new PSSParameterSpec("SHA-256", "MGF1", MGF1ParameterSpec.SHA256, 20, 1));
+            p.initSign((PrivateKey) key);
+            p.update(message);
+            p.sign();
+            throw new Exception("the token signs with another salt");
+        } catch (java.security.ProviderException | java.security.InvalidKeyException | java.security.SignatureException e) {
+            System.out.println("PSS signs, and with another salt: " + e);
+        }
 
         // Verifying and digesting on the token.
         Signature v = Signature.getInstance("SHA256withRSA", p11);
