@@ -190,6 +190,7 @@ func TestOldClients(t *testing.T) {
 	}
 	k := start(t)
 	cert, _ := rsaCertificate(t, "old")
+	cert.PrivateKey = rsaKey() // one that could decrypt, too
 	certificate := func() *tls.Certificate { return &cert }
 	addrs := map[bool]string{false: listenWith(t, k, certificate, false), true: listenWith(t, k, certificate, true)}
 	const weak = ":@SECLEVEL=0" // OpenSSL is to offer it; we are to refuse
