@@ -59,7 +59,7 @@ func rsaCertificate(t *testing.T, name string) (tls.Certificate, *countingKey) {
 // listenWith serves the kit's handler with what certificate answers.
 func listenWith(t *testing.T, k *kit, certificate func() *tls.Certificate, tls12 bool) (addr string) {
 	t.Helper()
-	ln, err := api.ListenTLS("127.0.0.1:0", certificate, k.clock, tls12)
+	ln, err := api.ListenTLS("127.0.0.1:0", certificate, k.clock, tls12, 4096)
 	if err != nil {
 		t.Fatal(err)
 	}
