@@ -40,11 +40,9 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Base64;
 import java.util.Collections;
-import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Set;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
@@ -61,13 +59,6 @@ import javax.net.ssl.TrustManagerFactory;
 
 /** Safe for concurrent use; one object serves the whole program. */
 public final class YinjianClient {
-    // BEGIN RETRY CODES (a test holds these against the appliance's own table)
-    /** Refusals after which the same call, with the same Idempotency-Key, may succeed a little later. */
-    private static final Set<String> RETRY = Collections.unmodifiableSet(new HashSet<String>(Arrays.asList(
-        "clock_skew", "replayed_request", "rate_limited", "request_timeout",
-        "hsm_unavailable", "not_ready", "time_untrusted", "timeout")));
-    // END RETRY CODES
-
     private static final int MAX_ATTEMPTS = 8;
     private static final int MAX_ANSWER = 64 << 20;
     private static final SecureRandom RANDOM = new SecureRandom();
@@ -95,7 +86,7 @@ public final class YinjianClient {
             throw new IllegalArgumentException("baseURL: want https://host[:port]");
         }
         this.base = baseURL.endsWith("/") ? baseURL.substring(0, baseURL.length() - 1) : baseURL;
-        this.host = this.base.substring("https://".length());
+        this.host = this.base.substring("https://".length()).replaceFirst(":443$", ""); // as Java writes the Host header
         this.app = app;
         this.key = key.clone();
         this.tls = tls;
@@ -111,28 +102,34 @@ public final class YinjianClient {
 
     /** The appliance's refusal. Show detail and next to people, switch on code, keep instance for the administrator. */
     public static final class Refused extends IOException {
+        private static final long serialVersionUID = 1;
         public final int status;
         public final String code;      // "pin_wrong"; "" when the answer is not the appliance's
+        public final String retry;     // never, resign, same-key, later or operator: docs/errors.md
         public final String detail;    // reason, Chinese first
         public final String next;      // what to do, Chinese first
         public final String field;     // the request's field at fault, or null
         public final String instance;  // the request's number in the appliance's log
         public final Long triesLeft;   // with pin_wrong, else null
         public final long retryAfterMillis;
-        /** Whether the appliance may have done it nevertheless: then call again with the same Idempotency-Key. */
-        public final boolean outcomeUnknown;
+        /** Whether this attempt or an earlier one may have signed nevertheless: call again with the same Idempotency-Key. */
+        public boolean outcomeUnknown;
 
         Refused(int status, Map<String, Object> p, long retryAfterMillis) {
             super(text(p, "code") + ": " + text(p, "detail") + "; " + text(p, "next") + " [" + status + " " + text(p, "instance") + "]");
             this.status = status;
             this.code = text(p, "code");
+            this.retry = text(p, "retry");
             this.detail = text(p, "detail");
             this.next = text(p, "next");
             this.field = (String) p.get("field");
             this.instance = text(p, "instance");
             this.triesLeft = (Long) p.get("tries_left");
             this.retryAfterMillis = retryAfterMillis;
-            this.outcomeUnknown = code.isEmpty() || status >= 500 && (code.equals("timeout") || code.equals("internal"));
+        }
+
+        boolean again() {
+            return retry.equals("same-key") || retry.equals("later") || retry.equals("resign");
         }
 
         private static String text(Map<String, Object> p, String name) {
@@ -140,14 +137,15 @@ public final class YinjianClient {
         }
     }
 
-    /** No answer came. If sent is true the appliance may have signed: call again with the same Idempotency-Key. */
+    /** No answer came. If outcomeUnknown, the appliance may have signed: call again with the same Idempotency-Key. */
     public static final class NoAnswer extends IOException {
-        public final boolean sent;
+        private static final long serialVersionUID = 1;
+        public final boolean outcomeUnknown;
 
-        NoAnswer(boolean sent, IOException cause) {
-            super((sent ? "结果未知，请用同一个 Idempotency-Key 重试 (outcome unknown, call again with the same key): "
+        NoAnswer(boolean outcomeUnknown, IOException cause) {
+            super((outcomeUnknown ? "结果未知，请用同一个 Idempotency-Key 重试 (outcome unknown, call again with the same key): "
                 : "请求未送达 (nothing was sent): ") + cause, cause);
-            this.sent = sent;
+            this.outcomeUnknown = outcomeUnknown;
         }
     }
 
@@ -191,7 +189,7 @@ public final class YinjianClient {
      */
     private byte[] call(String method, String path, byte[] body, String idempotencyKey, boolean retry) throws IOException {
         final long end = System.nanoTime() + TimeUnit.MILLISECONDS.toNanos(totalMillis);
-        boolean sent = false; // by any attempt
+        boolean unknown = false; // whether any attempt so far may have signed
         for (int attempt = 1; ; attempt++) {
             IOException failure;
             boolean again;
@@ -200,12 +198,14 @@ public final class YinjianClient {
             try {
                 return once(method, path, body, idempotencyKey, Math.max(1, Math.min(attemptMillis, left)));
             } catch (Refused e) {
+                unknown |= e.retry.equals("same-key");
+                e.outcomeUnknown = unknown;
                 failure = e;
-                again = RETRY.contains(e.code) || e.code.isEmpty() && (e.status == 429 || e.status >= 502 && e.status <= 504);
+                again = e.again();
                 least = e.retryAfterMillis;
             } catch (IOException e) {
-                sent |= !neverSent(e);
-                failure = new NoAnswer(sent, e);
+                unknown |= !neverSent(e);
+                failure = new NoAnswer(unknown, e);
                 again = !distrusted(e);
             }
             long pause = Math.min(200L << Math.min(attempt - 1, 6), 5_000);
@@ -312,6 +312,7 @@ public final class YinjianClient {
         if (problem.isEmpty()) {
             problem.put("detail", "不是设备的回答 (not the appliance's answer): " + type);
             problem.put("next", "请检查地址与中间的代理 (check the address and what stands in between)");
+            problem.put("retry", status == 429 || status >= 502 && status <= 504 ? "same-key" : "never");
         }
         throw new Refused(status, problem, retryAfter(c.getHeaderField("Retry-After")));
     }
@@ -699,7 +700,7 @@ public final class YinjianClient {
         return 1000 * (s == null || s.isEmpty() ? otherwise : Long.parseLong(s));
     }
 
-    /** Exits 0, 1 (vector differs), 2 (misused), 3 (refused) or 4 (no answer). */
+    /** Exits 0, 1 (vector differs), 2 (misused), 3 (nothing was signed) or 4 (outcome unknown: run again, same key). */
     public static void main(String[] args) throws Exception {
         PrintStream out = new PrintStream(System.out, true, "UTF-8");
         PrintStream err = new PrintStream(System.err, true, "UTF-8");
@@ -721,10 +722,10 @@ public final class YinjianClient {
             }
         } catch (Refused e) {
             err.println("refused: " + e.getMessage());
-            System.exit(3);
+            System.exit(e.outcomeUnknown ? 4 : 3);
         } catch (NoAnswer e) {
             err.println("no answer: " + e.getMessage());
-            System.exit(4);
+            System.exit(e.outcomeUnknown ? 4 : 3);
         } catch (IllegalArgumentException | IOException e) {
             err.println(String.valueOf(e));
             System.exit(2);
