@@ -1,11 +1,13 @@
-// Package client calls the appliance's API from Go: it signs each request with HMAC-SM3, sends it over TLS 1.3, and
-// turns a refusal into a [*Problem]. NewAdmin calls the local administration socket.
+// Package client calls the appliance's API from Go: it signs each request with HMAC-SM3, sends it over TLS 1.3, sends it
+// again where that may help and is safe (see [Retry]), and turns a refusal into a [*Problem] and silence into a
+// [*NoAnswerError]. NewAdmin calls the local administration socket.
 package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
-	"crypto/rand"
+	cryptorand "crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -13,9 +15,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"mime"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
@@ -38,13 +42,30 @@ type Config struct {
 	TLS     *tls.Config
 	// Clock gives the time that requests are signed with, within 5 minutes of the appliance's. Required.
 	Clock func() time.Time
-	// Retries is how often a request is sent again when its outcome is unknown or the appliance asks to come back: 0
-	// by default. A retry keeps the Idempotency-Key and takes a new nonce. Authorize is never retried, since a wrong
-	// PIN counts.
-	Retries int
-	// Timeout of one attempt; 60 s by default.
+	// Retry says how long a call goes on; the zero value sends once.
+	Retry Retry
+	// Connect bounds the making of a connection, TLS included; 5 s by default.
+	Connect time.Duration
+	// Timeout of one attempt; 60 s by default. The appliance may take 30 s to handle a request.
 	Timeout time.Duration
 }
+
+// A Retry is the policy of sending again. What is sent again, after a pause, is what the appliance refused with retry
+// "resign", "later" or "same-key" (docs/errors.md), a proxy's 429, 502, 503 and 504, and what got no answer: the
+// connection was refused, cut or reset, or the attempt's time was over. A certificate or host name that is wrong, and any
+// other refusal, ends the call at once. Each attempt has the same body and Idempotency-Key, and a new nonce and time, so
+// that there is one record however often it is sent.
+//
+// The pauses double from 200 ms to 5 s, each cut by up to a half at random, and are never shorter than Retry-After. When
+// a pause would end after Total or ctx, the call ends with the last error instead. Authorize is never sent again, since a
+// wrong PIN counts.
+type Retry struct {
+	Attempts int           // at most, the first included; [DefaultAttempts] lasts some 10 s against fast refusals
+	Total    time.Duration // of all attempts and pauses; 2 min by default. ctx may end earlier
+}
+
+// DefaultAttempts outlast the five seconds of clock_skew after an appliance's power cut. docs/clients uses as many.
+const DefaultAttempts = 8
 
 // A Client is safe for concurrent use.
 type Client struct {
@@ -54,7 +75,11 @@ type Client struct {
 }
 
 // A Problem is the appliance's refusal.
-type Problem struct{ wire.Problem }
+type Problem struct {
+	wire.Problem
+	// Unknown: this attempt or an earlier one of the call may have been done nevertheless. See [OutcomeUnknown].
+	Unknown bool
+}
 
 func (p *Problem) Error() string {
 	s := "yinjian: " + p.Code
@@ -62,6 +87,29 @@ func (p *Problem) Error() string {
 		s += " (" + p.Field + ")"
 	}
 	return s + ": " + p.Detail + "; " + p.Next + " [" + p.Instance + "]"
+}
+
+// A NoAnswerError is a call that got no answer, or none that is the appliance's.
+type NoAnswerError struct {
+	Unknown bool // as in Problem
+	Err     error
+}
+
+func (e *NoAnswerError) Error() string {
+	if e.Unknown {
+		return "client: outcome unknown: " + e.Err.Error()
+	}
+	return "client: not done: " + e.Err.Error()
+}
+
+func (e *NoAnswerError) Unwrap() error { return e.Err }
+
+// OutcomeUnknown reports whether the appliance may have done what the failed call asked for: then the same call with the
+// same Idempotency-Key finds out. Otherwise nothing was signed.
+func OutcomeUnknown(err error) bool {
+	var p *Problem
+	var n *NoAnswerError
+	return errors.As(err, &p) && p.Unknown || errors.As(err, &n) && n.Unknown
 }
 
 // Is reports whether err is a refusal with this code.
@@ -87,11 +135,14 @@ func New(cfg Config) (*Client, error) {
 	if tlsConfig == nil {
 		tlsConfig = &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: cfg.RootCAs, Time: cfg.Clock}
 	}
-	if cfg.Timeout == 0 {
-		cfg.Timeout = 60 * time.Second
-	}
+	cfg.Timeout = cmp.Or(cfg.Timeout, 60*time.Second)
+	cfg.Connect = cmp.Or(cfg.Connect, 5*time.Second)
+	cfg.Retry.Total = cmp.Or(cfg.Retry.Total, 2*time.Minute)
 	return &Client{cfg: cfg, base: base, http: &http.Client{
-		Transport:     &http.Transport{TLSClientConfig: tlsConfig, MaxIdleConnsPerHost: 16, IdleConnTimeout: 30 * time.Second},
+		Transport: &http.Transport{
+			DialContext: (&net.Dialer{Timeout: cfg.Connect}).DialContext, TLSHandshakeTimeout: cfg.Connect,
+			TLSClientConfig: tlsConfig, MaxIdleConnsPerHost: 16, IdleConnTimeout: 30 * time.Second,
+		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
@@ -106,7 +157,7 @@ func (c *Client) Sign(ctx context.Context, idempotencyKey string, req *wire.Sign
 		return nil, errors.New("client: sign: idempotency key is missing")
 	}
 	var out wire.SignResult
-	if err := c.post(ctx, "/v1/sign", idempotencyKey, c.cfg.Retries, req, &out); err != nil {
+	if err := c.post(ctx, "/v1/sign", idempotencyKey, c.cfg.Retry.Attempts, req, &out); err != nil {
 		return nil, err
 	}
 	return &out, nil
@@ -115,14 +166,14 @@ func (c *Client) Sign(ctx context.Context, idempotencyKey string, req *wire.Sign
 // Verify answers the report as JSON.
 func (c *Client) Verify(ctx context.Context, req *wire.VerifyRequest) (json.RawMessage, error) {
 	var out json.RawMessage
-	err := c.post(ctx, "/v1/verify", "", c.cfg.Retries, req, &out)
+	err := c.post(ctx, "/v1/verify", "", c.cfg.Retry.Attempts, req, &out)
 	return out, err
 }
 
 // Timestamp asks for a token. A retry after a lost answer makes a second, equally good token.
 func (c *Client) Timestamp(ctx context.Context, req *wire.TimestampRequest) (*wire.Timestamp, error) {
 	var out wire.Timestamp
-	if err := c.post(ctx, "/v1/timestamp", "", c.cfg.Retries, req, &out); err != nil {
+	if err := c.post(ctx, "/v1/timestamp", "", c.cfg.Retry.Attempts, req, &out); err != nil {
 		return nil, err
 	}
 	return &out, nil
@@ -132,14 +183,14 @@ func (c *Client) Timestamp(ctx context.Context, req *wire.TimestampRequest) (*wi
 func (c *Client) Stamp(ctx context.Context, unit string, query []byte) ([]byte, error) {
 	return c.do(ctx, call{
 		method: http.MethodPost, path: "/tsa/" + url.PathEscape(unit), body: query,
-		takes: "application/timestamp-reply", gives: "application/timestamp-query", retries: c.cfg.Retries, signed: true,
+		takes: "application/timestamp-reply", gives: "application/timestamp-query", attempts: c.cfg.Retry.Attempts, signed: true,
 	})
 }
 
 // Authorize asks for an authorisation by the signer's PIN.
 func (c *Client) Authorize(ctx context.Context, req *wire.AuthorizationRequest) (*wire.Grant, error) {
 	var out wire.Grant
-	if err := c.post(ctx, "/v1/authorizations", "", 0, req, &out); err != nil {
+	if err := c.post(ctx, "/v1/authorizations", "", 1, req, &out); err != nil {
 		return nil, err
 	}
 	return &out, nil
@@ -182,14 +233,14 @@ func (c *Client) State(ctx context.Context) (json.RawMessage, error) {
 	return data, err
 }
 
-func (c *Client) post(ctx context.Context, path, idempotencyKey string, retries int, in, out any) error {
+func (c *Client) post(ctx context.Context, path, idempotencyKey string, attempts int, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return fmt.Errorf("client: encoding request: %w", err)
 	}
 	data, err := c.do(ctx, call{
 		method: http.MethodPost, path: path, body: body, key: idempotencyKey,
-		takes: "application/json", gives: "application/json", retries: retries, signed: true,
+		takes: "application/json", gives: "application/json", attempts: attempts, signed: true,
 	})
 	if err != nil {
 		return err
@@ -198,12 +249,12 @@ func (c *Client) post(ctx context.Context, path, idempotencyKey string, retries 
 }
 
 func (c *Client) get(ctx context.Context, path string, signed bool) ([]byte, error) {
-	return c.do(ctx, call{method: http.MethodGet, path: path, takes: "application/json", retries: c.cfg.Retries, signed: signed})
+	return c.do(ctx, call{method: http.MethodGet, path: path, takes: "application/json", attempts: c.cfg.Retry.Attempts, signed: signed})
 }
 
 func decode(data []byte, out any) error {
 	if err := json.Unmarshal(data, out); err != nil {
-		return fmt.Errorf("client: decoding answer: %w", err)
+		return &NoAnswerError{Unknown: true, Err: fmt.Errorf("decoding answer: %w", err)}
 	}
 	return nil
 }
@@ -214,36 +265,50 @@ type call struct {
 	key          string // Idempotency-Key
 	gives, takes string // media types
 	also         int    // a second status that is an answer
-	retries      int
+	attempts     int
 	signed       bool
 }
 
-// do sends the call and its retries, with a pause that doubles from 200 ms.
+// do sends the call as often as [Retry] says.
 func (c *Client) do(ctx context.Context, one call) ([]byte, error) {
-	pause := 200 * time.Millisecond
-	for try := 0; ; try++ {
-		data, again, err := c.once(ctx, one)
-		if err == nil || !again || try >= one.retries || ctx.Err() != nil {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Retry.Total)
+	defer cancel()
+	unknown := false // whether any attempt so far may have been done
+	for try := 1; ; try++ {
+		data, err := c.once(ctx, one)
+		var no *refusal
+		if !errors.As(err, &no) {
 			return data, err
+		}
+		unknown = unknown || no.unknown
+		failed := no.error(unknown)
+		pause := max(no.after, jittered(try))
+		if end, _ := ctx.Deadline(); !no.again || try >= one.attempts || ctx.Err() != nil || time.Until(end) <= pause { // interval
+			return nil, failed
 		}
 		t := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 			t.Stop()
-			return nil, err
+			return nil, failed
 		case <-t.C:
 		}
-		pause = min(2*pause, 5*time.Second)
 	}
 }
 
-// once answers whether another try may help.
-func (c *Client) once(ctx context.Context, one call) (data []byte, again bool, err error) {
+// jittered is the pause after an attempt: clients that failed together do not come back together.
+func jittered(try int) time.Duration {
+	whole := min(200*time.Millisecond<<min(try-1, 10), 5*time.Second)
+	return whole/2 + rand.N(whole/2)
+}
+
+// once sends one attempt. Its error is a [*refusal] unless the request could not be made.
+func (c *Client) once(ctx context.Context, one call) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
 	r, err := newRequest(ctx, c.base.Scheme+"://"+c.base.Host, one)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	if one.signed {
 		c.authorize(r, one.body)
@@ -275,7 +340,7 @@ func newRequest(ctx context.Context, base string, one call) (*http.Request, erro
 
 func (c *Client) authorize(r *http.Request, body []byte) {
 	var random [18]byte
-	rand.Read(random[:])
+	cryptorand.Read(random[:])
 	a := wire.Authorization{
 		App: c.cfg.AppID, Time: strconv.FormatInt(c.cfg.Clock().UnixMilli(), 10), Nonce: base64.RawURLEncoding.EncodeToString(random[:]),
 	}
@@ -285,29 +350,75 @@ func (c *Client) authorize(r *http.Request, body []byte) {
 	r.Header.Set("Authorization", a.String())
 }
 
-func roundTrip(h *http.Client, r *http.Request, one call) (data []byte, again bool, err error) {
+// A refusal is why an attempt failed, and what that means for the next.
+type refusal struct {
+	problem *Problem // nil when the appliance did not answer
+	err     error
+	again   bool          // another attempt may help
+	unknown bool          // this one may have been done
+	after   time.Duration // Retry-After
+}
+
+func (r *refusal) Error() string { return r.error(r.unknown).Error() }
+
+// error is what the caller sees.
+func (r *refusal) error(unknown bool) error {
+	if r.problem == nil {
+		return &NoAnswerError{unknown, r.err}
+	}
+	r.problem.Unknown = unknown
+	return r.problem
+}
+
+func roundTrip(h *http.Client, r *http.Request, one call) ([]byte, error) {
+	connected := false // before that nothing can have been sent
+	r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }}))
 	resp, err := h.Do(r)
 	if err != nil {
-		return nil, true, fmt.Errorf("client: %w", err)
+		return nil, &refusal{err: err, again: !distrusted(err), unknown: connected}
 	}
 	defer resp.Body.Close()
-	data, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
-		return nil, true, fmt.Errorf("client: reading answer: %w", err)
+		return nil, &refusal{err: fmt.Errorf("reading answer: %w", err), again: true, unknown: true}
 	}
 	if len(data) > maxAnswer {
-		return nil, false, errors.New("client: answer too large")
+		return nil, &refusal{err: errors.New("answer too large"), unknown: true}
 	}
 	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if (resp.StatusCode == http.StatusOK || resp.StatusCode == one.also) && media == one.takes {
-		return data, false, nil
+		return data, nil
 	}
-	again = resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode >= 502 && resp.StatusCode <= 504
+	after, _ := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 20) // seconds, as the appliance sends it (RFC 9110 §10.2.3)
 	p := new(Problem)
 	if media == "application/problem+json" && json.Unmarshal(data, &p.Problem) == nil && p.Code != "" {
-		return nil, again, p
+		return nil, &refusal{
+			problem: p, unknown: p.Retry == wire.RetrySameKey, after: time.Duration(after) * time.Second,
+			again: p.Retry == wire.RetryResign || p.Retry == wire.RetryLater || p.Retry == wire.RetrySameKey,
+		}
 	}
-	return nil, again, fmt.Errorf("client: unexpected answer: status %d, %q", resp.StatusCode, media)
+	// Something in between answered, or something else altogether.
+	status := resp.StatusCode
+	return nil, &refusal{
+		err: fmt.Errorf("unexpected answer: status %d, %q", status, media), after: time.Duration(after) * time.Second,
+		again: status == http.StatusTooManyRequests || 502 <= status && status <= 504, unknown: status < 400 || status > 499,
+	}
+}
+
+// distrusted reports whether TLS failed over who the other side is, or how it speaks: that stays so.
+func distrusted(err error) bool {
+	var verification *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	var alert tls.AlertError
+	switch {
+	case errors.As(err, &verification), errors.As(err, &record):
+		return true
+	case errors.As(err, &alert):
+		// RFC 8446 §6.2: handshake_failure, protocol_version, insufficient_security. Others, internal_error among them,
+		// may pass.
+		return alert == 40 || alert == 70 || alert == 71
+	}
+	return false
 }
 
 // An Admin calls the local administration socket. The kernel tells the appliance who calls. It is safe for concurrent
@@ -405,6 +516,10 @@ func (a *Admin) call(ctx context.Context, one call) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, _, err := roundTrip(a.http, r, one)
+	data, err := roundTrip(a.http, r, one)
+	var no *refusal
+	if errors.As(err, &no) {
+		return nil, no.error(no.unknown)
+	}
 	return data, err
 }

@@ -32,6 +32,9 @@ need() {
 		echo "libbcpkix-java /usr/share/java/bcpkix.jar"
 		echo "libbcutil-java /usr/share/java/bcutil.jar"
 		command -v javac >/dev/null 2>&1 || echo "default-jdk-headless /usr/bin/javac"
+		echo "mono-mcs /usr/bin/mcs"
+		echo "mono-runtime /usr/bin/mono"
+		echo "libmono-btls-interface4.0-cil /usr/lib/mono/4.5/Mono.Btls.Interface.dll"
 		;;
 	esac
 }
