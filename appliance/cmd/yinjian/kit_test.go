@@ -266,6 +266,11 @@ var logNumber atomic.Int32
 // launch starts serve, with more arguments if there are any, and does not wait for it.
 func launch(t *testing.T, dir string, more ...string) *machine {
 	t.Helper()
+	return launchBinary(t, built.binary, dir, more...)
+}
+
+func launchBinary(t *testing.T, binary, dir string, more ...string) *machine {
+	t.Helper()
 	m := &machine{dir: dir, ended: make(chan struct{}), log: fmt.Sprintf("%s-%d.log", dir, logNumber.Add(1))}
 	_ = os.Remove(filepath.Join(dir, "endpoints.json")) // what a killed one left says nothing about this one
 	out, err := os.Create(m.log)
@@ -273,7 +278,7 @@ func launch(t *testing.T, dir string, more ...string) *machine {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	m.cmd = exec.Command(built.binary, append([]string{"serve", "--dir", dir}, more...)...)
+	m.cmd = exec.Command(binary, append([]string{"serve", "--dir", dir}, more...)...)
 	m.cmd.Stdout, m.cmd.Stderr = out, out
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL} // nothing outlives a test that was cut off
 	if err := m.cmd.Start(); err != nil {
