@@ -36,6 +36,7 @@ func HeadSealInput(node string, epoch Epoch, size, changes uint64, chain, root H
 
 const (
 	sealWithin     = 500 * time.Millisecond // what a commit waits for its seal
+	sealAgain      = 20 * time.Millisecond  // between two of its attempts
 	resealEvery    = 250 * time.Millisecond
 	maxHeadSeal    = 64 // bytes of a MAC that are believed to be one
 	fieldUnsealed  = "journal.unsealed_from"
@@ -80,17 +81,26 @@ func (j *Journal) seal(ctx context.Context, limit time.Duration, h head) (*HeadS
 }
 
 // sealBatch is the seal that a batch ending in h takes along, nil if there is none: then the batch is written without,
-// and sealLoop tries again. After a failure no commit waits for a seal until sealLoop got one.
+// and sealLoop tries again. A worker process that died is replaced well within the limit, so the sealer is asked until
+// then: an end without a seal costs an operator's word if power fails meanwhile. After that no commit waits for a seal
+// until sealLoop got one.
 func (j *Journal) sealBatch(ctx context.Context, h head) *HeadSeal {
 	if j.cfg.Sealer == nil || j.sealerAway.Load() {
 		return nil
 	}
-	s, err := j.seal(ctx, sealWithin, h)
-	if err != nil {
-		j.sealerAway.Store(true)
-		j.cfg.Log.WithError(err).Error("journal written without a seal of its end; it is tried again")
+	begun := time.Now() // interval
+	for {
+		s, err := j.seal(ctx, sealWithin-time.Since(begun), h)
+		if err == nil {
+			return s
+		}
+		if time.Since(begun) >= sealWithin-sealAgain {
+			j.sealerAway.Store(true)
+			j.cfg.Log.WithError(err).Error("journal written without a seal of its end; it is tried again")
+			return nil
+		}
+		time.Sleep(sealAgain)
 	}
-	return s
 }
 
 // unsealedHead answers the head if it is not sealed.
