@@ -25,20 +25,16 @@ import (
 	"yinjian/dbdriver/sqlite"
 )
 
-// TestMain lets this binary be the child that is killed: YJ_CHILD names what it does.
+// children are what this binary can be instead of a test, named by YJ_CHILD.
+var children = map[string]func(){"append": childAppend, "sequence": childSequence, "close": childClose, "limit": childLimit}
+
+// TestMain lets this binary be the child that is killed.
 func TestMain(m *testing.M) {
-	switch os.Getenv("YJ_CHILD") {
-	case "":
-		os.Exit(m.Run())
-	case "append":
-		childAppend()
-	case "sequence":
-		childSequence()
-	case "close":
-		childClose()
-	case "limit":
-		childLimit()
+	if child := children[os.Getenv("YJ_CHILD")]; child != nil {
+		child()
+		return
 	}
+	os.Exit(m.Run())
 }
 
 var childStore *sqlite.Journal

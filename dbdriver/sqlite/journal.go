@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -73,6 +74,8 @@ type segment struct {
 	number int
 	first  uint64
 	file   string
+	// writable: the journal was opened for writing, so that what a failed write left may be rolled back.
+	writable bool
 
 	// mu guards seal and read. Readers hold it shared while a query runs; rolling holds it to swap the pools. The writer
 	// alone changes them, so it may read them without.
@@ -143,7 +146,7 @@ func (j *Journal) open(ctx context.Context) error {
 	for _, f := range files {
 		if m := segmentName.FindStringSubmatch(f.Name()); m != nil {
 			n, _ := strconv.Atoi(m[1]) // digits only
-			j.segments = append(j.segments, &segment{number: n, file: j.file(n)})
+			j.segments = append(j.segments, &segment{number: n, file: j.file(n), writable: !j.cfg.ReadOnly})
 		} else if !j.cfg.ReadOnly && strings.HasPrefix(f.Name(), "journal-") && strings.Contains(f.Name(), ".tmp") {
 			if err := os.Remove(filepath.Join(j.cfg.Dir, f.Name())); err != nil {
 				return err
@@ -239,6 +242,9 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 			left = left || err == nil
 		}
 		if left {
+			if err := rewriteLog(s.file + "-wal"); err != nil {
+				return err
+			}
 			db, err := open(s.file, false, 1)
 			if err != nil {
 				return err
@@ -270,6 +276,34 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 		err = nil // the verifier reads on and names them
 	}
 	return err
+}
+
+// rewriteLog writes the log that a stop has left over itself, the same bytes, and syncs it. After a sync that failed the
+// kernel shows pages that are not on the disk, and no later sync writes them unless they are written again (Linux,
+// "fsyncgate"). If power failed while such a log is folded into the file, neither would be whole.
+func rewriteLog(name string) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, 1<<20)
+	for at := int64(0); ; {
+		n, err := f.ReadAt(buf, at)
+		if n > 0 {
+			if _, err := f.WriteAt(buf[:n], at); err != nil {
+				return err
+			}
+		}
+		if at += int64(n); errors.Is(err, io.EOF) {
+			return f.Sync()
+		} else if err != nil {
+			return err
+		}
+	}
 }
 
 // inspect reads the segment's head and compares the file's schema. readable is false when tables are gone or others
@@ -411,7 +445,7 @@ func (s *segment) finish(ctx context.Context) error {
 // the folder. A stop before 3 leaves a *.tmp file that the next open removes; after it, an empty segment, which is
 // what this function makes.
 func (j *Journal) addSegment(ctx context.Context, number int, first uint64) error {
-	s := &segment{number: number, first: first, file: j.file(number)}
+	s := &segment{number: number, first: first, file: j.file(number), writable: true}
 	if _, err := os.Stat(s.file); errors.Is(err, os.ErrNotExist) {
 		tmp := s.file + ".tmp"
 		for _, f := range []string{tmp, tmp + "-journal"} {
@@ -597,10 +631,28 @@ func (s *segment) query(fn func(*sql.DB) error) error {
 	if s.read == nil {
 		return s.err
 	}
-	if err := classify(fn(s.read)); err != nil {
+	err := fn(s.read)
+	if s.writable && halfDone(err) {
+		// A write that failed could not take its rollback journal away either. A reading connection may not apply it.
+		if rerr := rollBack(s.file); rerr == nil {
+			err = fn(s.read)
+		}
+	}
+	if err = classify(err); err != nil {
 		return fmt.Errorf("sqlite: segment %d: %w", s.number, err)
 	}
 	return nil
+}
+
+// rollBack opens the file for writing and reads, which takes back what an interrupted transaction has left.
+func rollBack(file string) error {
+	db, err := open(file, false, 1)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var n int
+	return db.QueryRow(countSegments).Scan(&n)
 }
 
 func scanRow(scan func(...any) error) (audit.Row, error) {

@@ -84,6 +84,12 @@ func classify(err error) error {
 	return fmt.Errorf("%w: %v", kind, err)
 }
 
+// halfDone is whether a reading connection met a rollback journal or a log that only one that writes can apply.
+func halfDone(err error) bool {
+	var se sqlite3.Error
+	return errors.As(err, &se) && (se.ExtendedCode == sqlite3.ErrReadonlyRollback || se.ExtendedCode == sqlite3.ErrReadonlyRecovery)
+}
+
 // migrate applies the numbered files of folder that the database has not seen, each in a transaction of its own. One
 // file holds one statement. A file that was changed after it was applied is refused.
 func migrate(ctx context.Context, db *sql.DB, folder string) error {

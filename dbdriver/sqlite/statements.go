@@ -8,6 +8,7 @@ package sqlite
 const (
 	insertSegment = `INSERT INTO yj_segment (segment_no, format_no, first_seq) VALUES (?, ?, ?)`
 	selectSegment = `SELECT segment_no, format_no, first_seq, seal_data FROM yj_segment`
+	countSegments = `SELECT COUNT(*) FROM yj_segment`
 	updateSeal    = `UPDATE yj_segment SET seal_data = ? WHERE segment_no = ?`
 
 	insertEntry = `INSERT INTO yj_entry (seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der) VALUES (?, ?, ?, ?, ?, ?, ?)`
