@@ -15,6 +15,7 @@ import (
 	"yinjian/api/wire"
 	"yinjian/appliance/account"
 	"yinjian/appliance/evidence"
+	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
 )
 
@@ -28,6 +29,12 @@ type (
 	Decision              = wire.Decision
 	RevokeCertificate     = wire.RevokeCertificate
 	IssueCRL              = wire.IssueCRL
+	AddAnchor             = wire.AddAnchor
+	AddIntermediates      = wire.AddIntermediates
+	RequestCertificate    = wire.RequestCertificate
+	ImportCertificates    = wire.ImportCertificates
+	ImportCRL             = wire.ImportCRL
+	FetchCRLs             = wire.FetchCRLs
 	AuditVerify           = wire.AuditVerify
 	Compare               = wire.Compare
 )
@@ -47,6 +54,16 @@ type Admin interface {
 	ListSigners(ctx context.Context, actor string) (any, error)
 	RevokeCertificate(ctx context.Context, actor string, req RevokeCertificate) (any, error)
 	IssueCRL(ctx context.Context, actor string, req IssueCRL) (any, error)
+	AddAnchor(ctx context.Context, actor string, req AddAnchor) (any, error)
+	WithdrawAnchor(ctx context.Context, actor string, req Decision) (any, error)
+	ListAnchors(ctx context.Context, actor string) (any, error)
+	AddIntermediates(ctx context.Context, actor string, req AddIntermediates) (any, error)
+	RequestCertificate(ctx context.Context, actor string, req RequestCertificate) (any, error)
+	ImportCertificates(ctx context.Context, actor string, req ImportCertificates) (any, error)
+	ListCertificates(ctx context.Context, actor string) (any, error)
+	ImportCRL(ctx context.Context, actor string, req ImportCRL) (any, error)
+	FetchCRLs(ctx context.Context, actor string, req FetchCRLs) (any, error)
+	ListCRLs(ctx context.Context, actor string) (any, error)
 	AuditVerify(ctx context.Context, actor string, req AuditVerify) (any, error)
 	Compare(ctx context.Context, actor string, req Compare) (any, error)
 	State(ctx context.Context, actor string) (any, error)
@@ -67,6 +84,16 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/signers/:id/start", administered(s, checkSignerDecision, a.StartSigner))
 	e.POST("/admin/v1/certificates/:serial/revoke", administered(s, checkRevoke, a.RevokeCertificate))
 	e.POST("/admin/v1/crls", administered(s, nothingToCheck[IssueCRL], a.IssueCRL))
+	e.POST("/admin/v1/anchors", administeredFile(s, checkAnchor, a.AddAnchor))
+	e.GET("/admin/v1/anchors", s.listed(a.ListAnchors))
+	e.POST("/admin/v1/anchors/:id/withdraw", administered(s, checkWithdraw, a.WithdrawAnchor))
+	e.POST("/admin/v1/intermediates", administeredFile(s, checkIntermediates, a.AddIntermediates))
+	e.POST("/admin/v1/certificates/requests", administered(s, checkRequest, a.RequestCertificate))
+	e.POST("/admin/v1/certificates", administeredFile(s, checkImport, a.ImportCertificates))
+	e.GET("/admin/v1/certificates", s.listed(a.ListCertificates))
+	e.POST("/admin/v1/trust/crls", administeredFile(s, checkImportCRL, a.ImportCRL))
+	e.POST("/admin/v1/trust/crls/fetch", administered(s, nothingToCheck[FetchCRLs], a.FetchCRLs))
+	e.GET("/admin/v1/trust/crls", s.listed(a.ListCRLs))
 	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
 	e.POST("/admin/v1/compare", administered(s, nothingToCheck[Compare], a.Compare))
 	e.GET("/admin/v1/state", s.listed(a.State))
@@ -77,7 +104,19 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 // administered reads and checks a request, and says who asks. There is no time limit: an audit takes what it takes,
 // and the administrator may give up.
 func administered[Req any](s *Server, check func(c echo.Context, req *Req) *problem.Problem, do func(ctx context.Context, actor string, req Req) (any, error)) echo.HandlerFunc {
-	return s.local(jsonBody(s.limits.SmallBody), func(c echo.Context, actor string, body []byte) error {
+	return administeredUpTo(s, s.limits.SmallBody, check, do)
+}
+
+// maxAdminFile bounds a request with files inside: a CRL of [account.MaxForeignCRL] in base64, and some.
+const maxAdminFile = account.MaxForeignCRL/3*4 + 1<<20
+
+// administeredFile is administered for requests with files inside.
+func administeredFile[Req any](s *Server, check func(c echo.Context, req *Req) *problem.Problem, do func(ctx context.Context, actor string, req Req) (any, error)) echo.HandlerFunc {
+	return administeredUpTo(s, maxAdminFile, check, do)
+}
+
+func administeredUpTo[Req any](s *Server, most int64, check func(c echo.Context, req *Req) *problem.Problem, do func(ctx context.Context, actor string, req Req) (any, error)) echo.HandlerFunc {
+	return s.local(jsonBody(most), func(c echo.Context, actor string, body []byte) error {
 		var req Req
 		if p := first(decode(body, &req)); p != nil {
 			return p
@@ -231,8 +270,16 @@ func checkEnrol(_ echo.Context, r *EnrolSigner) *problem.Problem {
 	if p := first(
 		pattern("id", r.ID, signerID), text("name", r.Name, 128), text("department", r.Department, 128), text("campus", r.Campus, 64),
 		each("algorithms", r.Algorithms, algSM2, algRSA),
-	); p != nil || r.PIN == "" {
+	); p != nil {
 		return p
+	}
+	if r.CA != "" {
+		if p := oneOf("ca", r.CA, "evaluation", "external"); p != nil {
+			return p
+		}
+	}
+	if r.PIN == "" {
+		return nil
 	}
 	return pin("pin", r.PIN)
 }
@@ -259,6 +306,62 @@ func checkRevoke(c echo.Context, r *RevokeCertificate) *problem.Problem {
 		pattern("path.serial", r.Serial, serialNumber),
 		oneOf("reason", r.Reason, "unspecified", "keyCompromise", "affiliationChanged", "superseded", "cessationOfOperation", "privilegeWithdrawn"),
 	)
+}
+
+func checkAnchor(_ echo.Context, r *AddAnchor) *problem.Problem {
+	if p := first(required("certificate", r.Certificate, pki.MaxBundleSize), each("uses", r.Uses, account.Uses...)); p != nil || r.Note == "" {
+		return p
+	}
+	return text("note", r.Note, 256)
+}
+
+func checkWithdraw(c echo.Context, r *Decision) *problem.Problem {
+	r.ID = c.Param("id")
+	return first(pattern("path.id", r.ID, anchorID), text("reason", r.Reason, 256))
+}
+
+func checkIntermediates(_ echo.Context, r *AddIntermediates) *problem.Problem {
+	return required("file", r.File, pki.MaxBundleSize)
+}
+
+func checkRequest(_ echo.Context, r *RequestCertificate) *problem.Problem {
+	if p := pattern("for", r.For, keyOwner); p != nil {
+		return p
+	}
+	if len(r.Hosts) > 32 {
+		return problem.Invalid("hosts", "不得超过 32 个 (32 at most)")
+	}
+	for i, h := range r.Hosts {
+		if p := text(fmt.Sprintf("hosts[%d]", i), h, 253); p != nil {
+			return p
+		}
+	}
+	if r.Subject == "" {
+		return nil
+	}
+	return text("subject", r.Subject, 512)
+}
+
+func checkImport(_ echo.Context, r *ImportCertificates) *problem.Problem {
+	if p := required("file", r.File, pki.MaxBundleSize); p != nil {
+		return p
+	}
+	if len(r.Chain) > 16 {
+		return problem.Invalid("chain", "不得超过 16 个文件 (16 files at most)")
+	}
+	for i, f := range r.Chain {
+		if p := required(fmt.Sprintf("chain[%d]", i), f, pki.MaxBundleSize); p != nil {
+			return p
+		}
+	}
+	if r.Owner == "" {
+		return nil
+	}
+	return pattern("owner", r.Owner, keyOwner)
+}
+
+func checkImportCRL(_ echo.Context, r *ImportCRL) *problem.Problem {
+	return first(required("file", r.File, account.MaxForeignCRL), text("source", r.Source, 256))
 }
 
 // NewAdminServer is the http.Server for [ListenAdmin].

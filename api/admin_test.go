@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,6 +74,36 @@ func (a *admin) RevokeCertificate(_ context.Context, actor string, req api.Revok
 func (a *admin) IssueCRL(_ context.Context, actor string, req api.IssueCRL) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) AddAnchor(_ context.Context, actor string, req api.AddAnchor) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) WithdrawAnchor(_ context.Context, actor string, req api.Decision) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListAnchors(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "anchors")
+}
+func (a *admin) AddIntermediates(_ context.Context, actor string, req api.AddIntermediates) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) RequestCertificate(_ context.Context, actor string, req api.RequestCertificate) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ImportCertificates(_ context.Context, actor string, req api.ImportCertificates) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListCertificates(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "certificates")
+}
+func (a *admin) ImportCRL(_ context.Context, actor string, req api.ImportCRL) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) FetchCRLs(_ context.Context, actor string, req api.FetchCRLs) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListCRLs(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "lists")
+}
 func (a *admin) AuditVerify(_ context.Context, actor string, req api.AuditVerify) (any, error) {
 	return a.note(actor, req)
 }
@@ -126,13 +157,31 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.StartSigner(ctx, wire.Decision{ID: "D1001", Reason: "返聘"}))
 	check(a.RevokeCertificate(ctx, wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}))
 	check(a.IssueCRL(ctx))
+	anchor := wire.AddAnchor{Certificate: []byte("root"), Uses: []string{"staff", "tsa"}, Note: "市 CA"}
+	check(a.AddAnchor(ctx, anchor))
+	check(a.WithdrawAnchor(ctx, wire.Decision{ID: "0123456789ab", Reason: "到期"}))
+	check(a.ListAnchors(ctx))
+	check(a.AddIntermediates(ctx, wire.AddIntermediates{File: []byte("chain")}))
+	request := wire.RequestCertificate{For: "signer:D1001/SM2", NewKey: true, Replace: true, Subject: "CN=张三", Hosts: []string{"a.test"}}
+	if _, err := a.RequestCertificate(ctx, request); err != nil {
+		t.Error(err)
+	}
+	// Files may be larger than other requests.
+	list := wire.ImportCRL{File: bytes.Repeat([]byte{7}, 200<<10), Source: "ca.crl"}
+	cert := wire.ImportCertificates{File: []byte("cert"), Chain: [][]byte{[]byte("ca")}, Owner: "signer:D1001", AcceptSubject: true}
+	check(a.ImportCertificates(ctx, cert))
+	check(a.ListCertificates(ctx))
+	check(a.ImportCRL(ctx, list))
+	check(a.FetchCRLs(ctx))
+	check(a.ListCRLs(ctx))
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
 	check(a.State(ctx))
 	want := []any{
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}, enrol, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828"},
 		wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
-		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, wire.AuditVerify{}, wire.Compare{}, "state",
+		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
+		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AuditVerify{}, wire.Compare{}, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
 		t.Error(diff)

@@ -93,6 +93,8 @@ type Appliance struct {
 	units     map[string]*tsa.Authority
 	trust     evidence.Trust
 
+	lists   *listSources
+	soon    atomic.Pointer[[]account.CertificateLine] // certificates that end soon
 	keys    keyCache
 	server  *api.Server
 	apiAddr string // of the TLS listener, with the port that was picked
@@ -153,6 +155,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		o.OnStart()
 	}
 	a := &Appliance{cfg: cfg, dir: dir, log: o.Log, tokens: map[hsm.SlotClass]hsm.Token{}, workers: map[hsm.SlotClass]*worker.Client{}}
+	a.lists = &listSources{a: a, last: map[string]fetched{}}
 
 	// What is started is undone in the reverse order: listeners first, so that what they still do finds everything; the
 	// journal before its store, the workers after both, the software cipher machine after its workers, time last.
@@ -299,6 +302,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.projection.run(dctx) })
 	duties.group.Go(func() error { return a.refreshCRLs(dctx) })
 	duties.group.Go(func() error { return a.persistTime(dctx) })
+	duties.group.Go(func() error { return a.lists.run(dctx) })
+	duties.group.Go(func() error { return a.watchExpiry(dctx) })
 
 	// 8. Listeners.
 	undo = append(undo, func() error { // after the listeners' stage: keeps over a restart which requests were let through
@@ -614,9 +619,12 @@ func (a *Appliance) objectOf(ctx context.Context, e *audit.Entry) ([]byte, error
 
 func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*ca.Authority) error {
 	a.directory = account.New(account.Config{
-		Journal: a.journal, Clock: a.clock, MAC: macKeys{a.tokens[hsm.Log]}, Staff: a.tokens[hsm.Staff], CAs: authorities, Log: a.log,
+		Journal: a.journal, Clock: a.clock, MAC: macKeys{a.tokens[hsm.Log]}, Slots: a.tokens, CAs: authorities, Log: a.log,
+		SoftRevocation: a.cfg.Trust.Revocation == RevocationSoft,
 	})
-	a.identity.register(a.directory)
+	if err := a.identity.register(a.directory, &a.listener); err != nil {
+		return err
+	}
 	err := a.journal.State(ctx, func(r audit.Record) error {
 		return a.directory.Replay(ctx, &r.Entry, func(string) ([]byte, error) { return a.objectOf(ctx, &r.Entry) })
 	})

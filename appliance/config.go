@@ -13,6 +13,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"yinjian/api/fetch"
 	"yinjian/appliance/account"
 	"yinjian/hsm"
 )
@@ -30,6 +31,7 @@ type Config struct {
 	HSM        HSM        `toml:"hsm"`
 	Time       Time       `toml:"time"`
 	Policy     Policy     `toml:"policy"`
+	Trust      Trust      `toml:"trust"`
 	Evaluation Evaluation `toml:"evaluation"`
 }
 
@@ -111,6 +113,26 @@ func (p *Policy) rateOf(app *account.Application) (perSecond, burst int) {
 	}
 	return perSecond, burst
 }
+
+// Trust says how other CAs' certificates are judged. The CAs themselves are decided on by administrators, in the journal.
+type Trust struct {
+	// Revocation is "hard" (default: an unknown or outdated status refuses signing) or "soft" (it signs, and the evidence
+	// says that revocation was not checked).
+	Revocation string      `toml:"revocation"`
+	CRL        []CRLSource `toml:"crl"`
+}
+
+// CRLSource is where a CA publishes its revocation list.
+type CRLSource struct {
+	URL      string   `toml:"url"`      // http, https or file
+	Interval Duration `toml:"interval"` // default 1h
+}
+
+// Revocation policies.
+const (
+	RevocationHard = "hard"
+	RevocationSoft = "soft"
+)
 
 // Evaluation are conveniences that no hospital uses in production; /health/state and the evidence name them.
 type Evaluation struct {
@@ -207,6 +229,10 @@ func (c *Config) setDefaults() {
 	def(&c.Policy.AuthFailures, 120)
 	def(&c.Policy.MaxConnections, 4096)
 	def(&c.Policy.Drain, Duration(20*time.Second))
+	def(&c.Trust.Revocation, RevocationHard)
+	for i := range c.Trust.CRL {
+		def(&c.Trust.CRL[i].Interval, Duration(time.Hour))
+	}
 	for name, s := range c.HSM.Slots {
 		def(&s.Sessions, 8)
 		c.HSM.Slots[name] = s
@@ -328,6 +354,20 @@ func (c *Config) validate() error {
 	}
 	if d := time.Duration(c.Policy.Drain); d < time.Second || d > 5*time.Minute {
 		bad("policy.drain", "须在 1s 与 5m 之间 (between 1s and 5m)")
+	}
+	if r := c.Trust.Revocation; r != RevocationHard && r != RevocationSoft {
+		bad("trust.revocation", "须为 hard 或 soft (must be hard or soft)")
+	}
+	urls := map[string]bool{}
+	for i, s := range c.Trust.CRL {
+		key := fmt.Sprintf("trust.crl[%d]", i)
+		if err := fetch.CheckURL(s.URL); err != nil || urls[s.URL] {
+			bad(key+".url", "须为 http、https 或 file 地址，不可重复 (http, https or file, each once): %v", err)
+		}
+		urls[s.URL] = true
+		if d := time.Duration(s.Interval); d < 10*time.Second || d > 7*24*time.Hour {
+			bad(key+".interval", "须在 10s 与 168h 之间 (between 10s and 168h)")
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -158,6 +158,17 @@ func (h health) State() any {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("时间源 %s 不可用 (time source is not usable): %v", src.Source, src.Err))
 		}
 	}
+	if soon := a.soon.Load(); soon != nil {
+		s.Warnings = append(s.Warnings, expiryWarnings(*soon)...)
+	}
+	for _, l := range a.lists.status() {
+		if l.Error != "" {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("吊销列表 %s 未能更新 (the CRL could not be fetched): %s", l.URL, l.Error))
+		}
+	}
+	if a.cfg.Trust.Revocation == RevocationSoft {
+		s.Warnings = append(s.Warnings, "吊销策略为 soft：状态不明的证书也可签名 (revocation policy soft: certificates of unknown status sign)")
+	}
 	s.Journal.Entries, s.Journal.Epoch = a.journal.Size(), a.journal.Epoch().String()
 	if c, err := a.journal.LastCheckpoint(); err == nil {
 		s.Journal.Checkpoint = c.Size
@@ -215,7 +226,7 @@ func (d admin) ListApplications(context.Context, string) (any, error) {
 
 func (d admin) EnrolSigner(ctx context.Context, actor string, req api.EnrolSigner) (any, error) {
 	return d.view(d.a.directory.Enrol(ctx, actor, account.Enrolment{
-		ID: req.ID, Name: req.Name, Department: req.Department, Campus: req.Campus, Algorithms: req.Algorithms, PIN: req.PIN,
+		ID: req.ID, Name: req.Name, Department: req.Department, Campus: req.Campus, Algorithms: req.Algorithms, PIN: req.PIN, External: req.CA == "external",
 	}))
 }
 

@@ -252,11 +252,35 @@ func (id *identity) anchors() ([]*smx509.Certificate, error) {
 	return out, nil
 }
 
-// register makes the appliance's own certificates known to look-ups.
-func (id *identity) register(s *account.Service) {
+// register makes the appliance's own keys and their first certificates known to the directory.
+func (id *identity) register(s *account.Service, l *listenerIdentity) error {
+	keys := []account.OwnKey{{
+		Owner: account.UseLog, Label: logLabel, Algorithm: string(hsm.SM2), Class: hsm.Log, Certificate: id.LogCert, Chain: [][]byte{id.CAs[string(hsm.SM2)]},
+	}}
 	for unit, der := range id.Units {
-		s.AddCertificate(der, [][]byte{id.CAs[string(unitAlgorithms[unit])]}, "tsa", "unit "+unit)
+		alg := string(unitAlgorithms[unit])
+		keys = append(keys, account.OwnKey{
+			Owner: "tsa:" + unit, Label: tsaLabels[unit], Algorithm: alg, Class: hsm.TSA, Certificate: der, Chain: [][]byte{id.CAs[alg]},
+		})
 	}
-	s.AddCertificate(id.LogCert, [][]byte{id.CAs[string(hsm.SM2)]}, "log", "appliance")
-	s.AddCertificate(id.TLSCert, [][]byte{id.CAs[string(hsm.RSA2048)]}, "tls", "appliance")
+	first := account.OwnKey{Owner: account.UseTLS, Algorithm: string(hsm.RSA2048), Certificate: id.TLSCert, Chain: [][]byte{id.CAs[string(hsm.RSA2048)]}}
+	slot := account.OwnKey{Owner: account.UseTLS, Algorithm: string(hsm.RSA2048), Class: hsm.TLS, Label: tlsLabel}
+	switch {
+	case id.bornWith(l.file):
+		first.Label, first.Signer = "file", l.file
+		keys = append(keys, first)
+		if l.slot != nil { // made later: it waits for a certificate
+			slot.Public = l.slot.Public()
+			keys = append(keys, slot)
+		}
+	default:
+		first.Class, first.Label = slot.Class, slot.Label
+		keys = append(keys, first)
+	}
+	for _, k := range keys {
+		if err := s.AddKey(k); err != nil {
+			return err
+		}
+	}
+	return nil
 }

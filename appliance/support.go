@@ -308,6 +308,12 @@ func (a *Appliance) exportPublic() error {
 			files[name] = l.DER
 		}
 	}
+	name := filepath.Join(a.dir, "trust-anchors.pem")
+	if anchors := a.publicAnchors(); len(anchors) > 0 {
+		files[filepath.Base(name)] = pki.EncodeCertificatePEMs(anchors...)
+	} else if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	for name, data := range files {
 		if err := writeFile(filepath.Join(a.dir, name), data, 0o644); err != nil {
 			return err

@@ -489,6 +489,54 @@ func (a *Admin) IssueCRL(ctx context.Context) (json.RawMessage, error) {
 	return a.post(ctx, "crls", wire.IssueCRL{})
 }
 
+// AddAnchor admits a CA for uses.
+func (a *Admin) AddAnchor(ctx context.Context, req wire.AddAnchor) (json.RawMessage, error) {
+	return a.post(ctx, "anchors", req)
+}
+
+func (a *Admin) WithdrawAnchor(ctx context.Context, req wire.Decision) (json.RawMessage, error) {
+	return a.post(ctx, "anchors/"+url.PathEscape(req.ID)+"/withdraw", req)
+}
+
+func (a *Admin) ListAnchors(ctx context.Context) (json.RawMessage, error) {
+	return a.get(ctx, "anchors")
+}
+
+func (a *Admin) AddIntermediates(ctx context.Context, req wire.AddIntermediates) (json.RawMessage, error) {
+	return a.post(ctx, "intermediates", req)
+}
+
+// RequestCertificate answers a certificate request; asked again while the certificate is awaited, the same one.
+func (a *Admin) RequestCertificate(ctx context.Context, req wire.RequestCertificate) (*wire.CertificateRequest, error) {
+	data, err := a.post(ctx, "certificates/requests", req)
+	if err != nil {
+		return nil, err
+	}
+	var out wire.CertificateRequest
+	return &out, decode(data, &out)
+}
+
+func (a *Admin) ImportCertificates(ctx context.Context, req wire.ImportCertificates) (json.RawMessage, error) {
+	return a.post(ctx, "certificates", req)
+}
+
+func (a *Admin) ListCertificates(ctx context.Context) (json.RawMessage, error) {
+	return a.get(ctx, "certificates")
+}
+
+func (a *Admin) ImportCRL(ctx context.Context, req wire.ImportCRL) (json.RawMessage, error) {
+	return a.post(ctx, "trust/crls", req)
+}
+
+// FetchCRLs fetches the lists of all configured addresses now.
+func (a *Admin) FetchCRLs(ctx context.Context) (json.RawMessage, error) {
+	return a.post(ctx, "trust/crls/fetch", wire.FetchCRLs{})
+}
+
+func (a *Admin) ListCRLs(ctx context.Context) (json.RawMessage, error) {
+	return a.get(ctx, "trust/crls")
+}
+
 func (a *Admin) AuditVerify(ctx context.Context) (json.RawMessage, error) {
 	return a.post(ctx, "audit/verify", wire.AuditVerify{})
 }

@@ -35,6 +35,7 @@ type EnrolSigner struct {
 	Campus     string   `json:"campus"`     // 1–64 bytes
 	Algorithms []string `json:"algorithms"` // "SM2", "RSA-2048": one key and certificate each
 	PIN        string   `json:"pin,omitempty"`
+	CA         string   `json:"ca,omitempty"` // "evaluation", also when left out, or "external": the keys wait for certificates
 }
 
 // SetSignerPIN is the body of POST /admin/v1/signers/{id}/pin.
@@ -63,3 +64,49 @@ type AuditVerify struct{}
 
 // Compare is the body of POST /admin/v1/compare: the journal against the central database.
 type Compare struct{}
+
+// AddAnchor is the body of POST /admin/v1/anchors.
+type AddAnchor struct {
+	Certificate []byte   `json:"certificate"`    // a file: PEM or DER, one certificate
+	Uses        []string `json:"uses"`           // "staff", "tsa", "log", "tls"
+	Note        string   `json:"note,omitempty"` // 1–256 bytes
+}
+
+// AddIntermediates is the body of POST /admin/v1/intermediates.
+type AddIntermediates struct {
+	File []byte `json:"file"` // PEM, DER or PKCS#7
+}
+
+// RequestCertificate is the body of POST /admin/v1/certificates/requests.
+type RequestCertificate struct {
+	For     string   `json:"for"` // "signer:D10023", "signer:D10023/RSA-2048", "tsa:sm2", "tsa:rsa", "log", "tls"
+	NewKey  bool     `json:"new_key,omitempty"`
+	Replace bool     `json:"replace,omitempty"`
+	Subject string   `json:"subject,omitempty"` // "CN=…,O=…"; 1–512 bytes
+	Hosts   []string `json:"hosts,omitempty"`   // tls: DNS names and addresses
+}
+
+// A CertificateRequest is the part of its answer that a client needs.
+type CertificateRequest struct {
+	Owner     string `json:"owner"`
+	Algorithm string `json:"algorithm"`
+	Subject   string `json:"subject"`
+	CSR       []byte `json:"csr"` // PKCS#10, DER
+}
+
+// ImportCertificates is the body of POST /admin/v1/certificates.
+type ImportCertificates struct {
+	File          []byte   `json:"file"`            // PEM, DER or PKCS#7
+	Chain         [][]byte `json:"chain,omitempty"` // more files, of CA certificates
+	Owner         string   `json:"owner,omitempty"` // if set, whose key it must be for: "signer:D10023"
+	AcceptSubject bool     `json:"accept_subject,omitempty"`
+}
+
+// ImportCRL is the body of POST /admin/v1/trust/crls.
+type ImportCRL struct {
+	File   []byte `json:"file"`   // DER or PEM
+	Source string `json:"source"` // where it came from, for people; 1–256 bytes
+}
+
+// FetchCRLs is the body of POST /admin/v1/trust/crls/fetch: all configured addresses, now.
+type FetchCRLs struct{}

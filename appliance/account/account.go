@@ -11,6 +11,8 @@ import (
 	"math/big"
 	"time"
 
+	"github.com/emmansun/gmsm/smx509"
+
 	"yinjian/appliance/evidence"
 )
 
@@ -70,11 +72,16 @@ type Signer struct {
 	ChangedAt  time.Time    `json:"changed_at"`
 }
 
-// A SignerKey is one key pair in the staff slot with its certificate.
+// A SignerKey is one key pair in the staff slot with its certificate. In a [Signer] the certificate is the one of its
+// enrolment, if it had one; later ones have entries of their own. From [Service.ActiveSigner] it is the one to sign with.
 type SignerKey struct {
 	Label       string `json:"label"` // CKA_LABEL
 	Algorithm   string `json:"algorithm"`
-	Certificate []byte `json:"certificate"` // DER
+	Certificate []byte `json:"certificate,omitempty"` // DER
+	PublicKey   []byte `json:"public_key,omitempty"`  // SubjectPublicKeyInfo, DER, of a key without a certificate
+
+	Chain [][]byte              `json:"-"` // above Certificate, issuer first; of ActiveSigner
+	Path  []*smx509.Certificate `json:"-"` // Certificate and Chain, parsed; of ActiveSigner
 }
 
 // A PINVerifier checks a PIN without being able to yield it: Tag = HMAC-SM3, with a key that never leaves the cipher

@@ -26,6 +26,12 @@ const (
 	kindRevokeIntent      = "account.revocation/intent"
 	kindRevoke            = "account.revocation/outcome"
 	kindCRL               = "ca.crl/outcome"
+	kindAnchor            = "trust.anchor/outcome"
+	kindIntermediates     = "trust.intermediates/outcome"
+	kindForeignCRL        = "trust.crl/outcome" // of a CA that is not ours
+	kindRequestIntent     = "certificate.request/intent"
+	kindRequest           = "certificate.request/outcome"
+	kindImport            = "certificate.import/outcome"
 	kindInterrupted       = "account.interrupted/outcome" // closes an intent without its change
 	kindWithdrawn         = "account.withdrawn/outcome"   // takes the reference of an outcome that was not written
 	kindPINFailed         = "consent.pin/failed"
@@ -33,15 +39,16 @@ const (
 )
 
 func isIntent(kind string) bool {
-	return kind == kindApplicationIntent || kind == kindSignerIntent || kind == kindRevokeIntent
+	return kind == kindApplicationIntent || kind == kindSignerIntent || kind == kindRevokeIntent || kind == kindRequestIntent
 }
 
 // An intent is a change that was announced.
 type intent struct {
 	kind, object string
-	id           string // hex of ref
-	keyPrefix    string // of the labels of keys that the change makes
-	ref          []byte // 32 bytes, the reference of the outcome's entry; nil in one that was replayed
+	id           string        // hex of ref
+	keyPrefix    string        // of the labels of keys that the change makes
+	slot         hsm.SlotClass // where it makes them
+	ref          []byte        // 32 bytes, the reference of the outcome's entry; nil in one that was replayed
 }
 
 // A doubt is an outcome of which the journal did not say whether it was written.
@@ -162,7 +169,7 @@ func notWritten(err error) bool {
 func (s *Service) Replay(ctx context.Context, e *audit.Entry, payload func(name string) ([]byte, error)) error {
 	var body []byte
 	switch e.Kind {
-	case kindApplication, kindSigner, kindRevoke, kindCRL:
+	case kindApplication, kindSigner, kindRevoke, kindCRL, kindAnchor, kindIntermediates, kindForeignCRL, kindRequest, kindImport:
 		var err error
 		if body, err = payload("object"); err != nil {
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
@@ -179,6 +186,10 @@ func (s *Service) apply(ctx context.Context, e *audit.Entry, body, appKey []byte
 	var revoked revocation
 	var list crlPayload
 	object := map[string]any{kindApplication: &app, kindSigner: &signer, kindRevoke: &revoked, kindCRL: &list}[e.Kind]
+	trust := newTrustObject(e.Kind)
+	if trust != nil {
+		object = trust
+	}
 	if object != nil {
 		if err := json.Unmarshal(body, object); err != nil {
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
@@ -202,8 +213,13 @@ func (s *Service) apply(ctx context.Context, e *audit.Entry, body, appKey []byte
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 		}
 	}
+	if trust != nil {
+		if err := trust.parse(); err != nil {
+			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
+		}
+	}
 	// 2. Change.
-	if err := s.set(e, &app, appKey, &signer, &revoked, &list, parsed); err != nil {
+	if err := s.set(e, &app, appKey, &signer, &revoked, &list, parsed, trust); err != nil {
 		return err
 	}
 	// 3. Void what was allowed before. A grant that is being made looks at the directory again under the same lock that
@@ -217,9 +233,14 @@ func (s *Service) apply(ctx context.Context, e *audit.Entry, body, appKey []byte
 	return nil
 }
 
-func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer, revoked *revocation, list *crlPayload, parsed *pki.CRL) error {
+func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer, revoked *revocation, list *crlPayload, parsed *pki.CRL, trust trustObject) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if trust != nil {
+		if err := trust.set(s, e); err != nil {
+			return err
+		}
+	}
 	switch e.Kind {
 	case kindApplication:
 		if old := s.applications[app.ID]; (old == nil && app.Version != 1) || (old != nil && app.Version != old.Version+1) {
@@ -230,10 +251,10 @@ func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer
 		if old := s.signers[g.ID]; (old == nil && g.Version != 1) || (old != nil && g.Version != old.Version+1) {
 			return fmt.Errorf("account: entry %d: signer %s has version %d out of order", e.Sequence, g.ID, g.Version)
 		}
-		s.signers[g.ID] = g
-		for _, k := range g.Keys {
-			s.addCertificate(k.Certificate, s.chains[k.Algorithm], "staff", g.ID)
+		if err := s.holdSigner(g); err != nil {
+			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 		}
+		s.signers[g.ID] = g
 		if set, _ := e.Field("pin_set").(audit.Bool); bool(set) {
 			delete(s.pinFailures, g.ID)
 		}
@@ -247,6 +268,7 @@ func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer
 		s.certificates[revoked.Serial] = &bad
 	case kindCRL:
 		s.crls[list.Algorithm] = &CRL{Number: list.Number, DER: list.DER, ThisUpdate: list.ThisUpdate, NextUpdate: list.NextUpdate, Parsed: parsed}
+		s.indexLists()
 	case kindPINFailed:
 		s.countWrongPIN(e.Text("application"), e.Object)
 	case kindGrant:
@@ -254,7 +276,7 @@ func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer
 	}
 	if id := e.Text("intent"); id != "" {
 		if isIntent(e.Kind) {
-			s.openIntents[id] = intent{kind: e.Kind, object: e.Object, id: id, keyPrefix: e.Text("key_prefix")}
+			s.openIntents[id] = intent{kind: e.Kind, object: e.Object, id: id, keyPrefix: e.Text("key_prefix"), slot: slotOf(e)}
 		} else {
 			delete(s.openIntents, id)
 		}
@@ -281,9 +303,9 @@ func (s *Service) settle(ctx context.Context) error {
 		open = append(open, i)
 	}
 	used := map[string]bool{}
-	for _, g := range s.signers {
-		for _, k := range g.Keys {
-			used[k.Label] = true
+	for _, keys := range s.held {
+		for _, k := range keys {
+			used[k.label] = true
 		}
 	}
 	s.mu.RUnlock()
@@ -291,18 +313,22 @@ func (s *Service) settle(ctx context.Context) error {
 	for _, i := range open {
 		var destroyed []string
 		if i.keyPrefix != "" {
-			keys, err := s.cfg.Staff.Keys(ctx)
+			token := s.cfg.Slots[i.slot]
+			if token == nil {
+				return fmt.Errorf("account: settling intent %s: no %s slot", i.id, i.slot)
+			}
+			keys, err := token.Keys(ctx)
 			if err != nil {
 				return fmt.Errorf("account: settling intent %s: %w", i.id, hsmProblem(err))
 			}
 			seen := map[string]bool{}
 			for _, k := range keys {
-				// A signer's key is never touched, whatever an intent says.
+				// A key that somebody holds is never touched, whatever an intent says.
 				if !strings.HasPrefix(k.Label, i.keyPrefix) || seen[k.Label] || used[k.Label] {
 					continue
 				}
 				seen[k.Label] = true
-				if err := s.cfg.Staff.DestroyKey(ctx, k.Label); err != nil && !errors.Is(err, hsm.ErrKeyNotFound) {
+				if err := token.DestroyKey(ctx, k.Label); err != nil && !errors.Is(err, hsm.ErrKeyNotFound) {
 					return fmt.Errorf("account: settling intent %s: key %s: %w", i.id, k.Label, hsmProblem(err))
 				}
 				destroyed = append(destroyed, k.Label)
@@ -318,4 +344,12 @@ func (s *Service) settle(ctx context.Context) error {
 		s.cfg.Log.WithFields(logrus.Fields{"object": i.object, "intent": i.id, "kind": i.kind}).Warning("an interrupted change was closed")
 	}
 	return nil
+}
+
+// slotOf is where the keys of an intent are; entries of before there was a choice do not say.
+func slotOf(e *audit.Entry) hsm.SlotClass {
+	if slot := e.Text("slot"); slot != "" {
+		return hsm.SlotClass(slot)
+	}
+	return hsm.Staff
 }

@@ -70,6 +70,9 @@ func (s *Service) Revoke(ctx context.Context, actor, serial, reason string) (*Ce
 	if !ok {
 		return nil, problem.New(problem.NotFound, "没有这张证书 (no such certificate)", "核对序列号 (check the serial)")
 	}
+	if !s.ours(c.issuer) {
+		return nil, problem.New(problem.Forbidden, "证书由外部 CA 签发，本机不能吊销 (another CA issued it; it cannot be revoked here)", "请该 CA 吊销；可先停用签名人 (ask that CA; stop the signer meanwhile)")
+	}
 	if c.Profile != "staff" {
 		return nil, problem.New(problem.Forbidden, "只能吊销签名人证书 (only signers' certificates can be revoked here)", "设备证书随密钥更换吊销 (the appliance's own are replaced by roll-over)")
 	}
@@ -95,6 +98,16 @@ func (s *Service) Revoke(ctx context.Context, actor, serial, reason string) (*Ce
 	}
 	c, _ = s.Certificate(serial)
 	return c, nil
+}
+
+// ours reports whether one of the evaluation CAs has that name (RawSubject).
+func (s *Service) ours(issuer string) bool {
+	for _, authority := range s.cfg.CAs {
+		if issuer == string(authority.Certificate().RawSubject) {
+			return true
+		}
+	}
+	return false
 }
 
 // unlisted are the revoked certificates that the newest CRL of their CA does not have: a stop came between revocation

@@ -29,22 +29,18 @@ type Journal interface {
 // A Clock is the trusted clock.
 type Clock interface{ Now() ntp.Reading }
 
-// Staff makes keys in the staff slot. hsm.Token satisfies it.
-type Staff interface {
-	GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.KeyInfo, error)
-	Keys(ctx context.Context) ([]hsm.KeyInfo, error)
-	DestroyKey(ctx context.Context, label string) error
-}
-
 // Config is what the directory works with.
 type Config struct {
 	Journal Journal
 	Clock   Clock
 	MAC     MAC
-	Staff   Staff
+	// Slots are where keys are made and certificate requests signed; hsm.Staff must be there.
+	Slots map[hsm.SlotClass]hsm.Token
 	// CAs issue the evaluation certificates, by algorithm ("SM2", "RSA-2048").
 	CAs map[string]*ca.Authority
 	Log logrus.FieldLogger
+	// SoftRevocation lets a certificate be used whose revocation status is unknown; the evidence says so.
+	SoftRevocation bool
 	// CertificateLife is how long a signer's evaluation certificate is valid, at most as long as its CA's; CRLLife how
 	// long a CRL is. A new CRL is made at half that time.
 	CertificateLife, CRLLife time.Duration
@@ -68,6 +64,13 @@ type Service struct {
 	openIntents  map[string]intent             // guarded by mu; intents without outcome
 	chains       map[string][][]byte           // CA chain by algorithm; set by New
 
+	anchors       map[string]*Anchor             // guarded by mu, by id; values are never changed in place
+	intermediates map[string]*smx509.Certificate // guarded by mu, by SHA-256
+	held          map[string][]*heldKey          // guarded by mu, by owner; neither slices nor values are changed in place
+	ownerOf       map[string]string              // guarded by mu, by SubjectPublicKeyInfo
+	foreign       map[string]*foreignCRL         // guarded by mu, by issuer and scope; values are never changed in place
+	issued        map[string][]*pki.CRL          // guarded by mu, by RawIssuer: our CAs' lists and foreign ones
+
 	pinGates keylock.Locks // one PIN check at a time for a signer, so that parallel guesses gain nothing
 }
 
@@ -83,19 +86,21 @@ func New(cfg Config) *Service {
 		cfg: cfg, applications: map[string]*Application{}, appKeys: map[string][]byte{}, signers: map[string]*Signer{},
 		certificates: map[string]*CertificateStatus{}, crls: map[string]*CRL{}, pinFailures: map[string]map[string]int{},
 		openIntents: map[string]intent{}, chains: map[string][][]byte{},
+		anchors: map[string]*Anchor{}, intermediates: map[string]*smx509.Certificate{}, held: map[string][]*heldKey{},
+		ownerOf: map[string]string{}, foreign: map[string]*foreignCRL{}, issued: map[string][]*pki.CRL{},
 	}
 	for alg, c := range cfg.CAs {
 		s.chains[alg] = [][]byte{c.Certificate().Raw}
 		s.addCertificate(c.Certificate().Raw, nil, "ca", "appliance")
+		// The evaluation CA is an anchor from the appliance's birth on, like any other that can be withdrawn.
+		a := &Anchor{
+			ID: fingerprint(c.Certificate().Raw), Certificate: c.Certificate().Raw, Uses: Uses, Evaluation: true,
+			Note: "评估 CA，设备诞生时生成 (evaluation CA, made at the appliance's birth)", ChangedBy: "appliance", ChangedAt: c.Certificate().NotBefore,
+			cert: c.Certificate(),
+		}
+		s.anchors[a.ID] = a
 	}
 	return s
-}
-
-// AddCertificate makes a certificate of the appliance itself (TSA, log, TLS) known to look-ups.
-func (s *Service) AddCertificate(der []byte, chain [][]byte, profile, owner string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.addCertificate(der, chain, profile, owner)
 }
 
 func (s *Service) addCertificate(der []byte, chain [][]byte, profile, owner string) {
@@ -157,12 +162,26 @@ func sorted[T any](m map[string]T) []T {
 	return out
 }
 
-// Certificate answers the status of a certificate by serial (hex, lower case).
+// Certificate answers the status of a certificate by serial (hex, lower case). That of another CA's is what its newest list
+// says.
 func (s *Service) Certificate(serial string) (*CertificateStatus, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	c := s.certificates[serial]
-	return c, c != nil
+	if c == nil || c.Status == statusRevoked {
+		return c, c != nil
+	}
+	for _, l := range s.issued[c.issuer] {
+		for _, r := range l.Lookup(c.number) {
+			if r.Reason == pki.RemoveFromCRL {
+				continue
+			}
+			bad := *c
+			bad.Status, bad.RevokedAt, bad.Reason = statusRevoked, r.Date, r.Reason.String()
+			return &bad, true
+		}
+	}
+	return c, true
 }
 
 // CRL answers the newest CRL of the CA for an algorithm, nil when there is none yet.
@@ -171,9 +190,6 @@ func (s *Service) CRL(algorithm string) *CRL {
 	defer s.mu.RUnlock()
 	return s.crls[algorithm]
 }
-
-// Chain is the CA chain above a staff certificate of that algorithm, issuer first.
-func (s *Service) Chain(algorithm string) [][]byte { return s.chains[algorithm] }
 
 func text(name, v string) audit.Field { return audit.Field{Name: name, Value: audit.Text(v)} }
 func octets(name string, v []byte) audit.Field {

@@ -10,6 +10,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/emmansun/gmsm/smx509"
+
 	"yinjian/appliance/audit"
 	"yinjian/appliance/pki/ca"
 	"yinjian/appliance/problem"
@@ -23,6 +25,8 @@ type Enrolment struct {
 	ID, Name, Department, Campus string
 	Algorithms                   []string // default SM2 and RSA-2048
 	PIN                          string   // may be empty: no PIN, only app-asserted consent
+	// External leaves the certificates to another CA: the keys wait for them, and nothing is signed until then.
+	External bool
 }
 
 func (s *Service) checkEnrolment(e *Enrolment) error {
@@ -53,7 +57,8 @@ func (s *Service) checkEnrolment(e *Enrolment) error {
 	return nil
 }
 
-// Enrol adds a signer: keys are generated in the staff slot, certificates issued by the evaluation CAs.
+// Enrol adds a signer: keys are generated in the staff slot, certificates issued by the evaluation CAs unless another CA is
+// to issue them.
 //
 // Order: 1. the intent, with the prefix of the keys' labels; 2. keys and certificates; 3. the outcome, which makes the
 // signer. A stop or failure after 1 leaves an open intent and perhaps keys that nobody can use; [Service.Settle] destroys
@@ -93,12 +98,20 @@ func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer
 		return nil, err
 	}
 	for _, a := range e.Algorithms {
-		info, err := s.cfg.Staff.GenerateKey(ctx, hsm.KeySpec{Label: prefix + a, Algorithm: hsm.Algorithm(a)})
+		info, err := s.cfg.Slots[hsm.Staff].GenerateKey(ctx, hsm.KeySpec{Label: prefix + a, Algorithm: hsm.Algorithm(a)})
 		if err != nil {
 			return nil, fmt.Errorf("account: enrolling %s: %w", e.ID, hsmProblem(err))
 		}
 		if info.Extractable {
 			return nil, fmt.Errorf("account: enrolling %s: the cipher machine made an extractable %s key", e.ID, a)
+		}
+		if e.External {
+			spki, err := smx509.MarshalPKIXPublicKey(info.Public)
+			if err != nil {
+				return nil, fmt.Errorf("account: enrolling %s: %w", e.ID, err)
+			}
+			g.Keys = append(g.Keys, SignerKey{Label: info.Label, Algorithm: a, PublicKey: spki})
+			continue
 		}
 		cert, err := s.issue(ctx, a, info.Public, &g, now.Time)
 		if err != nil {
@@ -187,20 +200,3 @@ var (
 	errSignerUnknown = problem.New(problem.SignerUnknown, "没有这个签名人 (no such signer)", "核对工号，或先登记 (check the staff number, or enrol first)")
 	errSignerStopped = problem.New(problem.SignerStopped, "签名人已停用 (the signer is stopped)", "请管理员启用 (ask an administrator)")
 )
-
-// ActiveSigner answers the signer and the key for an algorithm, or why it cannot sign.
-func (s *Service) ActiveSigner(id, algorithm string) (*Signer, *SignerKey, error) {
-	g, ok := s.Signer(id)
-	if !ok {
-		return nil, nil, errSignerUnknown
-	}
-	if g.Stopped {
-		return nil, nil, errSignerStopped
-	}
-	for i := range g.Keys {
-		if g.Keys[i].Algorithm == algorithm {
-			return g, &g.Keys[i], nil
-		}
-	}
-	return nil, nil, problem.New(problem.KeyUnknown, "该签名人没有此算法的密钥 (the signer has no key of this algorithm)", "换算法，或请管理员补发 (use another algorithm, or ask an administrator)")
-}

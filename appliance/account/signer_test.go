@@ -1,6 +1,7 @@
 package account_test
 
 import (
+	"bytes"
 	"errors"
 	"reflect"
 	"slices"
@@ -57,7 +58,7 @@ func TestEnrol(t *testing.T) {
 			t.Errorf("status %+v", status)
 		}
 		signer, key, err := h.Directory.ActiveSigner("D001", k.Algorithm)
-		if err != nil || signer != g || key.Label != k.Label {
+		if err != nil || signer != g || key.Label != k.Label || !bytes.Equal(key.Certificate, k.Certificate) {
 			t.Errorf("ActiveSigner(%s) = %v, %v, %v", k.Algorithm, signer, key, err)
 		}
 	}
@@ -481,12 +482,15 @@ func TestCertificatesOfTheAppliance(t *testing.T) {
 	if profiles["ca"] != 2 || profiles["tsa"] != 1 {
 		t.Errorf("profiles %v", profiles)
 	}
-	h.Directory.AddCertificate([]byte("no certificate"), nil, "tsa", "x") // logged, no more
+	if err := h.Directory.AddKey(account.OwnKey{Owner: "tsa:x", Certificate: []byte("no certificate")}); err == nil {
+		t.Error("a key with a certificate that does not parse was taken")
+	}
 	if _, ok := h.Directory.Certificate(""); ok {
 		t.Error("a certificate without a number")
 	}
-	if got := h.Directory.Chain("SM2"); len(got) != 1 || !strings.HasPrefix(h.CAs["SM2"].Certificate().Subject.CommonName, ca.RootName) {
-		t.Errorf("chain of %d", len(got))
+	h.Doctor("D001", "SM2")
+	if _, k, err := h.Directory.ActiveSigner("D001", "SM2"); err != nil || len(k.Chain) != 1 || !strings.HasPrefix(k.Path[1].Subject.CommonName, ca.RootName) {
+		t.Errorf("chain of %+v, %v", k, err)
 	}
 }
 

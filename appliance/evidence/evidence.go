@@ -21,7 +21,20 @@ const KindSign = "sign.v1"
 // Trust is what a verifier believes without proof.
 type Trust struct {
 	Anchors []*smx509.Certificate // of signers and of timestamping units
-	LogKeys []crypto.PublicKey    // keys that sign the journal's checkpoints
+	// Signers and Units, if set, stand for Anchors where the two are not trusted alike.
+	Signers, Units []*smx509.Certificate
+	LogKeys        []crypto.PublicKey // keys that sign the journal's checkpoints
+}
+
+// anchors are those that may vouch for a purpose.
+func (t Trust) anchors(p pki.Purpose) []*smx509.Certificate {
+	switch {
+	case p == pki.StaffSigning && t.Signers != nil:
+		return t.Signers
+	case p == pki.TimeStamping && t.Units != nil:
+		return t.Units
+	}
+	return t.Anchors
 }
 
 // A Report is the outcome of a verification.

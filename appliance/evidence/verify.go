@@ -167,6 +167,9 @@ func Verify(b *Bundle, trust Trust, in Input) *Report {
 	if b.Record.TimeProvenance != "" {
 		r.state("时间来源 (time by): " + b.Record.TimeProvenance)
 	}
+	if entry != nil && entry.Field("revocation") != nil {
+		r.state("签署时策略为 soft，吊销状态未核验 (policy soft: revocation was not checked when it was signed)")
+	}
 	if b.Record.Test {
 		r.state("测试记录，无法律意图 (a test record, without legal intent)")
 	}
@@ -439,7 +442,7 @@ func judgeToken(r *builder, t *tsa.Token, report *cms.Report, certs []*smx509.Ce
 // judgePath judges a certificate at a time. Lists that were current then decide; where they do not suffice, lists that are
 // current at the verifier's own time may (pki.Options.RevocationAt). A revocation that any list shows counts either way.
 func judgePath(leaf *smx509.Certificate, certs []*smx509.Certificate, trust Trust, in Input, at time.Time, purpose pki.Purpose) *pki.PathReport {
-	o := pki.Options{Leaf: leaf, Intermediates: certs, Anchors: trust.Anchors, At: at, Purpose: purpose, CRLs: in.CRLs}
+	o := pki.Options{Leaf: leaf, Intermediates: certs, Anchors: trust.anchors(purpose), At: at, Purpose: purpose, CRLs: in.CRLs}
 	p := pki.VerifyPath(o)
 	if p.Verdict == pki.Indeterminate && !at.IsZero() && in.At.After(at) {
 		o.RevocationAt = in.At

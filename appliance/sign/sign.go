@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,9 +42,9 @@ const Kind = evidence.KindSign
 type Directory interface {
 	ActiveSigner(id, algorithm string) (*account.Signer, *account.SignerKey, error)
 	Reserve(ctx context.Context, app *account.Application, signer *account.Signer, digest evidence.Digest, id string, method evidence.Method, assertion string) (*account.Reservation, error)
-	Certificate(serial string) (*account.CertificateStatus, bool)
-	CRL(algorithm string) *account.CRL
-	Chain(algorithm string) [][]byte
+	Standing(path []*smx509.Certificate, purpose pki.Purpose, at time.Time) (*account.Standing, error)
+	AnchorsFor(purpose pki.Purpose) []*smx509.Certificate
+	CRLs() []*pki.CRL
 }
 
 // A Journal keeps the record. Append returns only after it is on disk.
@@ -58,6 +59,8 @@ type Journal interface {
 // A Stamper issues the token over a signature value. *tsa.Authority is one.
 type Stamper interface {
 	Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, error)
+	// Chain is the unit's certificate and those above it, the anchor last.
+	Chain() []*smx509.Certificate
 }
 
 // Keys hands out the staff slot's keys and nothing else: TSA, log and CA keys live in other slots.
@@ -225,10 +228,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if err != nil {
 		return nil, err
 	}
-	cert, err := smx509.ParseCertificate(key.Certificate)
-	if err != nil {
-		return nil, fmt.Errorf("sign: key %q: certificate: %w", key.Label, err)
-	}
+	cert := key.Path[0]
 
 	// 3. Time, room and certificate status: refuse before anything is signed. Without trusted time a certificate cannot be
 	// judged, so it is needed also where no timestamp is asked for; how wrong it can be matters to the timestamp alone.
@@ -249,8 +249,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		}
 		return nil, problem.New(problem.DiskReserve, "存储空间低于保留值，拒绝签名 (too little room is left to sign safely)", "请管理员扩容或归档 (ask an administrator)").With(err)
 	}
-	crl, err := s.certificate(cert, q.Algorithm, reading)
-	if err != nil {
+	if _, err := s.cfg.Directory.Standing(key.Path, pki.StaffSigning, reading.Time); err != nil {
 		return nil, err
 	}
 
@@ -271,7 +270,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if err != nil {
 		return nil, hsmProblem(err)
 	}
-	chain := s.cfg.Directory.Chain(q.Algorithm)
+	chain := key.Chain
 	var signed *cms.Signed
 	var value []byte // what the token stamps
 	if q.Form == formCMS {
@@ -301,7 +300,9 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 
 	// 6. The token over the signature value. Without it nothing is recorded when the policy asks for one.
 	var token *tsa.Token
+	var unit []*smx509.Certificate
 	if stamping {
+		unit = stamper.Chain()
 		stamped, err := imprint(q.Algorithm, value)
 		if err != nil {
 			return nil, err
@@ -329,8 +330,24 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	} else if !bytes.Equal(present.Certificate, key.Certificate) {
 		return nil, unusable("签名人证书刚被更换 (the signer's certificate was replaced meanwhile)", "重试 (try again)")
 	}
-	if crl, err = s.certificate(cert, q.Algorithm, reading); err != nil {
+	standing, err := s.cfg.Directory.Standing(key.Path, pki.StaffSigning, reading.Time)
+	if err != nil {
 		return nil, err
+	}
+	crls, unchecked := standing.CRLs, standing.Unchecked
+	if stamping {
+		// A token is good only if the unit's certificate is, and whoever judges it needs the lists of its CAs too.
+		if standing, err = s.cfg.Directory.Standing(unit, pki.TimeStamping, reading.Time); err != nil {
+			return nil, err
+		}
+		for _, l := range standing.CRLs {
+			if !slices.ContainsFunc(crls, func(had []byte) bool { return bytes.Equal(had, l) }) {
+				crls = append(crls, l)
+			}
+		}
+		if unchecked == "" {
+			unchecked = standing.Unchecked
+		}
 	}
 
 	// 8. One entry holds signature and token; it is on disk when Append returns.
@@ -369,12 +386,17 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		Payloads: []audit.Attachment{
 			{Name: "authorization", MediaType: "application/json", Data: consent.Stored},
 			{Name: "certificate.0", MediaType: "application/pkix-cert", Data: cert.Raw},
-			{Name: "crl.0", MediaType: "application/pkix-crl", Data: crl},
 			{Name: "signature", MediaType: map[bool]string{true: "application/cms", false: "application/octet-stream"}[signed != nil], Data: value},
 		},
 	}
 	for i, c := range chain {
 		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("certificate.%d", i+1), MediaType: "application/pkix-cert", Data: c})
+	}
+	for i, l := range crls {
+		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("crl.%d", i), MediaType: "application/pkix-crl", Data: l})
+	}
+	if unchecked != "" { // policy "soft" alone
+		d.Fields = append(d.Fields, audit.Field{Name: "revocation", Value: audit.Text("not checked")})
 	}
 	if token != nil {
 		d.Payloads = append(d.Payloads, audit.Attachment{Name: "token", MediaType: "application/timestamp-token", Data: token.DER})
@@ -431,23 +453,6 @@ func notWritten(err error) bool {
 
 func unusable(detail, next string) error {
 	return problem.New(problem.CertificateUnusable, detail, next)
-}
-
-// certificate judges the signer's certificate at the reading and answers the CRL, DER, that shows it good: a signature
-// under one that is expired, revoked or of unknown status is refused, not merely marked.
-func (s *Service) certificate(cert *smx509.Certificate, algorithm string, now ntp.Reading) (crl []byte, err error) {
-	if now.Time.Before(cert.NotBefore) || now.Time.After(cert.NotAfter) {
-		return nil, unusable("签名人证书不在有效期内 (the signer's certificate is not valid now)", "请管理员换发证书 (ask an administrator to renew it)")
-	}
-	status, ok := s.cfg.Directory.Certificate(pki.SerialHex(cert.SerialNumber))
-	if !ok || status.Status != "good" {
-		return nil, unusable("签名人证书已吊销 (the signer's certificate is revoked)", "请管理员换发证书 (ask an administrator)")
-	}
-	l := s.cfg.Directory.CRL(algorithm)
-	if l == nil || now.Time.Before(l.ThisUpdate) || now.Time.After(l.NextUpdate) {
-		return nil, unusable("没有在有效期内的吊销列表，证书状态不明 (no current CRL: the certificate's status is unknown)", "请管理员更新吊销列表 (ask an administrator to publish a CRL)")
-	}
-	return l.DER, nil
 }
 
 // imprint is what the token stamps: SM3 of the signature value for SM2, SHA-256 for RSA.

@@ -10,7 +10,6 @@ import (
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
-	"yinjian/hsm"
 	"yinjian/tsa"
 )
 
@@ -31,7 +30,9 @@ func (s *Service) Verify(_ context.Context, q *VerifyRequest) (*evidence.Report,
 	}
 	// The appliance's newest lists are looked at also for a bundle, which holds those of its time: they make
 	// nothing good that is not, and may show that a timestamp unit's key has fallen into other hands since.
-	in := evidence.Input{Document: q.Document, CRLs: s.crls()}
+	in := evidence.Input{Document: q.Document, CRLs: s.cfg.Directory.CRLs()}
+	trust := s.cfg.Trust
+	trust.Signers, trust.Units = s.cfg.Directory.AnchorsFor(pki.StaffSigning), s.cfg.Directory.AnchorsFor(pki.TimeStamping)
 	if q.Digest != nil {
 		if q.Digest.Algorithm != nameSM3 && q.Digest.Algorithm != nameSHA256 || len(q.Digest.Value) != 32 {
 			return nil, problem.Invalid("digest", "须为 32 字节的 SM3 或 SHA-256 (must be SM3 or SHA-256, 32 bytes)")
@@ -47,15 +48,15 @@ func (s *Service) Verify(_ context.Context, q *VerifyRequest) (*evidence.Report,
 		if err != nil {
 			return nil, problem.Invalid("evidence", "证据文件无法解析 (evidence cannot be read)").With(err)
 		}
-		return evidence.Verify(b, s.cfg.Trust, in), nil
+		return evidence.Verify(b, trust, in), nil
 	case q.CMS != nil:
-		return evidence.VerifyCMS(q.CMS, s.cfg.Trust, in), nil
+		return evidence.VerifyCMS(q.CMS, trust, in), nil
 	case q.Token != nil:
 		token := q.Token
 		if r, err := tsa.ParseResponse(token); err == nil && r.Token != nil {
 			token = r.Token.DER
 		}
-		return evidence.VerifyToken(token, s.cfg.Trust, in), nil
+		return evidence.VerifyToken(token, trust, in), nil
 	default:
 		if _, ok := digestNames[q.Raw.Algorithm]; !ok {
 			return nil, problem.Invalid("raw.algorithm", "须为 SM2 或 RSA-2048 (must be SM2 or RSA-2048)")
@@ -63,19 +64,8 @@ func (s *Service) Verify(_ context.Context, q *VerifyRequest) (*evidence.Report,
 		if q.Digest != nil {
 			return nil, problem.New(problem.ContentRequired, "裸签名须用原文验证 (a raw signature is verified with the document)", "改传 document (send the document)")
 		}
-		return evidence.VerifyRaw(q.Raw.Algorithm, q.Raw.Value, q.Raw.Certificate, q.Raw.Chain, q.Raw.Token, s.cfg.Trust, in), nil
+		return evidence.VerifyRaw(q.Raw.Algorithm, q.Raw.Value, q.Raw.Certificate, q.Raw.Chain, q.Raw.Token, trust, in), nil
 	}
-}
-
-// crls answers the newest lists of the appliance's CAs.
-func (s *Service) crls() []*pki.CRL {
-	var out []*pki.CRL
-	for _, alg := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048} {
-		if l := s.cfg.Directory.CRL(string(alg)); l != nil && l.Parsed != nil {
-			out = append(out, l.Parsed)
-		}
-	}
-	return out
 }
 
 var errNoRecord = problem.New(problem.NotFound, "没有这条记录 (no such record)", "核对记录号；只能查询本应用的记录 (check the id; an application reads its own records only)")

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -210,6 +209,7 @@ func signerCommand() *cobra.Command {
 			required(c, &req.Department, "department", "科室 (department)")
 			required(c, &req.Campus, "campus", "院区 (campus)")
 			c.Flags().StringSliceVar(&req.Algorithms, "algorithms", []string{"SM2", "RSA-2048"}, "算法 (algorithms)")
+			c.Flags().StringVar(&req.CA, "ca", "evaluation", "证书由谁签发：evaluation 评估 CA，或 external 外部 CA，密钥待证书导入后可用 (who issues: the evaluation CA, or another)")
 		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
 			req.ID = args[0]
 			if pinFile != "" {
@@ -241,19 +241,6 @@ func signerCommand() *cobra.Command {
 			return a.StartSigner(ctx, wire.Decision{ID: args[0], Reason: reason})
 		}),
 	)
-	return c
-}
-
-func certificateCommand() *cobra.Command {
-	c := group(&cobra.Command{Use: "cert", Short: "证书 (certificates)"})
-	var reason string
-	c.AddCommand(adminCommand("revoke SERIAL", "吊销签名人证书并发布新的吊销列表 (revoke a signer's certificate and publish a CRL)", 1,
-		func(c *cobra.Command) {
-			c.Flags().StringVar(&reason, "reason", "unspecified", "keyCompromise、superseded …")
-		},
-		func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
-			return a.RevokeCertificate(ctx, wire.RevokeCertificate{Serial: strings.ToLower(args[0]), Reason: reason})
-		}))
 	return c
 }
 

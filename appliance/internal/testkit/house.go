@@ -162,6 +162,7 @@ type House struct {
 	LogKey              *hsm.Key
 	Trust               evidence.Trust
 	CertificateLife     time.Duration // given to the directory by Restart
+	SoftRevocation      bool          // likewise
 	Full                func() error  // why the disk is too full to sign; nil: it is not
 	logger              *logrus.Logger
 	serial              atomic.Int64
@@ -298,10 +299,13 @@ func (h *House) Restart() {
 func (h *House) TryRestart() error {
 	ctx := context.Background()
 	d := account.New(account.Config{
-		Journal: h.Journal, Clock: h.Clock, MAC: h.Log, Staff: h.Staff, CAs: h.CAs, Log: h.logger, CertificateLife: h.CertificateLife,
+		Journal: h.Journal, Clock: h.Clock, MAC: h.Log, Slots: map[hsm.SlotClass]hsm.Token{hsm.Staff: h.Staff, hsm.TSA: h.TSA, hsm.Log: h.Log}, CAs: h.CAs, Log: h.logger, CertificateLife: h.CertificateLife, SoftRevocation: h.SoftRevocation,
 	})
 	for alg, chain := range h.unitCertificates {
-		d.AddCertificate(chain[0].Raw, [][]byte{chain[1].Raw}, "tsa", "unit "+alg)
+		h.must(d.AddKey(account.OwnKey{
+			Owner: "tsa:" + map[string]string{"SM2": "sm2", "RSA-2048": "rsa"}[alg], Label: "tsa/" + alg, Algorithm: alg, Class: hsm.TSA,
+			Certificate: chain[0].Raw, Chain: [][]byte{chain[1].Raw},
+		}))
 	}
 	err := h.Journal.State(ctx, func(r audit.Record) error {
 		return d.Replay(ctx, &r.Entry, func(name string) ([]byte, error) {
