@@ -23,7 +23,8 @@ const (
 // decode reads one JSON value (RFC 8259) into dst, a pointer to a wire struct, more strictly than encoding/json, and
 // names the field at fault:
 //
-//   - names match in exact case; unknown and repeated names are refused, as is null;
+//   - names match in exact case; unknown and repeated names are refused, as is null, and an empty text or a zero where
+//     the field could have been left out;
 //   - text must be valid UTF-8 without lone surrogates, and without characters that mislead the eye
 //     ([problem.Misleads]), because it will be read in evidence;
 //   - byte strings are base64 as RFC 4648 §4 has it, padded, without line breaks or stray bits;
@@ -33,9 +34,6 @@ const (
 // reader's affair. What decode takes, encoding/json takes and understands alike (FuzzDecode).
 func decode(data []byte, dst any) *problem.Problem {
 	d := &decoder{data: data}
-	if !utf8.Valid(data) {
-		return problem.Invalid("", "请求体不是合法的 UTF-8 (body is not valid UTF-8)")
-	}
 	if p := d.value(reflect.ValueOf(dst).Elem(), ""); p != nil {
 		return p
 	}
@@ -131,7 +129,14 @@ func (d *decoder) object(v reflect.Value, path string) *problem.Problem {
 			return problem.Invalid(at, "字段重复 (field given twice)")
 		}
 		seen |= 1 << i
-		return d.value(v.Field(i), at)
+		if p := d.value(v.Field(i), at); p != nil {
+			return p
+		}
+		// It could not be told from a field that was left out.
+		if f := v.Field(i); (f.Kind() == reflect.String || f.Kind() == reflect.Int) && f.IsZero() && strings.HasSuffix(v.Type().Field(i).Tag.Get("json"), ",omitempty") {
+			return problem.Invalid(at, "不能为空或 0,不适用的字段请省略 (empty or 0: leave the field out)")
+		}
+		return nil
 	})
 }
 
@@ -259,6 +264,9 @@ func (d *decoder) bytes(v reflect.Value, path string) *problem.Problem {
 
 func (d *decoder) text(path string) (string, *problem.Problem) {
 	b, p := d.quoted(path)
+	if p == nil && !utf8.Valid(b) {
+		return "", problem.Invalid(path, "不是合法的 UTF-8 (not valid UTF-8)")
+	}
 	return string(b), p
 }
 

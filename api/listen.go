@@ -101,8 +101,8 @@ func ListenPlain(addr string, connections int) (net.Listener, error) {
 }
 
 // Serve serves ln until ctx ends, then lets running requests finish for at most drain, and answers nil. Another error
-// is the listener's. When Serve returns, no handler of srv runs any more, except ones that ignored their context's
-// end for longer than drain.
+// is the listener's. Requests that are not done by then are cut off, and their contexts end; their handlers may run on for
+// a moment after Serve has returned, and answer nobody.
 func Serve(ctx context.Context, srv *http.Server, ln net.Listener, drain time.Duration) error {
 	stopped := make(chan error, 1)
 	served := make(chan struct{})
@@ -118,7 +118,7 @@ func Serve(ctx context.Context, srv *http.Server, ln net.Listener, drain time.Du
 		defer cancel()
 		err := srv.Shutdown(drained)
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = srv.Close() // connections are cut; their requests' contexts end
+			err = srv.Close() // connections are cut; the contexts of their requests end
 		}
 		stopped <- err
 	}()

@@ -252,10 +252,10 @@ func (b body) readable(r *http.Request) *problem.Problem {
 	if b.takes == "" {
 		return nil
 	}
-	if enc := r.Header.Get(echo.HeaderContentEncoding); enc != "" && !strings.EqualFold(enc, "identity") {
+	if enc := strings.Join(r.Header.Values(echo.HeaderContentEncoding), ","); enc != "" && !strings.EqualFold(enc, "identity") {
 		return problem.New(unsupportedMediaType, "不接受压缩的请求体 (no Content-Encoding is taken)", seeContract)
 	}
-	media, params, err := mime.ParseMediaType(r.Header.Get(echo.HeaderContentType))
+	media, params, err := mime.ParseMediaType(strings.Join(r.Header.Values(echo.HeaderContentType), ", ")) // of two, none is right
 	charset := params["charset"]
 	delete(params, "charset")
 	if err != nil || media != b.takes || len(params) != 0 || charset != "" && (b.takes != echo.MIMEApplicationJSON || !strings.EqualFold(charset, "utf-8")) {

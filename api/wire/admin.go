@@ -9,8 +9,8 @@ type RegisterApplication struct {
 	Stamp   string   `json:"stamp"`   // "required" or "none"
 	Consent []string `json:"consent"` // methods of which one suffices
 	Test    bool     `json:"test,omitempty"`
-	Rate    int      `json:"rate,omitempty"`  // requests a second, 0–10000; 0 means the appliance's default
-	Burst   int      `json:"burst,omitempty"` // requests at once, 0–100000; 0 means twice the rate, or the default
+	Rate    int      `json:"rate"`  // requests a second, 0–10000; 0 means the appliance's default
+	Burst   int      `json:"burst"` // requests at once, 0–100000; 0 means twice the rate, or the default
 }
 
 // LimitApplication is the body of POST /admin/v1/applications/{id}/limits.
