@@ -418,6 +418,7 @@ type machineState struct {
 	}
 	Projection struct{ Lag uint64 }
 	Listeners  map[string]string
+	Evaluation string
 	Warnings   []string
 }
 
