@@ -43,6 +43,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "daemon" {
 		os.Exit(daemon(os.Args[2]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == "worker" {
+		os.Exit(drive())
+	}
 	os.Exit(run(m))
 }
 

@@ -56,7 +56,7 @@ type machine struct {
 
 // newMachine builds the module, under a name of its own so that it has its own C_Initialize, starts the daemon and
 // provisions a token.
-func newMachine(t *testing.T) *machine {
+func newMachine(t testing.TB) *machine {
 	t.Helper()
 	for _, tool := range []string{"cc", "pkg-config"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -89,7 +89,7 @@ func newMachine(t *testing.T) *machine {
 	return m
 }
 
-func (m *machine) run(t *testing.T) {
+func (m *machine) run(t testing.TB) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {

@@ -190,7 +190,20 @@ func TestTLSKeyInTheCipherMachine(t *testing.T) {
 			}
 			w.signal(t, syscall.SIGKILL)
 		},
-		func() { childWith(t, m.cmd.Process.Pid, "softtoken --dir").signal(t, syscall.SIGKILL) },
+		func() {
+			// It cannot come back before this is said.
+			passphrase := filepath.Join(dir, "secrets", "softtoken.passphrase")
+			if err := os.Rename(passphrase, passphrase+".away"); err != nil {
+				t.Fatal(err)
+			}
+			childWith(t, m.cmd.Process.Pid, "softtoken --dir").signal(t, syscall.SIGKILL)
+			eventually(t, softtokenReturns, "the status says that the cipher machine is down", func() bool {
+				return strings.Contains(mustRun(t, "status", "--dir", dir).stdout, "软件密码机已停止")
+			})
+			if err := os.Rename(passphrase+".away", passphrase); err != nil {
+				t.Fatal(err)
+			}
+		},
 	} {
 		was := passed.Load()
 		eventually(t, softtokenReturns, "load", func() bool { return passed.Load() > was+10 })
@@ -204,21 +217,36 @@ func TestTLSKeyInTheCipherMachine(t *testing.T) {
 		t.Error("the worker of the slot tls was not restarted")
 	}
 	m.trusted(t)
+	eventually(t, softtokenReturns, "the status says no more that the cipher machine is down", func() bool {
+		return !strings.Contains(strings.Join(m.state(t).Warnings, "\n"), "软件密码机已停止")
+	})
 	m.mustBeClean(t)
 	m.stop(t)
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // A folder whose configuration has no slot tls, as of an earlier release, works on with its key in a file; given the
 // slot, it makes a key there for a certificate to come, and serves with the file's until then.
 func TestTLSKeyInAFile(t *testing.T) {
 	t.Parallel()
-	need(t, "openssl")
+	need(t, "openssl", "pkcs11-tool")
 	dir := initAppliance(t, startTimeServer(t))
 	var slot appliance.Slot
 	configure(t, dir, func(c *appliance.Config) {
 		slot = c.HSM.Slots["tls"]
 		delete(c.HSM.Slots, "tls")
 	})
+	if err := os.RemoveAll(filepath.Join(dir, "softtoken", "slot-4")); err != nil {
+		t.Fatal(err)
+	}
 	o := yinjian(t, "serve", "--dir", dir)
 	if o.code == 0 {
 		t.Fatalf("without a key it serves: %v", o)
@@ -249,6 +277,17 @@ func TestTLSKeyInAFile(t *testing.T) {
 	}
 	serves("no slot")
 	m.handshake(t, "-tls1_2").says(t, "alert protocol version")
+	// The fifth token, as docs/operations.md has it.
+	pin, so := strings.TrimSpace(readFile(t, filepath.Join(dir, "secrets", "tls.pin"))), strings.TrimSpace(readFile(t, filepath.Join(dir, "secrets", "tls.so-pin")))
+	socket := []string{"YINJIAN_P11_SOCKET=" + filepath.Join(dir, "softtoken", "p11.sock")}
+	for _, args := range [][]string{
+		{"--slot", "4", "--init-token", "--label", "yinjian-tls", "--so-pin", so},
+		{"--slot", "4", "--login", "--login-type", "so", "--so-pin", so, "--init-pin", "--new-pin", pin},
+	} {
+		if o := command(t, socket, append([]string{"pkcs11-tool", "--module", built.module}, args...)...); o.code != 0 {
+			t.Fatal(o)
+		}
+	}
 	m.stop(t)
 
 	configure(t, dir, func(c *appliance.Config) { c.HSM.Slots["tls"] = slot })
