@@ -115,8 +115,12 @@ var (
 // Range calls fn with the entries from number from to the last one on disk at the call, in order, each checked against
 // its leaf hash. A gap is [ErrCorrupt]. An error of fn ends it and is returned.
 func (j *Journal) Range(ctx context.Context, from uint64, fn func(Record) error) error {
-	end := j.Size()
-	segs, err := j.store.Segments(ctx)
+	return Scan(ctx, j.store, from, j.Size(), fn)
+}
+
+// Scan is [Journal.Range] over a store, from number from to the one before end.
+func Scan(ctx context.Context, store Store, from, end uint64, fn func(Record) error) error {
+	segs, err := store.Segments(ctx)
 	if err != nil {
 		return fmt.Errorf("audit: listing segments: %w", err)
 	}
@@ -125,7 +129,7 @@ func (j *Journal) Range(ctx context.Context, from uint64, fn func(Record) error)
 		if i+1 < len(segs) && segs[i+1].First <= next || next >= end {
 			continue
 		}
-		err := j.store.Rows(ctx, seg.Number, int64(next), func(r Row) error {
+		err := store.Rows(ctx, seg.Number, int64(next), func(r Row) error {
 			if next >= end {
 				return errEnd
 			}

@@ -19,7 +19,8 @@
 //   - A PIN is refused, at the start or at a later login: the child is ended, none is started again, every call answers
 //     hsm.ErrNeedsOperator. The same when a PIN that was never accepted has been presented twice, ten seconds apart,
 //     without an answer: a module that crashes in C_Login must not spend the token's tries.
-//   - A caller's ctx ends: the caller gets its error; the call keeps its session until it is answered or killed.
+//   - A caller's ctx ends: the caller gets its error; the call keeps its session until it is answered or killed, and
+//     Config.Abandoned is told of a signature.
 //   - The parent dies: the kernel kills the child (PR_SET_PDEATHSIG), and its end of the stream ends besides.
 //
 // Errors cross with what errors.Is and errors.As find in them: *hsm.Error, the sentinels of hsm, context's two.
@@ -45,6 +46,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"yinjian/hsm"
+	"yinjian/hsm/uselog"
 )
 
 // Config says how a child is started and what is expected of it.
@@ -63,7 +65,10 @@ type Config struct {
 	OpenDeadline time.Duration
 	// RestartWait bounds how long a call waits for a child; 0: 2 s.
 	RestartWait time.Duration
-	Log         logrus.FieldLogger
+	// Abandoned, if set, is given what was signed for a caller that had gone: the answer, and why the caller went. It
+	// must not block.
+	Abandoned func(answer []byte, reason error)
+	Log       logrus.FieldLogger
 }
 
 const (
@@ -570,6 +575,11 @@ func (p *process) send(body []byte, deadline time.Duration) (<-chan result, bool
 // call performs one call. body is a frame without id and length. again says that it may be sent a second time when
 // the child that had it died.
 func (c *Client) call(ctx context.Context, body []byte, deadline time.Duration, again bool) (scanner, error) {
+	return c.callOr(ctx, body, deadline, again, nil)
+}
+
+// callOr is call; abandoned, if not nil, gets the result when ctx ended before it came.
+func (c *Client) callOr(ctx context.Context, body []byte, deadline time.Duration, again bool, abandoned func(result)) (scanner, error) {
 	sent := 0
 	for range 4 {
 		p, err := c.ready(ctx)
@@ -595,6 +605,9 @@ func (c *Client) call(ctx context.Context, body []byte, deadline time.Duration, 
 			select {
 			case res = <-done:
 			default:
+				if abandoned != nil {
+					go func() { abandoned(<-done) }() // it comes, or the child is killed
+				}
 				return scanner{}, fmt.Errorf("waiting for the token: %w", context.Cause(ctx))
 			}
 		}
@@ -733,7 +746,16 @@ func (c *Client) Do(ctx context.Context, label string, op hsm.Operation, data []
 	b := addBytes(begin(kindDo, 0), label)
 	b = addBytes(b, string(op))
 	b = addBytes(b, data)
-	s, err := c.call(ctx, b, c.cfg.CallDeadline, true)
+	var abandoned func(result)
+	if c.cfg.Abandoned != nil && uselog.Counted(op) {
+		abandoned = func(res result) {
+			s := scanner{b: res.body}
+			if answer := s.bytes(maxData); res.err == nil && s.done() == nil {
+				c.cfg.Abandoned(answer, fmt.Errorf("%s with key %q: the caller had gone: %w", op, label, context.Cause(ctx)))
+			}
+		}
+	}
+	s, err := c.callOr(ctx, b, c.cfg.CallDeadline, true, abandoned)
 	var out []byte
 	if err == nil {
 		out = s.bytes(maxData)

@@ -27,7 +27,7 @@ type kind uint8
 
 const (
 	// Parent to child.
-	kindStart kind = iota + 1 // version, class, module, arguments, label, profile, sessions, PIN; once, first
+	kindStart kind = iota + 1 // version, class, module, arguments, label, profile, sessions, use log, PIN; once, first
 	kindInfo
 	kindGenerate
 	kindFind
@@ -45,7 +45,7 @@ const (
 
 // protocolVersion changes with any change here: parent and child are the same binary, but an update may replace it
 // while the parent runs.
-const protocolVersion = 2
+const protocolVersion = 3
 
 const (
 	headerSize = 4 + 1 + 8
@@ -329,15 +329,24 @@ type StartParams struct {
 	// Profile is the name of a vendor profile.
 	Profile     string
 	MaxSessions int
+	// Uses says where signatures are counted. Without a folder they are not, as in tests.
+	Uses UseLog
 	// BeforeLogin is to be called before each C_Login. It is set in the child, and not sent.
 	BeforeLogin func()
+}
+
+// A UseLog names the log of a slot's uses, which the child writes; see package uselog.
+type UseLog struct {
+	Dir string
+	// Life names the start of the appliance that the child belongs to.
+	Life [32]byte
 }
 
 func (p StartParams) validate() error {
 	if !slices.Contains(hsm.Classes, p.Class) {
 		return fmt.Errorf("hsm/worker: %q is no slot class", p.Class)
 	}
-	for _, v := range []string{p.Module, p.ModuleArgs, p.TokenLabel, p.Profile} {
+	for _, v := range []string{p.Module, p.ModuleArgs, p.TokenLabel, p.Profile, p.Uses.Dir} {
 		if len(v) > maxString {
 			return fmt.Errorf("hsm/worker: start parameter of %d bytes, at most %d", len(v), maxString)
 		}
@@ -353,13 +362,15 @@ func (p StartParams) validate() error {
 
 // startFrame holds the PIN: the caller zeroises it. Its capacity is enough from the start, so that no copy is left.
 func startFrame(p StartParams) []byte {
-	b := make([]byte, headerSize, headerSize+4*(maxString+4)+maxPIN+96)
+	b := make([]byte, headerSize, headerSize+5*(maxString+4)+maxPIN+128)
 	b[4] = byte(kindStart)
 	b = append(b, protocolVersion)
 	for _, v := range []string{string(p.Class), p.Module, p.ModuleArgs, p.TokenLabel, p.Profile} {
 		b = addBytes(b, v)
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(p.MaxSessions))
+	b = addBytes(b, p.Uses.Dir)
+	b = append(b, p.Uses.Life[:]...)
 	return end(addBytes(b, p.PIN))
 }
 
@@ -370,7 +381,9 @@ func parseStart(body []byte) (StartParams, error) {
 		return StartParams{}, fmt.Errorf("%w: protocol version %d, want %d", errFrame, v, protocolVersion)
 	}
 	p := StartParams{Class: hsm.SlotClass(s.string()), Module: s.string(), ModuleArgs: s.string(), TokenLabel: s.string(), Profile: s.string(),
-		MaxSessions: int(s.u32()), PIN: s.bytes(maxPIN)}
+		MaxSessions: int(s.u32()), Uses: UseLog{Dir: s.string()}}
+	copy(p.Uses.Life[:], s.take(len(p.Uses.Life)))
+	p.PIN = s.bytes(maxPIN)
 	if err := s.done(); err != nil {
 		return StartParams{}, err
 	}

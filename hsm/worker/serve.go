@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"yinjian/hsm"
+	"yinjian/hsm/uselog"
 )
 
 // inheritedFD is the child's end of the stream.
@@ -70,7 +71,8 @@ type server struct {
 	conn  io.ReadWriteCloser
 	class hsm.SlotClass
 	token hsm.Token
-	write sync.Mutex // held while a frame is written
+	uses  *uselog.Log // nil: signatures are not counted
+	write sync.Mutex  // held while a frame is written
 }
 
 func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error)) error {
@@ -97,7 +99,14 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 	s.class = params.Class
 	params.BeforeLogin = func() { _ = s.send(end(begin(kindLogin, 0))) }
 
-	// 2. The token.
+	// 2. The log of uses, before the PIN is spent, and the token.
+	if params.Uses.Dir != "" {
+		if s.uses, err = uselog.Open(params.Uses.Dir, string(params.Class), params.Uses.Life); err != nil {
+			_ = s.send(end(addError(begin(kindFailed, 0), err)))
+			return err
+		}
+		defer s.uses.Close()
+	}
 	s.token, err = open(ctx, params)
 	clear(body)
 	runtime.KeepAlive(&body)
@@ -228,6 +237,12 @@ func (s *server) call(ctx context.Context, k kind, out []byte, in scanner) ([]by
 			return nil, err
 		}
 		answer, err := s.token.Do(ctx, label, op, data)
+		if err == nil && s.uses != nil && uselog.Counted(op) {
+			// Stopping is meant: a signature that nothing accounts for is not handed out.
+			if uerr := s.uses.Add(label, op, data, answer); uerr != nil {
+				return nil, fmt.Errorf("hsm/worker: the signature was withheld, its use cannot be recorded: %w: %w", hsm.ErrUnavailable, uerr)
+			}
+		}
 		return addBytes(out, answer), err
 	case kindRandom:
 		n := in.u32()

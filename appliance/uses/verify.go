@@ -1,0 +1,144 @@
+package uses
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"yinjian/appliance/audit"
+	"yinjian/hsm/uselog"
+)
+
+// A KeyCount is one key's line in a [Report].
+type KeyCount struct {
+	Slot string `json:"slot"`
+	Key  string `json:"key"`
+	Count
+	Open uint64 `json:"open"` // found nowhere, and not named by the journal yet
+}
+
+// A NamedAt is a signature that the journal names as unaccounted for.
+type NamedAt struct {
+	Sequence uint64 `json:"sequence"`
+	Named
+}
+
+// A BrokenAt is a damage that the journal names.
+type BrokenAt struct {
+	Sequence uint64 `json:"sequence"`
+	uselog.Damage
+}
+
+// A Report is what [Verify] found.
+type Report struct {
+	Absent  bool            `json:"absent,omitempty"` // there is no log of uses, and the journal knows of none
+	Entries uint64          `json:"entries"`          // the journal was read to here
+	Keys    []KeyCount      `json:"keys"`
+	Open    []Named         `json:"open"`   // found nowhere, and not named by the journal yet
+	Broken  []uselog.Damage `json:"broken"` // likewise
+	Named   []NamedAt       `json:"named"`  // named by the journal
+	Damages []BrokenAt      `json:"damages"`
+}
+
+// OK says that every use has its account, or its name in the journal.
+func (r *Report) OK() bool { return len(r.Open) == 0 && len(r.Broken) == 0 }
+
+// Verify holds the logs of uses in dir against the journal and changes nothing. Beside a running appliance signatures
+// are under way: it reads on for wait until each is accounted for. What is left then is answered, and named by the
+// appliance itself only when it cannot be under way any more.
+func Verify(ctx context.Context, store audit.Store, dir string, slots []string, wait time.Duration) (*Report, error) {
+	quiet := logrus.New()
+	quiet.SetOutput(io.Discard)
+	begun := time.Now() // interval
+	var r *Reconciler
+	for {
+		if r == nil {
+			var err error
+			if r, err = New(ctx, Config{Dir: dir, Slots: slots, Store: store, Log: quiet}); err != nil {
+				return nil, err
+			}
+		}
+		if err := r.Pass(ctx, false); err != nil {
+			return nil, err
+		}
+		if len(r.open) == 0 && len(r.broken) == 0 || time.Since(begun) > wait { // interval
+			break
+		}
+		if len(r.broken) > 0 {
+			r = nil // the appliance may have put files away meanwhile
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	rep := &Report{Entries: r.st.Entries, Broken: r.broken}
+	open := map[[2]string]uint64{}
+	for _, u := range r.waiting() {
+		u.Reason, _ = r.reason(u)
+		rep.Open = append(rep.Open, u.Named)
+		open[[2]string{u.Slot, u.Key}]++
+	}
+	for name, s := range r.st.Slots {
+		for key, c := range s.Keys {
+			rep.Keys = append(rep.Keys, KeyCount{name, key, *c, open[[2]string{name, key}]})
+		}
+	}
+	slices.SortFunc(rep.Keys, func(a, b KeyCount) int {
+		return cmp.Or(strings.Compare(a.Slot, b.Slot), strings.Compare(a.Key, b.Key))
+	})
+	if _, err := os.Stat(dir); err != nil && r.first {
+		rep.Absent = true
+	}
+	return rep, rep.history(ctx, store)
+}
+
+// history reads what the journal has named.
+func (rep *Report) history(ctx context.Context, store audit.Store) error {
+	segments, err := store.Segments(ctx)
+	if err != nil {
+		return fmt.Errorf("uses: %w", err)
+	}
+	for _, seg := range segments {
+		err := store.Rows(ctx, seg.Number, int64(seg.First), func(row audit.Row) error {
+			if row.Kind != KindUnaccounted && row.Kind != KindBroken {
+				return nil
+			}
+			e, err := audit.ParseEntry(row.DER)
+			if err != nil {
+				return err
+			}
+			if e.Kind == KindBroken {
+				n, _ := e.Field("uses").(audit.Int)
+				rep.Damages = append(rep.Damages, BrokenAt{e.Sequence, uselog.Damage{Slot: e.Object, What: e.Text("what"), Number: uint64(n), Detail: e.Text("detail")}})
+				return nil
+			}
+			p, ok := e.Payload("uses")
+			if !ok {
+				return nil
+			}
+			b, err := store.Blob(ctx, 0, p.SM3)
+			var l list
+			if err == nil {
+				err = json.Unmarshal(b, &l)
+			}
+			for _, n := range l {
+				rep.Named = append(rep.Named, NamedAt{e.Sequence, n})
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("uses: %w", err)
+		}
+	}
+	return nil
+}
