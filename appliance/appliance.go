@@ -82,6 +82,7 @@ type Appliance struct {
 	journal *audit.Journal
 	// projection is the central database of the embedded default.
 	projection *projection
+	accounting *accounting
 	// softtokenDown is set while the software cipher machine does not run.
 	softtokenDown atomic.Bool
 	serials       *serials
@@ -156,6 +157,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	a := &Appliance{cfg: cfg, dir: dir, log: o.Log, tokens: map[hsm.SlotClass]hsm.Token{}, workers: map[hsm.SlotClass]*worker.Client{}}
 	a.lists = &listSources{a: a, last: map[string]fetched{}}
+
+	a.accounting = newAccounting(a)
 
 	// What is started is undone in the reverse order: listeners first, so that what they still do finds everything; the
 	// journal before its store, the workers after both, the software cipher machine after its workers, time last.
@@ -232,6 +235,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	a.journal, err = audit.Open(ctx, audit.Config{
 		Store: a.store, Node: cfg.Node, Clock: a.clock, Log: a.log, Checkpointer: a.logKey, NewEpoch: newEpoch,
 		LogKeys: []crypto.PublicKey{a.logKey.Public()}, Sealer: headSealer{macKeys{a.tokens[hsm.Log]}},
+		Discarded:  a.accounting.discard,
 		UnsealedOK: func(e *audit.Entry) bool { return e.Kind == kindTimeState || e.Kind == kindStarted },
 	})
 	if err != nil {
@@ -264,7 +268,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	// 4. Who we are.
 	started := audit.Draft{
 		Kind: kindStarted, Actor: "appliance", Object: cfg.Node,
-		Fields: []audit.Field{{Name: "version", Value: audit.Text(Version)}, {Name: "evaluation", Value: audit.Text(a.evaluationWords())}},
+		Fields: []audit.Field{{Name: "version", Value: audit.Text(Version)}, {Name: "evaluation", Value: audit.Text(a.evaluationWords())}, a.accounting.announced()},
 	}
 	// What the last checkpoint said before this start becomes part of the tree: whoever rewrites what came after it has
 	// to rewrite this entry too, and every checkpoint since.
@@ -277,6 +281,8 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	a.serials = newSerials(receipt.Epoch, receipt.Sequence)
+	// What an end without a stop left behind is named before anything new is signed.
+	a.accounting.pass(ctx, false)
 	authorities, err := a.establishIdentity(ctx)
 	if err != nil {
 		return err
@@ -304,6 +310,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.persistTime(dctx) })
 	duties.group.Go(func() error { return a.lists.run(dctx) })
 	duties.group.Go(func() error { return a.watchExpiry(dctx) })
+	duties.group.Go(func() error { return a.accounting.run(dctx) })
 
 	// 8. Listeners.
 	undo = append(undo, func() error { // after the listeners' stage: keeps over a restart which requests were let through
@@ -507,9 +514,17 @@ func (a *Appliance) startWorkers(ctx context.Context, command []string) error {
 		if err != nil {
 			return fmt.Errorf("hsm.slots.%s: %w", class, err)
 		}
+		var counted worker.UseLog
+		if slices.Contains(UsesSlots(), string(class)) {
+			counted = worker.UseLog{Dir: UsesDir(a.dir), Life: a.accounting.life}
+		}
 		w, err := worker.Start(worker.Config{
 			Command: command, Class: class, CallDeadline: time.Duration(a.cfg.HSM.CallDeadline), Log: a.log.WithField("slot_class", class),
-			Params: worker.StartParams{Module: a.cfg.HSM.Module, ModuleArgs: args, TokenLabel: slot.TokenLabel, PIN: pin, Profile: a.cfg.HSM.Profile, MaxSessions: slot.Sessions},
+			Params: worker.StartParams{
+				Module: a.cfg.HSM.Module, ModuleArgs: args, TokenLabel: slot.TokenLabel, PIN: pin, Profile: a.cfg.HSM.Profile, MaxSessions: slot.Sessions,
+				Uses: counted,
+			},
+			Abandoned: a.accounting.abandoned,
 		})
 		clear(pin)
 		if err == nil {
@@ -686,7 +701,7 @@ func (a *Appliance) startUnits() error {
 		}
 		a.units[unit], err = tsa.New(tsa.Config{
 			Name: unit, Policy: unitPolicies[unit], Accuracy: time.Duration(a.cfg.Time.Accuracy), Signer: key, Chain: chain,
-			Clock: a.clock, Serials: a.serials, Recorder: tokenRecorder{a, unit}, Log: a.log,
+			Clock: a.clock, Serials: a.serials, Recorder: tokenRecorder{a, unit}, Discarded: a.accounting.discard, Log: a.log,
 		})
 		if err != nil {
 			return err
@@ -705,7 +720,7 @@ func (a *Appliance) startSigning() error {
 	a.signing = sign.New(sign.Config{
 		Directory: a.directory, Journal: a.journal, Keys: &a.keys, Clock: a.clock, Accuracy: time.Duration(a.cfg.Time.Accuracy),
 		Stampers: map[string]sign.Stamper{string(hsm.SM2): a.units["sm2"], string(hsm.RSA2048): a.units["rsa"]},
-		Reserve:  a.reserve, Log: a.log, Trust: a.trust,
+		Reserve:  a.reserve, Discarded: a.accounting.discard, Log: a.log, Trust: a.trust,
 	})
 	return nil
 }

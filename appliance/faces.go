@@ -12,6 +12,7 @@ import (
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/problem"
+	"yinjian/appliance/uses"
 	"yinjian/hsm"
 	"yinjian/hsm/worker"
 	"yinjian/ntp"
@@ -86,6 +87,7 @@ type state struct {
 	HSM        map[string]slotState `json:"hsm"`
 	Journal    journalState         `json:"journal"`
 	Projection projectionState      `json:"projection"`
+	Uses       usesState            `json:"uses"`
 	Listeners  map[string]string    `json:"listeners"`
 	Warnings   []string             `json:"warnings"`
 }
@@ -111,6 +113,12 @@ type projectionState struct {
 	Lag     uint64 `json:"lag"`
 	Fork    bool   `json:"fork"`
 	Error   string `json:"last_error,omitempty"`
+}
+
+// A usesState says how many signatures each slot made, and what accounts for them.
+type usesState struct {
+	uses.Summary
+	Error string `json:"last_error,omitempty"`
 }
 
 type journalState struct {
@@ -184,6 +192,13 @@ func (h health) State() any {
 	s.Projection = a.projection.status()
 	if s.Projection.Fork {
 		s.Warnings = append(s.Warnings, "分叉告警：投影库中同一位置有另一条目 (fork alarm: the projection holds another entry under the same key)")
+	}
+	s.Uses = a.accounting.status()
+	if n := s.Uses.Alarms; n > 0 {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("密钥使用告警：%d 项使用没有对应的记录，或使用记录被改动；运行 yinjian audit verify 查看 (key uses: %d alarms, signatures without an entry or a log of uses that was changed; see yinjian audit verify)", n, n))
+	}
+	if s.Uses.Error != "" {
+		s.Warnings = append(s.Warnings, "密钥使用与日志的核对未能完成 (the uses of keys could not be held against the journal): "+s.Uses.Error)
 	}
 	if ok, reasons := h.Ready(); !ok {
 		s.Warnings = append(s.Warnings, reasons...)

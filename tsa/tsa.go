@@ -58,7 +58,9 @@ type Config struct {
 	Clock    Clock
 	Serials  SerialStore
 	Recorder Recorder // nil for a unit that serves [Authority.Issue] alone; Respond then refuses
-	Log      logrus.FieldLogger
+	// Discarded, if set, is given a token that could not be recorded, and why. It must not block.
+	Discarded func(reason error, tokens ...[]byte)
+	Log       logrus.FieldLogger
 }
 
 // An Authority issues tokens. Safe for concurrent use.
@@ -218,6 +220,9 @@ func (a *Authority) respond(ctx context.Context, reqDER []byte) (*Token, error) 
 		return nil, err
 	}
 	if err := a.config.Recorder.RecordToken(ctx, token); err != nil {
+		if a.config.Discarded != nil {
+			a.config.Discarded(err, token.DER)
+		}
 		return nil, fmt.Errorf("tsa: recording token %x: %w", token.Serial, err)
 	}
 	return token, nil

@@ -70,6 +70,8 @@ type Config struct {
 	// Checkpointer and Stamper may be nil, and may be set later.
 	Checkpointer CheckpointSigner
 	Stamper      Stamper
+	// Discarded, if set, is given a checkpoint's signature or token that could not be stored, and why. It must not block.
+	Discarded func(reason error, made ...[]byte)
 	// LogKeys: if not empty, Open wants the last checkpoint signed by one of them.
 	LogKeys []crypto.PublicKey
 	// Sealer computes head seals with a key in the cipher machine; nil: there are none. With it, Open wants the end of the

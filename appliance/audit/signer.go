@@ -111,14 +111,22 @@ func (j *Journal) sign(ctx context.Context) (bool, error) {
 		return false, fmt.Errorf("signing: %w", err)
 	}
 	if err := VerifyCheckpoint(signer.Public(), c); err != nil {
+		j.discard(err, c.Signature)
 		return false, err
 	}
 	if err := j.store.PutCheckpoint(ctx, c.stored()); err != nil {
+		j.discard(err, c.Signature)
 		j.unstored = true
 		return false, fmt.Errorf("storing: %w", err)
 	}
 	j.signedOne(c)
 	return true, nil
+}
+
+func (j *Journal) discard(reason error, made []byte) {
+	if j.cfg.Discarded != nil {
+		j.cfg.Discarded(reason, made)
+	}
 }
 
 // signedOne makes c the last checkpoint.
@@ -202,6 +210,7 @@ func (j *Journal) stamp(ctx context.Context) error {
 		return errors.New("stamping: token empty or too long")
 	}
 	if err := j.store.PutToken(ctx, c.Size, token); err != nil {
+		j.discard(err, token)
 		return fmt.Errorf("storing the token: %w", err)
 	}
 	stamped := *c

@@ -8,6 +8,7 @@ package sign
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -78,7 +79,10 @@ type Config struct {
 	Clock     interface{ Now() ntp.Reading }
 	// Reserve reports an error when too little room is left to sign safely, or a refusal of its own (*problem.Problem).
 	Reserve func() error
-	Log     logrus.FieldLogger
+	// Discarded, if set, is given what the cipher machine signed (signatures, tokens in DER) and no record came of, and
+	// why. It must not block.
+	Discarded func(reason error, made ...[]byte)
+	Log       logrus.FieldLogger
 	// Anchors and LogKeys are what Verify trusts.
 	Trust evidence.Trust
 }
@@ -200,7 +204,7 @@ func (q *Request) digest() []byte {
 // Sign makes one signature for app, or answers the earlier one of the same Idempotency-Key. A refusal is a
 // [*problem.Problem]. ctx bounds the whole; when it ends before the record is on disk, nothing was signed as far as
 // anybody can show, and a retry with the same key is right.
-func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request) (*Result, error) {
+func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request) (_ *Result, failed error) {
 	if err := account.MaySign(app); err != nil {
 		return nil, err
 	}
@@ -272,7 +276,13 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	}
 	chain := key.Chain
 	var signed *cms.Signed
-	var value []byte // what the token stamps
+	var value []byte  // what the token stamps
+	var made [][]byte // and not recorded yet
+	defer func() {
+		if len(made) > 0 && s.cfg.Discarded != nil {
+			s.cfg.Discarded(cmp.Or(failed, errEarlier), made...)
+		}
+	}()
 	if q.Form == formCMS {
 		attribute, err := (&pki.SigningContext{
 			Application: app.ID, Campus: app.Campus, RecordID: hex.EncodeToString(id[:]), DocumentType: q.Document.Type,
@@ -298,6 +308,8 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		return nil, hsmProblem(err)
 	}
 
+	made = append(made, value)
+
 	// 6. The token over the signature value. Without it nothing is recorded when the policy asks for one.
 	var token *tsa.Token
 	var unit []*smx509.Certificate
@@ -310,6 +322,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		if token, err = stamper.Issue(ctx, &tsa.Request{Imprint: stamped, CertReq: true}); err != nil {
 			return nil, stampProblem(err)
 		}
+		made = append(made, token.DER)
 		if signed != nil {
 			if err := signed.AddUnsignedAttribute(cms.Attribute{Type: cms.OIDSignatureTimeStamp, Values: [][]byte{token.DER}}); err != nil {
 				return nil, fmt.Errorf("sign: %w", err)
@@ -417,6 +430,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		}
 		return nil, journalProblem(err)
 	}
+	made = nil
 	consent.Keep()
 	r := resultOf(&receipt.Entry)
 	if r.Signature, err = q.deliver(value); err != nil {
@@ -428,6 +442,9 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	}
 	return r, nil
 }
+
+// errEarlier is why a signature is thrown away whose request had been answered before.
+var errEarlier = errors.New("sign: an earlier attempt has the record")
 
 // deliver is the stored signature in the form that was asked for: an attached CMS gets its content back.
 func (q *Request) deliver(stored []byte) ([]byte, error) {

@@ -149,7 +149,6 @@ type Summary struct {
 	Alarms      uint64           `json:"alarms"` // over the appliance's life
 	Unaccounted uint64           `json:"unaccounted"`
 	Entries     uint64           `json:"entries"` // the journal was read to here
-	Error       string           `json:"last_error,omitempty"`
 }
 
 const statePrefix, stateSuffix = "state-", ".json"
@@ -322,11 +321,11 @@ func (r *Reconciler) restart(name string, d *uselog.Damage) error {
 // signature made in the start's name afterwards is not taken for one that a crash left.
 func (r *Reconciler) Pass(ctx context.Context, final bool) error {
 	err := r.pass(ctx, final)
+	r.summarize()
 	if err != nil {
-		err = fmt.Errorf("uses: %w", err)
+		return fmt.Errorf("uses: %w", err)
 	}
-	r.summarize(err)
-	return err
+	return nil
 }
 
 func (r *Reconciler) pass(ctx context.Context, final bool) error {
@@ -615,11 +614,8 @@ func write(name string, b []byte) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-func (r *Reconciler) summarize(err error) {
+func (r *Reconciler) summarize() {
 	s := Summary{Slots: map[string]Count{}, Open: len(r.waiting()), Alarms: r.st.Alarms + uint64(len(r.broken)), Entries: r.st.Entries}
-	if err != nil {
-		s.Error = err.Error()
-	}
 	for name, slot := range r.st.Slots {
 		var sum Count
 		for _, c := range slot.Keys {

@@ -81,7 +81,7 @@ func Verify(ctx context.Context, store audit.Store, dir string, slots []string, 
 			return nil, ctx.Err()
 		}
 	}
-	rep := &Report{Entries: r.st.Entries, Broken: r.broken}
+	rep := &Report{Entries: r.st.Entries, Keys: []KeyCount{}, Open: []Named{}, Broken: append([]uselog.Damage{}, r.broken...), Named: []NamedAt{}, Damages: []BrokenAt{}}
 	open := map[[2]string]uint64{}
 	for _, u := range r.waiting() {
 		u.Reason, _ = r.reason(u)

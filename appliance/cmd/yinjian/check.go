@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,7 @@ import (
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/evidence/show"
 	"yinjian/appliance/pki"
+	"yinjian/appliance/uses"
 	"yinjian/dbdriver/sqlite"
 )
 
@@ -27,18 +29,21 @@ var errFound = errors.New("检查未通过，详见上文 (the check found somet
 
 func auditCommand() *cobra.Command {
 	c := group(&cobra.Command{Use: "audit", Short: "日志 (the journal)"})
-	var dir, journal, logKey, output string
+	var dir, journal, logKey, usesDir, output string
 	var known, tsaFiles []string
 	verify := &cobra.Command{
-		Use:   "verify (--dir DIR | --journal DIR --log-key FILE)",
+		Use:   "verify (--dir DIR | --journal DIR --log-key FILE [--uses DIR])",
 		Short: "重读全部日志，指出被改动、删除、增加或调换的条目 (re-read everything and name what was changed)",
 		Long: `重读日志的每一条目、每一附件、每一检查点，指出被改动、删除、增加、调换的条目。
 可在设备运行时执行（只读），也可对一份拷贝执行。退出码 0：全部条目在已验签的检查点之下，未发现问题；1：有发现，
 或末尾有条目无检查点覆盖，或未验签名，或无法读取。整份日志被换回旧状态，只有对照外存的检查点（--known）才能发现。
+同时核对密钥使用记录（uses 目录）：密码机经本机作出的每个签名须有记录；没有的逐一指名，尚未记入日志的使退出码为 1。
 
 Re-reads every entry, payload and checkpoint. Works beside a running appliance (read-only) and on a copy. It exits 0
 only if every entry is under a checkpoint whose signature was checked. That the whole was put back to an older state
-shows only against checkpoints kept elsewhere (--known).`,
+shows only against checkpoints kept elsewhere (--known). The log of the keys' uses (folder uses) is held against the
+journal: each signature that the appliance had made is to be in it. One that is not is named; exit 1 if the journal does
+not name it yet.`,
 		Args: exactArgs(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -50,19 +55,23 @@ shows only against checkpoints kept elsewhere (--known).`,
 				if logKey == "" {
 					logKey = filepath.Join(dir, "log.pem")
 				}
+				if usesDir == "" {
+					usesDir = appliance.UsesDir(dir)
+				}
 			case journal == "" || dir != "":
 				return usageError{errors.New("给出 --dir，或 --journal 与 --log-key (give --dir, or --journal and --log-key)")}
 			}
 			if logKey == "" && len(known) > 0 {
 				return usageError{errors.New("--known 需要 --log-key (needs --log-key)")}
 			}
-			return auditVerify(c.Context(), os.Stdout, journal, logKey, tsaFiles, output, known...)
+			return auditVerify(c.Context(), os.Stdout, journal, logKey, usesDir, tsaFiles, output, known...)
 		},
 	}
 	f := verify.Flags()
 	f.StringVar(&dir, "dir", "", "设备目录 (folder of the appliance)")
 	f.StringVar(&journal, "journal", "", "日志目录 (folder of the journal)")
 	f.StringVar(&logKey, "log-key", "", "日志公钥 PEM；不给则不验签名 (without it signatures are not checked)")
+	f.StringVar(&usesDir, "uses", "", "密钥使用记录的目录，缺省为设备目录下的 uses (folder of the keys' uses)")
 	f.StringArrayVar(&known, "known", nil, "外存的检查点，可重复：evidence.json，或检查点文本（签名在同名 .sig 文件）(a checkpoint kept elsewhere: an evidence bundle, or a note with its signature in FILE.sig)")
 	f.StringArrayVar(&tsaFiles, "tsa", nil, "时间戳单元证书 PEM，可重复；不给则取日志公钥旁的 tsa-sm2.pem、tsa-rsa.pem (certificate of a timestamp unit; default: those beside the log key)")
 	f.StringVarP(&output, "output", "o", "text", "text 或 json")
@@ -110,7 +119,7 @@ func readKnown(name string, key crypto.PublicKey) (audit.Checkpoint, error) {
 // verifyWait is what a running appliance has for signing a checkpoint over what is there.
 const verifyWait = 2 * time.Second
 
-func auditVerify(ctx context.Context, w io.Writer, journal, logKey string, tsaFiles []string, output string, known ...string) error {
+func auditVerify(ctx context.Context, w io.Writer, journal, logKey, usesDir string, tsaFiles []string, output string, known ...string) error {
 	var key crypto.PublicKey
 	if logKey != "" {
 		var err error
@@ -139,17 +148,31 @@ func auditVerify(ctx context.Context, w io.Writer, journal, logKey string, tsaFi
 	if len(units) == 0 {
 		report.Remarks = append(report.Remarks, unitsNotChecked)
 	}
+	var counted *uses.Report
+	if usesDir == "" {
+		report.Remarks = append(report.Remarks, usesNotChecked)
+	} else if err == nil {
+		counted, err = uses.Verify(ctx, store, usesDir, appliance.UsesSlots(), verifyWait)
+	}
 	if output == "json" {
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
-		if jerr := enc.Encode(report); jerr != nil {
+		whole := struct {
+			*audit.Report
+			Uses *uses.Report `json:"uses,omitempty"`
+		}{report, counted}
+		if jerr := enc.Encode(whole); jerr != nil {
 			return jerr
 		}
 	} else {
 		printAudit(w, report)
+		printUses(w, counted)
 	}
 	if err != nil {
 		return fmt.Errorf("未能读完 (reading was not finished): %w", err)
+	}
+	if counted != nil && !counted.OK() {
+		return errFound
 	}
 	if !report.OK() || !report.Covered || !report.SignaturesChecked {
 		return errFound
@@ -187,6 +210,47 @@ func printAudit(w io.Writer, r *audit.Report) {
 	}
 	if r.Omitted > 0 {
 		fmt.Fprintf(w, "  另有 %d 项未列出 (%d more)\n", r.Omitted, r.Omitted)
+	}
+}
+
+const usesNotChecked = "未给密钥使用记录的目录：没有条目的签名查不出 (no folder of the keys' uses: signatures without an entry would not show)"
+
+// printUses shows what the keys were used for. The table is left out where nothing was counted.
+func printUses(w io.Writer, r *uses.Report) {
+	switch {
+	case r == nil:
+		return
+	case r.Absent:
+		fmt.Fprintln(w, "密钥使用 uses of keys：没有使用记录，未核对 (there is no log of uses, nothing was held against it)")
+		return
+	}
+	fmt.Fprintln(w, "密钥使用 uses of keys（签名 signatures = 此前 before + 条目 entries + 检查点 checkpoints + 作废 discarded + 无记录 unaccounted + 未决 open）")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "slot\tkey\tsignatures\tbefore\tentries\tcheckpoints\tdiscarded\tunaccounted\topen\t")
+	for _, k := range r.Keys {
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", k.Slot, k.Key, k.Uses, k.Before, k.Entries, k.Checkpoints, k.Discarded, k.Unaccounted, k.Open)
+	}
+	t.Flush()
+	for _, n := range r.Named {
+		fmt.Fprintf(w, "  ✗ 条目 entry %d 已记 names：槽位 %s 密钥 %s 第 %d 次使用没有记录 (slot %s, key %s, use %d has no entry)\n      签名 signature SM3 %s：%s\n",
+			n.Sequence, n.Slot, n.Key, n.Counter, n.Slot, n.Key, n.Counter, n.Signature, n.Reason)
+	}
+	for _, d := range r.Damages {
+		fmt.Fprintf(w, "  ✗ 条目 entry %d 已记 names：槽位 %s 的使用记录不完整 (the log of uses was damaged)：%s，%s\n", d.Sequence, d.Slot, d.What, d.Detail)
+	}
+	for _, n := range r.Open {
+		fmt.Fprintf(w, "  ✗ 槽位 %s 密钥 %s 第 %d 次使用没有记录，日志尚未记下 (slot %s, key %s, use %d has no entry, and the journal does not name it yet)\n      签名 signature SM3 %s：%s\n",
+			n.Slot, n.Key, n.Counter, n.Slot, n.Key, n.Counter, n.Signature, n.Reason)
+	}
+	for _, d := range r.Broken {
+		fmt.Fprintf(w, "  ✗ 槽位 %s 的使用记录不完整，日志尚未记下 (the log of uses is damaged, and the journal does not name it yet)：%s，%s\n", d.Slot, d.What, d.Detail)
+	}
+	if r.OK() {
+		if len(r.Named)+len(r.Damages) == 0 {
+			fmt.Fprintln(w, "结论 result: 每个签名都有交代 (every signature is accounted for)")
+		} else {
+			fmt.Fprintln(w, "结论 result: 没有记录的签名均已在日志中指名 (each signature without an entry is named in the journal)")
+		}
 	}
 }
 

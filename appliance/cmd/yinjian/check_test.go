@@ -91,7 +91,7 @@ func TestAuditVerifyConclusions(t *testing.T) {
 	check := func(what, journal, logKey string, want error, words string, known ...string) {
 		t.Helper()
 		var out bytes.Buffer
-		err := auditVerify(t.Context(), &out, journal, logKey, nil, "text", known...)
+		err := auditVerify(t.Context(), &out, journal, logKey, "", nil, "text", known...)
 		if !errors.Is(err, want) || !strings.Contains(out.String(), words) {
 			t.Errorf("%s: %v, want %v and %q in\n%s", what, err, want, words, out.String())
 		}
@@ -117,7 +117,7 @@ func TestAuditVerifyConclusions(t *testing.T) {
 	if err := os.WriteFile(note+".sig", forged, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := auditVerify(t.Context(), io.Discard, dir, logKey, nil, "text", note); err == nil || errors.Is(err, errFound) {
+	if err := auditVerify(t.Context(), io.Discard, dir, logKey, "", nil, "text", note); err == nil || errors.Is(err, errFound) {
 		t.Errorf("a known checkpoint whose signature is wrong: %v", err)
 	}
 	var usage usageError

@@ -586,7 +586,7 @@ func (d *demo) tamperProjection(ctx context.Context, raw *wire.SignResult) error
 // tamperJournal changes one byte in a copy of the journal and lets audit verify find it.
 func (d *demo) tamperJournal(ctx context.Context, raw *wire.SignResult) error {
 	clean := new(bytes.Buffer)
-	if err := auditVerify(ctx, clean, filepath.Join(d.dir, "journal"), filepath.Join(d.dir, "log.pem"), nil, "text"); err != nil {
+	if err := auditVerify(ctx, clean, filepath.Join(d.dir, "journal"), filepath.Join(d.dir, "log.pem"), appliance.UsesDir(d.dir), nil, "text"); err != nil {
 		return fmt.Errorf("the untouched journal: %w\n%s", err, clean)
 	}
 	copied := filepath.Join(d.dir, "tampered-journal")
@@ -602,7 +602,7 @@ func (d *demo) tamperJournal(ctx context.Context, raw *wire.SignResult) error {
 		return fmt.Errorf("changing the journal: %d places, %v", n, err)
 	}
 	found := new(bytes.Buffer)
-	err = auditVerify(ctx, found, copied, filepath.Join(d.dir, "log.pem"), nil, "text")
+	err = auditVerify(ctx, found, copied, filepath.Join(d.dir, "log.pem"), "", nil, "text")
 	want := fmt.Sprintf("entry %d ", raw.Sequence)
 	if !errors.Is(err, errFound) || !strings.Contains(found.String(), want) {
 		return fmt.Errorf("tampering with the journal was not found (%v):\n%s", err, found)
