@@ -72,7 +72,8 @@ const (
 	byEntry settled = iota
 	byCheckpoint
 	byDiscard
-	byName
+	byName  // left by a crash
+	byAlarm // named for another reason
 )
 
 // settle calls fn with the signatures that the entry accounts for.
@@ -89,10 +90,6 @@ func settle(ctx context.Context, store audit.Store, e *audit.Entry, fn func(usel
 	}
 	switch e.Kind {
 	case KindDiscarded, KindUnaccounted:
-		how := byDiscard
-		if e.Kind == KindUnaccounted {
-			how = byName
-		}
 		p, ok := e.Payload("uses")
 		if !ok {
 			return nil
@@ -106,6 +103,13 @@ func settle(ctx context.Context, store audit.Store, e *audit.Entry, fn func(usel
 			return fmt.Errorf("entry %d: %w", e.Sequence, err)
 		}
 		for _, n := range l {
+			how := byAlarm
+			switch {
+			case e.Kind == KindDiscarded:
+				how = byDiscard
+			case n.Reason == Ended:
+				how = byName
+			}
 			if b, err := hex.DecodeString(n.Signature); err == nil && len(b) == len(uselog.Hash{}) {
 				fn(uselog.Hash(b), how)
 			}

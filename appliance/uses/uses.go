@@ -75,7 +75,7 @@ func (c *Count) add(how settled) {
 		c.Checkpoints++
 	case byDiscard:
 		c.Discarded++
-	case byName:
+	case byName, byAlarm:
 		c.Unaccounted++
 	}
 }
@@ -352,6 +352,9 @@ func (r *Reconciler) pass(ctx context.Context, final bool) error {
 		r.remove(u)
 		s := r.st.Slots[u.Slot]
 		s.Keys[u.Key].add(how)
+		if how == byAlarm {
+			r.st.Alarms++
+		}
 		r.moved = r.moved || how != byCheckpoint
 	}
 	err = audit.Scan(ctx, r.cfg.Store, min(r.st.Entries, size), size, func(rec audit.Record) error {
