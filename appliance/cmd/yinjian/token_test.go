@@ -68,8 +68,10 @@ func TestCheckpointTokens(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			copied := tempDir(t)
-			if err := os.CopyFS(filepath.Join(copied, "journal"), os.DirFS(filepath.Join(dir, "journal"))); err != nil {
-				t.Fatal(err)
+			for _, folder := range []string{"journal", "uses"} {
+				if err := os.CopyFS(filepath.Join(copied, folder), os.DirFS(filepath.Join(dir, folder))); err != nil {
+					t.Fatal(err)
+				}
 			}
 			for _, f := range []string{"log.pem", "tsa-sm2.pem", "tsa-rsa.pem"} {
 				b, err := os.ReadFile(filepath.Join(dir, f))
