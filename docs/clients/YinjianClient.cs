@@ -354,8 +354,10 @@ namespace Yinjian
 
         private bool Trusted(X509Certificate certificate, X509Chain given, SslPolicyErrors errors)
         {
-            // The chain is judged below, by our CAs; a wrong host name stays wrong.
-            if (certificate == null || (errors & ~SslPolicyErrors.RemoteCertificateChainErrors) != SslPolicyErrors.None)
+            // The chain is judged below, by our CAs; a wrong host name stays wrong. Mono 6.8 does not report it to a callback
+            // like this one, so we look ourselves.
+            if (certificate == null || (errors & ~SslPolicyErrors.RemoteCertificateChainErrors) != SslPolicyErrors.None
+                || !IsFor(new X509Certificate2(certificate), address.DnsSafeHost))
             {
                 return false;
             }
@@ -389,6 +391,74 @@ namespace Yinjian
                 }
                 return false;
             }
+        }
+
+        // RFC 9525: the host stands in subjectAltName (RFC 5280 §4.2.1.6), as a name or as an address; the common name does
+        // not count. A star stands for the whole first label.
+        private static bool IsFor(X509Certificate2 certificate, string host)
+        {
+            X509Extension names = certificate.Extensions["2.5.29.17"];
+            if (names == null)
+            {
+                return false;
+            }
+            IPAddress ip;
+            string address = IPAddress.TryParse(host, out ip) ? Hex(ip.GetAddressBytes()) : null;
+            byte[] der = names.RawData;
+            int at = 0;
+            if (der.Length == 0 || der[at++] != 0x30 || Length(der, ref at) != der.Length - at)
+            {
+                return false;
+            }
+            while (at < der.Length)
+            {
+                byte tag = der[at++];
+                int length = Length(der, ref at);
+                if (length < 0 || length > der.Length - at)
+                {
+                    return false;
+                }
+                var value = new byte[length];
+                Array.Copy(der, at, value, 0, length);
+                at += length;
+                if (tag == 0x87 && address != null && Hex(value) == address)
+                {
+                    return true;
+                }
+                if (tag == 0x82 && address == null)
+                {
+                    string name = Encoding.ASCII.GetString(value);
+                    int dot = host.IndexOf('.');
+                    string rest = name.StartsWith("*.", StringComparison.Ordinal) && dot > 0 ? host.Substring(dot) : null;
+                    if (string.Equals(name, host, StringComparison.OrdinalIgnoreCase)
+                        || rest != null && string.Equals(name.Substring(1), rest, StringComparison.OrdinalIgnoreCase))
+                    {
+                        return true;
+                    }
+                }
+            }
+            return false;
+        }
+
+        // A DER length of at most two bytes, or -1.
+        private static int Length(byte[] der, ref int at)
+        {
+            int first = at < der.Length ? der[at++] : 0x84;
+            int more = first - 0x80;
+            if (more < 0)
+            {
+                return first;
+            }
+            if (more != 1 && more != 2 || more > der.Length - at)
+            {
+                return -1;
+            }
+            int length = 0;
+            for (; more > 0; more--)
+            {
+                length = length << 8 | der[at++];
+            }
+            return length;
         }
 
         // Before 4.7 .NET Framework offers TLS 1.0 and leaves out what is newer. Where the system decides, it keeps doing so.
