@@ -44,6 +44,8 @@ type Attachment struct {
 	Name      string
 	MediaType string
 	Data      []byte
+	// Shared says that the same bytes recur in many entries, as certificates and CRLs do: their digest is remembered.
+	Shared bool
 }
 
 // A Record is an entry of the journal.
@@ -112,6 +114,11 @@ type Journal struct {
 	stamper  Stamper
 	unstamps chan struct{} // capacity 1: a checkpoint or a stamper is new
 
+	recent      []Record // the last entries, without a gap up to the head; none after a write in doubt
+	recentBytes int      // of their encodings
+
+	sums sharedSums
+
 	sealedTo   uint64        // guarded by mu: entries under the stored head seal
 	sealerAway atomic.Bool   // the last seal was not to be had
 	sealing    chan struct{} // capacity 1: the sealer is being asked
@@ -133,6 +140,67 @@ type head struct {
 	leaf     Hash // of the last entry
 	chain    Hash
 	changes  uint64
+}
+
+// maxRecentBytes bounds the entries that are kept in memory for the shipper, by their encodings.
+const maxRecentBytes = 8 << 20
+
+// keepRecent adds entries that were written; nil: it is not known what was. The caller holds mu.
+func (j *Journal) keepRecent(rs []*request) {
+	if rs == nil {
+		j.recent, j.recentBytes = nil, 0
+		return
+	}
+	for _, r := range rs {
+		if r.receipt.EntryDER != nil {
+			j.recent = append(j.recent, r.receipt)
+			j.recentBytes += len(r.receipt.EntryDER)
+		}
+	}
+	drop := 0
+	for ; j.recentBytes > maxRecentBytes; drop++ {
+		j.recentBytes -= len(j.recent[drop].EntryDER)
+	}
+	clear(j.recent[:drop])
+	j.recent = j.recent[drop:]
+}
+
+// recentFrom answers the entries from number from on, most at most, if they are still in memory; none if not.
+func (j *Journal) recentFrom(from uint64, most int) []Record {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if len(j.recent) == 0 || from < j.recent[0].Sequence || from-j.recent[0].Sequence >= uint64(len(j.recent)) {
+		return nil
+	}
+	found := j.recent[from-j.recent[0].Sequence:]
+	return slices.Clone(found[:min(len(found), most)])
+}
+
+// sharedSums remembers the digests of payloads that recur in many entries, by their bytes.
+type sharedSums struct {
+	mu    sync.RWMutex
+	of    map[string]Hash // guarded by mu
+	bytes int             // guarded by mu
+}
+
+const maxSharedBytes = 32 << 20
+
+func (s *sharedSums) sum(data []byte) Hash {
+	s.mu.RLock()
+	sum, ok := s.of[string(data)]
+	s.mu.RUnlock()
+	if ok {
+		return sum
+	}
+	sum = Sum(data)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.of == nil || s.bytes+len(data) > maxSharedBytes {
+		s.of, s.bytes = map[string]Hash{}, 0
+	}
+	s.of[string(data)] = sum
+	s.bytes += len(data)
+	return sum
 }
 
 // A request is one draft on its way.
@@ -311,7 +379,7 @@ func (j *Journal) beginEpoch(fields []Field) error {
 	if j.head.frontier.size() > 0 {
 		d.Fields = append(d.Fields, Field{"journal.previous", Octets(bytes.Clone(j.head.epoch[:]))})
 	}
-	r, err := prepare(d, true)
+	r, err := j.prepare(d, true)
 	if err != nil {
 		return err
 	}
@@ -324,7 +392,7 @@ func (j *Journal) beginEpoch(fields []Field) error {
 const draftCost = 4096
 
 // prepare checks a draft and hashes its payloads, in the caller's goroutine.
-func prepare(d Draft, internal bool) (*request, error) {
+func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 	r := &request{internal: internal, done: make(chan struct{}), cost: draftCost}
 	d.Ref = bytes.Clone(d.Ref)
 	d.Fields = slices.Clone(d.Fields)
@@ -346,7 +414,12 @@ func prepare(d Draft, internal bool) (*request, error) {
 	}
 	slices.SortFunc(d.Fields, func(a, b Field) int { return strings.Compare(a.Name, b.Name) })
 	for _, p := range d.Payloads {
-		sum := Sum(p.Data)
+		var sum Hash
+		if p.Shared {
+			sum = j.sums.sum(p.Data)
+		} else {
+			sum = Sum(p.Data)
+		}
 		r.payloads = append(r.payloads, Payload{p.Name, p.MediaType, int64(len(p.Data)), sum})
 		r.blobs = append(r.blobs, Blob{sum, p.Data})
 		r.cost += int64(len(p.Data))
@@ -361,8 +434,11 @@ func prepare(d Draft, internal bool) (*request, error) {
 	trial.Node, trial.Sequence, trial.Time.BoundMicros = strings.Repeat("x", MaxNameBytes), 1<<63-1, 1<<63-1
 	trial.Time.State = ntp.State(strings.Repeat("x", maxStateBytes))
 	trial.Time.Provenance = strings.Repeat("x", maxProvenanceBytes)
-	if _, err := trial.Marshal(); err != nil {
+	if err := trial.check(); err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrInvalidDraft, err)
+	}
+	if n := trial.sizes().whole; n > MaxEntryBytes {
+		return nil, fmt.Errorf("%w: an entry of up to %d bytes, at most %d are allowed", ErrInvalidDraft, n, MaxEntryBytes)
 	}
 	return r, nil
 }
@@ -383,7 +459,7 @@ func (j *Journal) Append(ctx context.Context, d Draft) (Receipt, error) {
 	if err := ctx.Err(); err != nil {
 		return Receipt{}, err
 	}
-	r, err := prepare(d, false)
+	r, err := j.prepare(d, false)
 	if err != nil {
 		return Receipt{}, err
 	}
@@ -612,7 +688,7 @@ func (j *Journal) commitSome(batch []*request) (int, error) {
 
 	work := batch
 	if j.pendingSeal != nil {
-		seal, err := prepare(j.pendingSeal.draft(), true)
+		seal, err := j.prepare(j.pendingSeal.draft(), true)
 		if err != nil {
 			return 0, err
 		}
@@ -629,7 +705,7 @@ func (j *Journal) commitSome(batch []*request) (int, error) {
 		return 0, fmt.Errorf("%w: %v", ErrJournalUnwritable, err)
 	}
 	if len(b.Rows) > 0 {
-		if err := j.write(ctx, b, next); err != nil {
+		if err := j.write(ctx, b, next, work); err != nil {
 			return 0, err
 		}
 	}
@@ -703,8 +779,8 @@ func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) 
 	return b, next, errs, nil
 }
 
-// write appends b and publishes next. When the store answers with an error, its head is read: what is there counts.
-func (j *Journal) write(ctx context.Context, b Batch, next head) error {
+// write appends b, the rows of work, and publishes next. When the store answers with an error, its head is read: what is there counts.
+func (j *Journal) write(ctx context.Context, b Batch, next head, work []*request) error {
 	b.Seal = j.sealBatch(ctx, next)
 	j.storing.Lock()
 	err := j.store.Append(ctx, b)
@@ -728,15 +804,17 @@ func (j *Journal) write(ctx context.Context, b Batch, next head) error {
 		}
 		return nil // it landed, the answer was lost
 	}
-	j.publish(next, b.Seal)
+	j.publish(next, b.Seal, work)
 	j.count(ctx, b.Rows)
 	return nil
 }
 
-// publish makes h the head. seal is what was written with it; nil: it is to be sealed.
-func (j *Journal) publish(h head, seal *HeadSeal) {
+// publish makes h the head. seal is what was written with it; nil: it is to be sealed. rs are the requests that were
+// written; nil: unknown.
+func (j *Journal) publish(h head, seal *HeadSeal, rs []*request) {
 	j.mu.Lock()
 	j.head = h
+	j.keepRecent(rs)
 	if seal != nil {
 		j.sealedTo = seal.Size
 	}
@@ -799,7 +877,7 @@ func (j *Journal) resync(ctx context.Context) error {
 		return unwritable(err)
 	}
 	if size > known {
-		j.publish(next, nil)
+		j.publish(next, nil, nil)
 	}
 	j.doubt = false
 	return nil

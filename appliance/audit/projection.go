@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"strconv"
 )
 
 // A ProjectedRow is what the central database keeps of an entry. Every column follows from the entry; absent text is
@@ -93,7 +94,7 @@ type ProjectedBatch struct {
 // and last; then of each row the columns node_id … created_at in the order of the table. Texts are preceded by their
 // length in four bytes, numbers are decimal texts.
 func (b *ProjectedBatch) MACInput() []byte {
-	out := []byte("yinjian/projection/batch/v1\x00")
+	out := append(make([]byte, 0, 64+len(b.Rows)*448), "yinjian/projection/batch/v1\x00"...)
 	add := func(s string) {
 		out = binary.BigEndian.AppendUint32(out, uint32(len(s)))
 		out = append(out, s...)
@@ -102,10 +103,24 @@ func (b *ProjectedBatch) MACInput() []byte {
 	add(b.Epoch)
 	add(fmt.Sprint(b.First))
 	add(fmt.Sprint(b.Last))
-	for i := range b.Rows {
-		for _, c := range b.Rows[i].columns()[:macColumns] {
-			add(c.value)
+	num := func(n int64) {
+		var digits [20]byte
+		d := strconv.AppendInt(digits[:0], n, 10)
+		out = binary.BigEndian.AppendUint32(out, uint32(len(d)))
+		out = append(out, d...)
+	}
+	for i := range b.Rows { // columns would make texts of all: this is done for every entry
+		r := &b.Rows[i]
+		add(r.Node)
+		add(r.Epoch)
+		num(int64(r.Sequence)) // below 2^63
+		for _, v := range []string{r.LeafHash, r.RecordID, r.Kind, r.Application, r.Signer, r.Department, r.DocumentType, r.Campus} {
+			add(v)
 		}
+		num(r.SignedAt)
+		num(r.Bound)
+		add(r.CreatedBy)
+		num(r.CreatedAt)
 	}
 	return out
 }
