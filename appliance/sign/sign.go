@@ -101,12 +101,12 @@ func RecordID(application, idempotencyKey string) [32]byte {
 	return sm3.Sum([]byte(application + "\x00" + idempotencyKey))
 }
 
-// hashes of a request that a retry must repeat: everything but consent, which a retry may renew.
-func requestHash(q *Request) [32]byte {
+// hashes of a request that a retry must repeat: everything but consent, which a retry may renew. contentSM3 is that of
+// q.Content; not looked at if there is a digest.
+func requestHash(q *Request, contentSM3 [32]byte) [32]byte {
 	var content []byte
 	if q.Digest == nil {
-		sum := sm3.Sum(q.Content)
-		content = sum[:]
+		content = contentSM3[:]
 	}
 	b, _ := json.Marshal(struct {
 		Signer, Algorithm, Form, Role string
@@ -189,13 +189,12 @@ func (q *Request) validate() error {
 }
 
 // digest is the document's digest under the signature's hash.
-func (q *Request) digest() []byte {
+func (q *Request) digest(contentSM3 [32]byte) []byte {
 	if q.Digest != nil {
 		return q.Digest.Value
 	}
 	if q.Algorithm == string(hsm.SM2) {
-		sum := sm3.Sum(q.Content)
-		return sum[:]
+		return contentSM3[:]
 	}
 	sum := sha256.Sum256(q.Content)
 	return sum[:]
@@ -212,7 +211,11 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		return nil, err
 	}
 	id := RecordID(app.ID, q.IdempotencyKey)
-	body := requestHash(q)
+	var contentSM3 [32]byte
+	if q.Digest == nil {
+		contentSM3 = sm3.Sum(q.Content)
+	}
+	body := requestHash(q, contentSM3)
 	unlock, err := s.inFlight.Lock(ctx, string(id[:]))
 	if err != nil {
 		return nil, journalProblem(err)
@@ -258,7 +261,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	}
 
 	// 4. Consent: one use is taken. It is given back if it is certain that there is no record.
-	digest := q.digest()
+	digest := q.digest(contentSM3)
 	consent, err := s.cfg.Directory.Reserve(ctx, app, signer, evidence.Digest{Algorithm: digestNames[q.Algorithm], Value: hex.EncodeToString(digest)}, q.Consent.AuthorizationID, q.Consent.Method, q.Consent.Assertion)
 	if err != nil {
 		return nil, err
@@ -398,15 +401,15 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		},
 		Payloads: []audit.Attachment{
 			{Name: "authorization", MediaType: "application/json", Data: consent.Stored},
-			{Name: "certificate.0", MediaType: "application/pkix-cert", Data: cert.Raw},
+			{Name: "certificate.0", MediaType: "application/pkix-cert", Data: cert.Raw, Shared: true},
 			{Name: "signature", MediaType: map[bool]string{true: "application/cms", false: "application/octet-stream"}[signed != nil], Data: value},
 		},
 	}
 	for i, c := range chain {
-		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("certificate.%d", i+1), MediaType: "application/pkix-cert", Data: c})
+		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("certificate.%d", i+1), MediaType: "application/pkix-cert", Data: c, Shared: true})
 	}
 	for i, l := range crls {
-		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("crl.%d", i), MediaType: "application/pkix-crl", Data: l})
+		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("crl.%d", i), MediaType: "application/pkix-crl", Data: l, Shared: true})
 	}
 	if unchecked != "" { // policy "soft" alone
 		d.Fields = append(d.Fields, audit.Field{Name: "revocation", Value: audit.Text("not checked")})

@@ -240,7 +240,7 @@ func TestMACInput(t *testing.T) {
 }
 
 func BenchmarkAppend(b *testing.B) {
-	for _, clients := range []int{1, 16, 64} {
+	for _, clients := range []int{1, 16, 64, 512} {
 		b.Run(fmt.Sprintf("clients=%d", clients), func(b *testing.B) {
 			j := start(b, openStore(b, filepath.Join(b.TempDir(), "journal"), nil), nil)
 			var n atomic.Int64

@@ -90,10 +90,11 @@ type segment struct {
 
 // A writer is the active segment's one writing connection with its statements.
 type writer struct {
-	db                      *sql.DB
-	entry, node, blob, note *sql.Stmt
-	token, stored, stamped  *sql.Stmt
-	schema, head            *sql.Stmt
+	db                     *sql.DB
+	entry, node, blob      []*sql.Stmt // of the lengths of rowsPerStatement
+	note                   *sql.Stmt
+	token, stored, stamped *sql.Stmt
+	schema, head           *sql.Stmt
 }
 
 var segmentName = regexp.MustCompile(`^journal-([0-9]{6,9})\.db$`)
@@ -389,15 +390,27 @@ func (s *segment) openWriter(ctx context.Context) error {
 	if mode != "wal" {
 		return fmt.Errorf("journal mode is %q, want wal: the file system does not allow it", mode)
 	}
-	if _, err := db.ExecContext(ctx, `PRAGMA secure_delete = ON`); err != nil { // replaced head seals leave nothing in the file
-		return classify(err)
+	for _, pragma := range []string{
+		`PRAGMA secure_delete = ON`, // replaced head seals leave nothing in the file
+		// References and digests are random, so that each new row changes a page of an index somewhere: the pages of a million
+		// entries' indexes fit in 64 MiB, and in a log of up to 64 MiB most are changed often before they are copied to the file.
+		`PRAGMA cache_size = -65536`,
+		`PRAGMA wal_autocheckpoint = 16384`,
+	} {
+		if _, err := db.ExecContext(ctx, pragma); err != nil {
+			return classify(err)
+		}
 	}
 	for stmt, text := range map[**sql.Stmt]string{
-		&w.entry: insertEntry, &w.node: insertNode, &w.blob: insertBlob, &w.note: insertCheckpoint, &w.token: insertToken,
-		&w.head:   replaceHeadSeal,
+		&w.note: insertCheckpoint, &w.token: insertToken, &w.head: replaceHeadSeal,
 		&w.stored: selectBlob, &w.stamped: selectToken, &w.schema: schemaText,
 	} {
 		if *stmt, err = db.PrepareContext(ctx, text); err != nil {
+			return classify(err)
+		}
+	}
+	for stmts, text := range map[*[]*sql.Stmt]string{&w.entry: insertEntry, &w.node: insertNode, &w.blob: insertBlob} {
+		if *stmts, err = prepareRows(ctx, db, text); err != nil {
 			return classify(err)
 		}
 	}
@@ -706,33 +719,52 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		if err := j.schema.unchanged(ctx, tx, s.write.schema); err != nil {
 			return err
 		}
-		entry, node, blob := tx.StmtContext(ctx, s.write.entry), tx.StmtContext(ctx, s.write.node), tx.StmtContext(ctx, s.write.blob)
+		var fresh []audit.Blob
+		known := map[audit.Hash]bool{}
 		for _, x := range b.Blobs {
-			if j.recent[x.Sum] || slices.Contains(stored, x.Sum) {
+			if j.recent[x.Sum] || known[x.Sum] {
 				continue
 			}
-			data := x.Data
-			if data == nil {
-				data = []byte{} // nil would be NULL
+			if x.Data == nil {
+				x.Data = []byte{} // nil would be NULL
 			}
-			if err := s.write.putBlob(ctx, tx, blob, x.Sum, data); err != nil {
-				return err
-			}
+			known[x.Sum] = true
+			fresh = append(fresh, x)
 			stored = append(stored, x.Sum)
 		}
-		for _, r := range b.Rows {
+		err := insertRows(ctx, tx, s.write.blob, len(fresh), func(args []any, i int) []any {
+			return append(args, fresh[i].Sum[:], fresh[i].Data)
+		}, func(from, to int, affected int64) error {
+			if affected == int64(to-from) {
+				return nil
+			}
+			for _, x := range fresh[from:to] { // some were there, or were not stored
+				if err := s.write.sameBlob(ctx, tx, x); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = insertRows(ctx, tx, s.write.entry, len(b.Rows), func(args []any, i int) []any {
+			r := &b.Rows[i]
 			change := 0
 			if r.Change {
 				change = 1
 			}
-			if err := one(entry.ExecContext(ctx, r.Sequence, r.Kind, r.Ref, change, r.Leaf, r.Chain, r.DER)); err != nil {
-				return err
-			}
+			return append(args, r.Sequence, r.Kind, r.Ref, change, r.Leaf, r.Chain, r.DER)
+		}, all)
+		if err != nil {
+			return err
 		}
-		for _, n := range b.Nodes {
-			if err := one(node.ExecContext(ctx, int64(n.ID.Level), int64(n.ID.Index), n.Hash[:])); err != nil {
-				return err
-			}
+		err = insertRows(ctx, tx, s.write.node, len(b.Nodes), func(args []any, i int) []any {
+			n := &b.Nodes[i]
+			return append(args, int64(n.ID.Level), int64(n.ID.Index), n.Hash[:])
+		}, all)
+		if err != nil {
+			return err
 		}
 		if b.Seal == nil {
 			return nil
@@ -757,22 +789,15 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 	return nil
 }
 
-// putBlob inserts a payload, or makes sure that the one stored under its digest is the same.
-func (w *writer) putBlob(ctx context.Context, tx *sql.Tx, blob *sql.Stmt, sum audit.Hash, data []byte) error {
-	res, err := blob.ExecContext(ctx, sum[:], data)
-	if err != nil {
-		return err
-	}
-	if n, err := res.RowsAffected(); err != nil || n == 1 {
-		return err
-	}
+// sameBlob makes sure that the payload stored under its digest is this one.
+func (w *writer) sameBlob(ctx context.Context, tx *sql.Tx, x audit.Blob) error {
 	var stored []byte
-	err = tx.StmtContext(ctx, w.stored).QueryRowContext(ctx, sum[:]).Scan(&stored)
+	err := tx.StmtContext(ctx, w.stored).QueryRowContext(ctx, x.Sum[:]).Scan(&stored)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
-	if err != nil || !bytes.Equal(stored, data) {
-		return fmt.Errorf("%w (%w): the payload stored under SM3 %s is another one, or was not stored", dbdriver.ErrDamaged, audit.ErrCorrupt, sum)
+	if err != nil || !bytes.Equal(stored, x.Data) {
+		return fmt.Errorf("%w (%w): the payload stored under SM3 %s is another one, or was not stored", dbdriver.ErrDamaged, audit.ErrCorrupt, x.Sum)
 	}
 	return nil
 }

@@ -75,6 +75,7 @@ const (
 	insertRecord  = `INSERT INTO yj_record (` + recordColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
 	selectRecords = `SELECT ` + recordColumns + ` FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ? ORDER BY seq_no LIMIT ?`
 	selectShipped = `SELECT leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no = ?`
+	selectLeaves  = `SELECT seq_no, leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no BETWEEN ? AND ?`
 	selectLastSeq = `SELECT MAX(seq_no) FROM yj_record WHERE node_id = ? AND epoch_id = ?`
 	selectEpochs  = `SELECT epoch_id FROM yj_record WHERE node_id = ? UNION SELECT epoch_id FROM yj_batch WHERE node_id = ? ORDER BY 1`
 	selectNodes   = `SELECT node_id FROM yj_record UNION SELECT node_id FROM yj_batch ORDER BY 1`
