@@ -32,6 +32,9 @@ type Draft struct {
 	Ref    []byte // nil or 32 bytes
 	// Unique refuses the draft with a [*DuplicateRefError] if any entry has the same Ref already.
 	Unique bool
+	// Absent, for Unique: the caller looked Ref up when the journal had at least this many entries ([Journal.Size], asked
+	// before), and there was none. It saves a second look at the disk. 0: nobody looked.
+	Absent uint64
 	// State marks a change of state (accounts, keys, policies), which [Journal.State] replays.
 	State    bool
 	Fields   []Field // in any order
@@ -99,7 +102,8 @@ type Journal struct {
 	store Store
 	queue *semaphore.Weighted // bytes of waiting drafts
 
-	wake chan struct{} // capacity 1: requests are waiting
+	wake     chan struct{} // capacity 1: requests are waiting
+	expected atomic.Int64  // entries on their way
 
 	// mu guards what follows.
 	mu       sync.Mutex
@@ -116,6 +120,9 @@ type Journal struct {
 
 	recent      []Record // the last entries, without a gap up to the head; none after a write in doubt
 	recentBytes int      // of their encodings
+	// recentRefs has the references of recent and their first sequences among these. The committing goroutine alone
+	// changes both, so it may read them without mu.
+	recentRefs map[string]uint64
 
 	sums sharedSums
 
@@ -148,18 +155,30 @@ const maxRecentBytes = 8 << 20
 // keepRecent adds entries that were written; nil: it is not known what was. The caller holds mu.
 func (j *Journal) keepRecent(rs []*request) {
 	if rs == nil {
-		j.recent, j.recentBytes = nil, 0
+		j.recent, j.recentBytes, j.recentRefs = nil, 0, nil
 		return
 	}
+	if j.recentRefs == nil {
+		j.recentRefs = map[string]uint64{}
+	}
 	for _, r := range rs {
-		if r.receipt.EntryDER != nil {
-			j.recent = append(j.recent, r.receipt)
-			j.recentBytes += len(r.receipt.EntryDER)
+		if r.receipt.EntryDER == nil {
+			continue
+		}
+		j.recent = append(j.recent, r.receipt)
+		j.recentBytes += len(r.receipt.EntryDER)
+		if ref := string(r.receipt.Entry.Ref); ref != "" {
+			if _, ok := j.recentRefs[ref]; !ok {
+				j.recentRefs[ref] = r.receipt.Sequence
+			}
 		}
 	}
 	drop := 0
 	for ; j.recentBytes > maxRecentBytes; drop++ {
 		j.recentBytes -= len(j.recent[drop].EntryDER)
+		if ref := string(j.recent[drop].Entry.Ref); j.recentRefs[ref] == j.recent[drop].Sequence {
+			delete(j.recentRefs, ref)
+		}
 	}
 	clear(j.recent[:drop])
 	j.recent = j.recent[drop:]
@@ -578,8 +597,51 @@ func (j *Journal) count(ctx context.Context, rows []Row) {
 	}
 }
 
+// Expect says that an entry is on its way: its Append will come before done is called, if it comes at all. done may be
+// called once.
+//
+// A transaction costs much the same for one entry and for fifty. While many are on their way, the journal waits for half
+// of them, gatherLimit at most; what else they have to do goes on meanwhile. An entry that is alone never waits.
+func (j *Journal) Expect() (done func()) {
+	j.expected.Add(1)
+	return func() { j.expected.Add(-1) }
+}
+
+const (
+	gatherLimit = 2 * time.Millisecond
+	// gatherFrom: fewer on their way than twice this are not waited for.
+	gatherFrom = 8
+)
+
+// gather waits for more requests, if some wait already and others are expected.
+func (j *Journal) gather() {
+	var limit *time.Timer
+	for {
+		want := min(int(j.expected.Load()/2), j.cfg.MaxBatch)
+		if want < gatherFrom {
+			return
+		}
+		j.mu.Lock()
+		n := len(j.waiting)
+		j.mu.Unlock()
+		if n == 0 || n >= want {
+			return
+		}
+		if limit == nil {
+			limit = time.NewTimer(gatherLimit)
+			defer limit.Stop()
+		}
+		select {
+		case <-j.wake:
+		case <-limit.C:
+			return
+		}
+	}
+}
+
 func (j *Journal) commitLoop(ctx context.Context) {
 	for {
+		j.gather()
 		batch := j.take()
 		if len(batch) > 0 {
 			j.commit(batch)
@@ -730,12 +792,9 @@ func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) 
 		if r.draft.Unique {
 			seq, known := fresh[string(r.draft.Ref)]
 			if !known {
-				found, err := j.store.FindRef(ctx, r.draft.Ref, 1)
-				if err != nil && !errors.Is(err, ErrNotFound) {
+				var err error
+				if seq, known, err = j.lookUp(ctx, &r.draft); err != nil {
 					return b, next, nil, fmt.Errorf("looking a reference up: %w", err)
-				}
-				if known = len(found) > 0; known {
-					seq = found[0]
 				}
 			}
 			if known {
@@ -777,6 +836,23 @@ func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) 
 		r.receipt = Receipt{Epoch: e.Epoch, Sequence: e.Sequence, LeafHash: next.leaf, Entry: *e, EntryDER: der}
 	}
 	return b, next, errs, nil
+}
+
+// lookUp answers the first entry with the draft's reference, of those on disk. What came after Absent is in memory, or
+// the disk is asked.
+func (j *Journal) lookUp(ctx context.Context, d *Draft) (seq uint64, known bool, err error) {
+	if len(j.recent) > 0 && d.Absent >= j.recent[0].Sequence {
+		seq, known = j.recentRefs[string(d.Ref)]
+		return seq, known, nil
+	}
+	found, err := j.store.FindRef(ctx, d.Ref, 1)
+	switch {
+	case errors.Is(err, ErrNotFound), err == nil && len(found) == 0:
+		return 0, false, nil
+	case err != nil:
+		return 0, false, err
+	}
+	return found[0], true, nil
 }
 
 // write appends b, the rows of work, and publishes next. When the store answers with an error, its head is read: what is there counts.

@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -316,5 +317,43 @@ func TestFieldsAreSorted(t *testing.T) {
 		if data, err := j.Payload(t.Context(), sum); err != nil || string(data) != want {
 			t.Errorf("payload = %q, %v, want %q", data, err, want)
 		}
+	}
+}
+
+// What a caller saw absent is believed up to the size at which it looked; later entries are known without the disk, and
+// after a restart the disk is asked.
+func TestUniqueAfterALook(t *testing.T) {
+	t.Parallel()
+	store := newMemStore()
+	j := startMem(t, store, nil)
+	ref := bytes.Repeat([]byte{7}, 32)
+	draft := func(absent uint64) audit.Draft {
+		return audit.Draft{Kind: "k", Ref: ref, Unique: true, Absent: absent}
+	}
+	looked := j.Size()
+	if _, err := j.Append(t.Context(), audit.Draft{Kind: "other"}); err != nil {
+		t.Fatal(err)
+	}
+	first, err := j.Append(t.Context(), draft(looked))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, absent := range map[string]uint64{"looked before": looked, "never looked": 0} {
+		var dup *audit.DuplicateRefError
+		if _, err := j.Append(t.Context(), draft(absent)); !errors.As(err, &dup) || dup.Sequence != first.Sequence {
+			t.Errorf("%s: Append = %v, want a duplicate of %d", name, err, first.Sequence)
+		}
+	}
+}
+
+// Others that are expected and do not come hold an entry up for a moment, not for good.
+func TestExpectedAndNotComing(t *testing.T) {
+	t.Parallel()
+	j := startMem(t, newMemStore(), nil)
+	for range 100 {
+		defer j.Expect()()
+	}
+	if _, err := j.Append(t.Context(), audit.Draft{Kind: "k"}); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -50,7 +50,11 @@ type Directory interface {
 
 // A Journal keeps the record. Append returns only after it is on disk.
 type Journal interface {
+	// Size is the number of entries on disk.
+	Size() uint64
 	Append(ctx context.Context, d audit.Draft) (audit.Receipt, error)
+	// Expect says that an Append may come before done is called.
+	Expect() (done func())
 	ByRef(ctx context.Context, ref []byte) ([]audit.Record, error)
 	Payload(ctx context.Context, sm3 audit.Hash) ([]byte, error)
 	WaitCheckpoint(ctx context.Context, sequence uint64) (audit.Checkpoint, error)
@@ -223,6 +227,8 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	defer unlock()
 
 	// 1. A retry gets what the first got, whatever happened to consent, certificate or time since.
+	defer s.cfg.Journal.Expect()()
+	absent := s.cfg.Journal.Size()
 	switch earlier, err := s.cfg.Journal.ByRef(ctx, id[:]); {
 	case err == nil:
 		return s.replay(ctx, &earlier[0].Entry, q, body)
@@ -373,7 +379,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	}
 	certHash := audit.Sum(cert.Raw)
 	d := audit.Draft{
-		Kind: Kind, Actor: "application/" + app.ID, Object: signer.ID, Ref: id[:], Unique: true,
+		Kind: Kind, Actor: "application/" + app.ID, Object: signer.ID, Ref: id[:], Unique: true, Absent: absent,
 		Fields: []audit.Field{
 			{Name: "algorithm", Value: audit.Text(q.Algorithm)},
 			{Name: "application", Value: audit.Text(app.ID)},

@@ -393,9 +393,9 @@ func (s *segment) openWriter(ctx context.Context) error {
 	for _, pragma := range []string{
 		`PRAGMA secure_delete = ON`, // replaced head seals leave nothing in the file
 		// References and digests are random, so that each new row changes a page of an index somewhere: the pages of a million
-		// entries' indexes fit in 64 MiB, and in a log of up to 64 MiB most are changed often before they are copied to the file.
+		// entries' indexes fit in 64 MiB, and in a log of 16 MiB many are changed several times before they are copied to the file.
 		`PRAGMA cache_size = -65536`,
-		`PRAGMA wal_autocheckpoint = 16384`,
+		`PRAGMA wal_autocheckpoint = 4096`,
 	} {
 		if _, err := db.ExecContext(ctx, pragma); err != nil {
 			return classify(err)

@@ -44,7 +44,7 @@ stamped   a timestamp token over the signature value goes into the same entry: t
                                clock and serials of constant cost, no journal, verify-after-sign off             floor 0.33
                    token-verified  the same with verify-after-sign on (no floor: the check alone costs more than the signature)
   (d)              journal     ms a record: audit.Journal over SQLite alone, 512 drafts in flight, entries as a signature
-                               without stamp makes them, sealed in this process                                  floor 0.030 ms
+                               without stamp makes them, its reference looked up first, sealed in this process   floor 0.030 ms
                    fsync       beside it: 4 KiB appended and fsynced in the same folder, one after the other
 
   sign-1, stamped-1  one client, one connection: latency`

@@ -220,7 +220,13 @@ func (b *bench) journalAlone(ctx context.Context) (appendOne, fsync func(context
 		}
 	}
 	appendOne = func(ctx context.Context, _ int) error {
-		_, err := j.Append(ctx, benchDraft(certificate, chain, crl))
+		d := benchDraft(certificate, chain, crl)
+		defer j.Expect()()
+		d.Absent = j.Size()
+		if _, err := j.ByRef(ctx, d.Ref); !errors.Is(err, audit.ErrNotFound) {
+			return fmt.Errorf("the reference is there already: %w", err)
+		}
+		_, err := j.Append(ctx, d)
 		return err
 	}
 	page := make([]byte, 4096)
@@ -254,9 +260,9 @@ func benchDraft(certificate, chain, crl []byte) audit.Draft {
 		},
 		Payloads: []audit.Attachment{
 			{Name: "authorization", MediaType: "application/json", Data: fresh[103:]},
-			{Name: "certificate.0", MediaType: "application/pkix-cert", Data: certificate},
-			{Name: "certificate.1", MediaType: "application/pkix-cert", Data: chain},
-			{Name: "crl.0", MediaType: "application/pkix-crl", Data: crl},
+			{Name: "certificate.0", MediaType: "application/pkix-cert", Data: certificate, Shared: true},
+			{Name: "certificate.1", MediaType: "application/pkix-cert", Data: chain, Shared: true},
+			{Name: "crl.0", MediaType: "application/pkix-crl", Data: crl, Shared: true},
 			{Name: "signature", MediaType: "application/octet-stream", Data: fresh[32:103]},
 		},
 	}
