@@ -146,6 +146,9 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer unlock()
+	if err := removeUnfinished(dir); err != nil {
+		return err
+	}
 	if err := checkPermissions(dir, cfg); err != nil {
 		return err
 	}
@@ -228,6 +231,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := a.ensureLogKeys(ctx, size == 0); err != nil {
 		return err
 	}
+	a.restoreTime(ctx) // whose key is in the cipher machine, and before the first answer of a source
+	times.group.Go(func() error { return a.poller.Run(tctx) })
 	newEpoch := false
 	if _, serr := os.Stat(filepath.Join(dir, "restored")); serr == nil { // left by a restore: the next start begins an epoch
 		newEpoch = true
@@ -382,7 +387,6 @@ func (a *Appliance) startTime(ctx context.Context, s *stage) error {
 	if err != nil {
 		return err
 	}
-	a.restoreTime()
 	var sources []*source.Source
 	add := func(c source.Config) error {
 		c.Clock = sys
@@ -426,49 +430,7 @@ func (a *Appliance) startTime(ctx context.Context, s *stage) error {
 		}
 	}
 	a.poller = &source.Poller{Sources: sources, Clock: a.clock, Interval: time.Duration(t.Poll), Log: a.log}
-	s.group.Go(func() error { return a.poller.Run(ctx) })
 	return nil
-}
-
-// timeFile keeps the clock's anchor, so that a restart in the same boot goes on in Holdover.
-func (a *Appliance) timeFile() string { return filepath.Join(a.dir, "run", "time.json") }
-
-func (a *Appliance) restoreTime() {
-	b, err := os.ReadFile(a.timeFile())
-	if err != nil {
-		return // a first start, or one that never was trusted
-	}
-	var s ntp.Snapshot
-	if err := json.Unmarshal(b, &s); err == nil {
-		err = a.clock.Restore(s, a.sys.BootID())
-		if err == nil {
-			return
-		}
-	}
-	a.log.WithError(err).Warning("the saved time anchor was not taken over; time starts cold")
-}
-
-func (a *Appliance) persistTime(ctx context.Context) error {
-	tick := time.NewTicker(10 * time.Second)
-	defer tick.Stop()
-	save := func() {
-		b, err := json.Marshal(a.clock.Snapshot(a.sys.BootID()))
-		if err == nil {
-			err = writeFile(a.timeFile(), b, 0o600)
-		}
-		if err != nil {
-			a.log.WithError(err).Warning("the time anchor could not be saved; a restart will start cold")
-		}
-	}
-	for {
-		select {
-		case <-tick.C:
-			save()
-		case <-ctx.Done():
-			save()
-			return nil
-		}
-	}
 }
 
 // recordTimeChange journals a change of the clock's state. It is called from whoever noticed, perhaps while appending,

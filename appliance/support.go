@@ -134,10 +134,25 @@ func ReadSecret(name string) ([]byte, error) {
 	return b, nil
 }
 
+// unfinished ends the names that writeFile gives before a file is whole.
+const unfinished = ".part"
+
+// removeUnfinished removes what a stop inside writeFile has left.
+func removeUnfinished(dir string) error {
+	var errs []error
+	for _, folder := range []string{dir, filepath.Join(dir, "run"), filepath.Join(dir, "secrets")} {
+		left, _ := filepath.Glob(filepath.Join(folder, ".*"+unfinished)) // the pattern is well-formed
+		for _, name := range left {
+			errs = append(errs, os.Remove(name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // writeFile replaces a file so that a stop at any point leaves the old or the new one: temporary name, fsync, rename,
 // fsync of the folder.
 func writeFile(name string, data []byte, perm os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-")
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-*"+unfinished)
 	if err != nil {
 		return err
 	}

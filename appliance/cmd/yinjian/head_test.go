@@ -136,15 +136,22 @@ func TestInitUnfinished(t *testing.T) {
 	refused(t, 2, []string{"init 没有完成"}, "init", "--dir", dir, "--simulated-beidou")
 }
 
-// run/ may be lost: it is made again.
+// run/ may be lost: it is made again. What a kill has left of a file that was being written is removed.
 func TestRunFolderLost(t *testing.T) {
 	t.Parallel()
 	dir := initAppliance(t, startTimeServer(t))
 	if err := os.RemoveAll(filepath.Join(dir, "run")); err != nil {
 		t.Fatal(err)
 	}
+	left := filepath.Join(dir, ".journal.head-123456789.part")
+	if err := os.WriteFile(left, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	m := serve(t, dir)
 	m.trusted(t)
+	if _, err := os.Stat(left); err == nil {
+		t.Errorf("%s is still there", left)
+	}
 	m.stop(t)
 }
 
