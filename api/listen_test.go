@@ -230,3 +230,38 @@ func TestOldClients(t *testing.T) {
 		})
 	}
 }
+
+// TestOldPrograms: Java and Mono, held to TLS 1.2 and to what Java 8 offers, reach a listener that allows it and no
+// other.
+func TestOldPrograms(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	cert, _ := rsaCertificate(t, "old")
+	cert.SupportedSignatureAlgorithms = []tls.SignatureScheme{tls.PSSWithSHA256, tls.PKCS1WithSHA256} // the cipher machine's
+	certificate := func() *tls.Certificate { return &cert }
+	off, on := listenWith(t, k, certificate, false), listenWith(t, k, certificate, true)
+	for name, c := range map[string]struct{ build, run []string }{
+		"java": {run: []string{"java", "-Djdk.tls.client.protocols=TLSv1.2", "-Djdk.tls.client.SignatureSchemes=rsa_pkcs1_sha512,rsa_pkcs1_sha384,rsa_pkcs1_sha256,rsa_pkcs1_sha1", "testdata/Get.java"}},
+		"mono": {build: []string{"mcs", "-out:" + filepath.Join(t.TempDir(), "Get.exe"), "testdata/Get.cs"}, run: []string{"mono"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			run := c.run
+			if _, err := exec.LookPath(run[0]); err != nil {
+				t.Skipf("%s is missing", run[0])
+			}
+			if c.build != nil {
+				if out, err := exec.Command(c.build[0], c.build[1:]...).CombinedOutput(); err != nil {
+					t.Skipf("%s: %v %s", c.build[0], err, out)
+				}
+				run = append(run, strings.TrimPrefix(c.build[1], "-out:"))
+			}
+			for addr, want := range map[string]bool{off: false, on: true} {
+				out, err := exec.Command(run[0], append(run[1:], "https://"+addr+"/health/alive")...).CombinedOutput()
+				if (err == nil) != want || strings.Contains(string(out), `"alive":true`) != want {
+					t.Errorf("TLS 1.2 allowed %v: %v\n%s", want, err, out)
+				}
+			}
+		})
+	}
+}
