@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"yinjian/api"
+	"yinjian/api/client"
 	"yinjian/ntp"
 )
 
@@ -130,6 +131,26 @@ func TestSessionsResume(t *testing.T) {
 				t.Error("resumed after eight days")
 			}
 		})
+	}
+}
+
+// Our client's second connection is resumed.
+func TestClientResumes(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	cert, _ := certificate(t)
+	key := &countingKey{Signer: cert.PrivateKey.(crypto.Signer)}
+	cert.PrivateKey = key
+	addr := listenWith(t, k, func() *tls.Certificate { return &cert }, false)
+	c := k.client(func(cfg *client.Config) { cfg.BaseURL = "https://" + addr })
+	for range 3 {
+		if err := c.Alive(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.Close() // idle connections alone
+	}
+	if n := key.used.Load(); n != 1 {
+		t.Errorf("%d signatures for three connections", n)
 	}
 }
 

@@ -133,7 +133,8 @@ func New(cfg Config) (*Client, error) {
 	}
 	tlsConfig := cfg.TLS
 	if tlsConfig == nil {
-		tlsConfig = &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: cfg.RootCAs, Time: cfg.Clock}
+		// Tickets are kept: a resumed session costs the appliance's cipher machine no signature.
+		tlsConfig = &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: cfg.RootCAs, Time: cfg.Clock, ClientSessionCache: tls.NewLRUClientSessionCache(0)}
 	}
 	cfg.Timeout = cmp.Or(cfg.Timeout, 60*time.Second)
 	cfg.Connect = cmp.Or(cfg.Connect, 5*time.Second)
