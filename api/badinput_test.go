@@ -26,7 +26,7 @@ import (
 
 // untouchable are services that nothing may reach: then nothing is signed, granted, stamped or looked up, and nothing is
 // journalled.
-func untouchable(t *testing.T) (*services, *atomic.Int64) {
+func untouchable(t testing.TB) (*services, *atomic.Int64) {
 	t.Helper()
 	sv, reached := newServices(), new(atomic.Int64)
 	internal := problem.New(problem.Internal, "x", "x")

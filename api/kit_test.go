@@ -373,7 +373,7 @@ func conforms(r *http.Request, body []byte, out reply) error {
 	plain.Body = io.NopCloser(bytes.NewReader(body))
 	route, params, err := router.FindRoute(plain)
 	if err != nil {
-		if out.status == 404 || out.status == 405 || out.status == 204 {
+		if out.status >= 400 || out.status == 204 {
 			return nil // not of the contract, and refused
 		}
 		return err
