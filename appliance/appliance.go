@@ -39,7 +39,6 @@ import (
 	"yinjian/ntp/gnss"
 	"yinjian/ntp/source"
 	"yinjian/ntp/sysclock"
-	"yinjian/tsa"
 )
 
 // Version is this release.
@@ -91,7 +90,7 @@ type Appliance struct {
 	listener  listenerIdentity
 	directory *account.Service
 	signing   *sign.Service
-	units     map[string]*tsa.Authority
+	units     map[string]*unit
 	trust     evidence.Trust
 
 	lists   *listSources
@@ -299,7 +298,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 
 	// 6. Timestamps and signing.
-	if err := a.startUnits(); err != nil {
+	if err := a.startUnits(ctx); err != nil {
 		return err
 	}
 	a.journal.SetStamper(checkpointStamper{a.units["sm2"]})
@@ -316,6 +315,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.lists.run(dctx) })
 	duties.group.Go(func() error { return a.watchExpiry(dctx) })
 	duties.group.Go(func() error { return a.accounting.run(dctx) })
+	duties.group.Go(func() error { return a.keepRolling(dctx) })
 
 	// 8. Listeners.
 	undo = append(undo, func() error { // after the listeners' stage: keeps over a restart which requests were let through
@@ -650,24 +650,14 @@ func (a *Appliance) crlNumbers() (n [2]int64) {
 	return n
 }
 
-func (a *Appliance) startUnits() error {
-	a.units = map[string]*tsa.Authority{}
-	for unit, label := range tsaLabels {
-		key, err := hsm.NewKey(context.Background(), a.tokens[hsm.TSA], label, *a.cfg.HSM.VerifyFresh)
-		if err != nil {
+func (a *Appliance) startUnits(ctx context.Context) error {
+	a.units = map[string]*unit{}
+	for name := range tsaLabels {
+		u := &unit{a: a, name: name}
+		if err := u.refresh(ctx); err != nil {
 			return err
 		}
-		chain, err := a.identity.chain(unit)
-		if err != nil {
-			return err
-		}
-		a.units[unit], err = tsa.New(tsa.Config{
-			Name: unit, Policy: unitPolicies[unit], Accuracy: time.Duration(a.cfg.Time.Accuracy), Signer: key, Chain: chain,
-			Clock: a.clock, Serials: a.serials, Recorder: tokenRecorder{a, unit}, Discarded: a.accounting.discard, Log: a.log,
-		})
-		if err != nil {
-			return err
-		}
+		a.units[name] = u
 	}
 	return nil
 }
@@ -701,8 +691,13 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 		return nil, err
 	}
 	a.server = server
-	if err := a.listener.use([][]byte{a.identity.TLSCert, a.identity.CAs[string(hsm.RSA2048)]}); err != nil {
+	if err := a.refreshListener(ctx); err != nil {
 		return nil, err
+	}
+	if a.listener.certificate.Load() == nil { // every certificate has ended: the first one says so to clients
+		if err := a.listener.use([][]byte{a.identity.TLSCert, a.identity.CAs[string(hsm.RSA2048)]}); err != nil {
+			return nil, err
+		}
 	}
 	drain := time.Duration(a.cfg.Policy.Drain)
 	ln, err := api.ListenTLS(a.cfg.Listen.API, a.listener.certificate.Load, apiClock{a}, a.cfg.Listen.TLS12, a.cfg.Policy.MaxConnections)

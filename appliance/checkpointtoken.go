@@ -37,15 +37,13 @@ func CheckpointToken(units ...*smx509.Certificate) func(signature, token []byte)
 	}
 }
 
-// checkToken is CheckpointToken for this appliance's own units.
+// checkToken is CheckpointToken for this appliance's own units, with every certificate that they ever had.
 func (a *Appliance) checkToken() func(signature, token []byte) error {
 	var units []*smx509.Certificate
-	for _, der := range a.identity.Units {
-		c, err := smx509.ParseCertificate(der)
-		if err != nil {
-			return func(_, _ []byte) error { return fmt.Errorf("the unit's certificate: %w", err) }
+	for name := range tsaLabels {
+		for _, path := range a.directory.Paths("tsa:" + name) {
+			units = append(units, path[0])
 		}
-		units = append(units, c)
 	}
 	return CheckpointToken(units...)
 }

@@ -222,7 +222,7 @@ func (k *keyCache) Key(_ context.Context, label string, certificate []byte) (*hs
 }
 
 // checkpointStamper stamps checkpoints; their tokens never become leaves.
-type checkpointStamper struct{ unit *tsa.Authority }
+type checkpointStamper struct{ unit *unit }
 
 func (c checkpointStamper) Stamp(ctx context.Context, data []byte) ([]byte, error) {
 	t, err := c.unit.Issue(ctx, &tsa.Request{Imprint: tsa.ImprintOf(data), CertReq: true})
@@ -309,21 +309,19 @@ func (a *Appliance) exportPublic() error {
 	id := a.identity
 	cert := func(der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}) }
 	files := map[string][]byte{
-		"tls-ca.pem":     cert(id.CAs[string(hsm.RSA2048)]),
-		"ca.pem":         cert(id.CAs[string(hsm.SM2)]),
-		"ca-rsa.pem":     cert(id.CAs[string(hsm.RSA2048)]),
-		"tsa-sm2.pem":    cert(id.Units["sm2"]),
-		"tsa-rsa.pem":    cert(id.Units["rsa"]),
-		"tsa-ca-sm2.pem": cert(id.CAs[string(hsm.SM2)]),
-		"tsa-ca-rsa.pem": cert(id.CAs[string(hsm.RSA2048)]),
-		"log.pem":        pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: id.LogKey}),
+		"ca.pem":     cert(id.CAs[string(hsm.SM2)]),
+		"ca-rsa.pem": cert(id.CAs[string(hsm.RSA2048)]),
+		"log.pem":    pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: id.LogKey}),
 	}
 	for alg, name := range map[hsm.Algorithm]string{hsm.SM2: "crl-sm2.crl", hsm.RSA2048: "crl-rsa.crl"} {
 		if l := a.directory.CRL(string(alg)); l != nil {
 			files[name] = l.DER
 		}
 	}
-	name := filepath.Join(a.dir, "trust-anchors.pem")
+	for name, certs := range a.publicCertificates() {
+		files[name] = pki.EncodeCertificatePEMs(certs...)
+	}
+	name := a.trustAnchorsFile()
 	if anchors := a.publicAnchors(); len(anchors) > 0 {
 		files[filepath.Base(name)] = pki.EncodeCertificatePEMs(anchors...)
 	} else if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {

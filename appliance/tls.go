@@ -45,16 +45,23 @@ func (l *listenerIdentity) key() crypto.Signer {
 }
 
 // use has handshakes from now on answered with chain (DER, the listener's own certificate first), whose key must be one
-// of the listener's. Connections and sessions that stand go on.
-func (l *listenerIdentity) use(chain [][]byte) error {
+// of the listener's, or of more. Connections and sessions that stand go on.
+func (l *listenerIdentity) use(chain [][]byte, more ...*handshakeKey) error {
 	leaf, err := x509.ParseCertificate(chain[0])
 	if err != nil {
 		return fmt.Errorf("TLS certificate: %w", err)
 	}
+	if l.slot != nil {
+		more = append(more, l.slot)
+	}
+	for _, key := range more {
+		if isOf(leaf.PublicKey, key) {
+			l.certificate.Store(&tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf,
+				SupportedSignatureAlgorithms: []tls.SignatureScheme{tls.PSSWithSHA256, tls.PKCS1WithSHA256}})
+			return nil
+		}
+	}
 	switch {
-	case l.slot != nil && isOf(leaf.PublicKey, l.slot):
-		l.certificate.Store(&tls.Certificate{Certificate: chain, PrivateKey: l.slot, Leaf: leaf,
-			SupportedSignatureAlgorithms: []tls.SignatureScheme{tls.PSSWithSHA256, tls.PKCS1WithSHA256}})
 	case isOf(leaf.PublicKey, l.file):
 		l.certificate.Store(&tls.Certificate{Certificate: chain, PrivateKey: l.file, Leaf: leaf})
 	default:
@@ -72,7 +79,8 @@ func (l *listenerIdentity) warnings() []string {
 	if c.PrivateKey == l.file {
 		return []string{"TLS 私钥是文件，不在密码机内 (the TLS key is a file, not in the cipher machine)"}
 	}
-	if failure := l.slot.failure.Load(); failure != nil {
+	key, _ := c.PrivateKey.(*handshakeKey) // the only other kind
+	if failure := key.failure.Load(); failure != nil {
 		return []string{"上一次 TLS 握手未得到密码机签名，新连接可能不成，已有连接不受影响 (the last TLS handshake got no signature: new connections may fail, open ones go on): " + *failure}
 	}
 	return nil

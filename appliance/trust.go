@@ -254,9 +254,18 @@ func (d admin) RequestCertificate(ctx context.Context, actor string, req api.Req
 }
 
 func (d admin) ImportCertificates(ctx context.Context, actor string, req api.ImportCertificates) (any, error) {
-	return d.a.directory.ImportCertificates(ctx, actor, account.Import{
+	done, err := d.a.directory.ImportCertificates(ctx, actor, account.Import{
 		File: req.File, Chain: req.Chain, Owner: req.Owner, AcceptSubject: req.AcceptSubject,
 	})
+	if err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(done, func(i account.Imported) bool { return i.Use == account.UseTSA || i.Use == account.UseTLS }) {
+		if err := d.a.rollOver(ctx); err != nil { // it is imported; the duty tries again
+			d.a.log.WithError(err).Error("a new certificate could not be taken into use")
+		}
+	}
+	return done, nil
 }
 
 func (d admin) ListCertificates(context.Context, string) (any, error) {

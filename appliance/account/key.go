@@ -223,9 +223,8 @@ func (s *Service) Standing(path []*smx509.Certificate, purpose pki.Purpose, at t
 }
 
 // ActiveSigner answers the signer and the key with the certificate to sign with, or why there is none: of the certificates
-// of the signer's keys of that algorithm, the one that is valid now and began last, an imported one before one for
-// evaluation. One whose standing is good goes before
-// one whose is not. While time is not trusted the newest is answered; whoever signs refuses then.
+// of the signer's keys of that algorithm, the one that is valid now and began last. One whose standing is good goes before
+// one whose is not; one for evaluation counts only until the first imported one begins. While time is not trusted the newest is answered; whoever signs refuses then.
 func (s *Service) ActiveSigner(id, algorithm string) (*Signer, *SignerKey, error) {
 	g, ok := s.Signer(id)
 	if !ok {
@@ -249,6 +248,21 @@ func (s *Service) Current(owner string) (label string, signer crypto.Signer, pat
 		return "", nil, nil, err
 	}
 	return k.label, k.signer, c.path, nil
+}
+
+// Paths answers the paths, leaf first, of all certificates that an owner's keys ever had, the present one first.
+func (s *Service) Paths(owner string) [][]*smx509.Certificate {
+	_, all := s.candidates(owner, "")
+	_, used, _ := s.choose(owner, "")
+	var out [][]*smx509.Certificate
+	for _, c := range all {
+		if c.cert == used {
+			out = append([][]*smx509.Certificate{c.cert.path}, out...)
+		} else {
+			out = append(out, c.cert.path)
+		}
+	}
+	return out
 }
 
 type candidate struct {
@@ -293,6 +307,11 @@ func (s *Service) choose(owner, algorithm string) (*heldKey, *heldCertificate, e
 	now := s.cfg.Clock.Now()
 	if !now.Trusted() {
 		return all[0].key, all[0].cert, nil
+	}
+	// Once a certificate of another CA has begun, one for evaluation never signs again: it must not step in unseen when the
+	// real one ends, is revoked, or its status is unknown.
+	if slices.ContainsFunc(all, func(c candidate) bool { return !c.cert.evaluation && !now.Time.Before(c.cert.leaf().NotBefore) }) {
+		all = slices.DeleteFunc(all, func(c candidate) bool { return c.cert.evaluation })
 	}
 	var valid []candidate
 	next := false

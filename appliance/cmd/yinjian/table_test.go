@@ -1,0 +1,58 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestTables(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ text, want string }{
+		"GBK":             {"\xb9\xa4\xba\xc5\nD001\n", "GBK"},
+		"no staff number": {"姓名\n张三\n", "工号"},
+		"twice":           {"工号,ID\nD001,D001\n", "两次"},
+		"no rows":         {"工号\n\n , \n", "没有数据行"},
+		"empty":           {"", "标题"},
+		"open quote":      {"工号\n\"D001\n", "无法读出"},
+		"long cell":       {"工号\n" + strings.Repeat("D", 5000) + "\n", "4096"},
+		"many rows":       {"工号\n" + strings.Repeat("D001\n", maxTableRows+1), "20000"},
+		"large":           {"工号\n" + strings.Repeat("D", maxTableBytes), "too large"},
+	} {
+		if _, _, err := readTable([]byte(c.text), requestTable); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	for name, text := range map[string]string{
+		"plain": "工号,算法\nD001,SM2\n", "mark, CR LF": "\xef\xbb\xbf工号,算法\r\n D001 ,SM2\r\n", "English, other order": "x,Algorithm,ID\n1,SM2,D001,more\n",
+		"quoted": "\"工号\",\"算法\"\n\n\"D001\",\"SM2\"\n",
+	} {
+		rows, _, err := readTable([]byte(text), requestTable)
+		if err != nil || len(rows) != 1 || rows[0].cells["id"] != "D001" || rows[0].cells["algorithm"] != "SM2" {
+			t.Errorf("%s: %v, %v", name, rows, err)
+		}
+	}
+}
+
+// FuzzTable holds what is read within the limits.
+func FuzzTable(f *testing.F) {
+	f.Add([]byte("工号,算法\nD001,SM2\n"))
+	f.Add([]byte("\xef\xbb\xbf工号,姓名,科室,院区,主题\r\nD001,张三,\"胸,外科\",本部,\"CN=张三,O=某医院\"\r\n"))
+	f.Add([]byte("\xb9\xa4\xba\xc5\nD001\n"))
+	f.Add([]byte("id\n\"\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		rows, _, err := readTable(data, requestTable)
+		if err != nil {
+			return
+		}
+		if len(rows) == 0 || len(rows) > maxTableRows {
+			t.Errorf("%d rows", len(rows))
+		}
+		for _, r := range rows {
+			for name, v := range r.cells {
+				if len(v) > maxCellBytes || strings.TrimSpace(v) != v {
+					t.Errorf("line %d, %s: %q", r.line, name, v)
+				}
+			}
+		}
+	})
+}
