@@ -57,8 +57,9 @@ func (a *Appliance) superviseSofttoken(ctx context.Context, command []string) er
 		ended := make(chan error, 1)
 		go func() { ended <- cmd.Wait() }()
 		up := make(chan struct{})
+		starting, started := context.WithCancel(ctx)
 		go func() {
-			if WaitForSocket(ctx, SofttokenSocket(a.dir), time.Minute) == nil {
+			if WaitForSocket(starting, SofttokenSocket(a.dir), time.Hour) == nil {
 				close(up)
 			}
 		}()
@@ -68,6 +69,7 @@ func (a *Appliance) superviseSofttoken(ctx context.Context, command []string) er
 				a.softtokenDown.Store(false)
 				up = nil
 			case <-ctx.Done():
+				started()
 				_ = stdin.Close()
 				_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
 				select {
@@ -83,6 +85,7 @@ func (a *Appliance) superviseSofttoken(ctx context.Context, command []string) er
 				running = false
 			}
 		}
+		started()
 		if a.sys.Monotonic()-begun > time.Minute {
 			pause = 100 * time.Millisecond
 		}

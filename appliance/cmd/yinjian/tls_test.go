@@ -94,7 +94,7 @@ func TestTLSKeyInTheCipherMachine(t *testing.T) {
 	dir := initAppliance(t, startTimeServer(t))
 	configure(t, dir, func(c *appliance.Config) {
 		c.Listen.TLS12 = true
-		c.HSM.CallDeadline = appliance.Duration(time.Second)
+		c.HSM.CallDeadline = appliance.Duration(3 * time.Second)
 	})
 	m := serve(t, dir)
 
@@ -305,6 +305,11 @@ func TestTLSKeyInAFile(t *testing.T) {
 	}
 	if bytes.Contains(b, []byte("object=tls/api")) {
 		t.Error("the second start made another key")
+	}
+	for _, kind := range []string{"appliance.tls_key/intent", "appliance.tls_key/outcome"} {
+		if !strings.Contains(readFile(t, filepath.Join(dir, "journal", "journal-000001.db")), kind) {
+			t.Errorf("the journal has no %s", kind)
+		}
 	}
 	// Who loses both has no listener, and is told so.
 	if err := os.Remove(key); err != nil {
