@@ -123,13 +123,18 @@ func problemOf(err error) (*problem.Problem, face) {
 func (s *Server) fail(err error, c echo.Context) {
 	p, f := problemOf(err)
 	id, _ := c.Get(requestIDKey).(string)
-	log := s.cfg.Log.WithFields(logrus.Fields{"request_id": id, "code": string(p.Code), "status": f.status, "route": c.Path()})
+	log := s.cfg.Log.WithFields(logrus.Fields{"request_id": id, "route": c.Path()})
 	if app, ok := c.Get(applicationKey).(string); ok {
 		log = log.WithField("application", app)
 	}
 	if actor, ok := c.Get(actorKey).(string); ok {
 		log = log.WithField("operator", actor)
 	}
+	if errors.Is(err, errNotDelivered) {
+		log.WithError(err).Info("client did not read its answer")
+		return
+	}
+	log = log.WithFields(logrus.Fields{"code": string(p.Code), "status": f.status})
 	if p.Field != "" {
 		log = log.WithField("field", p.Field)
 	}

@@ -469,6 +469,9 @@ func TestAnswerIsNotRead(t *testing.T) {
 	if n, _ := io.Copy(io.Discard, c); n >= int64(len(big)) {
 		t.Error("the whole answer was sent to a client that did not read it")
 	}
+	if log := k.log.String(); !strings.Contains(log, "did not read its answer") || !strings.Contains(log, "i/o timeout") || strings.Contains(log, "request failed") {
+		t.Errorf("its time was not what ended it: %s", log)
+	}
 }
 
 func TestDrain(t *testing.T) {

@@ -357,5 +357,11 @@ func send(c echo.Context, status int, media string, data []byte) error {
 	if begin, ok := c.Get(answeringKey).(func()); ok {
 		begin()
 	}
-	return c.Blob(status, media, data)
+	if err := c.Blob(status, media, data); err != nil {
+		return errors.Join(errNotDelivered, err)
+	}
+	return nil
 }
+
+// errNotDelivered is no refusal: what was asked for is done.
+var errNotDelivered = errors.New("api: the answer was not delivered")
