@@ -394,8 +394,10 @@ func roundTrip(h *http.Client, r *http.Request, one call) ([]byte, error) {
 	p := new(Problem)
 	if media == "application/problem+json" && json.Unmarshal(data, &p.Problem) == nil && p.Code != "" {
 		return nil, &refusal{
-			problem: p, unknown: p.Retry == wire.RetrySameKey, after: time.Duration(after) * time.Second,
-			again: p.Retry == wire.RetryResign || p.Retry == wire.RetryLater || p.Retry == wire.RetrySameKey,
+			problem: p, after: time.Duration(after) * time.Second,
+			// A nonce is known that was used once only: something in between sent the request twice, and one copy came through.
+			unknown: p.Retry == wire.RetrySameKey || p.Code == string(problem.ReplayedRequest),
+			again:   p.Retry == wire.RetryResign || p.Retry == wire.RetryLater || p.Retry == wire.RetrySameKey,
 		}
 	}
 	// Something in between answered, or something else altogether.

@@ -166,7 +166,8 @@ namespace Yinjian
                 }
                 catch (RefusedException e)
                 {
-                    unknown |= e.Retry == "same-key";
+                    // replayed_request: something in between sent the request twice, and one copy came through.
+                    unknown |= e.Retry == "same-key" || e.Code == "replayed_request" || e.Code == "" && e.Status / 100 != 4;
                     e.OutcomeUnknown = unknown;
                     failure = e;
                     again = e.Again;
@@ -328,7 +329,7 @@ namespace Yinjian
                 problem = Json.Map(
                     "detail", "不是设备的回答 (not the appliance's answer): " + type,
                     "next", "请检查地址与中间的代理 (check the address and what stands in between)",
-                    "retry", status == 429 || status >= 502 && status <= 504 ? "same-key" : "never");
+                    "retry", status == 429 ? "later" : status >= 502 && status <= 504 ? "same-key" : "never");
             }
             // RFC 9110 §10.2.3, in seconds, as the appliance sends it.
             string after = response.Headers["Retry-After"] ?? "";

@@ -198,7 +198,8 @@ public final class YinjianClient {
             try {
                 return once(method, path, body, idempotencyKey, Math.max(1, Math.min(attemptMillis, left)));
             } catch (Refused e) {
-                unknown |= e.retry.equals("same-key");
+                // replayed_request: something in between sent the request twice, and one copy came through.
+                unknown |= e.retry.equals("same-key") || e.code.equals("replayed_request") || e.code.isEmpty() && e.status / 100 != 4;
                 e.outcomeUnknown = unknown;
                 failure = e;
                 again = e.again();
@@ -230,9 +231,10 @@ public final class YinjianClient {
             || e instanceof SocketTimeoutException && "connect timed out".equalsIgnoreCase(String.valueOf(e.getMessage()));
     }
 
-    /** A wrong certificate, host name or TLS version stays wrong; a handshake that was cut off does not. */
+    /** A wrong certificate, host name or TLS version stays wrong; a handshake that was cut off, or the appliance's key away, does not. */
     private static boolean distrusted(IOException e) {
-        return e instanceof SSLPeerUnverifiedException || e instanceof SSLHandshakeException && !(e.getCause() instanceof EOFException);
+        return e instanceof SSLPeerUnverifiedException || e instanceof SSLHandshakeException
+            && !(e.getCause() instanceof EOFException) && !String.valueOf(e.getMessage()).contains("internal_error");
     }
 
     // HttpsURLConnection has no limit for a whole exchange, and none at all for writing: the attempt runs beside us and
@@ -312,7 +314,7 @@ public final class YinjianClient {
         if (problem.isEmpty()) {
             problem.put("detail", "不是设备的回答 (not the appliance's answer): " + type);
             problem.put("next", "请检查地址与中间的代理 (check the address and what stands in between)");
-            problem.put("retry", status == 429 || status >= 502 && status <= 504 ? "same-key" : "never");
+            problem.put("retry", status == 429 ? "later" : status >= 502 && status <= 504 ? "same-key" : "never");
         }
         throw new Refused(status, problem, retryAfter(c.getHeaderField("Retry-After")));
     }

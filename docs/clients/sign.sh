@@ -145,9 +145,17 @@ while :; do
     case $code in
     0)
         case $status in 2??) cat "$dir/answer" && exit 0 ;; esac
-        retry=never
-        case $status in 429 | 502 | 503 | 504) retry=same-key ;; esac # something in between answers
-        case $type in application/problem+json*) retry=$(sed -n 's/.*"retry":"\([a-z-]*\)".*/\1/p' "$dir/answer") ;; esac
+        case $type in
+        application/problem+json*)
+            retry=$(sed -n 's/.*"retry":"\([a-z-]*\)".*/\1/p' "$dir/answer")
+            # A nonce is known that was used once only: something in between sent the request twice, and one copy came through.
+            ! grep -q '"code":"replayed_request"' "$dir/answer" || unknown=true
+            ;;
+        *) # something in between answers
+            case $status in 429) retry=later ;; 50[234]) retry=same-key ;; *) retry=never ;; esac
+            case $status in 4??) ;; *) unknown=true ;; esac
+            ;;
+        esac
         [ "$retry" != same-key ] || unknown=true
         after=$(tr -d '\r' <"$dir/head" | sed -n 's/^[Rr]etry-[Aa]fter: *\([0-9]\{1,6\}\)$/\1/p')
         ;;
