@@ -138,3 +138,25 @@ func TestConfigDocumented(t *testing.T) {
 		}
 	}
 }
+
+// FuzzParseConfig: what is taken is written and read again as the same.
+func FuzzParseConfig(f *testing.F) {
+	f.Add([]byte(goodConfig))
+	f.Add([]byte(strings.Replace(goodConfig, "[listen]", "[policy]\nrate = 1\n[listen]", 1)))
+	f.Add([]byte(strings.Replace(goodConfig, "min_sources = 1", "min_sources = -1\ngnss_feed = true", 1)))
+	f.Add([]byte("node = 1"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		c, err := appliance.ParseConfig(in, "/dir")
+		if err != nil {
+			return
+		}
+		out, err := toml.Marshal(c)
+		if err != nil {
+			t.Fatalf("%s is taken and cannot be written: %v", in, err)
+		}
+		again, err := appliance.ParseConfig(out, "/dir")
+		if err != nil || !reflect.DeepEqual(again, c) {
+			t.Fatalf("%s is written as %s and read as %+v, %v; was %+v", in, out, again, err, c)
+		}
+	})
+}

@@ -30,15 +30,19 @@ const headEvery = time.Second
 
 func (a *Appliance) headFile() string { return filepath.Join(a.dir, "journal.head") }
 
-// headMAC is HMAC-SM3 over the head's fields, each with its length.
-func (a *Appliance) headMAC(ctx context.Context, h head) ([]byte, error) {
+// authenticated is what the MAC is over: the fields, each with its length.
+func (h head) authenticated() []byte {
 	in := []byte("yinjian/journal/headfile/v1\x00")
 	for _, s := range []string{h.Node, h.Root} {
 		in = binary.BigEndian.AppendUint32(in, uint32(len(s)))
 		in = append(in, s...)
 	}
-	in = binary.BigEndian.AppendUint64(in, h.Size)
-	return macKeys{a.tokens[hsm.Log]}.MAC(ctx, headLabel, in)
+	return binary.BigEndian.AppendUint64(in, h.Size)
+}
+
+// headMAC is HMAC-SM3 over the head's fields.
+func (a *Appliance) headMAC(ctx context.Context, h head) ([]byte, error) {
+	return macKeys{a.tokens[hsm.Log]}.MAC(ctx, headLabel, h.authenticated())
 }
 
 // saveHead writes the head file for the journal as it is now.

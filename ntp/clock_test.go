@@ -740,3 +740,44 @@ func BenchmarkNow(b *testing.B) {
 		}
 	}
 }
+
+// FuzzRestore: whatever the file of an earlier run says, it makes no clock trusted, widens no bound's promise, and what
+// is refused leaves the clock cold.
+func FuzzRestore(f *testing.F) {
+	for _, s := range []ntp.Snapshot{
+		{BootID: "boot-1", State: ntp.Trusted, UTC: noon, Boot: time.Hour, Bound: 60 * ms, Agreed: time.Hour, Wall: noon, Emitted: noon, Provenance: "a"},
+		{BootID: "boot-1", State: ntp.Holdover, UTC: noon, Boot: time.Hour, Bound: time.Second, Leap: ntp.LeapInsert, LeapAt: noon.Add(12 * time.Hour)},
+		{BootID: "boot-1", State: ntp.Suspect, UTC: noon}, {BootID: "boot-2", State: ntp.Trusted, UTC: noon, Emitted: noon}, {},
+	} {
+		raw, err := json.Marshal(s)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	f.Add([]byte(`{"state":"trusted","boot_id":"boot-1","utc":"0001-01-01T00:00:00.000000001Z","wall":"9999-12-31T23:59:59Z"}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var s ntp.Snapshot
+		if json.Unmarshal(raw, &s) != nil {
+			return
+		}
+		m := &machine{boot: 2 * time.Hour, mono: 2 * time.Hour, raw: 2 * time.Hour, wall: time.Hour, now: time.Hour}
+		c, err := ntp.NewClock(ntp.Config{}, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.Restore(s, "boot-1")
+		r := c.Now()
+		switch {
+		case r.State == ntp.Trusted:
+			t.Errorf("%s makes a clock trusted", raw)
+		case err != nil && r.State != ntp.Cold:
+			t.Errorf("%s is refused and leaves the clock %s", raw, r.State)
+		case r.State == ntp.Holdover && (s.BootID != "boot-1" || s.State != ntp.Trusted && s.State != ntp.Holdover):
+			t.Errorf("%s is held over", raw)
+		case r.State == ntp.Holdover && (r.Bound < s.Bound || r.Bound < 0):
+			t.Errorf("%s gives a bound of %v", raw, r.Bound)
+		}
+		c.Update(nil) // and the next round is survived
+	})
+}

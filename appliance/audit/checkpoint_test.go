@@ -284,3 +284,15 @@ type liar struct{ logKey }
 func (l liar) SignMessage(ctx context.Context, m []byte) ([]byte, error) {
 	return l.logKey.SignMessage(ctx, append([]byte("x"), m...))
 }
+
+// FuzzParseSeal: what parses is what was written.
+func FuzzParseSeal(f *testing.F) {
+	f.Add(make([]byte, 96))
+	f.Add(audit.Seal{Segment: 3, First: 1, Last: 1 << 40, Count: 9, Root: audit.Hash{1}, Leaves: audit.Hash{2}}.Marshal())
+	f.Add(bytes.Repeat([]byte{0xff}, 96))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if s, err := audit.ParseSeal(in); err == nil && !bytes.Equal(s.Marshal(), in) {
+			t.Errorf("%x becomes %x", in, s.Marshal())
+		}
+	})
+}

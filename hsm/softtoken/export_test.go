@@ -73,11 +73,24 @@ func Shapes() map[uint32]string {
 	return m
 }
 
-// DecodeRecords runs the decoders of what stands inside the seals.
-func DecodeRecords(b []byte) {
-	decodeTokenRecord(b)
-	decodeObject(b)
+// DecodeRecords runs the decoders of what stands inside the seals, and encodes again what they take.
+func DecodeRecords(b []byte) (again [][]byte) {
+	if r, err := decodeTokenRecord(b); err == nil {
+		again = append(again, r.encode())
+	}
+	if attrs, secret, err := decodeObject(b); err == nil {
+		again = append(again, encodeObject(attrs, secret))
+	}
 	(&record{}).decode(b)
+	return again
+}
+
+// SampleRecords are a token's record and an object, as they stand inside the seals.
+func SampleRecords() [][]byte {
+	return [][]byte{
+		(&tokenRecord{officer: &credential{}}).encode(), (&tokenRecord{officer: &credential{}, user: &credential{}}).encode(),
+		encodeObject(attributes{0: {1}, 3: []byte("label")}, []byte("secret")),
+	}
 }
 
 // ServeFrame has one frame served on a connection of its own, with or without a session, and answers the reply.

@@ -63,6 +63,18 @@ func TestModuleReplies(t *testing.T) {
 	t.Log(strings.TrimSpace(runFor(t, 30*time.Second, nil, exe, fmt.Sprint(seed), "2500")), "seed", seed)
 }
 
+// The recorded replies, and what was once found with them, one by one; packaging/dev/fuzz.sh goes on from there where
+// clang is.
+func TestModuleReplyCorpus(t *testing.T) {
+	t.Parallel()
+	exe := sanitized(t, "fuzz_replies", "address,undefined")
+	inputs, err := filepath.Glob("testdata/replies-corpus/*")
+	must(t, err)
+	if out := runFor(t, 60*time.Second, nil, exe, inputs...); out != fmt.Sprintf("%d inputs\n", len(inputs)) || len(inputs) < 15 {
+		t.Errorf("of %d inputs: %s", len(inputs), out)
+	}
+}
+
 // Sixteen threads use the module while others finalise it, close all its sessions and fork, and while the daemon is
 // killed. Sanitizers watch; no signature that was answered is wrong.
 func TestModuleUnderStress(t *testing.T) {

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs every fuzz target for the given time or number of inputs each, and ends at the first that finds something:
+# Runs every fuzz target (packaging/dev/README.md lists them) for the given time or number of inputs each, and ends at the first that finds something:
 #   packaging/dev/fuzz.sh 30s      packaging/dev/fuzz.sh 2000x
 set -eu
 time=${1:-10s}
@@ -16,3 +16,15 @@ grep -rl --include='*_test.go' '^func Fuzz' . | sort | while read -r file; do
 	done
 done
 rm -f "${TMPDIR:-/tmp}/fuzz.$$"
+# The C module's reading of replies, by coverage too.
+if command -v clang >/dev/null 2>&1; then
+	echo "==> hsm/softtoken/module replies ($time)"
+	hsm/softtoken/testdata/fuzz_replies.sh "$time" >"${TMPDIR:-/tmp}/fuzz.$$" 2>&1 || {
+		cat "${TMPDIR:-/tmp}/fuzz.$$"
+		exit 1
+	}
+	grep '^Done' "${TMPDIR:-/tmp}/fuzz.$$"
+	rm -f "${TMPDIR:-/tmp}/fuzz.$$"
+else
+	echo "==> clang is not installed: the module's replies are fuzzed by hsm/softtoken's TestModuleReplies alone" >&2
+fi
