@@ -7,7 +7,8 @@
  * than there is room for and that no other byte is written.
  *
  * Input: the number of calls and whether the hello is spoilt, one byte of call and one of buffer size each, then for
- * each request: a byte that chooses the code and how the frame lies, two bytes of length, and the results.
+ * each request: a byte that chooses the code, whether the results are one string, and how the frame lies; two bytes of
+ * length; and the results, which go on with zeros where the input ends. So a longer answer is one changed byte away.
  */
 #define _GNU_SOURCE
 #include <endian.h>
@@ -64,15 +65,21 @@ static int reply(int fd, unsigned char *out)
     unsigned control, whole = 1;
     uint32_t length;
     uint64_t code;
-    size_t n, at = 12;
+    size_t n, have, at = 12;
 
     pthread_mutex_lock(&script.lock);
     control = script_u8();
     n = script_u8() << 8;
     n |= script_u8();
-    n = n > script.size - script.at ? script.size - script.at : n;
-    memcpy(out + at, script.data + script.at, n);
-    script.at += n;
+    if (control & 8) {
+        length = htobe32((uint32_t)n);
+        memcpy(out + at, &length, 4);
+        at += 4;
+    }
+    have = n > script.size - script.at ? script.size - script.at : n;
+    memcpy(out + at, script.data + script.at, have);
+    memset(out + at + have, 0, n - have);
+    script.at += have;
     pthread_mutex_unlock(&script.lock);
     at += n;
     code = htobe64(codes[control & 7]);
@@ -81,7 +88,7 @@ static int reply(int fd, unsigned char *out)
     if ((control & 0x30) == 0x30) { /* another length than follows */
         length = htobe32(lies[control >> 6]);
         whole = 0;
-    } else if ((control & 0x38) == 0x28) { /* cut */
+    } else if ((control & 0x30) == 0x20) { /* cut */
         at = at * (control >> 6) / 4;
         whole = 0;
     }
