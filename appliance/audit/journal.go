@@ -120,9 +120,6 @@ type Journal struct {
 
 	recent      []Record // the last entries, without a gap up to the head; none after a write in doubt
 	recentBytes int      // of their encodings
-	// recentRefs has the references of recent and their first sequences among these. The committing goroutine alone
-	// changes both, so it may read them without mu.
-	recentRefs map[string]uint64
 
 	sums sharedSums
 
@@ -134,6 +131,7 @@ type Journal struct {
 	unstored bool // the signing goroutine's: storing the last checkpoint was answered with an error
 
 	// Owned by the committing goroutine (and by Open before it).
+	refs        recentRefs
 	doubt       bool        // the last write failed: read the head before the next
 	pendingSeal *Seal       // must become the next entry
 	tally       *tally      // of the active segment; nil after a restart, until Run has read what was there
@@ -149,39 +147,72 @@ type head struct {
 	changes  uint64
 }
 
-// maxRecentBytes bounds the entries that are kept in memory for the shipper, by their encodings.
-const maxRecentBytes = 8 << 20
+// Bounds of the entries that are kept in memory for the shipper: some seconds of them, while it keeps up. They hold many
+// pointers, which the garbage collector follows.
+const (
+	maxRecent      = 1024
+	maxRecentBytes = 4 << 20 // of their encodings
+)
 
 // keepRecent adds entries that were written; nil: it is not known what was. The caller holds mu.
 func (j *Journal) keepRecent(rs []*request) {
 	if rs == nil {
-		j.recent, j.recentBytes, j.recentRefs = nil, 0, nil
+		j.recent, j.recentBytes, j.refs = nil, 0, recentRefs{}
 		return
-	}
-	if j.recentRefs == nil {
-		j.recentRefs = map[string]uint64{}
 	}
 	for _, r := range rs {
 		if r.receipt.EntryDER == nil {
 			continue
 		}
+		j.refs.add(r.receipt.Sequence, r.receipt.Entry.Ref)
 		j.recent = append(j.recent, r.receipt)
 		j.recentBytes += len(r.receipt.EntryDER)
-		if ref := string(r.receipt.Entry.Ref); ref != "" {
-			if _, ok := j.recentRefs[ref]; !ok {
-				j.recentRefs[ref] = r.receipt.Sequence
-			}
-		}
 	}
 	drop := 0
-	for ; j.recentBytes > maxRecentBytes; drop++ {
+	for ; j.recentBytes > maxRecentBytes || len(j.recent)-drop > maxRecent; drop++ {
 		j.recentBytes -= len(j.recent[drop].EntryDER)
-		if ref := string(j.recent[drop].Entry.Ref); j.recentRefs[ref] == j.recent[drop].Sequence {
-			delete(j.recentRefs, ref)
-		}
 	}
 	clear(j.recent[:drop])
 	j.recent = j.recent[drop:]
+}
+
+// recentRefs are the references of all entries from one on, with the first sequence of each among these. No pointers:
+// the garbage collector leaves them alone.
+type recentRefs struct {
+	known bool   // there is something
+	from  uint64 // sequence from which on all are here
+	of    map[[32]byte]uint64
+	order []recentRef
+}
+
+type recentRef struct {
+	ref      [32]byte
+	sequence uint64
+}
+
+// maxRecentRefs is a minute of the busiest hour; a signature looks its reference up some milliseconds before it is
+// committed.
+const maxRecentRefs = 1 << 16
+
+func (r *recentRefs) add(sequence uint64, ref []byte) {
+	if !r.known {
+		*r = recentRefs{known: true, from: sequence, of: map[[32]byte]uint64{}}
+	}
+	if len(ref) != 32 {
+		return
+	}
+	k := [32]byte(ref)
+	if _, had := r.of[k]; had {
+		return
+	}
+	r.of[k] = sequence
+	r.order = append(r.order, recentRef{k, sequence})
+	if len(r.order) > maxRecentRefs {
+		first := r.order[0]
+		delete(r.of, first.ref)
+		r.order = r.order[1:]
+		r.from = first.sequence + 1
+	}
 }
 
 // recentFrom answers the entries from number from on, most at most, if they are still in memory; none if not.
@@ -841,8 +872,8 @@ func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) 
 // lookUp answers the first entry with the draft's reference, of those on disk. What came after Absent is in memory, or
 // the disk is asked.
 func (j *Journal) lookUp(ctx context.Context, d *Draft) (seq uint64, known bool, err error) {
-	if len(j.recent) > 0 && d.Absent >= j.recent[0].Sequence {
-		seq, known = j.recentRefs[string(d.Ref)]
+	if j.refs.known && d.Absent >= j.refs.from {
+		seq, known = j.refs.of[[32]byte(d.Ref)] // of that length, prepare has seen to it
 		return seq, known, nil
 	}
 	found, err := j.store.FindRef(ctx, d.Ref, 1)
