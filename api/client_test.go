@@ -3,6 +3,7 @@ package api_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -124,6 +125,22 @@ func TestClientRetries(t *testing.T) {
 	}
 	if strings.Join(keys, " ") != "visit-1 visit-1 visit-1" {
 		t.Errorf("keys = %v", keys)
+	}
+	// A clock that is set right meanwhile: each attempt takes the time anew.
+	failures = 0
+	looks := 0
+	late := k.client(func(c *client.Config) {
+		c.Retry.Attempts, c.RootCAs, c.TLS = 2, nil, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: c.RootCAs}
+		right := c.Clock
+		c.Clock = func() time.Time {
+			if looks++; looks == 1 {
+				return right().Add(-10 * time.Minute)
+			}
+			return right()
+		}
+	})
+	if _, err := late.Sign(t.Context(), "visit-late", wireSign()); err != nil || looks != 2 {
+		t.Errorf("with a clock set right: %v after %d looks at it", err, looks)
 	}
 	// A refusal that says no stays a no.
 	keys, failures = nil, 0

@@ -87,6 +87,7 @@ namespace Yinjian
         private readonly string app;
         private readonly byte[] key;
         private readonly X509Certificate2Collection authorities;
+        private readonly string group = "yinjian-" + Guid.NewGuid().ToString("N");
 
         /// <summary>To connect and send. .NET 6 does not tell these apart from the rest: there Attempt bounds all.</summary>
         public readonly TimeSpan Connect;
@@ -137,7 +138,14 @@ namespace Yinjian
         public Dictionary<string, object> Authorize(Dictionary<string, object> request) => Json.Object(Call("POST", "/v1/authorizations", Json.Bytes(request), null, false));
 
         /// <summary>The evidence of a record, byte for byte: store it as it is.</summary>
-        public byte[] Evidence(string recordId) => Call("GET", "/v1/evidence/" + recordId, new byte[0], null, true);
+        public byte[] Evidence(string recordId)
+        {
+            if (!Regex.IsMatch(recordId, @"\A[0-9a-f]{64}\z"))
+            {
+                throw new ArgumentException("recordId: want 64 hexadecimal digits");
+            }
+            return Call("GET", "/v1/evidence/" + recordId, new byte[0], null, true);
+        }
 
         public Dictionary<string, object> Verify(Dictionary<string, object> request) => Json.Object(Call("POST", "/v1/verify", Json.Bytes(request), null, true));
 
@@ -213,6 +221,7 @@ namespace Yinjian
             var request = (HttpWebRequest)WebRequest.Create(new Uri(address, path));
 #pragma warning restore SYSLIB0014
             request.Method = method;
+            request.ConnectionGroupName = group; // a connection that another client trusted is not ours
             request.Proxy = null; // the appliance is in the house
             request.AllowAutoRedirect = false;
             request.ServicePoint.Expect100Continue = false;

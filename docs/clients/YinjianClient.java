@@ -169,6 +169,9 @@ public final class YinjianClient {
 
     /** The evidence of a record, byte for byte: store it as it is. */
     public byte[] evidence(String recordID) throws IOException {
+        if (!recordID.matches("[0-9a-f]{64}")) {
+            throw new IllegalArgumentException("recordID: want 64 hexadecimal digits");
+        }
         return call("GET", "/v1/evidence/" + recordID, new byte[0], null, true);
     }
 
@@ -693,6 +696,9 @@ public final class YinjianClient {
     /** Reads credentials/APP.json and makes a client of it. The environment may change the times, in seconds. */
     public static YinjianClient open(String keyFile, String url, String caFile) throws IOException {
         Map<String, Object> credentials = object(Files.readAllBytes(new File(keyFile).toPath()));
+        if (!(credentials.get("application") instanceof String) || !(credentials.get("key_hex") instanceof String)) {
+            throw new IOException(keyFile + " holds no application and key");
+        }
         return new YinjianClient(url, (String) credentials.get("application"), unhex((String) credentials.get("key_hex")), new File(caFile))
             .withTimes(seconds("YINJIAN_CONNECT_SECONDS", 5), seconds("YINJIAN_ATTEMPT_SECONDS", 45), seconds("YINJIAN_TOTAL_SECONDS", 120));
     }
