@@ -139,17 +139,17 @@ func TestElementsOfAnotherRecord(t *testing.T) {
 		for i := range all {
 			picks = append(picks, []int{i})
 			for j := range i {
-				if long || rnd.IntN(40) == 0 {
+				if rnd.IntN(map[bool]int{true: 4, false: 40}[long]) == 0 {
 					picks = append(picks, []int{i, j})
 				}
 				for k := range j {
-					if rnd.IntN(map[bool]int{true: 20, false: 2000}[long]) == 0 {
+					if rnd.IntN(map[bool]int{true: 100, false: 2000}[long]) == 0 {
 						picks = append(picks, []int{i, j, k})
 					}
 				}
 			}
 		}
-		if i%36 == 2 { // all pairs of two exchanges in the short suite too
+		if i%map[bool]int{true: 6, false: 36}[long] == 2 { // all pairs, of two exchanges in the short suite
 			for i := range all {
 				for j := range i {
 					picks = append(picks, []int{i, j})
