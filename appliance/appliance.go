@@ -148,7 +148,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := removeUnfinished(dir); err != nil {
 		return err
 	}
-	if err := checkPermissions(dir, cfg); err != nil {
+	if err := errors.Join(checkPermissions(dir, cfg), checkRoom(dir)); err != nil {
 		return err
 	}
 	if err := harden(); err != nil {

@@ -266,6 +266,20 @@ func (r tokenRecorder) RecordToken(ctx context.Context, t *tsa.Token) error {
 	return err
 }
 
+// checkRoom refuses to start on a full volume, where each part would fail in words of its own.
+func checkRoom(dir string) error {
+	const bytes, files = 1 << 20, 16
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return err
+	}
+	if free := fs.Bavail * uint64(fs.Bsize); free < bytes || fs.Files > 0 && fs.Ffree < files { // some file systems count no files
+		return fmt.Errorf("%s: 磁盘空间不足，剩 %d KiB、%d 个文件；请清理或扩容后重启 (no room on the volume: %d KiB and %d files are free; make room and start again)",
+			dir, free>>10, fs.Ffree, free>>10, fs.Ffree)
+	}
+	return nil
+}
+
 // reserve refuses signatures when the disk is nearly full.
 func (a *Appliance) reserve() error {
 	free, err := a.journal.FreeBytes()
