@@ -91,6 +91,9 @@ type KeyInfo struct {
 	Public crypto.PublicKey
 	// Sensitive, Extractable and NeverExtractable are read back from the token (CKA_SENSITIVE …), not assumed.
 	Sensitive, Extractable, NeverExtractable bool
+	// Uses is how many signatures the token itself says a private key has made, by whomever. Only Keys sets it, and only
+	// where the token counts; nil: not available.
+	Uses *uint64
 }
 
 // TokenInfo is what the token says of itself (CK_TOKEN_INFO, CK_INFO).

@@ -6,6 +6,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/big"
@@ -338,6 +339,9 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 				case err != nil:
 					return err
 				default:
+					if info.Uses, err = t.useCounter(s, h, class); err != nil {
+						return err
+					}
 					infos = append(infos, info)
 				}
 			}
@@ -348,6 +352,20 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 		return nil, fmt.Errorf("hsm/pkcs11: listing keys: %w", err)
 	}
 	return infos, nil
+}
+
+// useCounter reads how often a private key has signed, nil where the token does not say.
+func (t *Token) useCounter(s p11.SessionHandle, h p11.ObjectHandle, class uint) (*uint64, error) {
+	typ := t.cfg.Profile.UseCounter
+	if typ == 0 || class != p11.CKO_PRIVATE_KEY {
+		return nil, nil
+	}
+	a, err := t.attributes(s, h, typ)
+	if err != nil || len(a[typ]) != 8 {
+		return nil, err
+	}
+	n := binary.NativeEndian.Uint64(a[typ])
+	return &n, nil
 }
 
 // GenerateKey implements hsm.Token. A key that the token then describes as extractable or not sensitive is destroyed

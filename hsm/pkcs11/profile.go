@@ -16,6 +16,9 @@ type Profile struct {
 	Name       string
 	Operations map[hsm.Operation]Mechanism
 	Keys       map[hsm.Algorithm]KeyTemplate
+	// UseCounter is the attribute (CK_ULONG) of a private key that counts its signatures; 0: the machine has none.
+	// PKCS#11 v2.40 defines no such attribute, and few machines do.
+	UseCounter uint
 }
 
 // A Mechanism says how one operation is asked for.
@@ -88,6 +91,9 @@ var oidSM2 = []byte{0x06, 0x08, 0x2A, 0x81, 0x1C, 0xCF, 0x55, 0x01, 0x82, 0x2D}
 // ckmHMACSM3 is our software cipher machine's number, in PKCS#11's vendor range. The key is a generic secret.
 const ckmHMACSM3 = 0xFFFFF009
 
+// ckaYinjianUses is our software cipher machine's count of a key's signatures, in PKCS#11's vendor range.
+const ckaYinjianUses = 0x80594A01
+
 var rsaKeys = KeyTemplate{Generate: p11.CKM_RSA_PKCS_KEY_PAIR_GEN, KeyType: p11.CKK_RSA, ModulusBits: 2048}
 
 var rsaSign = Mechanism{Type: p11.CKM_RSA_PKCS, Input: InputDigestInfo}
@@ -98,7 +104,8 @@ var rsaPSS = Mechanism{Type: p11.CKM_RSA_PKCS_PSS, Parameter: p11.NewPSSParams(p
 // Neutral is the profile of our software cipher machine (for evaluation only, not a certified product): the standard
 // elliptic-curve numbers with SM2's curve and a 32-byte e, and a vendor number for HMAC-SM3 alone.
 var Neutral = Profile{
-	Name: "neutral",
+	Name:       "neutral",
+	UseCounter: ckaYinjianUses,
 	Operations: map[hsm.Operation]Mechanism{
 		hsm.SignSM2E:         {Type: p11.CKM_ECDSA, Output: OutputRaw64},
 		hsm.SignRSASHA256:    rsaSign,

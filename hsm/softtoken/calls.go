@@ -2,6 +2,7 @@ package softtoken
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"os"
 	"time"
 )
@@ -376,6 +377,12 @@ func serveGetAttributeValue(p *peer, r *request, w *builder) rv {
 	w.u32(uint32(len(r.types)))
 	for _, typ := range r.types {
 		v, ok := attrs[typ]
+		if typ == ckaYinjianUses {
+			n, err := p.session.slot.token.usesOf(o)
+			if ok = err == nil; ok {
+				v = binary.NativeEndian.AppendUint64(nil, n)
+			}
+		}
 		switch {
 		case ok:
 			w.u8(0)
@@ -600,6 +607,12 @@ func (p *peer) sign(op *signature, data []byte, w *builder) rv {
 	out, code := op.sign(op.input(data))
 	if code != ckrOK {
 		return code
+	}
+	if op.row.op != opHMACSM3 {
+		if err := p.session.slot.token.countUse(op.key); err != nil {
+			p.log().WithError(err).Error("a signature was withheld")
+			return storageRV(err)
+		}
 	}
 	if p.srv.service > 0 {
 		serviceDelay(started, p.srv.service, p.srv.stopping)

@@ -104,6 +104,7 @@ const (
 	ckaPrivateExponent    = 0x123
 	ckaCoefficient        = 0x128
 	ckaValueLen           = 0x161
+	ckaYinjianUses        = 0x80594A01 // vendor range: signatures a private key of the token has made, CK_ULONG
 	ckaExtractable        = 0x162
 	ckaLocal              = 0x163
 	ckaNeverExtractable   = 0x164

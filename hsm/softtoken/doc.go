@@ -42,6 +42,7 @@
 //	slot-N/token.rec        label, serial, PIN verifiers, the wrapped token key
 //	slot-N/SERIAL/pins.rec  how often a wrong PIN was entered since the last right one
 //	slot-N/SERIAL/ID.obj    one object, or the two objects of a key pair
+//	slot-N/SERIAL/uses.cnt  how often each private key has signed; not sealed
 //	lock                    flock of the daemon that uses the folder
 //
 // Sealing is SM4-GCM with a random 96-bit nonce and a 128-bit tag. Keys:

@@ -35,6 +35,8 @@ type token struct {
 	// is synced. Whoever changes records or a record's items holds both it and mu, so either is enough to read them.
 	saveMu sync.Mutex
 
+	uses useCounts
+
 	// mu guards what follows.
 	mu           sync.RWMutex
 	rec          *tokenRecord // nil: not initialised. Replaced, never changed.
@@ -164,7 +166,7 @@ func (t *token) loadObjects() error {
 	}
 	var bad []error
 	for _, e := range entries {
-		if e.Name() == pinsFile {
+		if e.Name() == pinsFile || e.Name() == usesFile {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
@@ -634,4 +636,7 @@ func (t *token) close() {
 	defer t.mu.Unlock()
 	t.inner = nil
 	t.lockItems()
+	t.uses.mu.Lock()
+	defer t.uses.mu.Unlock()
+	t.uses.close()
 }

@@ -45,7 +45,7 @@ const (
 
 // protocolVersion changes with any change here: parent and child are the same binary, but an update may replace it
 // while the parent runs.
-const protocolVersion = 3
+const protocolVersion = 4
 
 const (
 	headerSize = 4 + 1 + 8
@@ -206,6 +206,9 @@ func addKeyInfo(b []byte, k hsm.KeyInfo) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("hsm/worker: key %q: public key of type %T", k.Label, p)
 	}
+	if b = addBool(b, k.Uses != nil); k.Uses != nil {
+		b = binary.BigEndian.AppendUint64(b, *k.Uses)
+	}
 	return b, nil
 }
 
@@ -239,6 +242,10 @@ func (s *scanner) keyInfo() hsm.KeyInfo {
 		k.Public = &rsa.PublicKey{N: new(big.Int).SetBytes(raw), E: int(e)}
 	default:
 		s.bad = true
+	}
+	if s.boolean() {
+		n := s.u64()
+		k.Uses = &n
 	}
 	return k
 }

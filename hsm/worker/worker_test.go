@@ -216,6 +216,8 @@ func (f *fakeToken) Do(_ context.Context, label string, op hsm.Operation, data [
 	return nil, hsm.ErrKeyNotFound
 }
 
+var sampleUses uint64 = 1 << 40
+
 func sampleKeys() []hsm.KeyInfo {
 	n := make([]byte, 256)
 	for i := range n {
@@ -229,7 +231,7 @@ func sampleKeys() []hsm.KeyInfo {
 	r.N = new(big.Int).SetBytes(n)
 	return []hsm.KeyInfo{
 		{Label: "国密", ID: []byte{1, 0, 255}, Algorithm: hsm.SM2, Public: pub, Sensitive: true, NeverExtractable: true},
-		{Label: "rsa", ID: []byte{2}, Algorithm: hsm.RSA2048, Public: r, Extractable: true},
+		{Label: "rsa", ID: []byte{2}, Algorithm: hsm.RSA2048, Public: r, Extractable: true, Uses: &sampleUses},
 		{Label: "mac", Algorithm: hsm.HMACSM3, Sensitive: true},
 	}
 }
