@@ -119,12 +119,33 @@ func (c *accounting) flush(ctx context.Context) error {
 	}
 }
 
+// counters asks the cipher machine how often each key of a slot has signed.
+func (c *accounting) counters(ctx context.Context, slot string) (map[string]uint64, error) {
+	keys, err := c.a.tokens[hsm.SlotClass(slot)].Keys(ctx)
+	out := map[string]uint64{}
+	for _, k := range keys {
+		if k.Uses != nil {
+			out[k.Label] = *k.Uses
+		}
+	}
+	return out, err
+}
+
+func (c *accounting) sessions() map[string]int {
+	out := map[string]int{}
+	for name, s := range c.a.cfg.HSM.Slots {
+		out[name] = s.Sessions
+	}
+	return out
+}
+
 // pass flushes and reconciles. Its failure is shown and tried again; signing goes on, and its uses are recorded.
 func (c *accounting) pass(ctx context.Context, final bool) {
 	err := c.flush(ctx)
 	if err == nil && c.reconciler == nil {
 		c.reconciler, err = uses.New(ctx, uses.Config{
 			Dir: UsesDir(c.a.dir), Slots: UsesSlots(), Store: c.a.store, Life: c.life, Append: c.a.journal.Append,
+			Counters: c.counters, Sessions: c.sessions(), Idle: []string{string(hsm.Staff), string(hsm.TSA), string(hsm.CA)},
 			Sealed: func() bool { return c.a.journal.SealedTo() >= c.a.journal.Size() }, Log: c.a.log,
 		})
 	}

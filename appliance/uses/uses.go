@@ -7,7 +7,8 @@
 // it ([KindBroken]).
 //
 // It sees the signatures that came through the appliance's workers. One that another program had made with the PIN, by
-// PKCS#11 and past the worker, is in no log of uses; only the cipher machine itself could count those.
+// PKCS#11 and past the worker, is in no log of uses: that shows where the cipher machine counts by itself ([KindCounter]),
+// as to how many, not which.
 package uses
 
 import (
@@ -65,6 +66,9 @@ type Count struct {
 	Checkpoints uint64 `json:"checkpoints"` // found under checkpoints
 	Discarded   uint64 `json:"discarded"`   // named as thrown away
 	Unaccounted uint64 `json:"unaccounted"` // named as unaccounted for
+	// Elsewhere is how many more the cipher machine itself counts, over those above; 0 also where it does not count.
+	Elsewhere int64 `json:"elsewhere"`
+	Offset    int64 `json:"offset,omitempty"` // by which its count is ahead, as was seen and named
 }
 
 func (c *Count) add(how settled) {
@@ -97,9 +101,15 @@ type slot struct {
 	Keys  map[string]*Count `json:"keys"`
 	Open  []*use            `json:"open"`
 	Final string            `json:"final,omitempty"` // the life that ended in order
+	// Of the cipher machine's own counts: there are some; they were compared before; and how many workers ended out of
+	// order since.
+	Counts  bool `json:"counts,omitempty"`
+	Based   bool `json:"based,omitempty"`
+	Crashes int  `json:"crashes,omitempty"`
 
-	reader *uselog.Reader
-	atMS   int64 // of the last use
+	reader  *uselog.Reader
+	pending *reading
+	atMS    int64 // of the last use
 }
 
 // A state is what is kept over a restart.
@@ -119,6 +129,12 @@ type Config struct {
 	Life  uselog.Hash // of this start
 	// Append writes an entry; nil: nothing is written, and nothing is kept.
 	Append func(context.Context, audit.Draft) (audit.Receipt, error)
+	// Counters answers how often each key of a slot has signed as the cipher machine itself counts; none, where it does
+	// not. nil: nobody is asked. Sessions is how many signatures can be under way in a slot; Idle names the slots that
+	// nobody uses before the first pass is over.
+	Counters func(ctx context.Context, slot string) (map[string]uint64, error)
+	Sessions map[string]int
+	Idle     []string
 	// Sealed says whether the journal may be written to for this; nil: always.
 	Sealed func() bool
 	// Grace is how long a signature of a worker that goes on may be without an account; 0: two minutes, which is more
@@ -129,14 +145,16 @@ type Config struct {
 
 // A Reconciler holds both sides against each other. Passes run one at a time; Summary may be asked meanwhile.
 type Reconciler struct {
-	cfg    Config
-	st     state
-	open   map[uselog.Hash][]*use // RSA signs the same twice the same way
-	broken []uselog.Damage
-	moved  bool              // something but checkpoints was accounted for since the last total
-	told   time.Time         // of the last total; monotonic
-	first  bool              // there was no total
-	expect map[string]uint64 // by slot: uses that the last total names, where its state is gone
+	cfg     Config
+	st      state
+	open    map[uselog.Hash][]*use // RSA signs the same twice the same way
+	broken  []uselog.Damage
+	moved   bool      // something but checkpoints was accounted for since the last total
+	told    time.Time // of the last total; monotonic
+	counted time.Time // when the cipher machine's counts were read last; monotonic
+	apart   []Difference
+	first   bool              // there was no total
+	expect  map[string]uint64 // by slot: uses that the last total names, where its state is gone
 
 	mu      sync.Mutex // guards summary
 	summary Summary
@@ -148,7 +166,8 @@ type Summary struct {
 	Open        int              `json:"open"`   // signatures made just now
 	Alarms      uint64           `json:"alarms"` // over the appliance's life
 	Unaccounted uint64           `json:"unaccounted"`
-	Entries     uint64           `json:"entries"` // the journal was read to here
+	Counters    []string         `json:"counters"` // slots whose cipher machine counts by itself
+	Entries     uint64           `json:"entries"`  // the journal was read to here
 }
 
 const statePrefix, stateSuffix = "state-", ".json"
@@ -164,6 +183,9 @@ func New(ctx context.Context, cfg Config) (*Reconciler, error) {
 	}
 	return r, nil
 }
+
+// young is a journal that begins with this start: no key of its slots has signed before.
+const young = 8
 
 // load takes over the state that the journal's last total names. Without one that fits, both sides are read from the
 // beginning, and the journal is told that the count was lost.
@@ -237,7 +259,7 @@ func (r *Reconciler) load(ctx context.Context) error {
 	for _, name := range r.cfg.Slots {
 		s := r.st.Slots[name]
 		if s == nil {
-			s = &slot{Keys: map[string]*Count{}}
+			s = &slot{Keys: map[string]*Count{}, Based: r.first && size < young}
 			r.st.Slots[name] = s
 		}
 		s.reader, err = uselog.OpenReader(r.cfg.Dir, name, &s.At)
@@ -337,12 +359,14 @@ func (r *Reconciler) pass(ctx context.Context, final bool) error {
 	if err != nil {
 		return err
 	}
-	// 2. New uses.
+	// 2. New uses. The cipher machine's counts are read before.
+	counts := r.readCounters(ctx)
 	for _, name := range r.cfg.Slots {
 		if err := r.read(name); err != nil {
 			return err
 		}
 	}
+	r.judgeCounters(counts)
 	// 3. What accounts for them.
 	account := func(h uselog.Hash, how settled) {
 		if len(r.open[h]) == 0 {
@@ -399,6 +423,9 @@ func (r *Reconciler) pass(ctx context.Context, final bool) error {
 	if err := r.name(ctx); err != nil {
 		return err
 	}
+	if err := r.nameCounters(ctx); err != nil {
+		return err
+	}
 	return r.total(ctx, final)
 }
 
@@ -426,6 +453,9 @@ func (r *Reconciler) read(name string) error {
 					if u.Slot == name && !u.Ended {
 						u.Ended, u.Left = true, s.atMS-u.AtMS
 					}
+				}
+				if s.Life != "" && s.Life != s.Final {
+					s.Crashes++
 				}
 				s.Life, s.atMS = hex.EncodeToString(rec.Signed[:]), 0
 			case uselog.Use:
@@ -618,7 +648,7 @@ func write(name string, b []byte) error {
 }
 
 func (r *Reconciler) summarize() {
-	s := Summary{Slots: map[string]Count{}, Open: len(r.waiting()), Alarms: r.st.Alarms + uint64(len(r.broken)), Entries: r.st.Entries}
+	s := Summary{Slots: map[string]Count{}, Counters: []string{}, Open: len(r.waiting()), Alarms: r.st.Alarms + uint64(len(r.broken)), Entries: r.st.Entries}
 	for name, slot := range r.st.Slots {
 		var sum Count
 		for _, c := range slot.Keys {
@@ -628,10 +658,15 @@ func (r *Reconciler) summarize() {
 			sum.Checkpoints += c.Checkpoints
 			sum.Discarded += c.Discarded
 			sum.Unaccounted += c.Unaccounted
+			sum.Elsewhere += c.Elsewhere
+		}
+		if slot.Counts {
+			s.Counters = append(s.Counters, name)
 		}
 		s.Slots[name] = sum
 		s.Unaccounted += sum.Unaccounted
 	}
+	slices.Sort(s.Counters)
 	r.mu.Lock()
 	r.summary = s
 	r.mu.Unlock()

@@ -37,6 +37,12 @@ type BrokenAt struct {
 	uselog.Damage
 }
 
+// An ApartAt is a difference of counts that the journal names.
+type ApartAt struct {
+	Sequence uint64 `json:"sequence"`
+	Difference
+}
+
 // A Report is what [Verify] found.
 type Report struct {
 	Absent  bool            `json:"absent,omitempty"` // there is no log of uses, and the journal knows of none
@@ -46,6 +52,7 @@ type Report struct {
 	Broken  []uselog.Damage `json:"broken"` // likewise
 	Named   []NamedAt       `json:"named"`  // named by the journal
 	Damages []BrokenAt      `json:"damages"`
+	Apart   []ApartAt       `json:"apart"`
 }
 
 // OK says that every use has its account, or its name in the journal.
@@ -81,7 +88,7 @@ func Verify(ctx context.Context, store audit.Store, dir string, slots []string, 
 			return nil, ctx.Err()
 		}
 	}
-	rep := &Report{Entries: r.st.Entries, Keys: []KeyCount{}, Open: []Named{}, Broken: append([]uselog.Damage{}, r.broken...), Named: []NamedAt{}, Damages: []BrokenAt{}}
+	rep := &Report{Entries: r.st.Entries, Keys: []KeyCount{}, Open: []Named{}, Broken: append([]uselog.Damage{}, r.broken...), Named: []NamedAt{}, Damages: []BrokenAt{}, Apart: []ApartAt{}}
 	open := map[[2]string]uint64{}
 	for _, u := range r.waiting() {
 		u.Reason, _ = r.reason(u)
@@ -110,12 +117,19 @@ func (rep *Report) history(ctx context.Context, store audit.Store) error {
 	}
 	for _, seg := range segments {
 		err := store.Rows(ctx, seg.Number, int64(seg.First), func(row audit.Row) error {
-			if row.Kind != KindUnaccounted && row.Kind != KindBroken {
+			if row.Kind != KindUnaccounted && row.Kind != KindBroken && row.Kind != KindCounter {
 				return nil
 			}
 			e, err := audit.ParseEntry(row.DER)
 			if err != nil {
 				return err
+			}
+			if e.Kind == KindCounter {
+				number := func(name string) int64 { n, _ := e.Field(name).(audit.Int); return int64(n) }
+				rep.Apart = append(rep.Apart, ApartAt{e.Sequence, Difference{
+					Slot: e.Object, Key: e.Text("key"), Machine: uint64(number("machine")), Log: uint64(number("log")), More: number("more"), Reason: e.Text("reason"),
+				}})
+				return nil
 			}
 			if e.Kind == KindBroken {
 				n, _ := e.Field("uses").(audit.Int)

@@ -224,11 +224,11 @@ func printUses(w io.Writer, r *uses.Report) {
 		fmt.Fprintln(w, "密钥使用 uses of keys：没有使用记录，未核对 (there is no log of uses, nothing was held against it)")
 		return
 	}
-	fmt.Fprintln(w, "密钥使用 uses of keys（签名 signatures = 此前 before + 条目 entries + 检查点 checkpoints + 作废 discarded + 无记录 unaccounted + 未决 open）")
+	fmt.Fprintln(w, "密钥使用 uses of keys（签名 signatures = 此前 before + 条目 entries + 检查点 checkpoints + 作废 discarded + 无记录 unaccounted + 未决 open；绕过工作进程 elsewhere：密码机自己多计的次数 as the cipher machine itself counts）")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "slot\tkey\tsignatures\tbefore\tentries\tcheckpoints\tdiscarded\tunaccounted\topen\t")
+	fmt.Fprintln(t, "slot\tkey\tsignatures\tbefore\tentries\tcheckpoints\tdiscarded\tunaccounted\topen\telsewhere\t")
 	for _, k := range r.Keys {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", k.Slot, k.Key, k.Uses, k.Before, k.Entries, k.Checkpoints, k.Discarded, k.Unaccounted, k.Open)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", k.Slot, k.Key, k.Uses, k.Before, k.Entries, k.Checkpoints, k.Discarded, k.Unaccounted, k.Open, k.Elsewhere)
 	}
 	t.Flush()
 	for _, n := range r.Named {
@@ -238,6 +238,10 @@ func printUses(w io.Writer, r *uses.Report) {
 	for _, d := range r.Damages {
 		fmt.Fprintf(w, "  ✗ 条目 entry %d 已记 names：槽位 %s 的使用记录不完整 (the log of uses was damaged)：%s，%s\n", d.Sequence, d.Slot, d.What, d.Detail)
 	}
+	for _, d := range r.Apart {
+		fmt.Fprintf(w, "  ✗ 条目 entry %d 已记 names：槽位 %s 密钥 %s，密码机自计 %d 次，使用记录 %d 次，多 %d 次 (the cipher machine counts %d more uses of key %s than were recorded)\n      %s\n",
+			d.Sequence, d.Slot, d.Key, d.Machine, d.Log, d.More, d.More, d.Key, d.Reason)
+	}
 	for _, n := range r.Open {
 		fmt.Fprintf(w, "  ✗ 槽位 %s 密钥 %s 第 %d 次使用没有记录，日志尚未记下 (slot %s, key %s, use %d has no entry, and the journal does not name it yet)\n      签名 signature SM3 %s：%s\n",
 			n.Slot, n.Key, n.Counter, n.Slot, n.Key, n.Counter, n.Signature, n.Reason)
@@ -246,7 +250,7 @@ func printUses(w io.Writer, r *uses.Report) {
 		fmt.Fprintf(w, "  ✗ 槽位 %s 的使用记录不完整，日志尚未记下 (the log of uses is damaged, and the journal does not name it yet)：%s，%s\n", d.Slot, d.What, d.Detail)
 	}
 	if r.OK() {
-		if len(r.Named)+len(r.Damages) == 0 {
+		if len(r.Named)+len(r.Damages)+len(r.Apart) == 0 {
 			fmt.Fprintln(w, "结论 result: 每个签名都有交代 (every signature is accounted for)")
 		} else {
 			fmt.Fprintln(w, "结论 result: 没有记录的签名均已在日志中指名 (each signature without an entry is named in the journal)")

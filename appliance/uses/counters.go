@@ -1,0 +1,155 @@
+package uses
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"yinjian/appliance/audit"
+)
+
+// KindCounter names a key whose signatures, by the cipher machine's own count, are not those that the workers recorded.
+const KindCounter = "uses.counter"
+
+// Past is the reason of such an entry when no end of a process explains it: somebody with the PIN, or the machine itself.
+const Past = "signed past the worker, or the count was changed (绕过工作进程签名，或计数被改动)"
+
+// countersEvery is how often the cipher machine's counts are read while the appliance runs; it lists all keys.
+const countersEvery = 10 * time.Minute
+
+// A reading is what the cipher machine said of one slot's keys, and how often the log had them used just afterwards.
+type reading struct{ machine, log map[string]uint64 }
+
+// A Difference is one key whose two counts have moved apart.
+type Difference struct {
+	Slot    string `json:"slot"`
+	Key     string `json:"key"`
+	Machine uint64 `json:"machine"` // the cipher machine's count
+	Log     uint64 `json:"log"`     // the workers' count
+	More    int64  `json:"more"`    // by how many the first is ahead of what it should be; negative: behind
+	Reason  string `json:"reason"`
+}
+
+// readCounters asks the cipher machine, when it is time. Its answers are judged when what was under way is in the log.
+func (r *Reconciler) readCounters(ctx context.Context) map[string]map[string]uint64 {
+	if r.cfg.Append == nil || r.cfg.Counters == nil || !r.counted.IsZero() && time.Since(r.counted) < countersEvery { // interval
+		return nil
+	}
+	out := map[string]map[string]uint64{}
+	for _, name := range r.cfg.Slots {
+		counts, err := r.cfg.Counters(ctx, name)
+		if err != nil {
+			r.cfg.Log.WithError(err).WithField("slot", name).Warning("the cipher machine's counts of uses were not read; they are next time")
+			return nil
+		}
+		out[name] = counts
+	}
+	return out
+}
+
+// judgeCounters compares the counts. At the first pass of a start, the slots that nobody uses yet are judged at once;
+// otherwise a key is judged one pass later: exactly if it was not used meanwhile, for then nothing was under way, and
+// with a margin of what can be under way if it was.
+func (r *Reconciler) judgeCounters(fresh map[string]map[string]uint64) {
+	for _, name := range r.cfg.Slots {
+		s := r.st.Slots[name]
+		now := map[string]uint64{}
+		for key, c := range s.Keys {
+			now[key] = c.Uses
+		}
+		if p := s.pending; p != nil {
+			for key, machine := range p.machine {
+				margin := int64(0)
+				if now[key] != p.log[key] {
+					margin = int64(r.cfg.Sessions[name])
+				}
+				r.judge(name, key, machine, p.log[key], margin)
+			}
+			s.pending, s.Based, s.Crashes = nil, true, 0
+		}
+		counts, ok := fresh[name]
+		switch {
+		case !ok:
+		case r.counted.IsZero() && slices.Contains(r.cfg.Idle, name):
+			for key, machine := range counts {
+				r.judge(name, key, machine, now[key], 0)
+			}
+			s.Based, s.Crashes = true, 0
+		default:
+			s.pending = &reading{counts, now}
+		}
+		if len(counts) > 0 {
+			s.Counts = true
+		}
+	}
+	if fresh != nil {
+		r.counted = time.Now() // interval
+	}
+}
+
+// judge compares one key's two counts. At the slot's first comparison it learns by how much they are apart: keys may be
+// older than the log.
+func (r *Reconciler) judge(name, key string, machine, log uint64, margin int64) {
+	s := r.st.Slots[name]
+	c := s.Keys[key]
+	if c == nil {
+		if machine == 0 {
+			return
+		}
+		c = &Count{}
+		s.Keys[key] = c
+	}
+	more := int64(machine) - int64(log) - c.Offset
+	if !s.Based {
+		if more != 0 {
+			c.Offset, r.moved = c.Offset+more, true
+		}
+		return
+	}
+	if more > 0 {
+		more = max(0, more-margin)
+	} else if margin > 0 {
+		more = 0 // the log was read later
+	}
+	if more == 0 {
+		return
+	}
+	d := Difference{Slot: name, Key: key, Machine: machine, Log: log, More: more, Reason: Past}
+	// A worker that was killed took what it was signing with it: made, and not recorded. A power cut may put a count back.
+	if s.Crashes > 0 && more <= int64(s.Crashes*r.cfg.Sessions[name]) {
+		d.Reason = Ended
+	}
+	r.apart = append(r.apart, d)
+}
+
+// nameCounters journals the differences, each once.
+func (r *Reconciler) nameCounters(ctx context.Context) error {
+	for len(r.apart) > 0 {
+		d := r.apart[0]
+		_, err := r.cfg.Append(ctx, audit.Draft{
+			Kind: KindCounter, Actor: "appliance", Object: d.Slot,
+			Fields: []audit.Field{
+				{Name: "key", Value: audit.Text(d.Key)}, {Name: "machine", Value: audit.Int(d.Machine)}, {Name: "log", Value: audit.Int(d.Log)},
+				{Name: "more", Value: audit.Int(d.More)}, {Name: "reason", Value: audit.Text(d.Reason)},
+			},
+		})
+		if err != nil {
+			return err
+		}
+		r.apart = r.apart[1:]
+		c := r.st.Slots[d.Slot].Keys[d.Key]
+		c.Offset += d.More
+		c.Elsewhere += d.More
+		r.moved = true
+		log := r.cfg.Log.WithFields(logrus.Fields{"slot": d.Slot, "object": d.Key, "machine": d.Machine, "log": d.Log, "more": d.More, "reason": d.Reason})
+		if d.Reason == Ended {
+			log.Warning("the cipher machine signed for a worker that ended")
+			continue
+		}
+		r.st.Alarms++
+		log.Error("ALARM: the cipher machine counts other uses of a key than the workers recorded")
+	}
+	return nil
+}
