@@ -1,0 +1,103 @@
+package uses_test
+
+import (
+	"context"
+	"maps"
+	"testing"
+
+	"yinjian/appliance/uses"
+	"yinjian/hsm/uselog"
+)
+
+// A machineCount stands for a cipher machine that counts.
+type machineCount map[string]uint64
+
+func (m machineCount) config(c *uses.Config) {
+	c.Sessions, c.Idle = map[string]int{"staff": 4}, []string{"staff"}
+	c.Counters = func(_ context.Context, slot string) (map[string]uint64, error) {
+		if slot != "staff" {
+			return nil, nil
+		}
+		return maps.Clone(m), nil
+	}
+}
+
+// A key that is older than the log begins with what the machine says; from then on each use past the worker is named,
+// once, also of a key that the log has never seen. What an end out of order can have left is named without an alarm, and
+// no more than that.
+func TestCounters(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for n := range 8 { // a journal that is older than the log
+		b.append(entry([]byte{byte(n)}))
+	}
+	machine := machineCount{"staff/D1": 70, "staff/D2": 5}
+	for n := range 3 {
+		b.record(n)
+	}
+	machine["staff/D1"] += 3
+	want := 0
+	next := func(life byte, final bool, reasons ...string) {
+		t.Helper()
+		if life > 0 {
+			b.start(life)
+		}
+		s := b.pass(b.reconciler(machine.config), final)
+		if len(s.Counters) != 1 || s.Counters[0] != "staff" {
+			t.Errorf("counters %v", s.Counters)
+		}
+		want += len(reasons)
+		apart := b.verify().Apart
+		if len(apart) != want {
+			t.Fatalf("%d differences, want %d: %+v", len(apart), want, apart)
+		}
+		for i, d := range apart[want-len(reasons):] {
+			if d.Reason != reasons[i] {
+				t.Errorf("difference %+v, want reason %q", d, reasons[i])
+			}
+		}
+	}
+	next(0, true)
+	machine["staff/D1"] += 2
+	machine["staff/D3"] = 1
+	next(2, false, uses.Past, uses.Past)
+	next(0, true)
+	// The machine was put back.
+	machine["staff/D2"]--
+	next(3, false, uses.Past)
+	// A kill with four under way, at most.
+	b.record(10)
+	machine["staff/D1"] += 1 + 4
+	next(4, false, uses.Ended)
+	b.worker(uselog.Hash{4}) // the appliance goes on with another worker
+	machine["staff/D1"] += 9
+	next(5, false, uses.Past)
+	s := b.pass(b.reconciler(machine.config), true)
+	if c := s.Slots["staff"]; c.Elsewhere != 2+1-1+4+9 || s.Alarms != 4 {
+		t.Errorf("summary %+v", s)
+	}
+}
+
+// While a key is used, what is under way is no difference; when it rests, the least one is.
+func TestCountersUnderLoad(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	machine := machineCount{}
+	r := b.reconciler(func(c *uses.Config) {
+		machine.config(c)
+		c.Idle = nil
+	})
+	machine["staff/D1"] = 3 // under way, recorded after the pass
+	b.pass(r, false)
+	for n := range 3 {
+		b.record(n)
+	}
+	if s := b.pass(r, false); s.Alarms != 0 {
+		t.Errorf("under load: %+v", s)
+	}
+	machine["staff/D1"]++
+	r = b.reconciler(machine.config)
+	if s := b.pass(r, false); s.Alarms != 1 || s.Slots["staff"].Elsewhere != 1 {
+		t.Errorf("at rest: %+v", s)
+	}
+}
