@@ -199,7 +199,9 @@ func (a *appSlot) login(r role, pin []byte) rv {
 	defer a.mu.Unlock()
 	code = a.mayLogin(r) // a read-only session may have been opened meanwhile
 	if code == ckrOK && r == user {
-		code = t.unlock(key)
+		if code = t.unlock(key); code == ckrOK {
+			t.openUses()
+		}
 	}
 	if code != ckrOK {
 		clear(key)

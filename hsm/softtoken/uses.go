@@ -19,7 +19,7 @@ const usesFile = "uses.cnt"
 
 const useEntry = 16 + 8
 
-// A useCounts is a token's, read when it is first needed.
+// A useCounts is a token's, read at the first login.
 type useCounts struct {
 	mu     sync.Mutex // guards what follows
 	serial serial
@@ -85,6 +85,17 @@ func (t *token) stored(o *object) (*item, serial) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return o.item, t.rec.serial
+}
+
+// openUses opens the file while its folder is there: counting itself needs no folder. An error will be that of the
+// first signature.
+func (t *token) openUses() {
+	sn, _ := t.opened()
+	t.uses.mu.Lock()
+	defer t.uses.mu.Unlock()
+	if _, err := t.uses.of(t, sn, [16]byte{}, false); err != nil {
+		t.log.WithError(err).Error("uses of keys cannot be counted")
+	}
 }
 
 // countUse counts one signature of a token object, before it leaves.
