@@ -184,7 +184,7 @@ func ends(l account.CertificateLine) string {
 
 // watchExpiry logs a certificate once for each of expiryDays that it comes within, and keeps the list for the state.
 func (a *Appliance) watchExpiry(ctx context.Context) error {
-	tick := time.NewTicker(10 * time.Second)
+	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
 	told := map[string]int{} // by label and serial: the narrowest that was logged
 	for {

@@ -265,6 +265,11 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if _, err := s.cfg.Directory.Standing(key.Path, pki.StaffSigning, reading.Time); err != nil {
 		return nil, err
 	}
+	if stamping {
+		if _, err := s.cfg.Directory.Standing(stamper.Chain(), pki.TimeStamping, reading.Time); err != nil {
+			return nil, err
+		}
+	}
 
 	// 4. Consent: one use is taken. It is given back if it is certain that there is no record.
 	digest := q.digest(contentSM3)

@@ -389,7 +389,12 @@ func TestCertificatesFromARealCA(t *testing.T) {
 		return crt
 	}
 	own("tsa:sm2", "tsa", ca)
-	own("tsa:rsa", "tsa", ca)
+	// One comes as CAs like to send them: PKCS#7, with the chain inside.
+	csr := filepath.Join(work, "tsa-rsa.csr")
+	mustRun(t, "cert", "csr", "--dir", dir, "--for", "tsa:rsa", "-o", csr, "--subject", "CN=时间戳单元 RSA,O=某医院,C=CN")
+	bundle := filepath.Join(work, "tsa-rsa.p7b")
+	ca.openssl("crl2pkcs7", "-nocrl", "-certfile", ca.issue(csr, "tsa"), "-certfile", "sub.crt", "-outform", "DER", "-out", bundle)
+	mustRun(t, "cert", "import", bundle, "--dir", dir)
 	own("log", "log", ca)
 	refused(t, 1, []string{"forbidden", "日志密钥不更换"}, "cert", "csr", "--dir", dir, "--for", "log", "--new-key")
 	own("tls", "tls", rsaCA)
@@ -457,12 +462,21 @@ func TestCertificatesFromARealCA(t *testing.T) {
 	}
 
 	// 7. Renewal with another key, overlapping; a unit's too. Both signatures hold.
-	csr := filepath.Join(work, "renewal.csr")
+	csr = filepath.Join(work, "renewal.csr")
 	mustRun(t, "cert", "csr", "--dir", dir, "--for", "signer:D000", "--new-key", "-o", csr)
 	encryption := ca.issue(csr, "encryption")
 	refused(t, 1, []string{"certificate_encryption", "加密证书"}, "cert", "import", encryption, "--dir", dir)
 	mustRun(t, "cert", "import", ca.issue(csr, "staff"), "--dir", dir)
 	own("tsa:sm2", "tsa", ca, "--new-key")
+	own("tls", "tls", rsaCA, "--new-key")
+	if err := under(rsaCA.path("root.crt")); err != nil {
+		t.Errorf("TLS with a new key: %v", err)
+	}
+	// A doctor who is enrolled now has a certificate that ends within a week.
+	short := filepath.Join(work, "short.csr")
+	m.enrol(t, "D100", "", "--ca", "external", "--algorithms", "SM2")
+	mustRun(t, "cert", "csr", "--dir", dir, "--for", "signer:D100", "-o", short)
+	mustRun(t, "cert", "import", ca.issue(short, "staff", "-days", "5"), "--dir", dir)
 	fresh := sign("D000", "after-renewal")
 	if fresh.serial == old.serial {
 		t.Error("the renewed certificate does not sign")
@@ -500,6 +514,9 @@ func TestCertificatesFromARealCA(t *testing.T) {
 	if err := under(rsaCA.path("root.crt")); err != nil {
 		t.Errorf("TLS after the restart: %v", err)
 	}
+	eventually(t, 20*time.Second, "a warning of the certificate that ends soon", func() bool {
+		return slices.ContainsFunc(m.state(t).Warnings, func(w string) bool { return strings.Contains(w, "signer:D100") && strings.Contains(w, "4 天") })
+	})
 	after := m.certificates(t)
 	count := func(lines []account.CertificateLine) map[string]int {
 		n := map[string]int{}
@@ -508,7 +525,7 @@ func TestCertificatesFromARealCA(t *testing.T) {
 		}
 		return n
 	}
-	want := map[string]int{"staff active": 19, "staff revoked": 2, "tsa active": 2, "tsa superseded": 3, "log active": 1, "log superseded": 1, "tls active": 1, "tls superseded": 1}
+	want := map[string]int{"staff active": 20, "staff revoked": 2, "tsa active": 2, "tsa superseded": 3, "log active": 1, "log superseded": 1, "tls active": 1, "tls superseded": 2}
 	for name, lines := range map[string][]account.CertificateLine{"before": before, "after": after} {
 		if got := count(lines); fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("certificates %s the restart: %v, want %v", name, got, want)
