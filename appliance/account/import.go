@@ -205,9 +205,6 @@ func (s *Service) judgeImport(c *smx509.Certificate, above []*smx509.Certificate
 	if err := pki.CheckPublicKey(c.PublicKey); err != nil {
 		return nil, false, problem.New(problem.CertificateWeak, "证书的密钥算法或长度不可接受 (key too weak)", "重新申请 (request another)").With(err)
 	}
-	if now.After(c.NotAfter) {
-		return nil, false, problem.New(problem.CertificateExpired, "证书已过期 (the certificate has expired)", "向 CA 申请新证书 (request a new certificate)")
-	}
 	at := now
 	if at.Before(c.NotBefore) {
 		at = c.NotBefore

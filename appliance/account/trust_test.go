@@ -34,7 +34,7 @@ import (
 // An authority is a CA that is not the appliance's: a root, an intermediate under it, and what it is told to issue. The
 // tests of the command line have one made with OpenSSL; this one can be as wrong as a test wants.
 type authority struct {
-	t       *testing.T
+	t       testing.TB
 	key     crypto.Signer
 	cert    *smx509.Certificate
 	above   []*smx509.Certificate
@@ -43,7 +43,7 @@ type authority struct {
 
 var year = 365 * 24 * time.Hour
 
-func newKey(t *testing.T) crypto.Signer {
+func newKey(t testing.TB) crypto.Signer {
 	t.Helper()
 	k, err := sm2.GenerateKey(rand.Reader)
 	if err != nil {
@@ -82,7 +82,7 @@ func caTemplate(name string) *smx509.Certificate {
 }
 
 // newAuthority is a root by itself.
-func newAuthority(t *testing.T, name string, key crypto.Signer) *authority {
+func newAuthority(t testing.TB, name string, key crypto.Signer) *authority {
 	t.Helper()
 	a := &authority{t: t, key: key}
 	root := caTemplate(name)
@@ -659,5 +659,42 @@ func TestImportsSideBySide(t *testing.T) {
 	}
 	if n != 1 {
 		t.Errorf("%d lines", n)
+	}
+}
+
+// Once a real certificate has begun, the one for evaluation never signs again, whatever becomes of the real one.
+func TestEvaluationEndsWithTheFirstRealOne(t *testing.T) {
+	t.Parallel()
+	c := newClinic(t)
+	g := c.Doctor("D002", "SM2") // with a certificate for evaluation
+	use := func() (string, error) {
+		c.signCount++
+		r, err := c.Signing.Sign(t.Context(), c.app, testkit.Request(strings.Repeat("e", c.signCount), "D002"))
+		if err != nil {
+			return "", err
+		}
+		cert, err := pki.ParseCertificate(r.Certificates[0])
+		c.must(nil, err)
+		return pki.SerialHex(cert.SerialNumber), nil
+	}
+	r := c.ask(account.RequestSpec{For: "signer:D002"})
+	next := c.sub.issue(r.CSR, func(x *smx509.Certificate) { x.NotBefore = testkit.Start.Add(time.Hour) })
+	c.must(nil, c.take(next))
+	if serial, err := use(); err != nil || serial != c.Serial(g, "SM2") {
+		t.Errorf("before the real one begins: %s, %v", serial, err)
+	}
+	// A CA that dates back: the real one signs all the same.
+	dated := c.sub.issue(r.CSR, func(x *smx509.Certificate) { x.NotBefore = testkit.Start.Add(-year) })
+	c.must(nil, c.take(dated))
+	if serial, err := use(); err != nil || serial != pki.SerialHex(dated.SerialNumber) {
+		t.Errorf("dated back: %s, %v", serial, err)
+	}
+	c.lists(2, dated)
+	if serial, err := use(); problem.CodeOf(err) != problem.CertificateUnusable {
+		t.Errorf("the real one revoked: %s, %v", serial, err)
+	}
+	c.Clock.Advance(2 * time.Hour)
+	if serial, err := use(); err != nil || serial != pki.SerialHex(next.SerialNumber) {
+		t.Errorf("the next one: %s, %v", serial, err)
 	}
 }
