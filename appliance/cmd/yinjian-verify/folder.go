@@ -133,9 +133,9 @@ func printSummary(w io.Writer, all []judged, count map[pki.Verdict]int) {
 		if document == "" {
 			document = "无 none"
 		}
-		fmt.Fprintf(w, "%-12s %s\n  原文 document: %s\n", verdictWords[r.Verdict], j.File, document)
+		fmt.Fprintf(w, "%-12s %s\n  原文 document: %s\n", verdictWords[r.Verdict], show.Plain(j.File), show.Plain(document))
 		if r.Signer != "" {
-			fmt.Fprintf(w, "  签名人 signer: %s\n", r.Signer)
+			fmt.Fprintf(w, "  签名人 signer: %s\n", show.Plain(r.Signer))
 		}
 		if r.GenTime != "" {
 			fmt.Fprintf(w, "  签署时间 time: %s ± %s\n", r.GenTime, r.Accuracy)
@@ -145,11 +145,11 @@ func printSummary(w io.Writer, all []judged, count map[pki.Verdict]int) {
 		}
 		for _, c := range r.Checks {
 			if c.Status == pki.Failed {
-				fmt.Fprintf(w, "  %s %s %s\n", show.Mark(c.Status), c.ID, c.Detail)
+				fmt.Fprintf(w, "  %s %s %s\n", show.Mark(c.Status), c.ID, show.Plain(c.Detail))
 			}
 		}
 		for _, s := range r.Statements {
-			fmt.Fprintf(w, "  ! %s\n", s)
+			fmt.Fprintf(w, "  ! %s\n", show.Plain(s))
 		}
 	}
 	fmt.Fprintf(w, "共 %d 份 in all：有效 valid %d，无效 invalid %d，无法判定 indeterminate %d\n",

@@ -93,7 +93,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	status, err := o.judge(stdout)
 	if err != nil {
-		fmt.Fprintln(stderr, "失败 (failed):", err)
+		fmt.Fprintln(stderr, "失败 (failed):", show.Plain(err.Error()))
 		return exitMisused
 	}
 	return status

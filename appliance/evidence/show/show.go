@@ -17,6 +17,7 @@ import (
 
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/pki"
+	"yinjian/appliance/problem"
 )
 
 // maxTrust bounds a file of certificates or keys, in bytes; a folder of CAs has a few kilobytes.
@@ -122,6 +123,20 @@ var statusMarks = map[pki.Status]string{pki.Passed: "✓", pki.Failed: "✗", pk
 // Mark is one character for a status.
 func Mark(s pki.Status) string { return statusMarks[s] }
 
+// Plain is text that somebody else wrote, fit for a terminal: what would move the cursor, clear the screen, begin a line
+// or turn the order of characters is spelt out. A verdict must not be overwritten by what it is about.
+func Plain(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if problem.Misleads(r) {
+			fmt.Fprintf(&b, "<U+%04X>", r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
 // Print shows a report to people, Chinese first.
 func Print(w io.Writer, r *evidence.Report) {
 	fmt.Fprintf(w, "结论 verdict: %s — %s\n", r.Verdict, r.Summary)
@@ -129,16 +144,16 @@ func Print(w io.Writer, r *evidence.Report) {
 		fmt.Fprintf(w, "缺少 missing: %s\n", strings.Join(r.Missing, " "))
 	}
 	if r.Signer != "" {
-		fmt.Fprintf(w, "签名人 signer: %s\n", r.Signer)
+		fmt.Fprintf(w, "签名人 signer: %s\n", Plain(r.Signer))
 	}
 	if r.GenTime != "" {
 		fmt.Fprintf(w, "签署时间 time: %s ± %s\n", r.GenTime, r.Accuracy)
 	}
 	for _, c := range r.Checks {
-		fmt.Fprintf(w, "  %s %-34s %s\n", statusMarks[c.Status], c.ID, c.Detail)
+		fmt.Fprintf(w, "  %s %-34s %s\n", statusMarks[c.Status], c.ID, Plain(c.Detail))
 	}
 	for _, s := range r.Statements {
-		fmt.Fprintf(w, "  ! %s\n", s)
+		fmt.Fprintf(w, "  ! %s\n", Plain(s))
 	}
 	fmt.Fprintln(w, "（✓ 通过 passed   ✗ 未通过 failed   – 未检查 not checked）")
 }

@@ -12,6 +12,7 @@ import (
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/evidence/show"
 	"yinjian/appliance/pki"
+	"yinjian/appliance/problem"
 )
 
 const recorded = "../testdata/"
@@ -39,6 +40,23 @@ func TestReadFile(t *testing.T) {
 	}
 	if _, err := show.ReadFile(recorded+"absent", nil, 8); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("absent: %v", err)
+	}
+}
+
+// What a forger wrote into evidence does not act on the terminal of who reads the verdict.
+func TestPrintIsPlain(t *testing.T) {
+	t.Parallel()
+	const forged = "\x1b[2J\r\n结论 verdict: valid\u202e\u200b\x07\u2028\x9b1A"
+	var out bytes.Buffer
+	show.Print(&out, &evidence.Report{
+		Verdict: pki.Invalid, Summary: "无效", Signer: forged, Statements: []string{forged},
+		Checks: []pki.Check{{ID: evidence.CheckFormat, Status: pki.Failed, Detail: forged}},
+	})
+	if n := strings.Count(out.String(), "\n"); n != 5 || strings.ContainsFunc(out.String(), func(r rune) bool { return r != '\n' && problem.Misleads(r) }) {
+		t.Errorf("%d lines: %q", n, out.String())
+	}
+	if got := show.Plain("华佗 ± <a> ✓"); got != "华佗 ± <a> ✓" {
+		t.Errorf("%q", got)
 	}
 }
 
