@@ -24,6 +24,7 @@ import java.io.OutputStream;
 import java.io.PrintStream;
 import java.net.ConnectException;
 import java.net.NoRouteToHostException;
+import java.net.Proxy;
 import java.net.SocketTimeoutException;
 import java.net.URL;
 import java.net.UnknownHostException;
@@ -59,6 +60,15 @@ import javax.net.ssl.TrustManagerFactory;
 
 /** Safe for concurrent use; one object serves the whole program. */
 public final class YinjianClient {
+    static {
+        // Java silently sends a POST again when its connection ends without an answer, with the same nonce. Where this
+        // comes too late (another part of the program used HTTP before), the appliance refuses the second copy as
+        // replayed_request, and call() goes on from there.
+        if (System.getProperty("sun.net.http.retryPost") == null) {
+            System.setProperty("sun.net.http.retryPost", "false");
+        }
+    }
+
     private static final int MAX_ATTEMPTS = 8;
     private static final int MAX_ANSWER = 64 << 20;
     private static final SecureRandom RANDOM = new SecureRandom();
@@ -249,7 +259,7 @@ public final class YinjianClient {
     });
 
     private byte[] once(String method, String path, byte[] body, String idempotencyKey, long millis) throws IOException {
-        final HttpsURLConnection c = (HttpsURLConnection) new URL(base + path).openConnection();
+        final HttpsURLConnection c = (HttpsURLConnection) new URL(base + path).openConnection(Proxy.NO_PROXY);
         c.setSSLSocketFactory(tls); // the host name is checked by HttpsURLConnection's own verifier
         c.setRequestMethod(method);
         c.setConnectTimeout((int) Math.min(connectMillis, millis));
@@ -264,10 +274,7 @@ public final class YinjianClient {
         }
         if (body.length > 0) {
             c.setRequestProperty("Content-Type", "application/json");
-            c.setDoOutput(true);
-            // Without this Java silently sends a POST again when a kept connection turns out closed, with the same
-            // nonce, which the appliance refuses as replayed_request.
-            c.setFixedLengthStreamingMode(body.length);
+            c.setDoOutput(true); // not streaming: that loses the body of every 401, and with it the reason
         }
         Future<byte[]> exchange = ATTEMPTS.submit(() -> exchange(c, body));
         try {

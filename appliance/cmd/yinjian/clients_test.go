@@ -291,7 +291,7 @@ func TestClients(t *testing.T) {
 	m.register(t, "emr-binhai", "--consent", "signer-pin", "--consent", "app-asserted")
 	const pin = `p"in\1357`
 	m.enrol(t, "D10023", pin)
-	credentials := filepath.Join(dir, "credentials", "emr-binhai.json")
+	credentials, foreigner := filepath.Join(dir, "credentials", "emr-binhai.json"), filepath.Join(tempDir(t), "foreigner.json")
 	body, large := filepath.Join(tempDir(t), "body.json"), filepath.Join(tempDir(t), "large.json")
 	request, err := json.Marshal(asserted("D10023", "clients"))
 	if err == nil {
@@ -299,6 +299,9 @@ func TestClients(t *testing.T) {
 	}
 	if err == nil {
 		err = os.WriteFile(large, make([]byte, 12<<20), 0o600)
+	}
+	if err == nil {
+		err = os.WriteFile(foreigner, fmt.Appendf(nil, `{"application":"emr-binhai","key_hex":"%064x"}`, 1), 0o600)
 	}
 	// The rest of what the demo leaves.
 	if err == nil {
@@ -456,7 +459,19 @@ func TestClients(t *testing.T) {
 					t.Errorf("%d requests to a server that should not be believed", n)
 				}
 
-				// 5. A server that takes no more of a large body: the attempt's time covers that too.
+				// 5. The reason of a 401 is told, and it is not tried again.
+				argv := append(slices.Clip(programs[name]), "sign", foreigner, b.url, b.ca, body, nothing)
+				if name == "sh" {
+					argv = []string{"sh", clientFiles + "sign.sh", "POST", b.url + "/v1/sign", body, "-H", "Idempotency-Key: " + nothing, "--cacert", b.ca}
+				}
+				if name != "Go" { // its refusals are tested in package api
+					o := command(t, []string{"YINJIAN_KEY_FILE=" + foreigner}, argv...)
+					if o.code != 3 || !strings.Contains(o.stderr, "unauthenticated: ") || b.at(nothing) != 1 {
+						t.Errorf("wrong key: %d requests, %v", b.at(nothing), o)
+					}
+				}
+
+				// 6. A server that takes no more of a large body: the attempt's time covers that too.
 				if argv, ok := programs[name]; ok {
 					o := command(t, times(1, 1), append(slices.Clip(argv), "sign", credentials, b.url, b.ca, large, "deaf")...)
 					if o.code != 4 {
