@@ -303,14 +303,14 @@ func TestListenersRefuseTheWrongPlace(t *testing.T) {
 }
 
 // accepting accepts from a limited listener on loopback for as long as it is open.
-func accepting(t *testing.T, most, each int) (dial func() net.Conn, accepted chan net.Conn, stop func() error) {
+func accepting(t *testing.T, most, each int) (dial, accepted func() net.Conn, stop func() error) {
 	t.Helper()
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ln := api.Limited(inner, most, each)
-	accepted = make(chan net.Conn, 16)
+	all := make(chan net.Conn, 16)
 	ended := make(chan error, 1)
 	go func() {
 		for {
@@ -319,12 +319,22 @@ func accepting(t *testing.T, most, each int) (dial func() net.Conn, accepted cha
 				ended <- err
 				return
 			}
-			accepted <- c
+			all <- c
 		}
 	}()
 	stop = sync.OnceValue(func() error { ln.Close(); return <-ended })
 	t.Cleanup(func() { stop() })
-	return func() net.Conn {
+	accepted = func() net.Conn {
+		t.Helper()
+		select {
+		case c := <-all:
+			return c
+		case <-time.After(20 * time.Second):
+			t.Fatal("no connection was accepted")
+			return nil
+		}
+	}
+	dial = func() net.Conn {
 		t.Helper()
 		c, err := net.Dial("tcp", ln.Addr().String())
 		if err != nil {
@@ -333,7 +343,8 @@ func accepting(t *testing.T, most, each int) (dial func() net.Conn, accepted cha
 		t.Cleanup(func() { c.Close() })
 		c.SetDeadline(time.Now().Add(20 * time.Second))
 		return c
-	}, accepted, stop
+	}
+	return dial, accepted, stop
 }
 
 // One connection too many closes the one that has waited longest for a request; without any that waits it is closed
@@ -345,25 +356,25 @@ func TestConnectionsAreBounded(t *testing.T) {
 			t.Parallel()
 			dial, accepted, stop := accepting(t, bound[0], bound[1])
 			first := dial()
-			one := <-accepted
+			one := accepted()
 			second := dial()
-			two := <-accepted
+			two := accepted()
 			api.ConnState(two, http.StateActive)
 			dial()
-			three := <-accepted
+			three := accepted()
 			wantClosed(t, first) // one waited longest
 			api.ConnState(three, http.StateActive)
 			fourth := dial()
 			wantClosed(t, fourth) // nobody waits
 			api.ConnState(two, http.StateIdle)
 			dial()
-			four := <-accepted
+			four := accepted()
 			wantClosed(t, second)
 			one.Close() // late, and twice, frees nothing
 			four.Close()
 			four.Close()
 			dial()
-			five := <-accepted
+			five := accepted()
 			api.ConnState(five, http.StateActive)
 			wantClosed(t, dial())
 			if err := stop(); !errors.Is(err, net.ErrClosed) {
