@@ -473,6 +473,7 @@ func TestSyncedBeforeAcknowledged(t *testing.T) {
 	syncs, writes, acks := 0, 0, 0
 	for line := range strings.Lines(string(text)) {
 		switch {
+		case strings.Contains(line, "/refs.db"): // the index of references; no receipt depends on it
 		case strings.Contains(line, "pwrite64(") && strings.Contains(line, ".db-wal"):
 			writes++
 		case (strings.Contains(line, "fdatasync(") || strings.Contains(line, "fsync(")) && strings.Contains(line, ".db-wal"):
@@ -529,6 +530,9 @@ func TestEachReceiptFollowsItsOwnSync(t *testing.T) {
 				continue
 			}
 			call = began + call
+		}
+		if strings.Contains(call, "/refs.db") {
+			continue // the index of references is made anew when it is lost; no receipt depends on it
 		}
 		log := strings.Contains(call, ".db-wal>")
 		sync := strings.HasPrefix(call, "fsync(") || strings.HasPrefix(call, "fdatasync(")

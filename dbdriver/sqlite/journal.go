@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,6 +68,9 @@ type Journal struct {
 	recent  map[audit.Hash]bool
 	order   []audit.Hash // of recent, oldest first
 	month   time.Time    // first day of the active segment's month; zero: not known yet
+
+	filling  sync.WaitGroup     // reads the active segment's references
+	stopFill context.CancelFunc // guarded by writing, but for the opening
 }
 
 // A segment is one file.
@@ -86,6 +90,8 @@ type segment struct {
 	err   error   // read-only journals: why it cannot be read
 
 	schema []string // read-only journals: what was found to differ when the file was opened
+
+	refs atomic.Pointer[refFilter] // of the active segment of a writable journal
 }
 
 // A writer is the active segment's one writing connection with its statements.
@@ -270,6 +276,9 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 	}
 	s.read.SetConnMaxIdleTime(time.Minute) // sealed segments can be many
 	readable, err := j.inspect(ctx, s, s.read)
+	if readable && err == nil && s.write != nil {
+		err = j.filterRefs(ctx, s)
+	}
 	if !readable {
 		s.read.Close()
 		s.read = nil
@@ -575,6 +584,7 @@ func (j *Journal) Close() error {
 	}
 	j.writing.Lock()
 	defer j.writing.Unlock()
+	j.stopFilling()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.closed = true
@@ -593,6 +603,34 @@ func (j *Journal) Close() error {
 	}
 	j.locks = nil
 	return errors.Join(errs...)
+}
+
+// filterRefs gives the active segment its filter. What a restart found in the segment is read by a goroutine.
+func (j *Journal) filterRefs(ctx context.Context, s *segment) error {
+	j.stopFilling()
+	f := newRefFilter(j.cfg.SegmentEntries)
+	s.refs.Store(f)
+	_, err := scanRow(s.read.QueryRowContext(ctx, selectLastEntry).Scan)
+	if errors.Is(err, sql.ErrNoRows) {
+		f.ready.Store(true)
+		return nil
+	}
+	if err != nil {
+		return classify(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	j.stopFill = cancel
+	j.filling.Go(func() {
+		_ = f.fill(ctx, s) // without it look-ups go to the file, where the error is met again
+	})
+	return nil
+}
+
+func (j *Journal) stopFilling() {
+	if j.stopFill != nil {
+		j.stopFill()
+		j.filling.Wait()
+	}
 }
 
 func (s *segment) close() error {
@@ -718,6 +756,9 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		ctx := context.WithoutCancel(ctx)
 		if err := j.schema.unchanged(ctx, tx, s.write.schema); err != nil {
 			return err
+		}
+		for i := range b.Rows {
+			s.refs.Load().add(b.Rows[i].Ref)
 		}
 		var fresh []audit.Blob
 		known := map[audit.Hash]bool{}
@@ -915,6 +956,7 @@ func (j *Journal) Roll(ctx context.Context, seal audit.Seal) error {
 	} else if *s.seal != seal {
 		return fmt.Errorf("%w: segment %d is sealed with another seal", audit.ErrCorrupt, s.number)
 	}
+	s.refs.Store(nil) // the index of sealed segments answers for it from now on
 	j.at("roll/sealed")
 	s.finish(ctx) // if somebody else reads the file just now, it keeps its log until the next open; nothing is lost
 	j.at("roll/finished")
@@ -1096,6 +1138,9 @@ func (j *Journal) FindRef(ctx context.Context, ref []byte, limit int) ([]uint64,
 	var out []uint64
 	for _, s := range segs {
 		if covered[s.number] && !slices.Contains(named, s.number) {
+			continue
+		}
+		if s.refs.Load().lacks(ref) {
 			continue
 		}
 		err := s.query(func(db *sql.DB) error {
