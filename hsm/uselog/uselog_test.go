@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -289,19 +290,19 @@ func TestDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	limit := had
-	limit.Cur = uint64(st.Size()) + 40 // part of the next record fits; Go's runtime turns SIGXFSZ into EFBIG
+	limit.Cur = uint64(st.Size()) + 300 // part of the next record fits; Go's runtime turns SIGXFSZ into EFBIG
 	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
 		t.Fatal(err)
 	}
-	err = l.Add("key/0", hsm.SignSM2E, make([]byte, 32), []byte("x"))
+	err = l.Add(strings.Repeat("k", 255), hsm.SignSM2E, make([]byte, 32), []byte("x"))
 	if rerr := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &had); rerr != nil {
 		t.Fatal(rerr)
 	}
 	if !errors.Is(err, syscall.EFBIG) {
 		t.Fatalf("Add = %v, want EFBIG", err)
 	}
-	add(t, l, 10, 20)
-	if got, err := read(t, reader(t, dir, nil)); !slices.Equal(got, oneTo(1, 20)) || err != nil {
+	add(t, l, 10, 11) // shorter than what the other had left
+	if got, err := read(t, reader(t, dir, nil)); !slices.Equal(got, oneTo(1, 11)) || err != nil {
 		t.Errorf("read %v, %v", got, err)
 	}
 }
