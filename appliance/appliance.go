@@ -597,7 +597,7 @@ func (a *Appliance) objectOf(ctx context.Context, e *audit.Entry) ([]byte, error
 func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*ca.Authority) error {
 	a.directory = account.New(account.Config{
 		Journal: a.journal, Clock: a.clock, MAC: macKeys{a.tokens[hsm.Log]}, Slots: a.tokens, CAs: authorities, Log: a.log,
-		SoftRevocation: a.cfg.Trust.Revocation == RevocationSoft,
+		SoftRevocation: a.cfg.Trust.Revocation == RevocationSoft, Discarded: a.accounting.discard,
 	})
 	if err := a.identity.register(a.directory, &a.listener); err != nil {
 		return err

@@ -151,6 +151,8 @@ func (s *Service) conclude(ctx context.Context, d audit.Draft, ref []byte, objec
 	if err != nil {
 		if !notWritten(err) {
 			s.doubt = &doubt{ref: d.Ref, kind: d.Kind, object: d.Object, body: body, appKey: appKey}
+		} else if s.cfg.Discarded != nil {
+			s.cfg.Discarded(err, body)
 		}
 		return journalProblem(err)
 	}

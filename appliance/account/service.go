@@ -44,6 +44,9 @@ type Config struct {
 	// CertificateLife is how long a signer's evaluation certificate is valid, at most as long as its CA's; CRLLife how
 	// long a CRL is. A new CRL is made at half that time.
 	CertificateLife, CRLLife time.Duration
+	// Discarded, if set, is given an object whose outcome was not written, and why: the JSON may hold certificates, a CRL
+	// or a request that were signed for it. It must not block.
+	Discarded func(reason error, objects ...[]byte)
 }
 
 // A Service is the directory and its consents. Safe for concurrent use.

@@ -19,8 +19,8 @@ import (
 )
 
 // SignaturesIn answers the digests of the signatures in b, as [uselog.Digest] forms them: those of a CMS or a timestamp
-// token, tokens in unsigned attributes included; that of a certificate, CRL or certificate request; otherwise b is a
-// signature itself.
+// token, tokens in unsigned attributes included; that of a certificate, CRL or certificate request; those of all such that stand
+// in a JSON object as base64; otherwise b is a signature itself.
 func SignaturesIn(b []byte) []uselog.Hash {
 	if values, err := cms.SignatureValues(b); err == nil {
 		out := make([]uselog.Hash, len(values))
@@ -31,6 +31,11 @@ func SignaturesIn(b []byte) []uselog.Hash {
 	}
 	if v, ok := signedObject(b); ok {
 		return []uselog.Hash{sm3.Sum(v)}
+	}
+	if json.Valid(b) {
+		var out []uselog.Hash
+		inJSON(b, func(v []byte) { out = append(out, sm3.Sum(v)) })
+		return out
 	}
 	return []uselog.Hash{sm3.Sum(b)}
 }
