@@ -269,12 +269,15 @@ func TestStolenSignature(t *testing.T) {
 	}
 	more := map[string]int64{}
 	for _, d := range r.Apart {
+		if d.Reason == uses.Ended && strings.HasPrefix(d.Key, "tsa/") {
+			continue // the machine may have signed for the worker that was stopped
+		}
 		more[d.Key] = d.More
 		if d.Reason != uses.Past {
 			t.Errorf("%+v", d)
 		}
 	}
-	if len(r.Apart) != 2 || more[tool] != 3 || more[other] != 2 {
+	if len(more) != 2 || more[tool] != 3 || more[other] != 2 {
 		t.Errorf("signed past the worker: %+v", r.Apart)
 	}
 	balanced(t, r)
