@@ -355,7 +355,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if _, present, err := s.cfg.Directory.ActiveSigner(q.Signer, q.Algorithm); err != nil {
 		return nil, err
 	} else if !bytes.Equal(present.Certificate, key.Certificate) {
-		return nil, unusable("签名人证书刚被更换 (the signer's certificate was replaced meanwhile)", "重试 (try again)")
+		return nil, problem.New(problem.NotReady, "签名人证书刚被更换 (the signer's certificate was replaced meanwhile)", "用同一 Idempotency-Key 重试 (retry with the same key)")
 	}
 	standing, err := s.cfg.Directory.Standing(key.Path, pki.StaffSigning, reading.Time)
 	if err != nil {

@@ -731,6 +731,51 @@ func TestCallerHangsUp(t *testing.T) {
 	}
 }
 
+// renewing is a directory in which the signer's certificate is another when it is looked at for the second time.
+type renewing struct {
+	*account.Service
+	looked atomic.Int64
+}
+
+func (r *renewing) ActiveSigner(id, algorithm string) (*account.Signer, *account.SignerKey, error) {
+	g, k, err := r.Service.ActiveSigner(id, algorithm)
+	if err == nil && r.looked.Add(1) == 2 {
+		renewed := *k
+		renewed.Certificate = append(bytes.Clone(k.Certificate), 0)
+		k = &renewed
+	}
+	return g, k, err
+}
+
+type staffKeys struct{ token *testkit.Token }
+
+func (k staffKeys) Key(_ context.Context, label string, certificate []byte) (*hsm.Key, error) {
+	cert, err := smx509.ParseCertificate(certificate)
+	if err != nil {
+		return nil, err
+	}
+	return hsm.KeyOf(k.token, hsm.KeyInfo{Label: label, Algorithm: hsm.SM2, Public: cert.PublicKey}, true)
+}
+
+// A certificate that is renewed while its key signs costs one more try, and no person.
+func TestCertificateReplacedWhileSigning(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	s := sign.New(sign.Config{
+		Directory: &renewing{Service: w.Directory}, Journal: w.Journal, Keys: staffKeys{w.Staff}, Stampers: map[string]sign.Stamper{"SM2": w.Stampers["SM2"]},
+		Accuracy: time.Second, Clock: w.Clock, Reserve: func() error { return nil }, Trust: w.Trust,
+	})
+	q := request("a", "SM2", "raw")
+	_, err := s.Sign(t.Context(), w.app, q)
+	wants(t, "replaced meanwhile", err, problem.NotReady)
+	if n := w.records(t); n != 0 {
+		t.Errorf("%d records", n)
+	}
+	if r, err := s.Sign(t.Context(), w.app, q); err != nil || r.Replayed {
+		t.Errorf("again: %+v, %v", r, err)
+	}
+}
+
 // Equal requests at the same time make one record and one use of the consent, and all get the same.
 func TestSameKeyInParallel(t *testing.T) {
 	t.Parallel()
