@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -76,8 +77,10 @@ var intercepted = []uint32{
 	unix.SYS_UNLINKAT, unix.SYS_RENAME, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2,
 }
 
-// install puts the filter on every thread of the process, for good.
+// install puts the filter on every thread of the process, for good. The collector is stopped with it: it waits for every
+// thread, and one of them could be waiting for an answer that nobody is left to give.
 func (in *interceptor) install() error {
+	debug.SetGCPercent(-1)
 	var program []unix.SockFilter
 	program = append(program, unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0})
 	for i, n := range intercepted {

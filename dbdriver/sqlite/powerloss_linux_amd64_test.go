@@ -198,3 +198,74 @@ func TestPowerCut(t *testing.T) {
 		})
 	}
 }
+
+// TestTornLog cuts the log off, or fills it with noise, from each sector of its last transaction on (with
+// YINJIAN_LONG=1; else from a seeded quarter): that transaction is gone, and nothing before it.
+func TestTornLog(t *testing.T) {
+	t.Parallel()
+	rnd := seeded(t)
+	calls := record(t, filepath.Join(t.TempDir(), "journal"))
+	// 1. The last receipt of the run, the sync of the log before it, and the one before that.
+	find := func(from int, what func(c *call) bool) int {
+		for from--; from >= 0 && !what(&calls[from]); from-- {
+		}
+		if from < 0 {
+			t.Fatal("no such call")
+		}
+		return from
+	}
+	receipt := find(len(calls), func(c *call) bool { return c.Op == "ack" })
+	log := ""
+	end := find(receipt, func(c *call) bool { log = c.Path; return classOf(c) == "sync wal" })
+	begun := find(end, func(c *call) bool { return c.Op == "sync" && c.Path == log })
+	d, acks := newDisk(rnd), map[uint64]string{}
+	from, to := int64(1<<62), int64(0)
+	for i := range calls[:receipt+1] {
+		c := &calls[i]
+		d.do(c)
+		if c.Op == "ack" && i < end {
+			acks[c.Sequence] = c.Leaf
+		}
+		if i > begun && i < end && c.Op == "write" && c.Path == log {
+			from, to = min(from, c.Offset), max(to, c.Offset+int64(len(c.Data)))
+		}
+	}
+	if to-from < diskSector || len(acks) < faultEntries/2 {
+		t.Fatalf("the last transaction is %d bytes, after %d receipts", to-from, len(acks))
+	}
+	// 2. Each of its sectors.
+	tears := 0
+	for at := from / diskSector * diskSector; at < to; at += diskSector {
+		for _, noise := range []bool{false, true} {
+			if os.Getenv("YINJIAN_LONG") == "" && rnd.IntN(4) > 0 {
+				continue
+			}
+			tears++
+			dir := filepath.Join(t.TempDir(), "journal")
+			if err := d.cut(dir, everything); err != nil {
+				t.Fatal(err)
+			}
+			name := filepath.Join(dir, log)
+			b, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cut := max(at, from)
+			if noise {
+				for i := cut; i < int64(len(b)); i++ {
+					b[i] = byte(rnd.Uint32())
+				}
+			} else {
+				b = b[:cut]
+			}
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := reopened(dir, acks); err != nil {
+				t.Errorf("torn at %d of %d to %d, noise %v: %v", cut, from, to, noise, err)
+			}
+			os.RemoveAll(dir)
+		}
+	}
+	t.Logf("%d tears of a transaction of %d bytes, after %d receipts", tears, to-from, len(acks))
+}
