@@ -174,6 +174,9 @@ func (h health) State() any {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("吊销列表 %s 未能更新 (the CRL could not be fetched): %s", l.URL, l.Error))
 		}
 	}
+	if r.Trusted() {
+		s.Warnings = append(s.Warnings, listWarnings(a.directory.ListCRLs(), r.Time)...)
+	}
 	if a.cfg.Trust.Revocation == RevocationSoft {
 		s.Warnings = append(s.Warnings, "吊销策略为 soft：状态不明的证书也可签名 (revocation policy soft: certificates of unknown status sign)")
 	}

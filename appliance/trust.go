@@ -182,6 +182,21 @@ func ends(l account.CertificateLine) string {
 	return fmt.Sprintf("还有 %d 天到期，%s (%d days left)", l.DaysLeft, l.NotAfter.Format(time.DateOnly), l.DaysLeft)
 }
 
+// listWarnings tells of other CAs' lists that have ended, or are in the last tenth of their life without a successor.
+func listWarnings(lists []account.CRLLine, now time.Time) (out []string) {
+	for _, l := range lists {
+		left := l.NextUpdate.Sub(now)
+		switch {
+		case l.Own: // made here in time, or logged
+		case left < 0:
+			out = append(out, fmt.Sprintf("吊销列表已过期，%s：请更新 (the CRL has ended: import or fetch a new one)", l.Issuer))
+		case left*10 < l.NextUpdate.Sub(l.ThisUpdate):
+			out = append(out, fmt.Sprintf("吊销列表将于 %s 到期，%s (the CRL ends soon)", l.NextUpdate.Format(time.RFC3339), l.Issuer))
+		}
+	}
+	return out
+}
+
 // watchExpiry logs a certificate once for each of expiryDays that it comes within, and keeps the list for the state.
 func (a *Appliance) watchExpiry(ctx context.Context) error {
 	tick := time.NewTicker(time.Minute)

@@ -63,4 +63,13 @@ func TestExpiry(t *testing.T) {
 	if w := expiryWarnings(nil); len(w) != 0 {
 		t.Errorf("%q", w)
 	}
+	list := func(left, life time.Duration) account.CRLLine {
+		return account.CRLLine{Issuer: fmt.Sprint(left), ThisUpdate: start.Add(left - life), NextUpdate: start.Add(left)}
+	}
+	own := list(-time.Hour, time.Hour)
+	own.Own = true
+	w := listWarnings([]account.CRLLine{list(-time.Hour, time.Hour), list(time.Hour, 24*time.Hour), list(3*time.Hour, 24*time.Hour), own}, start)
+	if len(w) != 2 || !strings.Contains(w[0], "已过期") || !strings.Contains(w[1], "将于") {
+		t.Errorf("%q", w)
+	}
 }

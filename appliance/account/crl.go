@@ -54,6 +54,24 @@ var reasons = map[string]pki.Reason{
 	"superseded": pki.Superseded, "cessationOfOperation": pki.CessationOfOperation, "privilegeWithdrawn": pki.PrivilegeWithdrawn,
 }
 
+// reasonName is the reason's name in RFC 5280 §5.3.1, or its number.
+func reasonName(r pki.Reason) string {
+	for name, code := range reasons {
+		if code == r {
+			return name
+		}
+	}
+	switch r {
+	case pki.CACompromise:
+		return "cACompromise"
+	case pki.CertificateHold:
+		return "certificateHold"
+	case pki.AACompromise:
+		return "aACompromise"
+	}
+	return strconv.Itoa(int(r))
+}
+
 // Revoke revokes a staff certificate and publishes a new CRL. When the revocation is durable and the list fails, the
 // error says so: signing with the certificate is refused from then on, the list is tried again by [Service.RefreshCRLs],
 // and calling Revoke again is right.

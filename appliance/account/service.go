@@ -180,7 +180,7 @@ func (s *Service) Certificate(serial string) (*CertificateStatus, bool) {
 				continue
 			}
 			bad := *c
-			bad.Status, bad.RevokedAt, bad.Reason = statusRevoked, r.Date, r.Reason.String()
+			bad.Status, bad.RevokedAt, bad.Reason = statusRevoked, r.Date, reasonName(r.Reason)
 			return &bad, true
 		}
 	}

@@ -237,6 +237,9 @@ func (s *Service) allAnchors() (out []*smx509.Certificate) {
 	return out
 }
 
+// maxIntermediates is what the search for a path takes well; a hospital needs a handful.
+const maxIntermediates = 128
+
 // intermediates is the payload of their outcome: CA certificates that lead to an anchor and need no trust of their own.
 type intermediates struct {
 	Certificates [][]byte `json:"certificates"`
@@ -309,6 +312,10 @@ func (s *Service) addIntermediates(ctx context.Context, actor string, certs []*s
 	}
 	if len(m.Certificates) == 0 {
 		return 0, nil
+	}
+	if len(known)+len(m.Certificates) > maxIntermediates {
+		return 0, problem.New(problem.TooLarge, fmt.Sprintf("中间证书超过 %d 张 (more than %d intermediates)", maxIntermediates, maxIntermediates),
+			"只导入本院证书用得到的 (import only those that the hospital's certificates need)")
 	}
 	ref, err := newRef()
 	if err != nil {

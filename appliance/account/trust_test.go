@@ -28,6 +28,7 @@ import (
 	"yinjian/appliance/internal/testkit"
 	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
+	"yinjian/appliance/sign"
 	"yinjian/ntp"
 )
 
@@ -305,8 +306,26 @@ func TestCertificateFromAnotherCA(t *testing.T) {
 			t.Errorf("%s: %+v", id, r)
 		}
 	}
+	// The appliance itself says so too, for as long as it trusts the root.
+	verdict := func() pki.Verdict {
+		t.Helper()
+		r, err := c.Signing.Verify(t.Context(), &sign.VerifyRequest{Evidence: c.Evidence(c.app, record), Document: testkit.Document})
+		c.must(r, err)
+		return r.Verdict
+	}
+	if got := verdict(); got != pki.Valid {
+		t.Errorf("the appliance's verdict is %s", got)
+	}
+	for _, a := range c.Directory.Anchors() {
+		if a.Note == "市 CA" {
+			c.must(c.Directory.WithdrawAnchor(t.Context(), "admin", a.ID, "test"))
+		}
+	}
+	if got := verdict(); got != pki.Indeterminate {
+		t.Errorf("the appliance's verdict without the anchor is %s", got)
+	}
 	status, ok := c.Directory.Certificate(pki.SerialHex(second.SerialNumber))
-	if !ok || status.Status != "revoked" || status.Owner != doctor {
+	if !ok || status.Status != "revoked" || status.Owner != doctor || status.Reason != "keyCompromise" {
 		t.Errorf("status %+v", status)
 	}
 	_, err = c.Directory.Revoke(t.Context(), "admin", pki.SerialHex(first.SerialNumber), "superseded")
