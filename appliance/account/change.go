@@ -244,6 +244,10 @@ func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer
 		}
 	}
 	switch e.Kind {
+	case kindAnchor, kindForeignCRL, kindCRL, kindRevoke:
+		defer s.forgetStandings()
+	}
+	switch e.Kind {
 	case kindApplication:
 		if old := s.applications[app.ID]; (old == nil && app.Version != 1) || (old != nil && app.Version != old.Version+1) {
 			return fmt.Errorf("account: entry %d: application %s has version %d out of order", e.Sequence, app.ID, app.Version)

@@ -155,7 +155,8 @@ func (s *Service) holdSigner(g *Signer) error {
 
 // A Standing is what the revocation lists say of a path.
 type Standing struct {
-	CRLs [][]byte // DER, without repetition: the list that clears each certificate below the anchor
+	// CRLs, DER, is the list that clears each certificate below the anchor, without repetition. Not to be changed.
+	CRLs [][]byte
 	// Unchecked says why revocation could not be checked; "" when it was, and always under the policy "hard", which
 	// refuses then.
 	Unchecked string
@@ -169,7 +170,18 @@ func unusable(detail, next string) error {
 // for the purpose, none revoked. Unknown status refuses, or under the policy "soft" is told in the answer. A refusal is
 // [problem.CertificateUnusable].
 func (s *Service) Standing(path []*smx509.Certificate, purpose pki.Purpose, at time.Time) (*Standing, error) {
+	key := standingKey{path[0], purpose}
+	s.standings.RLock()
+	good, ok := s.standings.known[key]
+	round := s.standings.round
+	s.standings.RUnlock()
+	if ok && !at.Before(good.from) && !at.After(good.until) {
+		return good.standing, nil
+	}
+	good = goodStanding{from: path[0].NotBefore, until: path[0].NotAfter}
+	lasting := true // the answer is the same at every time from good.from to good.until
 	for _, c := range path {
+		good.within(c.NotBefore, c.NotAfter)
 		if at.Before(c.NotBefore) || at.After(c.NotAfter) {
 			return nil, unusable(fmt.Sprintf("证书“%s”不在有效期内 (the certificate is not valid now)", c.Subject.CommonName), "请管理员换发证书 (ask an administrator to renew it)")
 		}
@@ -204,7 +216,7 @@ func (s *Service) Standing(path []*smx509.Certificate, purpose pki.Purpose, at t
 				return nil, unusable("没有在有效期内的吊销列表，证书状态不明 (no current CRL, the certificate's status is unknown): "+check.Detail,
 					"请管理员更新吊销列表 (ask an administrator to publish or import a CRL)")
 			}
-			out.Unchecked = check.Detail
+			out.Unchecked, lasting = check.Detail, false
 			continue
 		}
 		// Of the lists that clear it by themselves the newest goes into the evidence.
@@ -215,11 +227,55 @@ func (s *Service) Standing(path []*smx509.Certificate, purpose pki.Purpose, at t
 				best = l
 			}
 		}
+		// One that is listed at all was revoked later, or is otherwise not so plain that it could be remembered.
+		if best == nil || slices.ContainsFunc(lists, func(l *pki.CRL) bool { return len(l.Lookup(c.SerialNumber)) > 0 }) {
+			lasting = false
+		} else {
+			good.within(best.ThisUpdate(), best.NextUpdate())
+		}
 		if best != nil && !slices.ContainsFunc(out.CRLs, func(had []byte) bool { return bytes.Equal(had, best.Raw()) }) {
 			out.CRLs = append(out.CRLs, best.Raw())
 		}
 	}
+	if lasting {
+		good.standing = out
+		s.standings.Lock()
+		if s.standings.round == round { // else it rests on what is no more
+			if s.standings.known == nil {
+				s.standings.known = map[standingKey]goodStanding{}
+			}
+			s.standings.known[key] = good
+		}
+		s.standings.Unlock()
+	}
 	return out, nil
+}
+
+type standingKey struct {
+	leaf    *smx509.Certificate
+	purpose pki.Purpose
+}
+
+// A goodStanding is an answer that holds at every time from from to until.
+type goodStanding struct {
+	standing    *Standing
+	from, until time.Time
+}
+
+func (g *goodStanding) within(from, until time.Time) {
+	if from.After(g.from) {
+		g.from = from
+	}
+	if until.Before(g.until) {
+		g.until = until
+	}
+}
+
+func (s *Service) forgetStandings() {
+	s.standings.Lock()
+	defer s.standings.Unlock()
+	s.standings.known = nil
+	s.standings.round++
 }
 
 // ActiveSigner answers the signer and the key with the certificate to sign with, or why there is none: of the certificates

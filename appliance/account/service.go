@@ -74,6 +74,13 @@ type Service struct {
 	foreign       map[string]*foreignCRL         // guarded by mu, by issuer and scope; values are never changed in place
 	issued        map[string][]*pki.CRL          // guarded by mu, by RawIssuer: our CAs' lists and foreign ones
 
+	// standings remembers good answers of [Service.Standing]; the four questions of each signature would cost more than it.
+	standings struct {
+		sync.RWMutex
+		known map[standingKey]goodStanding // guarded by the lock; nil after each change of what the answers rest on
+		round uint64                       // guarded by the lock: counts those changes
+	}
+
 	pinGates keylock.Locks // one PIN check at a time for a signer, so that parallel guesses gain nothing
 }
 

@@ -361,7 +361,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if err != nil {
 		return nil, err
 	}
-	crls, unchecked := standing.CRLs, standing.Unchecked
+	crls, unchecked := slices.Clone(standing.CRLs), standing.Unchecked
 	if stamping {
 		// A token is good only if the unit's certificate is, and whoever judges it needs the lists of its CAs too.
 		if standing, err = s.cfg.Directory.Standing(unit, pki.TimeStamping, reading.Time); err != nil {
