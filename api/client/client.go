@@ -142,7 +142,7 @@ func New(cfg Config) (*Client, error) {
 	return &Client{cfg: cfg, base: base, http: &http.Client{
 		Transport: &http.Transport{
 			DialContext: (&net.Dialer{Timeout: cfg.Connect}).DialContext, TLSHandshakeTimeout: cfg.Connect,
-			TLSClientConfig: tlsConfig, MaxIdleConnsPerHost: 16, IdleConnTimeout: 30 * time.Second,
+			TLSClientConfig: tlsConfig, MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
