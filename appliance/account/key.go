@@ -110,6 +110,23 @@ func parsePath(der []byte, chain [][]byte) ([]*smx509.Certificate, error) {
 	return path, nil
 }
 
+// pathOf is leaf and the certificates above it, which the paths of thousands of signers share. The caller holds s.mu.
+func (s *Service) pathOf(leaf *smx509.Certificate, chain [][]byte) ([]*smx509.Certificate, error) {
+	path := []*smx509.Certificate{leaf}
+	for _, der := range chain {
+		c := s.above[string(der)]
+		if c == nil {
+			var err error
+			if c, err = pki.ParseCertificate(der); err != nil {
+				return nil, err
+			}
+			s.above[string(der)] = c
+		}
+		path = append(path, c)
+	}
+	return path, nil
+}
+
 // hold adds a key or puts a new value in the place of one with its label. The caller holds s.mu.
 func (s *Service) hold(k *heldKey) {
 	keys := slices.Clone(s.held[k.owner])
@@ -141,7 +158,11 @@ func (s *Service) holdSigner(g *Signer) error {
 		}
 		h := &heldKey{owner: owner, label: k.Label, algorithm: k.Algorithm, class: hsm.Staff, spki: k.PublicKey}
 		if k.Certificate != nil {
-			path, err := parsePath(k.Certificate, s.chains[k.Algorithm])
+			leaf, err := pki.ParseCertificate(k.Certificate)
+			if err != nil {
+				return err
+			}
+			path, err := s.pathOf(leaf, s.chains[k.Algorithm])
 			if err != nil {
 				return err
 			}
@@ -540,22 +561,26 @@ type imported struct {
 	// AcceptedSubject: the administrator took it although the subject does not name the signer.
 	AcceptedSubject bool `json:"accepted_subject,omitempty"`
 
-	path []*smx509.Certificate
+	leaf *smx509.Certificate
 }
 
 func (m *imported) parse() (err error) {
-	m.path, err = parsePath(m.Certificate, m.Chain)
+	m.leaf, err = pki.ParseCertificate(m.Certificate)
 	return err
 }
 
 func (m *imported) set(s *Service, e *audit.Entry) error {
 	old := s.heldKeyOf(m.Owner, m.Label)
-	if old == nil || !bytes.Equal(old.spki, m.path[0].RawSubjectPublicKeyInfo) {
+	if old == nil || !bytes.Equal(old.spki, m.leaf.RawSubjectPublicKeyInfo) {
 		return fmt.Errorf("account: entry %d: certificate of an unknown key %s of %s", e.Sequence, m.Label, m.Owner)
+	}
+	path, err := s.pathOf(m.leaf, m.Chain)
+	if err != nil {
+		return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 	}
 	k := *old
 	k.request = nil
-	k.certs = append(slices.Clone(old.certs), &heldCertificate{path: m.path})
+	k.certs = append(slices.Clone(old.certs), &heldCertificate{path: path})
 	s.hold(&k)
 	s.addCertificate(m.Certificate, m.Chain, useOf(m.Owner), strings.TrimPrefix(m.Owner, signerOwner))
 	return nil

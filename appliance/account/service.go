@@ -69,6 +69,7 @@ type Service struct {
 
 	anchors       map[string]*Anchor             // guarded by mu, by id; values are never changed in place
 	intermediates map[string]*smx509.Certificate // guarded by mu, by SHA-256
+	above         map[string]*smx509.Certificate // guarded by mu, by DER: CA certificates that paths of ours share
 	held          map[string][]*heldKey          // guarded by mu, by owner; neither slices nor values are changed in place
 	ownerOf       map[string]string              // guarded by mu, by SubjectPublicKeyInfo
 	foreign       map[string]*foreignCRL         // guarded by mu, by issuer and scope; values are never changed in place
@@ -96,7 +97,7 @@ func New(cfg Config) *Service {
 		cfg: cfg, applications: map[string]*Application{}, appKeys: map[string][]byte{}, signers: map[string]*Signer{},
 		certificates: map[string]*CertificateStatus{}, crls: map[string]*CRL{}, pinFailures: map[string]map[string]int{},
 		openIntents: map[string]intent{}, chains: map[string][][]byte{},
-		anchors: map[string]*Anchor{}, intermediates: map[string]*smx509.Certificate{}, held: map[string][]*heldKey{},
+		anchors: map[string]*Anchor{}, intermediates: map[string]*smx509.Certificate{}, above: map[string]*smx509.Certificate{}, held: map[string][]*heldKey{},
 		ownerOf: map[string]string{}, foreign: map[string]*foreignCRL{}, issued: map[string][]*pki.CRL{},
 	}
 	for alg, c := range cfg.CAs {

@@ -306,6 +306,20 @@ func TestCertificateFromAnotherCA(t *testing.T) {
 			t.Errorf("%s: %+v", id, r)
 		}
 	}
+	// A list that dates the revocation before the signature makes it invalid; without lists nothing is decided.
+	b, err := evidence.Parse(c.Evidence(c.app, record))
+	c.must(b, err)
+	earlier, err := pki.ParseCRL(c.sub.crl(50, testkit.Start.Add(-time.Minute), 365*24*time.Hour, first))
+	c.must(earlier, err)
+	trust := evidence.Trust{LogKeys: c.Trust.LogKeys, Signers: []*smx509.Certificate{c.root.cert}, Anchors: c.Trust.Anchors}
+	if r := evidence.Verify(b, trust, evidence.Input{Document: testkit.Document, CRLs: []*pki.CRL{earlier}}); r.Verdict != pki.Invalid {
+		t.Errorf("revoked before it was signed: %+v", r)
+	}
+	bare := *b
+	bare.CRLs = nil
+	if r := evidence.Verify(&bare, trust, evidence.Input{Document: testkit.Document}); r.Verdict != pki.Indeterminate {
+		t.Errorf("without any list: %+v", r)
+	}
 	// The appliance itself says so too, for as long as it trusts the root.
 	verdict := func() pki.Verdict {
 		t.Helper()
