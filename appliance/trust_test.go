@@ -29,7 +29,12 @@ func TestExpiry(t *testing.T) {
 		}
 		return l
 	}
+	evaluation := line("signer:D003", "SM2", account.StateSuperseded, 700) // ends long after the real one
+	evaluation.Evaluation = true
 	soon := expiring([]account.CertificateLine{
+		evaluation,
+		line("signer:D002", "SM2", account.StateUnusable, 600), // of a CA that is trusted no more
+		line("signer:D008", "SM2", account.StateUnusable, 60),  // its list is too old
 		line("tsa:sm2", "SM2", account.StateActive, 20),
 		line("tsa:rsa", "RSA-2048", account.StateActive, 20),
 		line("tsa:rsa", "RSA-2048", account.StateNext, 400), // it has a successor
@@ -47,12 +52,12 @@ func TestExpiry(t *testing.T) {
 	for _, l := range soon {
 		got = append(got, l.Owner)
 	}
-	if want := "[signer:D004 signer:D003 signer:D002 tsa:sm2 signer:D001]"; fmt.Sprint(got) != want {
+	if want := "[signer:D004 signer:D003 signer:D002 tsa:sm2 signer:D008 signer:D001]"; fmt.Sprint(got) != want {
 		t.Errorf("expiring %v, want %v", got, want)
 	}
 	warnings := expiryWarnings(soon)
 	for i, words := range [][]string{
-		{"tsa:sm2", "还有 20 天"}, {"1 张已到期", "D004", "已于 2026-11-17"}, {"2 张7 天内", "D003", "还有 2 天"}, {"1 张90 天内", "D001"},
+		{"tsa:sm2", "还有 20 天"}, {"1 张已到期", "D004", "已于 2026-11-17"}, {"2 张7 天内", "D003", "还有 2 天"}, {"2 张90 天内", "D008"},
 	} {
 		for _, w := range words {
 			if len(warnings) != 4 || !strings.Contains(warnings[i], w) {
