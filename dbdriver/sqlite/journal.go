@@ -66,8 +66,8 @@ type Journal struct {
 	next    uint64 // sequence of the next entry; valid if !doubt
 	doubt   bool
 	recent  map[audit.Hash]bool
-	order   []audit.Hash // of recent, oldest first
-	month   time.Time    // first day of the active segment's month; zero: not known yet
+	older   map[audit.Hash]bool // what recent was before it was full
+	month   time.Time           // first day of the active segment's month; zero: not known yet
 
 	filling  sync.WaitGroup     // reads the active segment's references
 	stopFill context.CancelFunc // guarded by writing, but for the opening
@@ -503,7 +503,7 @@ func (j *Journal) addSegment(ctx context.Context, number int, first uint64) erro
 	j.mu.Unlock()
 	j.next, j.doubt, j.month = 0, true, time.Time{}
 	clear(j.recent)
-	j.order = nil
+	clear(j.older)
 	j.clearHeadSeal(ctx)
 	return nil
 }
@@ -763,7 +763,7 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		var fresh []audit.Blob
 		known := map[audit.Hash]bool{}
 		for _, x := range b.Blobs {
-			if j.recent[x.Sum] || known[x.Sum] {
+			if j.stored(x.Sum) || known[x.Sum] {
 				continue
 			}
 			if x.Data == nil {
@@ -817,17 +817,32 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		return fmt.Errorf("sqlite: appending %d entries: %w", len(b.Rows), err)
 	}
 	for _, sum := range stored {
-		if len(j.order) == recentBlobs {
-			delete(j.recent, j.order[0])
-			j.order = j.order[1:]
-		}
-		j.recent[sum] = true
-		j.order = append(j.order, sum)
+		j.remember(sum)
 	}
 	if len(b.Rows) > 0 {
 		j.next, j.doubt = uint64(b.Rows[len(b.Rows)-1].Sequence)+1, false
 	}
 	return nil
+}
+
+// stored reports whether the segment is known to hold the payload. What is asked for stays known, however many others
+// come and go: certificates and CRLs, the longest payloads, recur in every entry.
+func (j *Journal) stored(sum audit.Hash) bool {
+	if j.recent[sum] {
+		return true
+	}
+	if !j.older[sum] {
+		return false
+	}
+	j.remember(sum)
+	return true
+}
+
+func (j *Journal) remember(sum audit.Hash) {
+	if len(j.recent) >= recentBlobs/2 {
+		j.older, j.recent = j.recent, map[audit.Hash]bool{}
+	}
+	j.recent[sum] = true
 }
 
 // sameBlob makes sure that the payload stored under its digest is this one.

@@ -405,3 +405,35 @@ func TestVerifyWhileWriting(t *testing.T) {
 	close(done)
 	wg.Wait()
 }
+
+// A payload that recurs in every entry is stored once in a segment, however many others there are between.
+func TestRecurringPayloadIsStoredOnce(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, filepath.Join(t.TempDir(), "journal"), nil)
+	j := start(t, store, nil)
+	shared := []byte("the CA's certificate")
+	const entries = 60
+	for i := range entries {
+		d := audit.Draft{Kind: "k", Payloads: []audit.Attachment{{Name: "a", MediaType: "m", Data: shared, Shared: true}}}
+		for n := range 63 { // more than are remembered, in all
+			d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("b%02d", n), MediaType: "m", Data: fmt.Appendf(nil, "%d %d", i, n)})
+		}
+		if _, err := j.Append(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, found := 0, 0
+	err := store.Blobs(t.Context(), 1, func(sum audit.Hash) error {
+		n++
+		if sum == audit.Sum(shared) {
+			found++
+		}
+		return nil
+	})
+	if err != nil || found != 1 || n != entries*63+1 {
+		t.Errorf("%d payloads, the shared one %d times (%v)", n, found, err)
+	}
+	if data, err := j.Payload(t.Context(), audit.Sum(shared)); err != nil || string(data) != string(shared) {
+		t.Errorf("the shared payload: %q, %v", data, err)
+	}
+}
