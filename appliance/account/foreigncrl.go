@@ -38,11 +38,22 @@ func (l *foreignCRL) parse() (err error) {
 	return err
 }
 
-// key names what a newer list takes the place of: the lists of one issuer with one scope.
-func (l *foreignCRL) key() string { return string(l.parsed.RawIssuer()) + "\x00" + l.parsed.Scope() }
+// listKey names what a newer list takes the place of: the lists by one key of one issuer with one scope. CAs of one name may
+// have several keys, as for SM2 and RSA, and none of these lists says anything of the others' certificates. The caller
+// holds s.mu.
+func (s *Service) listKey(l *foreignCRL) string {
+	key := string(l.parsed.RawIssuer()) + "\x00" + l.parsed.Scope() + "\x00"
+	if a := s.anchors[l.IssuerID]; a != nil {
+		return key + string(a.cert.RawSubjectPublicKeyInfo)
+	}
+	if c := s.intermediates[l.IssuerID]; c != nil {
+		return key + string(c.RawSubjectPublicKeyInfo)
+	}
+	return key
+}
 
 func (l *foreignCRL) set(s *Service, _ *audit.Entry) error {
-	s.foreign[l.key()] = l
+	s.foreign[s.listKey(l)] = l
 	s.indexLists()
 	return nil
 }
@@ -160,7 +171,7 @@ func (s *Service) ImportCRL(ctx context.Context, actor string, file []byte, sour
 		NextUpdate: l.NextUpdate().UTC(), Source: source, DER: l.Raw(), parsed: l,
 	}
 	s.mu.RLock()
-	had := s.foreign[f.key()]
+	had := s.foreign[s.listKey(f)]
 	s.mu.RUnlock()
 	line := s.crlLine(l)
 	line.Source = source

@@ -72,7 +72,7 @@ type Service struct {
 	above         map[string]*smx509.Certificate // guarded by mu, by DER: CA certificates that paths of ours share
 	held          map[string][]*heldKey          // guarded by mu, by owner; neither slices nor values are changed in place
 	ownerOf       map[string]string              // guarded by mu, by SubjectPublicKeyInfo
-	foreign       map[string]*foreignCRL         // guarded by mu, by issuer and scope; values are never changed in place
+	foreign       map[string]*foreignCRL         // guarded by mu, by listKey; values are never changed in place
 	issued        map[string][]*pki.CRL          // guarded by mu, by RawIssuer: our CAs' lists and foreign ones
 
 	// standings remembers good answers of [Service.Standing]; the four questions of each signature would cost more than it.
@@ -184,7 +184,7 @@ func (s *Service) Certificate(serial string) (*CertificateStatus, bool) {
 	}
 	for _, l := range s.issued[c.issuer] {
 		for _, r := range l.Lookup(c.number) {
-			if r.Reason == pki.RemoveFromCRL {
+			if r.Reason == pki.RemoveFromCRL || !c.judgedBy(l) {
 				continue
 			}
 			bad := *c
@@ -193,6 +193,15 @@ func (s *Service) Certificate(serial string) (*CertificateStatus, bool) {
 		}
 	}
 	return c, true
+}
+
+// judgedBy says whether the list is by the certificate's issuer, and not by another CA of its name.
+func (c *CertificateStatus) judgedBy(l *pki.CRL) bool {
+	if len(c.Chain) == 0 {
+		return true // a root of ours
+	}
+	issuer, err := pki.ParseCertificate(c.Chain[0])
+	return err == nil && l.CheckIssuer(issuer) == nil
 }
 
 // CRL answers the newest CRL of the CA for an algorithm, nil when there is none yet.

@@ -731,3 +731,47 @@ func TestEvaluationEndsWithTheFirstRealOne(t *testing.T) {
 		t.Errorf("the next one: %s, %v", serial, err)
 	}
 }
+
+// Two CAs of one name with keys of their own, as a house has that issues under SM2 and under RSA: the lists of one neither
+// take the place of the other's nor keep it out, and each says only what its own certificates are.
+func TestListsOfOneName(t *testing.T) {
+	t.Parallel()
+	c := newClinic(t)
+	twin := c.root.below(c.sub.cert.Subject.CommonName)
+	_, err := c.Directory.AddIntermediates(t.Context(), "admin", twin.cert.Raw)
+	c.must(nil, err)
+	cert := c.sub.issue(c.request.CSR, nil)
+	c.must(nil, c.take(cert))
+	c.lists(5)
+	now := c.Clock.Now().Time
+	other := func(number int64, revoked ...*smx509.Certificate) {
+		t.Helper()
+		if _, fresh, err := c.Directory.ImportCRL(t.Context(), "admin", twin.crl(number, now, time.Hour, revoked...), "test"); err != nil || !fresh {
+			t.Fatalf("the other's list %d: %v, %v", number, fresh, err)
+		}
+	}
+	other(3, cert) // another certificate of that number
+	if status, ok := c.Directory.Certificate(pki.SerialHex(cert.SerialNumber)); !ok || status.Status != "good" {
+		t.Errorf("status %+v", status)
+	}
+	if _, _, err := c.sign(); err != nil {
+		t.Error(err)
+	}
+	c.lists(6, cert)
+	other(9)
+	if status, ok := c.Directory.Certificate(pki.SerialHex(cert.SerialNumber)); !ok || status.Status != "revoked" {
+		t.Errorf("status %+v", status)
+	}
+	for range 2 {
+		_, _, err = c.sign()
+		wants(t, "revoked by its own CA", err, problem.CertificateUnusable)
+		if !strings.Contains(err.Error(), "吊销") || strings.Contains(err.Error(), "不明") {
+			t.Errorf("%v", err)
+		}
+		if got := len(c.Directory.ListCRLs()); got != 5 { // our two, the root's, and one of each twin
+			t.Errorf("%d lists", got)
+		}
+		c.SoftRevocation = true
+		c.Restart()
+	}
+}
