@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,7 +45,7 @@ func (u *unit) refresh(ctx context.Context) error {
 			return err
 		}
 	}
-	if now != nil && bytes.Equal(now.Chain()[0].Raw, path[0].Raw) {
+	if now != nil && slices.EqualFunc(now.Chain(), path, (*smx509.Certificate).Equal) {
 		return nil
 	}
 	key, err := hsm.NewKey(ctx, u.a.tokens[hsm.TSA], label, *u.a.cfg.HSM.VerifyFresh)
@@ -93,7 +94,7 @@ func (a *Appliance) refreshListener(ctx context.Context) error {
 	for _, c := range path {
 		chain = append(chain, c.Raw)
 	}
-	if had := a.listener.certificate.Load(); had != nil && bytes.Equal(had.Certificate[0], chain[0]) {
+	if had := a.listener.certificate.Load(); had != nil && slices.EqualFunc(had.Certificate, chain, bytes.Equal) {
 		return nil
 	}
 	if signer != nil || label == tlsLabel {
@@ -128,7 +129,9 @@ func (a *Appliance) keepRolling(ctx context.Context) error {
 	current := func() (out [3]string) {
 		for i, owner := range []string{"tsa:sm2", "tsa:rsa", account.UseTLS} {
 			if _, _, path, err := a.directory.Current(owner); err == nil {
-				out[i] = string(path[0].Raw)
+				for _, c := range path {
+					out[i] += string(c.Raw)
+				}
 			}
 		}
 		return out

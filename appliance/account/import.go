@@ -31,7 +31,7 @@ type Import struct {
 // An Imported certificate, as the answer shows it.
 type Imported struct {
 	CertificateLine
-	// Already: it was imported before, and nothing has changed.
+	// Already: it was imported before, its path still holds, and nothing has changed.
 	Already bool `json:"already,omitempty"`
 }
 
@@ -196,8 +196,13 @@ func (s *Service) judgeImport(c *smx509.Certificate, above []*smx509.Certificate
 		return nil, false, problem.New(problem.CertificateKeyUnknown, fmt.Sprintf("证书属于 %s 的密钥，不是 %s 的 (the certificate is for another owner's key)", owner, q.Owner),
 			"核对清单与证书文件 (compare the list with the files)")
 	}
-	if slices.ContainsFunc(key.certs, func(h *heldCertificate) bool { return bytes.Equal(h.leaf().Raw, c.Raw) }) {
-		return &imported{Owner: owner, Label: key.label}, true, nil
+	// One that is there already keeps its path for as long as it leads somewhere. After that, a CA that renewed its root
+	// for example, importing it again finds it another.
+	for _, h := range key.certs {
+		if bytes.Equal(h.leaf().Raw, c.Raw) && !slices.ContainsFunc(h.path, func(x *smx509.Certificate) bool { return now.After(x.NotAfter) }) &&
+			slices.ContainsFunc(anchors, func(a *smx509.Certificate) bool { return bytes.Equal(a.Raw, h.path[len(h.path)-1].Raw) }) {
+			return &imported{Owner: owner, Label: key.label}, true, nil
+		}
 	}
 	if err := purposeProblem(c, use); err != nil {
 		return nil, false, err

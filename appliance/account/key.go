@@ -580,7 +580,8 @@ func (m *imported) set(s *Service, e *audit.Entry) error {
 	}
 	k := *old
 	k.request = nil
-	k.certs = append(slices.Clone(old.certs), &heldCertificate{path: path})
+	k.certs = slices.DeleteFunc(slices.Clone(old.certs), func(h *heldCertificate) bool { return bytes.Equal(h.leaf().Raw, m.Certificate) })
+	k.certs = append(k.certs, &heldCertificate{path: path})
 	s.hold(&k)
 	s.addCertificate(m.Certificate, m.Chain, useOf(m.Owner), strings.TrimPrefix(m.Owner, signerOwner))
 	return nil

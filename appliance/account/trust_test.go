@@ -667,6 +667,28 @@ func TestAnchors(t *testing.T) {
 	if _, _, err := c.sign(); err != nil {
 		t.Error(err)
 	}
+
+	// The CA renews its root, key and name being the same. The old one goes, and the certificate finds its way to the new
+	// one when it is imported again; a second time there is nothing to do.
+	template := caTemplate("市 CA 根")
+	renewed := c.root.make(template, template, c.root.key.Public())
+	c.must(c.Directory.AddAnchor(ctx, "admin", renewed.Raw, []string{"staff"}, "新根"))
+	c.must(c.Directory.WithdrawAnchor(ctx, "admin", id, "换根"))
+	_, _, err = c.sign()
+	wants(t, "under the old root", err, problem.CertificateUnusable)
+	for _, already := range []bool{false, true} {
+		done, err := c.Directory.ImportCertificates(ctx, "admin", account.Import{File: cert.Raw})
+		if err != nil || len(done) != 1 || done[0].Already != already || done[0].State != account.StateActive {
+			t.Errorf("imported again: %+v, %v, want already %v", done, err, already)
+		}
+	}
+	c.Restart()
+	if serial, _, err := c.sign(); err != nil || serial != pki.SerialHex(cert.SerialNumber) {
+		t.Errorf("under the new root: %s, %v", serial, err)
+	}
+	if n := len(c.Directory.Paths("signer:" + doctor)); n != 1 {
+		t.Errorf("%d certificates, want the one", n)
+	}
 }
 
 // Doctors are imported side by side while others sign.
