@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -49,7 +50,7 @@ func Get(ctx context.Context, address string, limit int64, now func() time.Time)
 		return nil, fmt.Errorf("fetch: %w", err)
 	}
 	if u.Scheme == "file" {
-		f, err := os.Open(u.Path)
+		f, err := os.OpenFile(u.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe is not waited for
 		if err != nil {
 			return nil, fmt.Errorf("fetch: %w", err)
 		}

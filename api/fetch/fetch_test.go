@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"yinjian/api/fetch"
 )
 
@@ -50,5 +52,27 @@ func TestGet(t *testing.T) {
 		if (err == nil) != c.ok || c.ok && !bytes.Equal(got, list) {
 			t.Errorf("%s: %d bytes, %v", name, len(got), err)
 		}
+	}
+}
+
+// A pipe that nobody writes to does not hold up the fetching of the other lists.
+func TestPipe(t *testing.T) {
+	t.Parallel()
+	pipe := filepath.Join(t.TempDir(), "a.crl")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := fetch.Get(t.Context(), "file://"+pipe, 100, time.Now)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("a pipe was read")
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("Get hangs")
 	}
 }
