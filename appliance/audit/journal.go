@@ -572,14 +572,14 @@ func (j *Journal) Run(ctx context.Context) error {
 	signCtx, stopSigning := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopSigning()
 	var g errgroup.Group
+	if j.tally == nil { // the committer's, once it runs
+		g.Go(func() error { j.sumUp(ctx); return nil })
+	}
 	g.Go(func() error {
 		defer stopSigning()
 		j.commitLoop(ctx)
 		return nil
 	})
-	if j.tally == nil {
-		g.Go(func() error { j.sumUp(ctx); return nil })
-	}
 	g.Go(func() error { j.signLoop(signCtx); return nil })
 	g.Go(func() error { j.stampLoop(signCtx); return nil })
 	g.Go(func() error { j.sealLoop(signCtx); return nil })

@@ -437,3 +437,33 @@ func TestRecurringPayloadIsStoredOnce(t *testing.T) {
 		t.Errorf("the shared payload: %q, %v", data, err)
 	}
 }
+
+// Drafts that wait when Run begins may fill the segment that a restart found before Run has looked at it (run with -race).
+func TestRunWithDraftsWaiting(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	short := func(c *sqlite.JournalConfig) { c.SegmentEntries = 3 }
+	j := start(t, openStore(t, dir, short), nil)
+	appendN(t, j.Journal, 0, 1)
+	j.stop()
+	again, err := audit.Open(t.Context(), audit.Config{Store: openStore(t, dir, short), Node: "east", Clock: newClock(), Log: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			if _, err := again.Append(context.Background(), signDraft(1+i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- again.Run(ctx) }()
+	wg.Wait()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
