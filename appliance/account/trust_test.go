@@ -604,6 +604,32 @@ func TestRequestsForOwnKeys(t *testing.T) {
 		t.Errorf("keys left behind: %q, before %q", got, had)
 	}
 
+	// Written, and the answer lost: what was written holds, now and after a restart.
+	for kind, act := range map[string]func() error{
+		"certificate.request/outcome": func() error {
+			_, err := c.Directory.RequestCertificate(t.Context(), "admin", account.RequestSpec{For: "signer:" + doctor, Replace: true})
+			return err
+		},
+		"certificate.import/outcome": func() error { return c.take(c.sub.issue(c.request.CSR, nil)) },
+		"trust.crl/outcome": func() error {
+			_, _, err := c.Directory.ImportCRL(t.Context(), "admin", c.sub.crl(7, testkit.Start, time.Hour), "test")
+			return err
+		},
+	} {
+		c.Journal.FailKind(kind, 1, true, audit.ErrOutcomeUnknown)
+		if err := act(); problem.CodeOf(err) != problem.Timeout {
+			t.Errorf("%s, answer lost: %v", kind, err)
+		}
+		c.Journal.Fault(nil)
+	}
+	c.must(c.Directory.AddAnchor(t.Context(), "admin", c.root.cert.Raw, account.Uses, "again")) // settles the last doubt
+	before := c.Directory.Certificates()
+	staffKeys := c.Staff.Labels()
+	c.Restart()
+	if after := c.Directory.Certificates(); !reflect.DeepEqual(before, after) || !slices.Equal(staffKeys, c.Staff.Labels()) {
+		t.Errorf("after lost answers a restart differs:\n%+v\n%+v", before, after)
+	}
+
 	r := c.ask(account.RequestSpec{For: "tsa:sm2", NewKey: true, Subject: "CN=时间戳单元 2,O=某医院,C=CN"})
 	c.Restart()
 	if got := c.TSA.Labels(); len(got) != len(had)+1 || !slices.Contains(got, r.Label) {
