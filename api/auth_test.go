@@ -481,6 +481,36 @@ func TestFailedAuthentications(t *testing.T) {
 	}
 }
 
+// Behind one address, as that of a proxy, nobody locks an application out by failing under its name. One that has not
+// proved itself there is refused.
+func TestFailuresUnderAnothersName(t *testing.T) {
+	t.Parallel()
+	k := start(t, func(c *api.Config, _ *http.Server) { c.Limits.Failures = 5 })
+	good := certs
+	if got := k.do(good); got.status != 200 {
+		t.Fatalf("before: %d %s", got.status, got.body)
+	}
+	bad := call{path: "/v1/sign", body: encode(t, signBody()), key: []byte("no")}
+	for range 20 {
+		if got := k.do(bad); got.status != 401 {
+			t.Fatalf("under its name: %d %s", got.status, got.body)
+		}
+	}
+	if got := k.do(good); got.status != 200 {
+		t.Errorf("the application itself: %d %s", got.status, got.body)
+	}
+	bad.app = "nobody"
+	refused := 0
+	for range 20 {
+		if k.do(bad).status == 429 {
+			refused++
+		}
+	}
+	if refused < 10 {
+		t.Errorf("of 20 failures under a name that proved nothing %d were refused", refused)
+	}
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	t.Parallel()
 	if _, err := api.New(api.Config{}); err == nil {

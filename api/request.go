@@ -164,6 +164,7 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 			return err
 		}
 		c.Set(applicationKey, app.ID)
+		s.failed.proved(addressOf(c.Request().RemoteAddr), app.ID)
 		if ok, after := s.rates.allow(app); !ok {
 			p := problem.New(problem.RateLimited, "该应用的请求过于频繁 (the application's rate is exceeded)", retryLater)
 			p.After = after
@@ -191,8 +192,8 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 		if err == nil {
 			app = a.App
 		}
-		who := s.failed.who(addressOf(c.Request().RemoteAddr), app)
-		if after := s.failed.wait(who); after > 0 {
+		from := addressOf(c.Request().RemoteAddr)
+		if after := s.failed.wait(from, app); after > 0 {
 			p := problem.New(problem.RateLimited, "来自该地址的身份验证失败过多 (too many failed authentications from this address)", "请检查应用编号与密钥,稍后重试 (check id and key, try again later)")
 			p.After = after
 			return p
@@ -202,7 +203,7 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 			err = inner(c)
 		}
 		if problem.CodeOf(err) == problem.Unauthenticated {
-			s.failed.count(who)
+			s.failed.count(from, app)
 		}
 		return err
 	}

@@ -46,14 +46,25 @@ func (s *shares) give(who string, n int64) {
 // failures bounds failed authentications. Whoever fails more often than perMinute from one address is refused before his
 // body is read, until a minute's budget has come back. Each address has sixteen budgets, and which one counts is drawn
 // from the application's id by a key of this run: so an application that has the wrong key seldom stands in the way of
-// another behind the same address, and the answers do not tell which ids exist.
+// another behind the same address, and the answers do not tell which ids exist. One that has proved itself from the
+// address of late is not refused: whoever sends rubbish under its name from behind the same proxy would lock it out.
 type failures struct {
 	perMinute int
 	seed      maphash.Seed
 
-	mu sync.Mutex
-	of map[failing]*rate.Limiter // guarded by mu
+	mu     sync.Mutex
+	of     map[failing]*rate.Limiter // guarded by mu
+	proofs map[proof]time.Time       // guarded by mu: when it last was made; monotonic
 }
+
+// A proof is an application's that proved itself from an address.
+type proof struct {
+	from netip.Prefix
+	app  string
+}
+
+// provedFor is how long a proof counts: an application that rests over a night proves itself anew.
+const provedFor = 24 * time.Hour
 
 type failing struct {
 	from  netip.Prefix
@@ -66,7 +77,7 @@ const (
 )
 
 func newFailures(perMinute int) *failures {
-	return &failures{perMinute: perMinute, seed: maphash.MakeSeed(), of: map[failing]*rate.Limiter{}}
+	return &failures{perMinute: perMinute, seed: maphash.MakeSeed(), of: map[failing]*rate.Limiter{}, proofs: map[proof]time.Time{}}
 }
 
 // who is the budget of an application at an address; "" is for requests that name none.
@@ -78,18 +89,29 @@ func (f *failures) who(from netip.Prefix, app string) failing {
 }
 
 // wait is how long one must wait before another failure is within the budget, 0 if none.
-func (f *failures) wait(who failing) time.Duration {
+func (f *failures) wait(from netip.Prefix, app string) time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	l := f.of[who]
-	if l == nil {
+	l := f.of[f.who(from, app)]
+	if at, ok := f.proofs[proof{from, app}]; l == nil || ok && time.Since(at) < provedFor { // interval
 		return 0
 	}
 	return until(l)
 }
 
+// proved remembers that an application has proved itself.
+func (f *failures) proved(from netip.Prefix, app string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.proofs) >= maxFailing {
+		clear(f.proofs) // each comes back with its next request that is looked at
+	}
+	f.proofs[proof{from, app}] = time.Now() // interval
+}
+
 // count takes one failure from the budget.
-func (f *failures) count(who failing) {
+func (f *failures) count(from netip.Prefix, app string) {
+	who := f.who(from, app)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	l := f.of[who]
