@@ -206,6 +206,73 @@ func (s stamper) Stamp(_ context.Context, data []byte) ([]byte, error) {
 	return append([]byte("token over "), data...), nil
 }
 
+// busy is a stamper and a log key whose cipher machine answers when the journal was told to stop, unless its caller went
+// away before.
+type busy struct {
+	logKey
+	begun, stopped chan struct{}
+}
+
+func (h busy) wait(ctx context.Context) error {
+	select {
+	case h.begun <- struct{}{}:
+	default:
+	}
+	<-h.stopped
+	select {
+	case <-ctx.Done():
+	case <-time.After(200 * time.Millisecond): // the stop has long come through
+	}
+	return ctx.Err()
+}
+
+func (h busy) Stamp(ctx context.Context, _ []byte) ([]byte, error) { return []byte("token"), h.wait(ctx) }
+
+func (h busy) SignMessage(ctx context.Context, m []byte) ([]byte, error) {
+	if err := h.wait(ctx); err != nil {
+		return nil, err
+	}
+	return h.logKey.SignMessage(ctx, m)
+}
+
+// What the cipher machine is making when the journal stops is waited for and stored: nothing could give account of it
+// afterwards.
+func TestStopWaitsForTheCipherMachine(t *testing.T) {
+	t.Parallel()
+	for _, stamping := range []bool{true, false} {
+		store, key := newMemStore(), newLogKey(t)
+		h := busy{logKey: key, begun: make(chan struct{}, 1), stopped: make(chan struct{})}
+		j := openMem(t, store, func(c *audit.Config) {
+			c.Checkpointer = key
+			if !stamping {
+				c.Checkpointer = h
+			}
+		})
+		if stamping {
+			j.SetStamper(h)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- j.Run(ctx) }()
+		<-h.begun
+		cancel()
+		close(h.stopped)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		c, err := store.LastCheckpoint(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stamping && string(c.Token) != "token" {
+			t.Errorf("the token that was under way is not stored: %q", c.Token)
+		}
+		if n := key.n.Load(); n != 1 {
+			t.Errorf("stamping %t: %d checkpoints signed, want the one that was under way", stamping, n)
+		}
+	}
+}
+
 // Neither a cipher machine that is locked nor one that fails holds an append up; checkpoints follow when it answers.
 func TestCheckpointsFollow(t *testing.T) {
 	t.Parallel()

@@ -33,6 +33,12 @@ func (j *Journal) SetStamper(s Stamper) {
 	notify(j.unstamps)
 }
 
+// bounded is for one use of the cipher machine. A stop does not cut it off: a signature that is made and stored nowhere
+// would have to be accounted for, after the journal has ended.
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), signTimeout)
+}
+
 // signLoop signs a checkpoint after growth, and at most one in CheckpointEvery. Failure never reaches Append.
 func (j *Journal) signLoop(ctx context.Context) {
 	failing := false
@@ -104,7 +110,7 @@ func (j *Journal) sign(ctx context.Context) (bool, error) {
 	if _, err := ParseCheckpoint(c.Note, nil); err != nil {
 		return false, err // a clock state that the format cannot carry
 	}
-	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	var err error
 	if c.Signature, err = signer.SignMessage(ctx, c.Note); err != nil {
@@ -200,7 +206,7 @@ func (j *Journal) stamp(ctx context.Context) error {
 	if c == nil || stamper == nil || c.Token != nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, signTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	token, err := stamper.Stamp(ctx, c.Signature)
 	if err != nil {
