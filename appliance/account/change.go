@@ -100,8 +100,20 @@ func (s *Service) resolve(ctx context.Context) error {
 		return err
 	}
 	s.doubt = nil
+	if entry.Kind != d.kind {
+		s.discard(errWithdrawn, d.body)
+	}
 	s.cfg.Log.WithFields(logrus.Fields{"object": d.object, "kind": d.kind, "done": entry.Kind == d.kind}).Warning("a change whose outcome was in doubt is settled")
 	return nil
+}
+
+var errWithdrawn = errors.New("account: the change was withdrawn, since nobody could say whether it was written")
+
+// discard gives account of what was signed for a change that did not come about; of nothing when there was no signature.
+func (s *Service) discard(reason error, object []byte) {
+	if s.cfg.Discarded != nil && object != nil {
+		s.cfg.Discarded(reason, object)
+	}
 }
 
 // newRef is 256 random bits.
@@ -151,8 +163,8 @@ func (s *Service) conclude(ctx context.Context, d audit.Draft, ref []byte, objec
 	if err != nil {
 		if !notWritten(err) {
 			s.doubt = &doubt{ref: d.Ref, kind: d.Kind, object: d.Object, body: body, appKey: appKey}
-		} else if s.cfg.Discarded != nil {
-			s.cfg.Discarded(err, body)
+		} else {
+			s.discard(err, body)
 		}
 		return journalProblem(err)
 	}

@@ -98,26 +98,14 @@ func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer
 		return nil, err
 	}
 	for _, a := range e.Algorithms {
-		info, err := s.cfg.Slots[hsm.Staff].GenerateKey(ctx, hsm.KeySpec{Label: prefix + a, Algorithm: hsm.Algorithm(a)})
+		k, err := s.newSignerKey(ctx, prefix+a, a, &g, e.External)
 		if err != nil {
-			return nil, fmt.Errorf("account: enrolling %s: %w", e.ID, hsmProblem(err))
-		}
-		if info.Extractable {
-			return nil, fmt.Errorf("account: enrolling %s: the cipher machine made an extractable %s key", e.ID, a)
-		}
-		if e.External {
-			spki, err := smx509.MarshalPKIXPublicKey(info.Public)
-			if err != nil {
-				return nil, fmt.Errorf("account: enrolling %s: %w", e.ID, err)
+			for _, made := range g.Keys {
+				s.discard(err, made.Certificate)
 			}
-			g.Keys = append(g.Keys, SignerKey{Label: info.Label, Algorithm: a, PublicKey: spki})
-			continue
+			return nil, fmt.Errorf("account: enrolling %s: %w", e.ID, err)
 		}
-		cert, err := s.issue(ctx, a, info.Public, &g, now.Time)
-		if err != nil {
-			return nil, fmt.Errorf("account: enrolling %s: %w", e.ID, hsmProblem(err))
-		}
-		g.Keys = append(g.Keys, SignerKey{Label: info.Label, Algorithm: a, Certificate: cert})
+		g.Keys = append(g.Keys, k)
 	}
 	d := audit.Draft{Kind: kindSigner, Actor: actor, Object: e.ID, Fields: []audit.Field{
 		text("intent", i.id), text("act", "enrol"), boolean("pin_set", g.PIN != nil),
@@ -127,6 +115,26 @@ func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer
 	}
 	enrolled, _ := s.Signer(e.ID)
 	return enrolled, nil
+}
+
+// newSignerKey makes a key in the staff slot, with a certificate of the evaluation CA unless another CA is to issue it.
+func (s *Service) newSignerKey(ctx context.Context, label, algorithm string, g *Signer, external bool) (k SignerKey, err error) {
+	info, err := s.cfg.Slots[hsm.Staff].GenerateKey(ctx, hsm.KeySpec{Label: label, Algorithm: hsm.Algorithm(algorithm)})
+	if err != nil {
+		return k, hsmProblem(err)
+	}
+	if info.Extractable {
+		return k, fmt.Errorf("the cipher machine made an extractable %s key", algorithm)
+	}
+	k = SignerKey{Label: info.Label, Algorithm: algorithm}
+	if external {
+		k.PublicKey, err = smx509.MarshalPKIXPublicKey(info.Public)
+		return k, err
+	}
+	if k.Certificate, err = s.issue(ctx, algorithm, info.Public, g, g.ChangedAt); err != nil {
+		return k, hsmProblem(err)
+	}
+	return k, nil
 }
 
 func (s *Service) issue(ctx context.Context, algorithm string, pub crypto.PublicKey, g *Signer, now time.Time) ([]byte, error) {

@@ -17,6 +17,7 @@ import (
 	"yinjian/appliance/pki"
 	"yinjian/appliance/pki/ca"
 	"yinjian/appliance/problem"
+	"yinjian/appliance/uses"
 	"yinjian/hsm"
 	"yinjian/ntp"
 )
@@ -150,6 +151,44 @@ func TestCertificateEndsWithCA(t *testing.T) {
 		}
 		if end := h.CAs[k.Algorithm].Certificate().NotAfter; !c.NotAfter.Equal(end) {
 			t.Errorf("%s certificate ends %v, its CA %v", k.Algorithm, c.NotAfter, end)
+		}
+	}
+}
+
+// What the CA signed for an enrolment that did not come about is given account of: nothing else would know of it.
+func TestEnrolDiscards(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]func(*testkit.House){
+		"second key not made": func(h *testkit.House) {
+			h.Staff.Before(failCall("GenerateKey", "/RSA-2048", &hsm.Error{Call: "C_GenerateKeyPair", RV: 0x32}))
+		},
+		"outcome not written": func(h *testkit.House) { h.Journal.FailKind("account.signer/outcome", 1, false, audit.ErrClosed) },
+		"outcome unknown": func(h *testkit.House) {
+			h.Journal.FailKind("account.signer/outcome", 1, false, audit.ErrOutcomeUnknown)
+		},
+		"answer lost": func(h *testkit.House) { h.Journal.FailKind("account.signer/outcome", 1, true, audit.ErrOutcomeUnknown) },
+	} {
+		h := testkit.New(t)
+		discarded := 0
+		h.Discarded = func(_ error, objects ...[]byte) {
+			for _, o := range objects {
+				discarded += len(uses.SignaturesIn(o))
+			}
+		}
+		h.Restart()
+		before := h.CA.Calls("Do")
+		fail(h)
+		if _, err := h.Directory.Enrol(t.Context(), "admin", enrolment()); err == nil {
+			t.Fatalf("%s: enrolled", name)
+		}
+		h.Journal.Fault(nil)
+		h.App("his", nil) // what is in doubt is settled before another change
+		made := h.CA.Calls("Do") - before
+		if _, enrolled := h.Directory.Signer("D001"); enrolled {
+			made = 0 // they are in the journal
+		}
+		if discarded != made {
+			t.Errorf("%s: %d signatures were given account of, want %d", name, discarded, made)
 		}
 	}
 }

@@ -161,9 +161,10 @@ type House struct {
 	Signing             *sign.Service
 	LogKey              *hsm.Key
 	Trust               evidence.Trust
-	CertificateLife     time.Duration // given to the directory by Restart
-	SoftRevocation      bool          // likewise
-	Full                func() error  // why the disk is too full to sign; nil: it is not
+	CertificateLife     time.Duration                         // given to the directory by Restart
+	SoftRevocation      bool                                  // likewise
+	Discarded           func(reason error, objects ...[]byte) // likewise
+	Full                func() error                          // why the disk is too full to sign; nil: it is not
 	logger              *logrus.Logger
 	serial              atomic.Int64
 	unitCertificates    map[string][]*smx509.Certificate
@@ -300,6 +301,7 @@ func (h *House) TryRestart() error {
 	ctx := context.Background()
 	d := account.New(account.Config{
 		Journal: h.Journal, Clock: h.Clock, MAC: h.Log, Slots: map[hsm.SlotClass]hsm.Token{hsm.Staff: h.Staff, hsm.TSA: h.TSA, hsm.Log: h.Log}, CAs: h.CAs, Log: h.logger, CertificateLife: h.CertificateLife, SoftRevocation: h.SoftRevocation,
+		Discarded: h.Discarded,
 	})
 	for alg, chain := range h.unitCertificates {
 		h.must(d.AddKey(account.OwnKey{
