@@ -84,6 +84,14 @@ type CRL struct {
 	// verifiedBy is the last issuer whose key verified the list. Hashing a long list for every certificate would be
 	// most of the work of a signature.
 	verifiedBy atomic.Pointer[smx509.Certificate]
+	// refusedBy is the last one whose key did not: another CA of the list's issuer's name, asked for each of its
+	// certificates.
+	refusedBy atomic.Pointer[refusal]
+}
+
+type refusal struct {
+	issuer *smx509.Certificate
+	err    error
 }
 
 // distribution is what IssuingDistributionPoint says (RFC 5280 §5.2.5).
@@ -305,8 +313,13 @@ func (c *CRL) verify(issuer *smx509.Certificate) error {
 	if issuer.KeyUsage&smx509.KeyUsageCRLSign == 0 {
 		return errors.New("颁发者无 CRL 签发用途 (issuer lacks cRLSign)")
 	}
+	if no := c.refusedBy.Load(); no != nil && bytes.Equal(no.issuer.Raw, issuer.Raw) {
+		return no.err
+	}
 	if err := checkSignature(issuer, c.list.SignatureAlgorithm, c.list.RawTBSRevocationList, c.list.Signature); err != nil {
-		return fmt.Errorf("列表签名未通过 (%w)", err)
+		err = fmt.Errorf("列表签名未通过 (%w)", err)
+		c.refusedBy.Store(&refusal{issuer, err})
+		return err
 	}
 	c.verifiedBy.Store(issuer)
 	return nil

@@ -168,6 +168,25 @@ func TestCheckRevocationForgetsNoKey(t *testing.T) {
 	}
 }
 
+// A list by a namesake's key is hashed once, not for every certificate that is judged. Each hashing of a list reads it
+// into a digest of its own, which is what is counted here.
+func TestNamesakesListIsHashedOnce(t *testing.T) {
+	ca, namesake := issue(t, caTemplate("CA"), nil, sm2Key(t)), issue(t, caTemplate("CA"), nil, sm2Key(t))
+	leaf := issue(t, staffTemplate("leaf"), ca, sm2Key(t))
+	own, other := crlOf(t, ca, nil), crlOf(t, namesake, nil)
+	ask := func(lists ...*pki.CRL) float64 {
+		q := pki.RevocationQuestion{Certificate: leaf.cert, Issuer: ca.cert, CRLs: lists, At: at}
+		return testing.AllocsPerRun(100, func() {
+			if got := pki.CheckRevocation(q); got.Status != pki.Passed {
+				t.Fatalf("%+v", got)
+			}
+		})
+	}
+	if alone, both := ask(own), ask(own, other); both > alone+4 {
+		t.Errorf("%v allocations with the namesake's list, %v without", both, alone)
+	}
+}
+
 func TestParseCRLStrict(t *testing.T) {
 	t.Parallel()
 	ca := issue(t, caTemplate("CA"), nil, sm2Key(t))
