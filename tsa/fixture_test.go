@@ -3,30 +3,21 @@ package tsa_test
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"encoding/pem"
-	"errors"
 	"flag"
 	"io"
 	"math/big"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/smx509"
 	"github.com/sirupsen/logrus"
 
 	"yinjian/appliance/cms"
+	"yinjian/appliance/cms/cmstest"
 	"yinjian/ntp"
 	"yinjian/tsa"
 )
@@ -46,14 +37,10 @@ func (k softKey) SignMessage(ctx context.Context, message []byte) ([]byte, error
 	if k.calls != nil {
 		k.calls.Add(1)
 	}
-	if err := errors.Join(ctx.Err(), k.fail); err != nil {
-		return nil, err
+	if k.fail != nil {
+		return nil, k.fail
 	}
-	if key, ok := k.key.(*rsa.PrivateKey); ok {
-		digest := sha256.Sum256(message)
-		return rsa.SignPKCS1v15(nil, key, crypto.SHA256, digest[:])
-	}
-	return k.key.Sign(rand.Reader, message, sm2.DefaultSM2SignerOpts)
+	return cmstest.SignMessage(ctx, k.key, message)
 }
 
 // A unit is a key with a certificate for timestamping, and the CA's.
@@ -64,26 +51,10 @@ type unit struct {
 }
 
 var (
-	sm2Unit = sync.OnceValue(func() *unit { return newUnit(newSM2Key(), newSM2Key()) })
-	rsaUnit = sync.OnceValue(func() *unit { return newUnit(newRSAKey(), newRSAKey()) })
+	sm2Unit = sync.OnceValue(func() *unit { return newUnit(cmstest.NewSM2Key(), cmstest.NewSM2Key()) })
+	rsaUnit = sync.OnceValue(func() *unit { return newUnit(cmstest.NewRSAKey(2048), cmstest.NewRSAKey(2048)) })
 	units   = map[string]func() *unit{"sm2": sm2Unit, "rsa": rsaUnit}
 )
-
-func newSM2Key() crypto.Signer {
-	key, err := sm2.GenerateKey(rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	return key
-}
-
-func newRSAKey() crypto.Signer {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		panic(err)
-	}
-	return key
-}
 
 var (
 	epoch        = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -93,7 +64,7 @@ var (
 )
 
 func newUnit(key, caKey crypto.Signer) *unit {
-	ca := certify(&smx509.Certificate{
+	ca := cmstest.Issue(&smx509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Test CA"},
 		NotBefore: epoch, NotAfter: epoch.AddDate(20, 0, 0), IsCA: true, BasicConstraintsValid: true, MaxPathLen: -1,
 		KeyUsage: smx509.KeyUsageCertSign | smx509.KeyUsageCRLSign,
@@ -114,7 +85,7 @@ func (u *unit) certificate(change func(*smx509.Certificate)) *smx509.Certificate
 	if change != nil {
 		change(template)
 	}
-	return certify(template, u.ca, u.key.Public(), u.caKey)
+	return cmstest.Issue(template, u.ca, u.key.Public(), u.caKey)
 }
 
 func purpose(critical bool, oids ...asn1.ObjectIdentifier) pkix.Extension {
@@ -127,21 +98,6 @@ func marshal(v any) []byte {
 		panic(err)
 	}
 	return out
-}
-
-func certify(template, parent *smx509.Certificate, pub crypto.PublicKey, priv crypto.Signer) *smx509.Certificate {
-	if parent == nil {
-		parent = template
-	}
-	raw, err := smx509.CreateCertificate(rand.Reader, template, parent, pub, priv)
-	if err != nil {
-		panic(err)
-	}
-	cert, err := smx509.ParseCertificate(raw)
-	if err != nil {
-		panic(err)
-	}
-	return cert
 }
 
 type fixedClock ntp.Reading
@@ -228,115 +184,6 @@ func encode(t testing.TB, req *tsa.Request) []byte {
 	return out
 }
 
-func write(t testing.TB, path string, data []byte) string {
-	t.Helper()
-	if err := os.WriteFile(path, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-func read(t testing.TB, path string) []byte {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
-}
-
-func certPEM(cert *smx509.Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
-}
-
-func keyPEM(t *testing.T, key any) []byte {
-	t.Helper()
-	raw, err := smx509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})
-}
-
-func openssl(t *testing.T, args ...string) (string, error) {
-	t.Helper()
-	if _, err := exec.LookPath("openssl"); err != nil {
-		t.Skip("openssl is not installed")
-	}
-	out, err := exec.CommandContext(t.Context(), "openssl", args...).CombinedOutput()
-	return string(out), err
-}
-
-func mustOpenSSL(t *testing.T, args ...string) string {
-	t.Helper()
-	out, err := openssl(t, args...)
-	if err != nil {
-		t.Fatalf("openssl %v: %v\n%s", args, err, out)
-	}
-	return out
-}
-
-var bcJars = []string{"/usr/share/java/bcprov.jar", "/usr/share/java/bcpkix.jar", "/usr/share/java/bcutil.jar"}
-
-var errNoBouncyCastle = errors.New("javac, java or Bouncy Castle (libbcpkix-java) is not installed")
-
-// bouncyCastle compiles package cms's BCCheck.java, once, and answers the class path.
-var bouncyCastle = sync.OnceValues(func() (string, error) {
-	for _, tool := range []string{"java", "javac"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			return "", errNoBouncyCastle
-		}
-	}
-	for _, jar := range bcJars {
-		if _, err := os.Stat(jar); err != nil {
-			return "", errNoBouncyCastle
-		}
-	}
-	jars := strings.Join(bcJars, ":")
-	source := filepath.Join("..", "appliance", "cms", "testdata", "BCCheck.java")
-	if out, err := exec.Command("javac", "-cp", jars, "-d", classes, source).CombinedOutput(); err != nil {
-		return "", errors.New("javac: " + string(out))
-	}
-	return classes + ":" + jars, nil
-})
-
-var classes string // folder for compiled Java
-
-func TestMain(m *testing.M) {
-	flag.Parse()
-	var err error
-	if classes, err = os.MkdirTemp("", "bccheck"); err != nil {
-		panic(err)
-	}
-	code := m.Run()
-	os.RemoveAll(classes)
-	os.Exit(code)
-}
-
-func bcCheck(t *testing.T, args ...string) (string, error) {
-	t.Helper()
-	path, err := bouncyCastle()
-	if errors.Is(err, errNoBouncyCastle) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	argv := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", path, "BCCheck"}, args...)
-	out, err := exec.CommandContext(t.Context(), "java", argv...).CombinedOutput()
-	if err == nil && !strings.HasPrefix(string(out), "OK") {
-		t.Fatalf("BCCheck %v: no verdict: %s", args, out)
-	}
-	return string(out), err
-}
-
-func mustBCCheck(t *testing.T, args ...string) string {
-	t.Helper()
-	out, err := bcCheck(t, args...)
-	if err != nil {
-		t.Fatalf("BCCheck %v: %v\n%s", args, err, out)
-	}
-	return out
-}
+func TestMain(m *testing.M) { cmstest.Main(m) }
 
 var _ cms.Signer = softKey{}

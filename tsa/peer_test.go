@@ -13,17 +13,18 @@ import (
 	"github.com/emmansun/gmsm/smx509"
 
 	"yinjian/appliance/cms"
+	"yinjian/appliance/cms/cmstest"
 	"yinjian/tsa"
 )
 
-func dataFile(t *testing.T) string { return write(t, filepath.Join(t.TempDir(), "data"), data) }
+func dataFile(t *testing.T) string { return cmstest.Write(t, filepath.Join(t.TempDir(), "data"), data) }
 
 // query is a request by openssl ts -query, made now if it is there.
 func query(t *testing.T, flags ...string) (path string, der []byte) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "q.tsq")
-	mustOpenSSL(t, append([]string{"ts", "-query", "-data", dataFile(t), "-out", path}, flags...)...)
-	return path, read(t, path)
+	cmstest.MustOpenSSL(t, append([]string{"ts", "-query", "-data", dataFile(t), "-out", path}, flags...)...)
+	return path, cmstest.Read(t, path)
 }
 
 func TestOpenSSLVerifiesRSA(t *testing.T) {
@@ -41,19 +42,19 @@ func TestOpenSSLVerifiesRSA(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			queryFile, q := query(t, flags...)
-			response := write(t, filepath.Join(dir, "r.tsr"), a.Respond(t.Context(), q))
-			ca := write(t, filepath.Join(dir, "ca.pem"), certPEM(u.ca))
+			response := cmstest.Write(t, filepath.Join(dir, "r.tsr"), a.Respond(t.Context(), q))
+			ca := cmstest.Write(t, filepath.Join(dir, "ca.pem"), cmstest.CertPEM(u.ca))
 			args := []string{"ts", "-verify", "-attime", "1795256430", "-queryfile", queryFile, "-in", response, "-CAfile", ca}
 			if name == "bare leaf" {
-				args = append(args, "-untrusted", write(t, filepath.Join(dir, "tsu.pem"), certPEM(u.cert)))
+				args = append(args, "-untrusted", cmstest.Write(t, filepath.Join(dir, "tsu.pem"), cmstest.CertPEM(u.cert)))
 			}
-			if out := mustOpenSSL(t, args...); !strings.Contains(out, "Verification: OK") {
+			if out := cmstest.MustOpenSSL(t, args...); !strings.Contains(out, "Verification: OK") {
 				t.Errorf("openssl says %q", out)
 			}
 			// the judge can say no
-			other := write(t, filepath.Join(dir, "other"), []byte("other"))
+			other := cmstest.Write(t, filepath.Join(dir, "other"), []byte("other"))
 			args = []string{"ts", "-verify", "-attime", "1795256430", "-data", other, "-in", response, "-CAfile", ca}
-			if out, err := openssl(t, args...); err == nil {
+			if out, err := cmstest.OpenSSL(t, args...); err == nil {
 				t.Errorf("openssl verifies other data: %s", out)
 			}
 		})
@@ -66,8 +67,8 @@ func TestOpenSSLReadsSM2(t *testing.T) {
 	u, dir := sm2Unit(), t.TempDir()
 	_, q := query(t, "-sm3", "-cert")
 	response := newAuthority(t, u.config()).Respond(t.Context(), q)
-	responseFile := write(t, filepath.Join(dir, "r.tsr"), response)
-	text := mustOpenSSL(t, "ts", "-reply", "-in", responseFile, "-text")
+	responseFile := cmstest.Write(t, filepath.Join(dir, "r.tsr"), response)
+	text := cmstest.MustOpenSSL(t, "ts", "-reply", "-in", responseFile, "-text")
 	for _, want := range []string{
 		"Status: Granted.", "Version: 1", "Policy OID: " + policy.String(), "Hash Algorithm: sm3",
 		"Time stamp: Nov 21 10:20:30.12 2026 GMT", "Accuracy: unspecified seconds, 0x26 millis, unspecified micros", "Ordering: no",
@@ -89,8 +90,8 @@ func TestOpenSSLReadsSM2(t *testing.T) {
 
 	// the token as openssl cuts it out, then its parts
 	tokenFile := filepath.Join(dir, "t.der")
-	mustOpenSSL(t, "ts", "-reply", "-in", responseFile, "-token_out", "-out", tokenFile)
-	token := read(t, tokenFile)
+	cmstest.MustOpenSSL(t, "ts", "-reply", "-in", responseFile, "-token_out", "-out", tokenFile)
+	token := cmstest.Read(t, tokenFile)
 	if !bytes.Equal(token, parsed.Token.DER) {
 		t.Error("openssl cuts out another token")
 	}
@@ -100,10 +101,10 @@ func TestOpenSSLReadsSM2(t *testing.T) {
 		t.Fatal("the signed attributes are not in the token under [0]")
 	}
 	attributes := append([]byte{0x31}, token[at:at+len(si.SignedAttributesDER())-1]...)
-	public := mustOpenSSL(t, "x509", "-in", write(t, filepath.Join(dir, "tsu.pem"), certPEM(u.cert)), "-noout", "-pubkey")
-	mustOpenSSL(t, "dgst", "-sm3", "-verify", write(t, filepath.Join(dir, "pub.pem"), []byte(public)), "-sigopt", "distid:1234567812345678",
-		"-signature", write(t, filepath.Join(dir, "sig"), si.Signature), write(t, filepath.Join(dir, "attributes"), attributes))
-	digest := strings.Fields(mustOpenSSL(t, "dgst", "-sm3", "-r", write(t, filepath.Join(dir, "info"), parsed.Token.Message().Content)))[0]
+	public := cmstest.MustOpenSSL(t, "x509", "-in", cmstest.Write(t, filepath.Join(dir, "tsu.pem"), cmstest.CertPEM(u.cert)), "-noout", "-pubkey")
+	cmstest.MustOpenSSL(t, "dgst", "-sm3", "-verify", cmstest.Write(t, filepath.Join(dir, "pub.pem"), []byte(public)), "-sigopt", "distid:1234567812345678",
+		"-signature", cmstest.Write(t, filepath.Join(dir, "sig"), si.Signature), cmstest.Write(t, filepath.Join(dir, "attributes"), attributes))
+	digest := strings.Fields(cmstest.MustOpenSSL(t, "dgst", "-sm3", "-r", cmstest.Write(t, filepath.Join(dir, "info"), parsed.Token.Message().Content)))[0]
 	if value, ok := si.Attribute(cms.OIDMessageDigest); !ok || digest != hex.EncodeToString(value[2:]) {
 		t.Errorf("openssl's SM3 %s, messageDigest %x", digest, value)
 	}
@@ -118,8 +119,8 @@ func TestOpenSSLReadsRejections(t *testing.T) {
 		tsa.UnacceptedExtension: "the requested extension is not supported by the TSA",
 		tsa.SystemFailure:       "the request cannot be handled due to system failure",
 	} {
-		file := write(t, filepath.Join(t.TempDir(), "r.tsr"), tsa.Reject(failure, "reason"))
-		text := mustOpenSSL(t, "ts", "-reply", "-in", file, "-text")
+		file := cmstest.Write(t, filepath.Join(t.TempDir(), "r.tsr"), tsa.Reject(failure, "reason"))
+		text := cmstest.MustOpenSSL(t, "ts", "-reply", "-in", file, "-text")
 		if !strings.Contains(text, "Status: Rejected.") || !strings.Contains(text, want) || !strings.Contains(text, "reason") {
 			t.Errorf("%v: openssl says %s, want %q", failure, text, want)
 		}
@@ -145,23 +146,23 @@ func TestBouncyCastleVerifies(t *testing.T) {
 			c.Profile = row.profile
 			q := encode(t, &row.req)
 			response := newAuthority(t, c).Respond(t.Context(), q)
-			file, queryFile := write(t, filepath.Join(dir, "r.tsr"), response), write(t, filepath.Join(dir, "q.tsq"), q)
-			cert := write(t, filepath.Join(dir, "tsu.pem"), certPEM(u.cert))
-			mustBCCheck(t, "tst", file, queryFile, cert)
+			file, queryFile := cmstest.Write(t, filepath.Join(dir, "r.tsr"), response), cmstest.Write(t, filepath.Join(dir, "q.tsq"), q)
+			cert := cmstest.Write(t, filepath.Join(dir, "tsu.pem"), cmstest.CertPEM(u.cert))
+			cmstest.MustBouncyCastle(t, "tst", file, queryFile, cert)
 			if name != "sm2" {
 				return
 			}
 			// the judge can say no: to another nonce, another signature, a rejection
 			row.req.Nonce = big.NewInt(5)
-			if out, err := bcCheck(t, "tst", file, write(t, filepath.Join(dir, "q2.tsq"), encode(t, &row.req)), cert); err == nil {
+			if out, err := cmstest.BouncyCastle(t, "tst", file, cmstest.Write(t, filepath.Join(dir, "q2.tsq"), encode(t, &row.req)), cert); err == nil {
 				t.Errorf("another request is answered: %s", out)
 			}
 			response[len(response)-1] ^= 1
-			if out, err := bcCheck(t, "tst", write(t, filepath.Join(dir, "bad.tsr"), response), queryFile, cert); err == nil {
+			if out, err := cmstest.BouncyCastle(t, "tst", cmstest.Write(t, filepath.Join(dir, "bad.tsr"), response), queryFile, cert); err == nil {
 				t.Errorf("a spoiled signature passes: %s", out)
 			}
 			rejected := tsa.Reject(tsa.TimeNotAvailable, "no time")
-			if out, err := bcCheck(t, "tst", write(t, filepath.Join(dir, "no.tsr"), rejected), queryFile, cert); err == nil || !strings.Contains(out, "no time") {
+			if out, err := cmstest.BouncyCastle(t, "tst", cmstest.Write(t, filepath.Join(dir, "no.tsr"), rejected), queryFile, cert); err == nil || !strings.Contains(out, "no time") {
 				t.Errorf("a rejection: %v, %s", err, out)
 			}
 		})
@@ -172,7 +173,7 @@ func TestBouncyCastleVerifies(t *testing.T) {
 func TestBouncyCastleSignatureTimeStamp(t *testing.T) {
 	t.Parallel()
 	u, dir := sm2Unit(), t.TempDir()
-	signer := newUnit(newSM2Key(), newSM2Key())
+	signer := newUnit(cmstest.NewSM2Key(), cmstest.NewSM2Key())
 	signed, err := cms.Sign(t.Context(), signer.key, cms.Params{Content: data, Certificates: [][]byte{signer.cert.Raw}, AlgorithmProtection: true})
 	if err != nil {
 		t.Fatal(err)
@@ -181,10 +182,10 @@ func TestBouncyCastleSignatureTimeStamp(t *testing.T) {
 	if err := signed.AddUnsignedAttribute(cms.Attribute{Type: cms.OIDSignatureTimeStamp, Values: [][]byte{token.DER}}); err != nil {
 		t.Fatal(err)
 	}
-	message := write(t, filepath.Join(dir, "message"), signed.Bytes())
-	mustBCCheck(t, "cms", message, write(t, filepath.Join(dir, "signer.pem"), certPEM(signer.cert)))
-	cert := write(t, filepath.Join(dir, "tsu.pem"), certPEM(u.cert))
-	mustBCCheck(t, "cmsts", message, cert)
+	message := cmstest.Write(t, filepath.Join(dir, "message"), signed.Bytes())
+	cmstest.MustBouncyCastle(t, "cms", message, cmstest.Write(t, filepath.Join(dir, "signer.pem"), cmstest.CertPEM(signer.cert)))
+	cert := cmstest.Write(t, filepath.Join(dir, "tsu.pem"), cmstest.CertPEM(u.cert))
+	cmstest.MustBouncyCastle(t, "cmsts", message, cert)
 
 	// our own reading of the same
 	sd, err := cms.Parse(signed.Bytes())
@@ -206,7 +207,7 @@ func TestBouncyCastleSignatureTimeStamp(t *testing.T) {
 	if err := signed.AddUnsignedAttribute(cms.Attribute{Type: cms.OIDSignatureTimeStamp, Values: [][]byte{token.DER}}); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := bcCheck(t, "cmsts", write(t, message, signed.Bytes()), cert); err == nil {
+	if out, err := cmstest.BouncyCastle(t, "cmsts", cmstest.Write(t, message, signed.Bytes()), cert); err == nil {
 		t.Errorf("a token of another signature passes: %s", out)
 	}
 }
@@ -220,16 +221,16 @@ func TestPeersTokens(t *testing.T) {
 	}
 	for name, suite := range map[string]string{"bc-sm2": "sm2", "bc-rsa": "rsa", "openssl-rsa": "rsa"} {
 		t.Run(name, func(t *testing.T) {
-			cert, err := smx509.ParseCertificatePEM(read(t, filepath.Join(dir, suite+".pem")))
+			cert, err := smx509.ParseCertificatePEM(cmstest.Read(t, filepath.Join(dir, suite+".pem")))
 			if err != nil {
 				t.Fatal(err)
 			}
-			in := read(t, filepath.Join(dir, name+".tsr"))
+			in := cmstest.Read(t, filepath.Join(dir, name+".tsr"))
 			response, err := tsa.ParseResponse(in)
 			if err != nil {
 				t.Fatal(err)
 			}
-			req, err := tsa.ParseRequest(read(t, filepath.Join(dir, suite+".tsq")))
+			req, err := tsa.ParseRequest(cmstest.Read(t, filepath.Join(dir, suite+".tsq")))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -255,17 +256,17 @@ func recordTokens(t *testing.T, dir string) {
 	for name, u := range units {
 		u := u()
 		req := request(data)
-		cert := write(t, filepath.Join(dir, name+".pem"), certPEM(u.cert))
-		key := write(t, filepath.Join(tmp, name+".key"), keyPEM(t, u.key.key))
-		q := write(t, filepath.Join(dir, name+".tsq"), encode(t, req))
-		mustBCCheck(t, "stamp", key, cert, q, filepath.Join(dir, "bc-"+name+".tsr"))
+		cert := cmstest.Write(t, filepath.Join(dir, name+".pem"), cmstest.CertPEM(u.cert))
+		key := cmstest.Write(t, filepath.Join(tmp, name+".key"), cmstest.KeyPEM(t, u.key.key))
+		q := cmstest.Write(t, filepath.Join(dir, name+".tsq"), encode(t, req))
+		cmstest.MustBouncyCastle(t, "stamp", key, cert, q, filepath.Join(dir, "bc-"+name+".tsr"))
 		if name == "sm2" { // openssl ts -reply: signing not supported for this key type
 			continue
 		}
-		config := write(t, filepath.Join(tmp, "ts.cnf"), []byte("[tsa]\ndefault_tsa=t\n[t]\nserial="+filepath.Join(tmp, "serial")+
+		config := cmstest.Write(t, filepath.Join(tmp, "ts.cnf"), []byte("[tsa]\ndefault_tsa=t\n[t]\nserial="+filepath.Join(tmp, "serial")+
 			"\ndefault_policy=1.2.3.4.1\nsigner_digest=sha256\ndigests=sha256,sm3\naccuracy=secs:1,millisecs:500\nordering=yes\n"+
 			"tsa_name=yes\ness_cert_id_alg=sha256\nclock_precision_digits=3\n"))
-		mustOpenSSL(t, "ts", "-reply", "-config", config, "-section", "t", "-queryfile", q, "-signer", cert, "-inkey", key,
+		cmstest.MustOpenSSL(t, "ts", "-reply", "-config", config, "-section", "t", "-queryfile", q, "-signer", cert, "-inkey", key,
 			"-out", filepath.Join(dir, "openssl-"+name+".tsr"))
 	}
 }

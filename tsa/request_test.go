@@ -13,6 +13,7 @@ import (
 	der "golang.org/x/crypto/cryptobyte/asn1"
 
 	"yinjian/appliance/cms"
+	"yinjian/appliance/cms/cmstest"
 	"yinjian/tsa"
 )
 
@@ -199,9 +200,9 @@ func TestOpenSSLRequests(t *testing.T) {
 	} {
 		path := filepath.Join("testdata", "peer", "openssl-"+name+".tsq")
 		if *update {
-			mustOpenSSL(t, append([]string{"ts", "-query", "-data", dataFile(t), "-out", path}, row.flags...)...)
+			cmstest.MustOpenSSL(t, append([]string{"ts", "-query", "-data", dataFile(t), "-out", path}, row.flags...)...)
 		}
-		in := read(t, path)
+		in := cmstest.Read(t, path)
 		req, err := tsa.ParseRequest(in)
 		if row.algorithm == nil {
 			var fault *tsa.RequestError
@@ -229,7 +230,7 @@ func FuzzParseRequest(f *testing.F) {
 	f.Add(tlv(0x30, one, imprint(cms.OIDSHA512, 64), tlv(0xa0, tlv(0x30))))
 	names, _ := filepath.Glob(filepath.Join("testdata", "peer", "*.tsq"))
 	for _, name := range names {
-		f.Add(read(f, name))
+		f.Add(cmstest.Read(f, name))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		req, err := tsa.ParseRequest(in)

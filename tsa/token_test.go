@@ -14,6 +14,7 @@ import (
 	"github.com/emmansun/gmsm/smx509"
 
 	"yinjian/appliance/cms"
+	"yinjian/appliance/cms/cmstest"
 	"yinjian/tsa"
 )
 
@@ -140,7 +141,7 @@ func TestParseTSTInfo(t *testing.T) {
 func TestVerifyCatches(t *testing.T) {
 	t.Parallel()
 	u, digest := sm2Unit(), bytes.Repeat([]byte{7}, 32)
-	other := newUnit(newSM2Key(), newSM2Key())
+	other := newUnit(cmstest.NewSM2Key(), cmstest.NewSM2Key())
 	extensions := func(e ...pkix.Extension) *smx509.Certificate {
 		return u.certificate(func(c *smx509.Certificate) { c.ExtraExtensions = e })
 	}
@@ -277,7 +278,7 @@ func FuzzParseToken(f *testing.F) {
 	f.Add(u.handmade(f, tlv(0x30, append(fields(), tlv(0x30), isTrue, []byte{2, 1, 5})...), u.cert, cms.Params{Profile: cms.GM0010}))
 	names, _ := filepath.Glob(filepath.Join("testdata", "peer", "*.tsr"))
 	for _, name := range names {
-		response, err := tsa.ParseResponse(read(f, name))
+		response, err := tsa.ParseResponse(cmstest.Read(f, name))
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/emmansun/gmsm/smx509"
 
 	"yinjian/appliance/cms"
+	"yinjian/appliance/cms/cmstest"
 	"yinjian/ntp"
 	"yinjian/tsa"
 )
@@ -300,18 +301,20 @@ func TestNewRefuses(t *testing.T) {
 		"no serials":         func(c *tsa.Config) { c.Serials = nil },
 		"no log":             func(c *tsa.Config) { c.Log = nil },
 		"no chain":           func(c *tsa.Config) { c.Chain = nil },
-		"another key":        func(c *tsa.Config) { c.Signer = softKey{key: newSM2Key()} },
-		"broken chain":       func(c *tsa.Config) { c.Chain = []*smx509.Certificate{u.cert, newUnit(newSM2Key(), newSM2Key()).ca} },
-		"no purpose":         extensions(),
-		"not critical":       extensions(purpose(false, timeStamping)),
-		"two purposes":       extensions(purpose(true, timeStamping, asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 3})),
-		"other purpose":      extensions(purpose(true, asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 3})),
-		"empty usage time":   extensions(purpose(true, timeStamping), pkix.Extension{Id: usage, Value: []byte{0x30, 0}}),
-		"broken usage time":  extensions(purpose(true, timeStamping), pkix.Extension{Id: usage, Value: []byte("\x30\x06\x80\x04now!")}),
-		"key usage":          withCert(func(c *smx509.Certificate) { c.KeyUsage |= smx509.KeyUsageKeyEncipherment }),
-		"no key usage":       withCert(func(c *smx509.Certificate) { c.KeyUsage = 0 }),
-		"a CA":               withCert(func(c *smx509.Certificate) { c.IsCA, c.BasicConstraintsValid, c.MaxPathLen = true, true, -1 }),
-		"unknown profile":    func(c *tsa.Config) { c.Profile = 9 },
+		"another key":        func(c *tsa.Config) { c.Signer = softKey{key: cmstest.NewSM2Key()} },
+		"broken chain": func(c *tsa.Config) {
+			c.Chain = []*smx509.Certificate{u.cert, newUnit(cmstest.NewSM2Key(), cmstest.NewSM2Key()).ca}
+		},
+		"no purpose":        extensions(),
+		"not critical":      extensions(purpose(false, timeStamping)),
+		"two purposes":      extensions(purpose(true, timeStamping, asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 3})),
+		"other purpose":     extensions(purpose(true, asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 3})),
+		"empty usage time":  extensions(purpose(true, timeStamping), pkix.Extension{Id: usage, Value: []byte{0x30, 0}}),
+		"broken usage time": extensions(purpose(true, timeStamping), pkix.Extension{Id: usage, Value: []byte("\x30\x06\x80\x04now!")}),
+		"key usage":         withCert(func(c *smx509.Certificate) { c.KeyUsage |= smx509.KeyUsageKeyEncipherment }),
+		"no key usage":      withCert(func(c *smx509.Certificate) { c.KeyUsage = 0 }),
+		"a CA":              withCert(func(c *smx509.Certificate) { c.IsCA, c.BasicConstraintsValid, c.MaxPathLen = true, true, -1 }),
+		"unknown profile":   func(c *tsa.Config) { c.Profile = 9 },
 	} {
 		c := u.config()
 		change(&c)

@@ -226,7 +226,9 @@ func (h busy) wait(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (h busy) Stamp(ctx context.Context, _ []byte) ([]byte, error) { return []byte("token"), h.wait(ctx) }
+func (h busy) Stamp(ctx context.Context, _ []byte) ([]byte, error) {
+	return []byte("token"), h.wait(ctx)
+}
 
 func (h busy) SignMessage(ctx context.Context, m []byte) ([]byte, error) {
 	if err := h.wait(ctx); err != nil {

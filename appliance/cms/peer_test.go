@@ -12,6 +12,7 @@ import (
 	"github.com/emmansun/gmsm/sm2"
 
 	"yinjian/appliance/cms"
+	"yinjian/appliance/cms/cmstest"
 )
 
 // recordings are the messages that peers have made; TestPeersMessages says how.
@@ -30,13 +31,13 @@ func TestPeersMessages(t *testing.T) {
 	if *update {
 		record(t)
 	}
-	content := read(t, filepath.Join("testdata", "peer", "content.bin"))
+	content := cmstest.Read(t, filepath.Join("testdata", "peer", "content.bin"))
 	certs := map[string]string{"sm2": "sm2.pem", "rsa": "rsa.pem"}
 	for _, name := range recordings(t) {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			suite := strings.Split(filepath.Base(name), "-")[1]
-			cert := parsePEM(t, read(t, filepath.Join("testdata", "peer", certs[suite])))
-			in := read(t, name)
+			cert := parsePEM(t, cmstest.Read(t, filepath.Join("testdata", "peer", certs[suite])))
+			in := cmstest.Read(t, name)
 			sd, err := cms.Parse(in)
 			if err != nil {
 				t.Fatal(err)
@@ -64,13 +65,13 @@ func record(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := func(name string) string { return filepath.Join(dir, name) }
-	write(t, path("content.bin"), content)
+	cmstest.Write(t, path("content.bin"), content)
 	for name, who := range people {
 		who := who()
-		cert := write(t, path(name+".pem"), certPEM(who.cert))
-		key := write(t, filepath.Join(t.TempDir(), "key.pem"), keyPEM(t, who.key.key))
-		mustBCCheck(t, "sign", key, cert, path("content.bin"), path("bc-"+name+"-attached.der"), "attached")
-		mustBCCheck(t, "sign", key, cert, path("content.bin"), path("bc-"+name+"-detached.der"), "detached")
+		cert := cmstest.Write(t, path(name+".pem"), cmstest.CertPEM(who.cert))
+		key := cmstest.Write(t, filepath.Join(t.TempDir(), "key.pem"), cmstest.KeyPEM(t, who.key.key))
+		cmstest.MustBouncyCastle(t, "sign", key, cert, path("content.bin"), path("bc-"+name+"-attached.der"), "attached")
+		cmstest.MustBouncyCastle(t, "sign", key, cert, path("content.bin"), path("bc-"+name+"-detached.der"), "detached")
 		if name != "rsa" { // OpenSSL 3.0 cms -sign makes nothing with an SM2 key
 			continue
 		}
@@ -80,7 +81,7 @@ func record(t *testing.T) {
 		} {
 			args := []string{"cms", "-sign", "-binary", "-md", "sha256", "-outform", "DER", "-in", path("content.bin"),
 				"-signer", cert, "-inkey", key, "-out", path("openssl-rsa-" + variant + ".der")}
-			mustOpenSSL(t, append(args, flags...)...)
+			cmstest.MustOpenSSL(t, append(args, flags...)...)
 		}
 	}
 }
@@ -106,19 +107,19 @@ func TestBouncyCastleVerifies(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				message := write(t, filepath.Join(dir, "message"), signed.Bytes())
-				cert := write(t, filepath.Join(dir, "cert.pem"), certPEM(who.cert))
+				message := cmstest.Write(t, filepath.Join(dir, "message"), signed.Bytes())
+				cert := cmstest.Write(t, filepath.Join(dir, "cert.pem"), cmstest.CertPEM(who.cert))
 				args := []string{"cms", message, cert}
 				if p.Detached {
-					args = append(args, write(t, filepath.Join(dir, "content"), content))
+					args = append(args, cmstest.Write(t, filepath.Join(dir, "content"), content))
 				}
-				mustBCCheck(t, args...)
+				cmstest.MustBouncyCastle(t, args...)
 				if variant != "attached" {
 					return
 				}
 				// the judge can say no
 				bad := bytes.Replace(signed.Bytes(), signed.SignatureValue[len(signed.SignatureValue)-8:], make([]byte, 8), 1)
-				if out, err := bcCheck(t, "cms", write(t, filepath.Join(dir, "bad"), bad), cert); err == nil {
+				if out, err := cmstest.BouncyCastle(t, "cms", cmstest.Write(t, filepath.Join(dir, "bad"), bad), cert); err == nil {
 					t.Errorf("a spoiled signature passes: %s", out)
 				}
 			})
@@ -129,8 +130,8 @@ func TestBouncyCastleVerifies(t *testing.T) {
 func TestOpenSSLVerifiesRSA(t *testing.T) {
 	t.Parallel()
 	who, dir := rsaPerson(), t.TempDir()
-	ca := write(t, filepath.Join(dir, "ca.pem"), certPEM(who.ca))
-	contentFile := write(t, filepath.Join(dir, "content"), content)
+	ca := cmstest.Write(t, filepath.Join(dir, "ca.pem"), cmstest.CertPEM(who.ca))
+	contentFile := cmstest.Write(t, filepath.Join(dir, "content"), content)
 	for name, p := range map[string]cms.Params{
 		"attached":  {Content: content, AlgorithmProtection: true},
 		"detached":  {Content: content, Detached: true},
@@ -141,20 +142,20 @@ func TestOpenSSLVerifiesRSA(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		message := write(t, filepath.Join(dir, "message"), signed.Bytes())
+		message := cmstest.Write(t, filepath.Join(dir, "message"), signed.Bytes())
 		out := filepath.Join(dir, "out")
 		args := []string{"cms", "-verify", "-binary", "-inform", "DER", "-in", message, "-CAfile", ca, "-purpose", "any",
 			"-attime", "1790000000", "-cades", "-out", out} // -cades: the signing-certificate attribute is checked too
 		if p.Detached {
 			args = append(args, "-content", contentFile)
 		}
-		mustOpenSSL(t, args...)
-		if got := read(t, out); !bytes.Equal(got, content) {
+		cmstest.MustOpenSSL(t, args...)
+		if got := cmstest.Read(t, out); !bytes.Equal(got, content) {
 			t.Errorf("%s: openssl read %q", name, got)
 		}
 		bad := bytes.Replace(signed.Bytes(), digestOf("rsa", content), digestOf("rsa", nil), 1)
-		write(t, message, bad)
-		if out, err := openssl(t, args...); err == nil {
+		cmstest.Write(t, message, bad)
+		if out, err := cmstest.OpenSSL(t, args...); err == nil {
 			t.Errorf("%s: a changed digest passes openssl: %s", name, out)
 		}
 	}
@@ -182,15 +183,15 @@ func TestOpenSSLVerifiesSM2(t *testing.T) {
 		}
 		attributes := append([]byte{0x31}, signed.Bytes()[at:at+len(si.SignedAttributesDER())-1]...)
 		args := func(distid string) []string {
-			return []string{"dgst", "-sm3", "-verify", write(t, filepath.Join(dir, "pub.pem"), publicPEM(t, &who.key.key.(*sm2.PrivateKey).PublicKey)),
-				"-sigopt", "distid:" + distid, "-signature", write(t, filepath.Join(dir, "sig"), si.Signature),
-				write(t, filepath.Join(dir, "attributes"), attributes)}
+			return []string{"dgst", "-sm3", "-verify", cmstest.Write(t, filepath.Join(dir, "pub.pem"), publicPEM(t, &who.key.key.(*sm2.PrivateKey).PublicKey)),
+				"-sigopt", "distid:" + distid, "-signature", cmstest.Write(t, filepath.Join(dir, "sig"), si.Signature),
+				cmstest.Write(t, filepath.Join(dir, "attributes"), attributes)}
 		}
-		mustOpenSSL(t, args("1234567812345678")...)
-		if out, err := openssl(t, args("another")...); err == nil {
+		cmstest.MustOpenSSL(t, args("1234567812345678")...)
+		if out, err := cmstest.OpenSSL(t, args("another")...); err == nil {
 			t.Errorf("openssl verifies with another identity: %s", out)
 		}
-		digest := strings.Fields(mustOpenSSL(t, "dgst", "-sm3", "-r", write(t, filepath.Join(dir, "content"), content)))[0]
+		digest := strings.Fields(cmstest.MustOpenSSL(t, "dgst", "-sm3", "-r", cmstest.Write(t, filepath.Join(dir, "content"), content)))[0]
 		if value, ok := si.Attribute(cms.OIDMessageDigest); !ok || digest != hex.EncodeToString(value[2:]) {
 			t.Errorf("openssl's SM3 %s, messageDigest %x", digest, value)
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/emmansun/gmsm/sm3"
 
 	"yinjian/appliance/cms"
+	"yinjian/appliance/cms/cmstest"
 )
 
 var content = []byte("入院记录：患者无发热。\r\n")
@@ -199,7 +200,7 @@ func (s brokenSigner) SignMessage(context.Context, []byte) ([]byte, error) { ret
 
 func TestSignRefuses(t *testing.T) {
 	t.Parallel()
-	who, other := sm2Person(), newSM2Key()
+	who, other := sm2Person(), cmstest.NewSM2Key()
 	errDevice := errors.New("CKR_DEVICE_REMOVED")
 	p256, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

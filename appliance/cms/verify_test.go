@@ -17,6 +17,7 @@ import (
 	der "golang.org/x/crypto/cryptobyte/asn1"
 
 	"yinjian/appliance/cms"
+	"yinjian/appliance/cms/cmstest"
 )
 
 var shortRSAPublic = &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), 1023), E: 65537}
@@ -155,7 +156,7 @@ func without(e [][]byte, i int) [][]byte { return slices.Delete(slices.Clone(e),
 func TestVerifyCatches(t *testing.T) {
 	t.Parallel()
 	sneaky := tlv(0x31, attribute(cms.OIDContentType, oidDER(cms.OIDData)), attribute(cms.OIDMessageDigest, tlv(4, make([]byte, 32))))
-	other := newPerson(newSM2Key(), newSM2Key())
+	other := newPerson(cmstest.NewSM2Key(), cmstest.NewSM2Key())
 	for name, row := range map[string]struct {
 		spoil func(*forged)
 		check string // "" for a good message
@@ -344,7 +345,7 @@ func TestVerifyCertificateFromOutside(t *testing.T) {
 func TestVerifyRenewedCertificate(t *testing.T) {
 	t.Parallel()
 	f := genuine()
-	renewed := issue(&smx509.Certificate{
+	renewed := cmstest.Issue(&smx509.Certificate{
 		SerialNumber: big.NewInt(77), Subject: pkix.Name{CommonName: "张医生"}, SubjectKeyId: f.who.cert.SubjectKeyId,
 		NotBefore: epoch, NotAfter: epoch.AddDate(5, 0, 0), KeyUsage: smx509.KeyUsageDigitalSignature,
 	}, nil, f.who.key.Public(), f.who.key.key)
@@ -496,7 +497,7 @@ func FuzzParse(f *testing.F) {
 	good.attributes, good.content, good.certs, good.signers = nil, nil, nil, 2
 	f.Add(good.bytes(f))
 	for _, name := range recordings(f) {
-		f.Add(read(f, name))
+		f.Add(cmstest.Read(f, name))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		cms.LooksLikeAttributes(in)

@@ -34,6 +34,7 @@ import (
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/appliance/cms/cmstest"
 )
 
 // built is what TestMain makes, once.
@@ -637,19 +638,5 @@ func (m *machine) mustBeClean(t *testing.T) {
 	}
 }
 
-// judges compiles the Bouncy Castle program, once, and answers its command.
-var judge = sync.OnceValues(func() ([]string, error) {
-	jars := []string{"/usr/share/java/bcprov.jar", "/usr/share/java/bcpkix.jar", "/usr/share/java/bcutil.jar"}
-	for _, jar := range jars {
-		if _, err := os.Stat(jar); err != nil {
-			return nil, errors.New("Bouncy Castle (libbcpkix-java) is not installed")
-		}
-	}
-	classes := filepath.Join(built.dir, "classes")
-	path := strings.Join(jars, ":")
-	out, err := exec.Command("javac", "-cp", path, "-d", classes, "../../cms/testdata/BCCheck.java").CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("javac: %w\n%s", err, out)
-	}
-	return []string{"java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", classes + ":" + path, "BCCheck"}, nil
-})
+// judge is Bouncy Castle's command, compiled once.
+var judge = sync.OnceValues(func() ([]string, error) { return cmstest.Compile(built.dir) })
