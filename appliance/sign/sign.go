@@ -337,6 +337,9 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 			return nil, stampProblem(err)
 		}
 		made = append(made, token.DER)
+		if !bytes.Equal(stamper.Chain()[0].Raw, unit[0].Raw) { // which of the two made the token?
+			return nil, problem.New(problem.NotReady, "时间戳单元的证书刚被更换 (the timestamp unit's certificate was replaced meanwhile)", "用同一 Idempotency-Key 重试 (retry with the same key)")
+		}
 		if signed != nil {
 			if err := signed.AddUnsignedAttribute(cms.Attribute{Type: cms.OIDSignatureTimeStamp, Values: [][]byte{token.DER}}); err != nil {
 				return nil, fmt.Errorf("sign: %w", err)

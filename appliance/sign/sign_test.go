@@ -776,6 +776,25 @@ func TestCertificateReplacedWhileSigning(t *testing.T) {
 	}
 }
 
+// A unit that takes over between the look at the present one and the token: the lists that go into the evidence would not
+// be its own.
+func TestUnitReplacedWhileSigning(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	unit := w.Stampers["SM2"]
+	unit.Fault(func() error { unit.Authority = w.Stampers["RSA-2048"].Authority; return nil })
+	_, err := w.Signing.Sign(t.Context(), w.app, testkit.Request("unit", "D001"))
+	wants(t, "replaced meanwhile", err, problem.NotReady)
+	unit.Fault(nil)
+	b, err := evidence.Parse(w.Evidence(w.app, w.Sign(w.app, testkit.Request("unit", "D001")).RecordID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := evidence.Verify(b, w.Trust, evidence.Input{Document: testkit.Document}); r.Verdict != pki.Valid {
+		t.Errorf("the retry: %+v", r)
+	}
+}
+
 // Equal requests at the same time make one record and one use of the consent, and all get the same.
 func TestSameKeyInParallel(t *testing.T) {
 	t.Parallel()
