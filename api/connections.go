@@ -2,6 +2,7 @@ package api
 
 import (
 	queue "container/list"
+	"context"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -10,9 +11,9 @@ import (
 )
 
 // Limited holds at most most connections of ln open at once, and at most each of one address. One more makes room for
-// itself: of those on which no request is under way, the one that has waited longest is closed, of the same address if
-// that has its fill. When there is none such, the new one is closed. So connections that do nothing keep nobody out, and
-// one address cannot take all.
+// itself: of those without a request that is being handled, the one that has waited longest is closed, of the same address if
+// that has its fill. When there is none such, the new one is closed. So connections that do nothing, or whose requests are
+// never whole, keep nobody out, and one address cannot take all.
 //
 // Which connections wait is known by the http.Server, if it comes from [Server.NewHTTPServer].
 func Limited(ln net.Listener, most, each int) net.Listener {
@@ -34,7 +35,7 @@ type limitedConn struct {
 	ln    *limitedListener
 	from  netip.Prefix
 	gone  bool           // guarded by ln.mu: no longer counted
-	place *queue.Element // guarded by ln.mu; nil while a request is under way
+	place *queue.Element // guarded by ln.mu; nil while a request is being handled
 }
 
 func (l *limitedListener) Accept() (net.Conn, error) {
@@ -110,19 +111,39 @@ func (c *limitedConn) Close() error {
 	return err
 }
 
-// connState is the http.Server's: it tells a limited connection whether a request is under way. A request is from the
-// end of its header on; before that the connection still waits.
-func connState(conn net.Conn, state http.ConnState) {
+// limitedOf answers the limited connection under conn, nil if there is none.
+func limitedOf(conn net.Conn) *limitedConn {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
 	}
-	c, ok := conn.(*limitedConn)
-	if !ok || state != http.StateActive && state != http.StateIdle {
-		return
+	c, _ := conn.(*limitedConn)
+	return c
+}
+
+// connState is the http.Server's: a connection waits from its last answer on, and anew from the end of a header on, until
+// [handled] is called.
+func connState(conn net.Conn, state http.ConnState) {
+	if c := limitedOf(conn); c != nil && (state == http.StateActive || state == http.StateIdle) {
+		c.ln.mu.Lock()
+		defer c.ln.mu.Unlock()
+		c.wait(true)
 	}
-	c.ln.mu.Lock()
-	defer c.ln.mu.Unlock()
-	c.wait(state == http.StateIdle)
+}
+
+type connKey struct{}
+
+// connContext is the http.Server's: it lets [handled] find the connection of a request.
+func connContext(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, limitedOf(conn))
+}
+
+// handled says that the request is whole, and from somebody who may send it: its connection makes room for no other.
+func handled(r *http.Request) {
+	if c, _ := r.Context().Value(connKey{}).(*limitedConn); c != nil {
+		c.ln.mu.Lock()
+		defer c.ln.mu.Unlock()
+		c.wait(false)
+	}
 }
 
 // addressOf is who sends, for limits: an IPv4 address, or the 64 bits of an IPv6 address that a network gives to one

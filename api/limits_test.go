@@ -359,11 +359,11 @@ func TestConnectionsAreBounded(t *testing.T) {
 			one := accepted()
 			second := dial()
 			two := accepted()
-			api.ConnState(two, http.StateActive)
+			api.Handled(two)
 			dial()
 			three := accepted()
 			wantClosed(t, first) // one waited longest
-			api.ConnState(three, http.StateActive)
+			api.Handled(three)
 			fourth := dial()
 			wantClosed(t, fourth) // nobody waits
 			api.ConnState(two, http.StateIdle)
@@ -375,7 +375,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 			four.Close()
 			dial()
 			five := accepted()
-			api.ConnState(five, http.StateActive)
+			api.Handled(five)
 			wantClosed(t, dial())
 			if err := stop(); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Accept after Close = %v", err)
@@ -409,6 +409,63 @@ func TestIdleConnections(t *testing.T) {
 		wantClosed(t, c)
 	}
 	if got := k.do(call{path: "/v1/sign", body: encode(t, signBody())}); got.status != 200 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+}
+
+// Four addresses whose requests are never whole hold every connection, and keep nobody out who proves himself.
+func TestUnprovenConnections(t *testing.T) {
+	t.Parallel()
+	sv := newServices()
+	sv.connections = 8
+	k := startWith(t, sv)
+	_, pool := certificate(t)
+	from := func(last int) net.Conn {
+		t.Helper()
+		d := tls.Dialer{
+			NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(last))}},
+			Config:    &tls.Config{RootCAs: pool, Time: func() time.Time { return epoch }},
+		}
+		c, err := d.Dial("tcp", k.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		return c
+	}
+	for i := range 8 {
+		c := from(2 + i/2)
+		fmt.Fprintf(c, "POST /v1/sign HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nAuthorization: %s\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n",
+			k.request(call{path: "/v1/sign"}).Header.Get("Authorization"))
+		if line, err := bufio.NewReader(c).ReadString('\n'); !strings.Contains(line, "100 Continue") {
+			t.Fatalf("%q, %v", line, err) // its body is being waited for
+		}
+	}
+	entered, leave := make(chan struct{}), make(chan struct{})
+	k.services.bundle = func(context.Context, *account.Application, string) ([]byte, error) {
+		close(entered)
+		<-leave
+		return []byte(`{"format":"x"}`), nil
+	}
+	proved := make(chan reply, 1)
+	go func() {
+		got, err := k.try(call{method: "GET", path: "/v1/evidence/" + record})
+		if err != nil {
+			t.Error(err)
+		}
+		proved <- got
+	}()
+	select {
+	case <-entered:
+	case got := <-proved:
+		t.Fatalf("kept out: %d %s", got.status, got.body)
+	}
+	for i := range 8 { // newcomers take the places of the others, not that of a request that is being handled
+		from(6 + i/2)
+	}
+	close(leave)
+	if got := <-proved; got.status != 200 {
 		t.Errorf("%d %s", got.status, got.body)
 	}
 }

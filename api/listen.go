@@ -35,6 +35,7 @@ func (s *Server) newHTTPServer(h http.Handler) *http.Server {
 		IdleTimeout:       idleTime,
 		MaxHeaderBytes:    headerBytes,
 		ConnState:         connState,
+		ConnContext:       connContext,
 		// "OPTIONS *" is answered by our handlers, like anything else.
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     stdlog.New(debugWriter{s.cfg.Log}, "", 0),

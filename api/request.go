@@ -136,6 +136,7 @@ func (s *Server) received(b body, h func(c echo.Context, body []byte) error) ech
 // admitted runs h when there is room for one more request of who, within the time for handling. The place is given back
 // when h begins to answer; see [send].
 func (s *Server) admitted(c echo.Context, who string, h func() error) error {
+	handled(c.Request())
 	if !s.slots.take(who, 1) {
 		return problem.New(problem.RateLimited, "同时处理的请求已达上限 (too many requests at once)", retryLater)
 	}
