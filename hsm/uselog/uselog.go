@@ -13,6 +13,7 @@
 package uselog
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -240,8 +241,7 @@ func (l *Log) resume() error {
 			continue
 		}
 		l.first, l.number, l.chain = s.first, s.number, s.chain
-		rest := len(b) - off
-		if rest > 0 && !errors.Is(err, errShort) && !zero(b[off:]) {
+		if !errors.Is(err, errShort) && !torn(&s, b[off:]) {
 			if s.number == s.first { // the next file would have its name
 				if err := os.Rename(path, path+".damaged"); err != nil {
 					return err
@@ -258,8 +258,11 @@ func (l *Log) resume() error {
 	return l.roll()
 }
 
-// zero: a power cut may leave a file longer than what was written to it.
-func zero(b []byte) bool { return !slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) }
+// torn: a power cut may leave a file longer than what was written to it, with zeros after a part of the last record.
+func torn(s *scan, b []byte) bool {
+	_, _, err := s.next(bytes.TrimRight(b, "\x00"))
+	return errors.Is(err, errShort)
+}
 
 // roll begins the next file. It is complete before it has its name.
 func (l *Log) roll() error {

@@ -177,7 +177,9 @@ func TestOneWriter(t *testing.T) {
 
 // What a power cut leaves of a last record is no damage.
 func TestTornTail(t *testing.T) {
-	for name, tail := range map[string][]byte{"half a record": {0, 150, 4, 1, 0}, "zeros": make([]byte, 4096)} {
+	for name, tail := range map[string][]byte{
+		"half a record": {0, 150, 4, 1, 0}, "zeros": make([]byte, 4096), "half a record and zeros": append([]byte{0, 150, 4, 1, 0, 0, 0, 7}, make([]byte, 4096)...),
+	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			l := open(t, dir)
