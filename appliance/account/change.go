@@ -179,8 +179,12 @@ func notWritten(err error) bool {
 }
 
 // Replay applies one entry of the directory. The caller has checked that entry and payload belong to the journal, and
-// gives all changes of state in their order. Daily work goes the same way after its entry is durable.
+// gives all changes of state in their order, then calls [Service.Settle]. Daily work goes the same way after its entry is durable.
 func (s *Service) Replay(ctx context.Context, e *audit.Entry, payload func(name string) ([]byte, error)) error {
+	if list, _ := e.Field(fieldList).(audit.Octets); e.Kind == kindForeignCRL && len(list) > 0 {
+		s.laterLists[string(list)] = laterList{e, payload}
+		return nil
+	}
 	var body []byte
 	switch e.Kind {
 	case kindApplication, kindSigner, kindRevoke, kindCRL, kindAnchor, kindIntermediates, kindForeignCRL, kindRequest, kindImport:
@@ -304,8 +308,11 @@ func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer
 
 // Settle closes intents that a stop or a failure left open: keys that an interrupted enrolment made are destroyed
 // (nothing was ever signed with them: no certificate of theirs was given out), and an outcome says so. Call it after
-// the replay; it is also called before each enrolment, so that a long-running appliance leaves no keys about.
+// the replay, which it completes; it is also called before each enrolment, so that a long-running appliance leaves no keys about.
 func (s *Service) Settle(ctx context.Context) error {
+	if err := s.replayLists(ctx); err != nil {
+		return err
+	}
 	unlock, err := s.beginChange(ctx)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/big"
 	"slices"
 	"time"
@@ -171,7 +172,8 @@ func (s *Service) ImportCRL(ctx context.Context, actor string, file []byte, sour
 		NextUpdate: l.NextUpdate().UTC(), Source: source, DER: l.Raw(), parsed: l,
 	}
 	s.mu.RLock()
-	had := s.foreign[s.listKey(f)]
+	key := s.listKey(f)
+	had := s.foreign[key]
 	s.mu.RUnlock()
 	line := s.crlLine(l)
 	line.Source = source
@@ -187,12 +189,37 @@ func (s *Service) ImportCRL(ctx context.Context, actor string, file []byte, sour
 	if err != nil {
 		return nil, false, err
 	}
-	sum := sm3.Sum(f.DER)
+	sum, list := sm3.Sum(f.DER), sm3.Sum([]byte(key))
 	object := f.IssuerID
 	err = s.conclude(ctx, audit.Draft{Kind: kindForeignCRL, Actor: actor, Object: object, Fields: []audit.Field{
-		text("act", "import"), text("number", f.Number), octets("sm3", sum[:]),
+		text("act", "import"), text("number", f.Number), octets("sm3", sum[:]), octets(fieldList, list[:]),
 	}}, ref, f, nil)
 	return &line, err == nil, err
+}
+
+// fieldList says in a list's entry which ones it takes the place of: SM3 of its listKey.
+const fieldList = "list"
+
+// A laterList is the entry of a list whose replay waits, since another of its kind may follow: years of them, of a megabyte
+// each, would be read at each start.
+type laterList struct {
+	entry   *audit.Entry
+	payload func(name string) ([]byte, error)
+}
+
+// replayLists replays the last list of each kind.
+func (s *Service) replayLists(ctx context.Context) error {
+	for key, l := range s.laterLists {
+		body, err := l.payload("object")
+		if err == nil {
+			err = s.apply(ctx, l.entry, body, nil)
+		}
+		if err != nil {
+			return fmt.Errorf("account: entry %d: %w", l.entry.Sequence, err)
+		}
+		delete(s.laterLists, key)
+	}
+	return nil
 }
 
 // older reports whether l may not take had's place: RFC 5280 §5.2.3 has numbers grow, and two lists with one number be the

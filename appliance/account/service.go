@@ -75,6 +75,8 @@ type Service struct {
 	foreign       map[string]*foreignCRL         // guarded by mu, by listKey; values are never changed in place
 	issued        map[string][]*pki.CRL          // guarded by mu, by RawIssuer: our CAs' lists and foreign ones
 
+	laterLists map[string]laterList // of the replay, by fieldList
+
 	// standings remembers good answers of [Service.Standing]; the four questions of each signature would cost more than it.
 	standings struct {
 		sync.RWMutex
@@ -99,6 +101,7 @@ func New(cfg Config) *Service {
 		openIntents: map[string]intent{}, chains: map[string][][]byte{},
 		anchors: map[string]*Anchor{}, intermediates: map[string]*smx509.Certificate{}, above: map[string]*smx509.Certificate{}, held: map[string][]*heldKey{},
 		ownerOf: map[string]string{}, foreign: map[string]*foreignCRL{}, issued: map[string][]*pki.CRL{},
+		laterLists: map[string]laterList{},
 	}
 	for alg, c := range cfg.CAs {
 		s.chains[alg] = [][]byte{c.Certificate().Raw}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/smx509"
+	"github.com/sirupsen/logrus"
 
 	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
@@ -29,6 +30,7 @@ import (
 	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
 	"yinjian/appliance/sign"
+	"yinjian/hsm"
 	"yinjian/ntp"
 )
 
@@ -821,5 +823,38 @@ func TestListsOfOneName(t *testing.T) {
 		}
 		c.SoftRevocation = true
 		c.Restart()
+	}
+}
+
+// A start reads the newest list of each kind, however many there were.
+func TestReplayReadsTheNewestLists(t *testing.T) {
+	t.Parallel()
+	c := newClinic(t)
+	cert := c.sub.issue(c.request.CSR, nil)
+	c.must(nil, c.take(cert))
+	for i := range int64(10) {
+		c.lists(2 + i)
+	}
+	c.lists(20, cert)
+	read := 0
+	d := account.New(account.Config{Journal: c.Journal, Clock: c.Clock, MAC: c.House.Log, CAs: c.CAs, Log: logrus.New(), Slots: map[hsm.SlotClass]hsm.Token{hsm.Staff: c.Staff}})
+	c.must(nil, c.Journal.State(t.Context(), func(r audit.Record) error {
+		return d.Replay(t.Context(), &r.Entry, func(name string) ([]byte, error) {
+			if r.Entry.Kind == "trust.crl/outcome" {
+				read++
+			}
+			p, _ := r.Entry.Payload(name)
+			return c.Journal.Payload(t.Context(), p.SM3)
+		})
+	}))
+	c.must(nil, d.Settle(t.Context()))
+	if read != 2 { // of the root and of the one below
+		t.Errorf("%d lists were read", read)
+	}
+	if got, want := d.ListCRLs(), c.Directory.ListCRLs(); !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if status, ok := d.Certificate(pki.SerialHex(cert.SerialNumber)); !ok || status.Status != "revoked" {
+		t.Errorf("%+v", status)
 	}
 }
