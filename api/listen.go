@@ -3,9 +3,11 @@ package api
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	stdlog "log"
 	"net"
 	"net/http"
@@ -60,6 +62,28 @@ var oldSuites = []uint16{
 	tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
 }
 
+// MaxHandshakes is how many handshakes wait for the cipher machine at once: five hundred stations behind one address that
+// connect in one moment get through, and leave as many places to others. A machine that does not answer holds up no more
+// than this, and whoever comes then is refused at once instead of after its deadline.
+const MaxHandshakes = 1024
+
+// An addressKey is the listener's key for one address, which has its share of the places alone.
+type addressKey struct {
+	crypto.Signer
+	places *shares
+	from   string
+}
+
+var errHandshakes = errors.New("api: too many TLS handshakes of this address wait for the cipher machine")
+
+func (k addressKey) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if !k.places.take(k.from, 1) {
+		return nil, errHandshakes
+	}
+	defer k.places.give(k.from, 1)
+	return k.Signer.Sign(rand, digest, opts)
+}
+
 // ListenTLS listens on addr for TLS 1.3 (RFC 8446) and HTTP/1.1; with tls12 for TLS 1.2 (RFC 5246) too, with ECDHE and
 // AEAD alone, and never for anything older. certificate is asked at each full handshake, so it may be another each time;
 // it has the certificate and its key from the start. Sessions are resumed by tickets, under keys that are in memory
@@ -69,11 +93,18 @@ func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tl
 	if cert := certificate(); cert == nil || len(cert.Certificate) == 0 || cert.PrivateKey == nil {
 		return nil, errors.New("api: TLS certificate or key missing")
 	}
+	handshakes := newShares(MaxHandshakes)
 	cfg := &tls.Config{
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate(), nil },
-		MinVersion:     tls.VersionTLS13,
-		Time:           func() time.Time { return clock.Now().Time },
-		NextProtos:     []string{"http/1.1"},
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			c := *certificate()
+			if key, ok := c.PrivateKey.(crypto.Signer); ok {
+				c.PrivateKey = addressKey{key, handshakes, addressOf(hello.Conn.RemoteAddr().String()).String()}
+			}
+			return &c, nil
+		},
+		MinVersion: tls.VersionTLS13,
+		Time:       func() time.Time { return clock.Now().Time },
+		NextProtos: []string{"http/1.1"},
 	}
 	if tls12 {
 		cfg.MinVersion, cfg.CipherSuites = tls.VersionTLS12, oldSuites

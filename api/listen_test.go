@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -55,6 +56,84 @@ func rsaCertificate(t *testing.T, name string) (tls.Certificate, *countingKey) {
 		t.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, key
+}
+
+// A stuckKey signs nothing until it is told to, and says who waits.
+type stuckKey struct {
+	crypto.Signer
+	waiting chan struct{}
+	leave   chan struct{}
+}
+
+func (k *stuckKey) Sign(r io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	k.waiting <- struct{}{}
+	<-k.leave
+	return k.Signer.Sign(r, digest, opts)
+}
+
+// One address does not take every place among the handshakes that wait for the cipher machine.
+func TestHandshakesAreShared(t *testing.T) {
+	t.Parallel()
+	cert, key := rsaCertificate(t, "a")
+	stuck := &stuckKey{key, make(chan struct{}, 4*api.MaxHandshakes), make(chan struct{})}
+	cert.PrivateKey = stuck
+	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, newClock(), false, 16*api.MaxHandshakes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _ = c.(*tls.Conn).Handshake() }()
+		}
+	}()
+	var all sync.WaitGroup
+	var refused atomic.Int64
+	dial := func(last byte) {
+		all.Go(func() {
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, last)}}
+			c, err := tls.DialWithDialer(&d, "tcp", ln.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+			if err != nil {
+				refused.Add(1)
+				return
+			}
+			c.Close()
+		})
+	}
+	const one = api.MaxHandshakes / 2
+	for range one + 100 {
+		dial(2)
+	}
+	for range one {
+		<-stuck.waiting
+	}
+	for limit := time.Now().Add(20 * time.Second); refused.Load() < 100; runtime.Gosched() {
+		if time.Now().After(limit) {
+			t.Fatalf("of %d handshakes from one address %d were refused", one+100, refused.Load())
+		}
+	}
+	dial(3)
+	<-stuck.waiting
+	close(stuck.leave)
+	all.Wait()
+	if n := refused.Load(); n != 100 {
+		t.Errorf("%d were refused", n)
+	}
+	for limit := time.Now().Add(20 * time.Second); ; { // the places become free again
+		before := refused.Load()
+		dial(2)
+		all.Wait()
+		if refused.Load() == before {
+			return
+		}
+		if time.Now().After(limit) {
+			t.Fatal("the places are not given back")
+		}
+	}
 }
 
 // listenWith serves the kit's handler with what certificate answers.

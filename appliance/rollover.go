@@ -13,6 +13,7 @@ import (
 
 	"github.com/emmansun/gmsm/smx509"
 
+	"yinjian/api"
 	"yinjian/appliance/account"
 	"yinjian/appliance/pki"
 	"yinjian/hsm"
@@ -104,7 +105,7 @@ func (a *Appliance) refreshListener(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return a.listener.use(chain, newHandshakeKey(key, time.Duration(a.cfg.HSM.CallDeadline), maxHandshakes))
+	return a.listener.use(chain, newHandshakeKey(key, time.Duration(a.cfg.HSM.CallDeadline), api.MaxHandshakes))
 }
 
 // rollOver makes units and listener follow the directory, and the public files after them.

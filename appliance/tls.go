@@ -16,6 +16,7 @@ import (
 
 	"github.com/emmansun/gmsm/smx509"
 
+	"yinjian/api"
 	"yinjian/appliance/audit"
 	"yinjian/hsm"
 )
@@ -92,11 +93,6 @@ func isOf(pub crypto.PublicKey, key crypto.Signer) bool {
 	return ok && key != nil && p.Equal(key.Public())
 }
 
-// maxHandshakes is how many handshakes wait for the cipher machine at once. Five hundred stations that connect in one
-// moment get through; a machine that does not answer holds up no more than this, and whoever comes then is refused at
-// once instead of after its deadline.
-const maxHandshakes = 512
-
 var errHandshakes = errors.New("appliance: too many TLS handshakes wait for the cipher machine")
 
 // A handshakeKey is the listener's key in the cipher machine as crypto/tls uses it: each signature has a deadline, and
@@ -159,7 +155,7 @@ func (a *Appliance) loadTLSKeys(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.listener.slot = newHandshakeKey(key, time.Duration(a.cfg.HSM.CallDeadline), maxHandshakes)
+	a.listener.slot = newHandshakeKey(key, time.Duration(a.cfg.HSM.CallDeadline), api.MaxHandshakes)
 	return nil
 }
 
