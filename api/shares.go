@@ -11,8 +11,9 @@ import (
 	"yinjian/appliance/account"
 )
 
-// shares divides a number of places so that nobody is shut out: who asks for more may afterwards hold no more than is
-// left free. One holder alone gets half, two a third each, n of them 1/(n+1) each, and a newcomer always finds room.
+// shares divides a number of places so that one holder shuts nobody out: who asks for more may afterwards hold no more than
+// is left free. One holder alone gets half, a second one half of the rest, and so on; as places come back, n of them even
+// out at 1/(n+1) each. So many holders at once that nothing is left to halve do shut a newcomer out.
 type shares struct {
 	mu   sync.Mutex
 	free int64            // guarded by mu
