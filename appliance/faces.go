@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"yinjian/api"
@@ -11,6 +13,7 @@ import (
 	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
+	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
 	"yinjian/appliance/uses"
 	"yinjian/hsm"
@@ -176,6 +179,14 @@ func (h health) State() any {
 	}
 	if r.Trusted() {
 		s.Warnings = append(s.Warnings, listWarnings(a.directory.ListCRLs(), r.Time)...)
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.units)) {
+		if !r.Trusted() {
+			break // no time to judge at, which a warning of its own says
+		}
+		if _, err := a.directory.Standing(a.units[name].Chain(), pki.TimeStamping, r.Time); err != nil {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("时间戳单元 %s 拒绝盖时间戳，须盖时间戳的签名也被拒绝 (the unit stamps nothing, and signatures that need it are refused): %v", name, err))
+		}
 	}
 	if a.cfg.Trust.Revocation == RevocationSoft {
 		s.Warnings = append(s.Warnings, "吊销策略为 soft：状态不明的证书也可签名 (revocation policy soft: certificates of unknown status sign)")

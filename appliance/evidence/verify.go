@@ -672,7 +672,7 @@ func verifyConsent(r *builder, b *Bundle, e *audit.Entry, at time.Time) {
 }
 
 // noToken says what a missing timestamp means.
-const noToken = "没有时间戳：按验证时刻判断证书 (no timestamp: certificates are judged at the time of verification)"
+const noToken = "没有时间戳：签署时间没有凭据，证书按验证者所给的时刻判断 (no timestamp: nothing vouches for the time of signing; certificates are judged at the time that the verifier gave)"
 
 // VerifyCMS judges a CMS by itself: signature, timestamp attribute, path. Consent and journal are not looked at. A
 // detached message without its document or digest is indeterminate.

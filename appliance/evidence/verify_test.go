@@ -513,7 +513,7 @@ func TestVerifyRawAlone(t *testing.T) {
 	}
 	wants(t, raw("SM2", s, s.token, in), pki.Valid, pki.Passed, evidence.CheckSignature)
 	wants(t, raw("SM2", s, nil, in), pki.Valid, pki.Passed, evidence.CheckSignature) // judged at the verifier's time
-	says(t, raw("SM2", s, nil, in), "time of verification")
+	says(t, raw("SM2", s, nil, in), "nothing vouches for the time")
 	wants(t, raw("SM2", s, rsaSigned.token, in), pki.Invalid, pki.Failed, evidence.CheckTokenImprint)
 	wants(t, raw("RSA-2048", s, s.token, in), pki.Invalid, pki.Failed, evidence.CheckSignature)
 	wants(t, raw("SM2", rsaSigned, rsaSigned.token, in), pki.Invalid, pki.Failed, evidence.CheckSignature)

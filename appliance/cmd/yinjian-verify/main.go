@@ -239,6 +239,11 @@ func readCRLs(dir string) ([]*pki.CRL, error) {
 	if dir == "" {
 		return nil, nil
 	}
+	if info, err := os.Stat(dir); err != nil {
+		return nil, err
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("--crls：%s 不是文件夹 (not a folder)", dir)
+	}
 	files, err := filepath.Glob(filepath.Join(dir, "*.crl"))
 	if err != nil {
 		return nil, err

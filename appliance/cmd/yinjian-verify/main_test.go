@@ -310,6 +310,7 @@ func TestHostileFiles(t *testing.T) {
 		"anchors of a gigabyte":  {[]string{"--anchors", huge, "--log-key", v1 + "log.pem", v1 + "evidence.json"}, 2, ""},
 		"log key of a gigabyte":  {[]string{"--anchors", v1, "--log-key", huge, v1 + "evidence.json"}, 2, ""},
 		"endless":                {append(base, "/dev/zero"), 2, ""},
+		"a file for CRLs":        {[]string{"--anchors", v1, "--token", v1 + "token-sm2.tsr", "--crls", v1 + "ca.pem"}, 2, ""},
 		"deep":                   {append(base, write("deep", strings.Repeat("[", 1<<20))), 1, evidence.CheckFormat},
 		"deep in a member":       {append(base, write("member", before, `"certificates": `, strings.Repeat("[", 1<<20))), 1, evidence.CheckFormat},
 		"a million certificates": {append(base, write("million", before, `"certificates": [`, strings.Repeat(`"MAA=",`, 1_000_000), after)), 1, evidence.CheckPayloads},

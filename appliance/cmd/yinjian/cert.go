@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"yinjian/api/wire"
 	"yinjian/appliance/account"
 	"yinjian/appliance/pki"
+	"yinjian/hsm"
 )
 
 func certificateCommand() *cobra.Command {
@@ -97,7 +99,8 @@ func requestCommand() *cobra.Command {
   工号 id            必需
   算法 algorithm     SM2（缺省）或 RSA-2048
   主题 subject       如 "CN=张三,O=某医院,C=CN"；缺省取登记的姓名、科室、工号
-  姓名 name、科室 department、院区 campus   仅 --enrol 时用：登记尚不存在的签名人（外部 CA，SM2 与 RSA-2048 以算法列为准）
+  姓名 name、科室 department、院区 campus   仅 --enrol 时用：登记尚不存在的签名人（外部 CA）；要 SM2 与 RSA-2048 两种，
+                     同一工号写两行，须在登记时的同一张表里，之后不能添加
 至多 20000 行、8 MiB。
 
 Requests for keys of this appliance; the private keys stay in the cipher machine.`,
@@ -157,7 +160,8 @@ func requestPEM(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }
 
-// requestAll makes a request for each row.
+// requestAll makes a request for each row. A signer who is enrolled on the way gets a key for each algorithm that the table
+// asks for him, since keys are made at enrolment alone.
 func requestAll(ctx context.Context, a *client.Admin, table, out string, enrol bool, like wire.RequestCertificate) error {
 	rows, err := loadTable(table, requestTable)
 	if err != nil {
@@ -166,6 +170,16 @@ func requestAll(ctx context.Context, a *client.Admin, table, out string, enrol b
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
+	algorithms := map[string][]string{} // by staff number
+	for _, r := range rows {
+		if r.cells["algorithm"] == "" {
+			r.cells["algorithm"] = string(hsm.SM2)
+		}
+		id, algorithm := r.cells["id"], r.cells["algorithm"]
+		if !slices.Contains(algorithms[id], algorithm) && (algorithm == string(hsm.SM2) || algorithm == string(hsm.RSA2048)) {
+			algorithms[id] = append(algorithms[id], algorithm)
+		}
+	}
 	t := newTally(len(rows))
 	seen := map[string]bool{}
 	for _, r := range rows {
@@ -173,9 +187,6 @@ func requestAll(ctx context.Context, a *client.Admin, table, out string, enrol b
 			break
 		}
 		id, algorithm := r.cells["id"], r.cells["algorithm"]
-		if algorithm == "" {
-			algorithm = "SM2"
-		}
 		file, err := func() (string, error) {
 			if seen[id+"/"+algorithm] {
 				return "", errors.New("与前面的行重复 (repeats an earlier row)")
@@ -186,7 +197,7 @@ func requestAll(ctx context.Context, a *client.Admin, table, out string, enrol b
 			answer, err := a.RequestCertificate(ctx, req)
 			if enrol && client.Is(err, "signer_unknown") {
 				_, err = a.EnrolSigner(ctx, wire.EnrolSigner{
-					ID: id, Name: r.cells["name"], Department: r.cells["department"], Campus: r.cells["campus"], Algorithms: []string{algorithm}, CA: "external",
+					ID: id, Name: r.cells["name"], Department: r.cells["department"], Campus: r.cells["campus"], Algorithms: algorithms[id], CA: "external",
 				})
 				if err != nil {
 					return "", err
@@ -280,6 +291,9 @@ func importOne(ctx context.Context, a *client.Admin, name string, req wire.Impor
 		said := fmt.Sprintf("%s %s 序列号 %s，%s", d.Owner, d.Algorithm, d.Serial, stateWords[d.State])
 		if d.NotAfter != nil {
 			said += "，至 " + d.NotAfter.Format(time.DateOnly)
+		}
+		if d.State == account.StateUnusable && d.Revocation != "" {
+			said += "，原因 (because) " + d.Revocation
 		}
 		if d.Already {
 			said += "（此前已导入 already there）"

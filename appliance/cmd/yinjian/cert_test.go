@@ -360,6 +360,10 @@ func TestCertificatesFromARealCA(t *testing.T) {
 	if !strings.HasPrefix(res["9 D007"], "成功") || !strings.Contains(res["22 D900"], "invalid_request") || !strings.Contains(res["24 D000"], "重复") {
 		t.Errorf("%v", res)
 	}
+	// Both algorithms of one signer in one table.
+	both := table(t, filepath.Join(work, "both.csv"), [][]string{
+		{"工号", "算法", "姓名", "科室", "院区"}, {"D110", "", "甲", "内科", "本部"}, {"D110", "RSA-2048", "甲", "内科", "本部"}})
+	mustRun(t, "cert", "csr", "--dir", dir, "--csv", both, "--out", filepath.Join(work, "both"), "--enrol")
 	_, err := app.Sign(t.Context(), "awaited", asserted("D000", "awaited"))
 	wantCode(t, err, "certificate_awaited")
 
@@ -372,7 +376,7 @@ func TestCertificatesFromARealCA(t *testing.T) {
 	rows = append(rows, []string{"D001-SM2.crt", "D002"}, []string{"none.crt", "D003"})
 	certs := table(t, filepath.Join(work, "csr", "certs.csv"), rows)
 	o := yinjian(t, "cert", "import", "--dir", dir, "--csv", certs)
-	if o.code != 1 || !strings.Contains(o.stdout, "成功 20，失败 2") {
+	if o.code != 1 || !strings.Contains(o.stdout, "成功 20，失败 2") || !strings.Contains(o.stdout, "原因 (because) 没有在有效期内的吊销列表") {
 		t.Fatalf("%v", o)
 	}
 	if res := results(t, certs+".result.csv"); !strings.Contains(res["22 D002"], "certificate_key_unknown") {
@@ -406,12 +410,18 @@ func TestCertificatesFromARealCA(t *testing.T) {
 	}
 	_, err = app.Sign(t.Context(), "no-list", asserted("D000", "no-list"))
 	wantCode(t, err, "certificate_unusable")
+	if o := mustRun(t, "status", "--dir", dir); !strings.Contains(o.stdout, "时间戳单元 sm2 拒绝盖时间戳") || !strings.Contains(o.stdout, "没有在有效期内的吊销列表") {
+		t.Errorf("units without lists: %v", o)
+	}
 	mustRun(t, "cert", "crl", "import", lists[0], "--dir", dir)
 	refused(t, 1, []string{"404"}, "cert", "crl", "fetch", "--dir", dir)
 	web.down.Store(false)
 	mustRun(t, "cert", "crl", "fetch", "--dir", dir)
 	if o := mustRun(t, "cert", "crl", "list", "--dir", dir); strings.Count(o.stdout, "current") != 6 || strings.Contains(o.stdout, "404") {
 		t.Errorf("%v", o)
+	}
+	if o := mustRun(t, "status", "--dir", dir); strings.Contains(o.stdout, "拒绝盖时间戳") {
+		t.Errorf("units with lists: %v", o)
 	}
 
 	// The listener answers new handshakes with the new certificate, which a client under the RSA root takes.
@@ -525,7 +535,7 @@ func TestCertificatesFromARealCA(t *testing.T) {
 		}
 		return n
 	}
-	want := map[string]int{"staff active": 20, "staff revoked": 2, "tsa active": 2, "tsa superseded": 3, "log active": 1, "log superseded": 1, "tls active": 1, "tls superseded": 2}
+	want := map[string]int{"staff active": 20, "staff pending": 2, "staff revoked": 2, "tsa active": 2, "tsa superseded": 3, "log active": 1, "log superseded": 1, "tls active": 1, "tls superseded": 2}
 	for name, lines := range map[string][]account.CertificateLine{"before": before, "after": after} {
 		if got := count(lines); fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("certificates %s the restart: %v, want %v", name, got, want)

@@ -215,6 +215,14 @@ func printAudit(w io.Writer, r *audit.Report) {
 
 const usesNotChecked = "未给密钥使用记录的目录：没有条目的签名查不出 (no folder of the keys' uses: signatures without an entry would not show)"
 
+// usesMark is "–" for what a power cut or a crash leaves behind, which is no alarm.
+func usesMark(reason string) string {
+	if reason == uses.Ended {
+		return "–"
+	}
+	return "✗"
+}
+
 // printUses shows what the keys were used for. The table is left out where nothing was counted.
 func printUses(w io.Writer, r *uses.Report) {
 	switch {
@@ -232,15 +240,15 @@ func printUses(w io.Writer, r *uses.Report) {
 	}
 	t.Flush()
 	for _, n := range r.Named {
-		fmt.Fprintf(w, "  ✗ 条目 entry %d 已记 names：槽位 %s 密钥 %s 第 %d 次使用没有记录 (slot %s, key %s, use %d has no entry)\n      签名 signature SM3 %s：%s\n",
-			n.Sequence, n.Slot, n.Key, n.Counter, n.Slot, n.Key, n.Counter, n.Signature, n.Reason)
+		fmt.Fprintf(w, "  %s 条目 entry %d 已记 names：槽位 %s 密钥 %s 第 %d 次使用没有记录 (slot %s, key %s, use %d has no entry)\n      签名 signature SM3 %s：%s\n",
+			usesMark(n.Reason), n.Sequence, n.Slot, n.Key, n.Counter, n.Slot, n.Key, n.Counter, n.Signature, n.Reason)
 	}
 	for _, d := range r.Damages {
 		fmt.Fprintf(w, "  ✗ 条目 entry %d 已记 names：槽位 %s 的使用记录不完整 (the log of uses was damaged)：%s，%s\n", d.Sequence, d.Slot, d.What, d.Detail)
 	}
 	for _, d := range r.Apart {
-		fmt.Fprintf(w, "  ✗ 条目 entry %d 已记 names：槽位 %s 密钥 %s，密码机自计 %d 次，使用记录 %d 次，多 %d 次 (the cipher machine counts %d more uses of key %s than were recorded)\n      %s\n",
-			d.Sequence, d.Slot, d.Key, d.Machine, d.Log, d.More, d.More, d.Key, d.Reason)
+		fmt.Fprintf(w, "  %s 条目 entry %d 已记 names：槽位 %s 密钥 %s，密码机自计 %d 次，使用记录 %d 次，多 %d 次 (the cipher machine counts %d more uses of key %s than were recorded)\n      %s\n",
+			usesMark(d.Reason), d.Sequence, d.Slot, d.Key, d.Machine, d.Log, d.More, d.More, d.Key, d.Reason)
 	}
 	for _, n := range r.Open {
 		fmt.Fprintf(w, "  ✗ 槽位 %s 密钥 %s 第 %d 次使用没有记录，日志尚未记下 (slot %s, key %s, use %d has no entry, and the journal does not name it yet)\n      签名 signature SM3 %s：%s\n",

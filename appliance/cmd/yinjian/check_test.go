@@ -19,6 +19,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"yinjian/appliance/audit"
+	"yinjian/appliance/uses"
 	"yinjian/dbdriver/sqlite"
 	"yinjian/ntp"
 )
@@ -34,6 +35,31 @@ type checkClock struct{}
 
 func (checkClock) Now() ntp.Reading {
 	return ntp.Reading{Time: time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC), State: ntp.Trusted, Provenance: "test"}
+}
+
+// What a crash leaves is no ✗; a signature past the appliance is one.
+func TestUsesMarks(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ reason, mark, not string }{{uses.Ended, "  – 条目", "✗"}, {uses.Past, "  ✗ 条目", "–"}} {
+		var out bytes.Buffer
+		printUses(&out, &uses.Report{
+			Keys: []uses.KeyCount{{}}, Named: []uses.NamedAt{{Named: uses.Named{Reason: c.reason}}}, Apart: []uses.ApartAt{{Difference: uses.Difference{Reason: c.reason}}},
+		})
+		if s := out.String(); strings.Count(s, c.mark) != 2 || strings.Contains(s, c.not) {
+			t.Errorf("%s:\n%s", c.reason, s)
+		}
+	}
+}
+
+// A sentence is shown whole, a certificate is cut.
+func TestPrintValue(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	sentence := strings.Repeat("密钥使用告警 ", 40) + "运行 yinjian audit verify"
+	printValue(&out, "", []any{sentence, strings.Repeat("M", 400)})
+	if s := out.String(); !strings.Contains(s, sentence) || !strings.Contains(s, "共 400 字") {
+		t.Error(s)
+	}
 }
 
 // What audit verify concludes, and its exit, for journals that are covered, not covered, put back, and without the key.

@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"io"
 	"sort"
+	"strings"
+	"unicode"
 )
 
-// printValue shows decoded JSON as indented lines. Long strings (certificates, keys) are cut: -o json has them whole.
+// printValue shows decoded JSON as indented lines. Long words (certificates, keys) are cut: -o json has
+// them whole. Sentences are not: what to do often stands at their end.
 func printValue(w io.Writer, indent string, v any) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -44,7 +47,7 @@ func printValue(w io.Writer, indent string, v any) {
 
 func short(v any) string {
 	s := fmt.Sprint(v)
-	if r := []rune(s); len(r) > 160 {
+	if r := []rune(s); len(r) > 160 && !strings.ContainsFunc(s, unicode.IsSpace) {
 		return string(r[:120]) + fmt.Sprintf("…（共 %d 字，-o json 看全部）", len(r))
 	}
 	return s

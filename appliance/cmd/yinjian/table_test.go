@@ -1,7 +1,9 @@
 package main
 
 import (
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -29,6 +31,24 @@ func TestTables(t *testing.T) {
 		rows, _, err := readTable([]byte(text), requestTable)
 		if err != nil || len(rows) != 1 || rows[0].cells["id"] != "D001" || rows[0].cells["algorithm"] != "SM2" {
 			t.Errorf("%s: %v, %v", name, rows, err)
+		}
+	}
+}
+
+// TestReadLimited holds what a wrong file is told as, and that a pipe that nobody writes to is not waited for.
+func TestReadLimited(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := readLimited(pipe, 10); err != nil || len(b) > 0 {
+		t.Errorf("%q, %v", b, err)
+	}
+	for name, want := range map[string]string{dir: "是文件夹", filepath.Join(dir, "none"): "文件不存在", "/dev/zero": "超过 10 字节"} {
+		if _, err := readLimited(name, 10); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", name, err, want)
 		}
 	}
 }
