@@ -81,6 +81,9 @@ type session struct {
 	verify *signature
 	digest *digest
 	find   *search
+
+	encrypt *ciphering
+	decrypt *ciphering
 }
 
 func (s *session) readWrite() bool { return s.flags&ckfRWSession != 0 }
@@ -129,7 +132,7 @@ func (s *session) closeLocked() {
 		return
 	}
 	s.closed = true
-	s.sign, s.verify, s.digest, s.find = nil, nil, nil, nil
+	s.sign, s.verify, s.digest, s.find, s.encrypt, s.decrypt = nil, nil, nil, nil, nil, nil
 	a := s.slot
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -180,6 +183,9 @@ func (a *appSlot) forget(o *object) {
 	}
 }
 
+// mayTouch says whether an object may be destroyed, copied or otherwise changed: private ones by the user alone.
+func (v view) mayTouch(o *object) bool { return !o.private() || v.role == user }
+
 // login is C_Login. While someone is logged in, a PIN is not even looked at.
 func (a *appSlot) login(r role, pin []byte) rv {
 	t := a.token
@@ -198,7 +204,7 @@ func (a *appSlot) login(r role, pin []byte) rv {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	code = a.mayLogin(r) // a read-only session may have been opened meanwhile
-	if code == ckrOK && r == user {
+	if code == ckrOK {
 		if code = t.unlock(key); code == ckrOK {
 			t.openUses()
 		}
@@ -243,7 +249,6 @@ func (a *appSlot) logoutLocked() {
 	if a.role == nobody {
 		return
 	}
-	was := a.role
 	a.role = nobody
 	a.generation++
 	clear(a.tokenKey)
@@ -258,9 +263,7 @@ func (a *appSlot) logoutLocked() {
 			a.drop(o)
 		}
 	}
-	if was == user {
-		a.token.lock()
-	}
+	a.token.lock()
 }
 
 // initPIN is C_InitPIN: the security officer gives the user a PIN. The user's objects stay.
@@ -347,7 +350,8 @@ func (a *appSlot) handlesOf(v view, objects ...*object) []uint64 {
 	return out
 }
 
-// search answers the objects that the application may see and that match, in order of appearance.
+// search answers the objects that the application may see and that match, in order of appearance. Of private objects
+// the security officer sees the keys that wrap, since it is for him to say whether they are trusted.
 func (a *appSlot) search(templ []attribute) ([]*object, view) {
 	a.mu.RLock()
 	v := view{a.role, a.generation}
@@ -356,8 +360,11 @@ func (a *appSlot) search(templ []attribute) ([]*object, view) {
 		out = append(out, o)
 	}
 	a.mu.RUnlock()
-	out = append(out, a.token.objects(v.role == user)...)
-	out = slices.DeleteFunc(out, func(o *object) bool { return !o.attributes().matches(templ) })
+	out = append(out, a.token.objects(v.role != nobody)...)
+	out = slices.DeleteFunc(out, func(o *object) bool {
+		attrs := o.attributes()
+		return !attrs.matches(templ) || v.role == officer && attrs.bool(ckaPrivate) && !attrs.bool(ckaWrap)
+	})
 	slices.SortFunc(out, func(x, y *object) int { return cmp.Compare(x.seq, y.seq) })
 	return out, v
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"maps"
+	"slices"
 )
 
 // An attrForm is how an attribute's value lies in memory.
@@ -52,7 +53,7 @@ var attrSpecs = map[uint64]attrSpec{
 	ckaPrivate:            {formBool, onAll, onAll, onKeys, 0},
 	ckaLabel:              {formBytes, onAll, onAll, onKeys, onAll},
 	ckaModifiable:         {formBool, onAll, onAll, onKeys, 0},
-	ckaCopyable:           {formBool, onAll, onAll, onKeys, 0},
+	ckaCopyable:           {formBool, onAll, onAll, onKeys, onAll},
 	ckaDestroyable:        {formBool, onAll, onAll, onKeys, 0},
 	ckaApplication:        {formBytes, onData, onData, 0, 0},
 	ckaObjectID:           {formBytes, onData, onData, 0, 0},
@@ -61,24 +62,24 @@ var attrSpecs = map[uint64]attrSpec{
 	ckaCertificateCat:     {formULong, onCert, onCert, 0, 0},
 	ckaIssuer:             {formBytes, onCert, onCert, 0, onCert},
 	ckaSerialNumber:       {formBytes, onCert, onCert, 0, onCert},
-	ckaTrusted:            {formBool, onCert | onPublic, onCert | onPublic, onPublic, 0},
+	ckaTrusted:            {formBool, onCert | onPublic | onSecret, onCert | onPublic | onSecret, onPublic | onSecret, onCert | onPublic | onSecret},
 	ckaSubject:            {formBytes, onCert | onPublic | onPrivate, onCert | onPublic, onPublic | onPrivate, onPublic | onPrivate},
-	ckaID:                 {formBytes, onCert | onKeys, onCert | onPublic, onKeys, onCert | onKeys},
-	ckaKeyType:            {formULong, onKeys, onPublic, onKeys, 0},
-	ckaStartDate:          {formDate, onCert | onKeys, onCert | onPublic, onKeys, 0},
-	ckaEndDate:            {formDate, onCert | onKeys, onCert | onPublic, onKeys, 0},
-	ckaDerive:             {formBool, onKeys, onPublic, onKeys, 0},
-	ckaEncrypt:            {formBool, onPublic | onSecret, onPublic, onPublic | onSecret, 0},
-	ckaVerify:             {formBool, onPublic | onSecret, onPublic, onPublic | onSecret, 0},
-	ckaVerifyRecover:      {formBool, onPublic, onPublic, onPublic, 0},
-	ckaWrap:               {formBool, onPublic | onSecret, onPublic, onPublic | onSecret, 0},
-	ckaDecrypt:            {formBool, onPrivate | onSecret, 0, onPrivate | onSecret, 0},
-	ckaSign:               {formBool, onPrivate | onSecret, 0, onPrivate | onSecret, 0},
-	ckaSignRecover:        {formBool, onPrivate, 0, onPrivate, 0},
-	ckaUnwrap:             {formBool, onPrivate | onSecret, 0, onPrivate | onSecret, 0},
-	ckaSensitive:          {formBool, onPrivate | onSecret, 0, onPrivate | onSecret, 0},
-	ckaExtractable:        {formBool, onPrivate | onSecret, 0, onPrivate | onSecret, 0},
-	ckaWrapWithTrusted:    {formBool, onPrivate | onSecret, 0, onPrivate | onSecret, 0},
+	ckaID:                 {formBytes, onCert | onKeys, onCert | onPublic | onSecret, onKeys, onCert | onKeys},
+	ckaKeyType:            {formULong, onKeys, onPublic | onSecret, onKeys, 0},
+	ckaStartDate:          {formDate, onCert | onKeys, onCert | onPublic | onSecret, onKeys, 0},
+	ckaEndDate:            {formDate, onCert | onKeys, onCert | onPublic | onSecret, onKeys, 0},
+	ckaDerive:             {formBool, onKeys, onPublic | onSecret, onKeys, onKeys},
+	ckaEncrypt:            {formBool, onPublic | onSecret, onPublic | onSecret, onPublic | onSecret, onPublic | onSecret},
+	ckaVerify:             {formBool, onPublic | onSecret, onPublic | onSecret, onPublic | onSecret, onPublic | onSecret},
+	ckaVerifyRecover:      {formBool, onPublic, onPublic, onPublic, onPublic},
+	ckaWrap:               {formBool, onPublic | onSecret, onPublic | onSecret, onPublic | onSecret, onPublic | onSecret},
+	ckaDecrypt:            {formBool, onPrivate | onSecret, onSecret, onPrivate | onSecret, onPrivate | onSecret},
+	ckaSign:               {formBool, onPrivate | onSecret, onSecret, onPrivate | onSecret, onPrivate | onSecret},
+	ckaSignRecover:        {formBool, onPrivate, 0, onPrivate, onPrivate},
+	ckaUnwrap:             {formBool, onPrivate | onSecret, onSecret, onPrivate | onSecret, onPrivate | onSecret},
+	ckaSensitive:          {formBool, onPrivate | onSecret, onSecret, onPrivate | onSecret, onPrivate | onSecret},
+	ckaExtractable:        {formBool, onPrivate | onSecret, onSecret, onPrivate | onSecret, onPrivate | onSecret},
+	ckaWrapWithTrusted:    {formBool, onPrivate | onSecret, onSecret, onPrivate | onSecret, onPrivate | onSecret},
 	ckaAlwaysAuthenticate: {formBool, onPrivate, 0, onPrivate, 0},
 	ckaLocal:              {formBool, onKeys, 0, 0, 0},
 	ckaAlwaysSensitive:    {formBool, onPrivate | onSecret, 0, 0, 0},
@@ -144,6 +145,8 @@ const (
 	toCreate purpose = iota
 	toGenerate
 	toModify
+	toCopy
+	toUnwrap
 )
 
 // readTemplate checks a template for an object of class and answers a copy of it. What depends on several attributes
@@ -162,8 +165,11 @@ func readTemplate(templ []attribute, class uint64, why purpose) (attributes, rv)
 			}
 			return nil, ckrAttributeTypeInvalid
 		}
-		allowed := [...]int{toCreate: spec.create, toGenerate: spec.gen, toModify: spec.modify}[why]
-		if allowed&bit == 0 {
+		allowed := [...]int{toCreate: spec.create, toGenerate: spec.gen, toModify: spec.modify, toCopy: spec.modify, toUnwrap: spec.gen}[why]
+		if why == toCopy && slices.Contains(copyChanges, t.typ) {
+			allowed = onAll
+		}
+		if allowed&bit == 0 || why == toUnwrap && t.typ == ckaValueLen {
 			return nil, ckrAttributeReadOnly
 		}
 		if !wellFormed(t, spec.form) {
@@ -180,10 +186,38 @@ func readTemplate(templ []attribute, class uint64, why purpose) (attributes, rv)
 	if v, ok := out[ckaClass]; ok && !bytes.Equal(v, ulong(class)) {
 		return nil, ckrTemplateInconsistent
 	}
-	if out.bool(ckaTrusted) {
-		return nil, ckrAttributeReadOnly // only a security officer may vouch, and nothing here asks for it
+	if out.bool(ckaTrusted) && why != toModify {
+		return nil, ckrAttributeReadOnly // only the security officer vouches, and for what is there: C_SetAttributeValue
 	}
 	return out, ckrOK
+}
+
+// copyChanges are what a copy may have otherwise than its original and an object cannot have changed.
+var copyChanges = []uint64{ckaToken, ckaPrivate, ckaModifiable, ckaDestroyable}
+
+// tightens says whether the changes take nothing back that protects an object: CKA_SENSITIVE, CKA_WRAP_WITH_TRUSTED
+// and, in a copy, CKA_PRIVATE go from false to true alone; CKA_TRUSTED does by the security officer alone; every other
+// boolean, uses of a key above all, goes from true to false. PKCS#11 leaves uses to be widened; this token does not.
+func (a attributes) tightens(changes attributes, r role) rv {
+	if changes.bool(ckaTrusted) && a.class() == ckoSecretKey && (!a.bool(ckaWrap) || a.with(changes).bool(ckaExtractable)) {
+		return ckrTemplateInconsistent // what a trusted key guards must not leave with it
+	}
+	for typ, v := range changes {
+		if attrSpecs[typ].form != formBool || typ == ckaToken || typ == ckaDestroyable || bytes.Equal(a[typ], v) {
+			continue
+		}
+		may := v[0] == 0
+		switch typ {
+		case ckaSensitive, ckaWrapWithTrusted, ckaPrivate:
+			may = v[0] == 1
+		case ckaTrusted:
+			may = may || r == officer
+		}
+		if !may {
+			return ckrAttributeReadOnly
+		}
+	}
+	return ckrOK
 }
 
 func wellFormed(t attribute, form attrForm) bool {
@@ -226,7 +260,7 @@ func (a attributes) complete(class uint64, private bool) {
 	a.setDefault(ckaPrivate, boolean(private))
 	a.setDefault(ckaLabel, []byte{})
 	a.setDefault(ckaModifiable, boolean(true))
-	a[ckaCopyable] = boolean(false) // C_CopyObject is not offered
+	a.setDefault(ckaCopyable, boolean(class != ckoPrivateKey)) // a copy would sign beside the original's count of uses
 	a.setDefault(ckaDestroyable, boolean(true))
 }
 
@@ -243,37 +277,67 @@ func (a attributes) completeKey(keyType, mech uint64) {
 
 func (a attributes) completePublic() {
 	a.setDefault(ckaSubject, []byte{})
-	a.setDefault(ckaVerify, boolean(true))
+	a.setDefault(ckaVerify, boolean(!a.bool(ckaEncrypt)))
 	for _, typ := range []uint64{ckaEncrypt, ckaVerifyRecover, ckaWrap, ckaTrusted} {
 		a.setDefault(typ, boolean(false))
 	}
 }
 
-// completeSecret adds what private and secret keys have, and refuses a template that would have the key leave or lie
-// open: on this token every such key is private, sensitive and not extractable.
-func (a attributes) completeSecret() rv {
-	for typ, must := range map[uint64]bool{ckaPrivate: true, ckaSensitive: true, ckaExtractable: false} {
-		if _, given := a[typ]; given && a.bool(typ) != must {
+// completeSecret adds what private and secret keys have, and refuses a template that would have the key lie open: on
+// this token every such key is private and sensitive, and leaves, if it is extractable at all, wrapped. local says that
+// the key was made here: another has been known elsewhere, and says so for ever.
+func (a attributes) completeSecret(local bool) rv {
+	for _, typ := range []uint64{ckaPrivate, ckaSensitive} {
+		if _, given := a[typ]; given && !a.bool(typ) {
 			return ckrTemplateInconsistent
 		}
-		a[typ] = boolean(must)
+		a[typ] = boolean(true)
+	}
+	if a.class() == ckoPrivateKey && a.bool(ckaCopyable) {
+		return ckrTemplateInconsistent
 	}
 	if a.bool(ckaAlwaysAuthenticate) {
 		return ckrAttributeValueInvalid // a context-specific login is not offered
 	}
-	a[ckaAlwaysSensitive], a[ckaNeverExtractable] = boolean(true), boolean(true)
-	a.setDefault(ckaSign, boolean(true))
-	for _, typ := range []uint64{ckaDecrypt, ckaUnwrap, ckaWrapWithTrusted} {
-		a.setDefault(typ, boolean(false))
-	}
+	a.setDefault(ckaExtractable, boolean(false))
+	a.setDefault(ckaWrapWithTrusted, boolean(false))
+	a[ckaAlwaysSensitive], a[ckaNeverExtractable] = boolean(local), boolean(local && !a.bool(ckaExtractable))
 	if a.class() == ckoPrivateKey {
 		a.setDefault(ckaSubject, []byte{})
-		a.setDefault(ckaSignRecover, boolean(false))
-		a.setDefault(ckaAlwaysAuthenticate, boolean(false))
+		a.setDefault(ckaSign, boolean(!a.bool(ckaDecrypt)))
+		for _, typ := range []uint64{ckaDecrypt, ckaUnwrap, ckaSignRecover, ckaAlwaysAuthenticate} {
+			a.setDefault(typ, boolean(false))
+		}
+	}
+	return ckrOK
+}
+
+// completePurpose adds the uses of a secret key. One of SM4 serves data, authentication or other keys: who could wrap
+// with a key and decrypt with it, or could encrypt and make the MAC of one, would get at what the other use protects.
+func (a attributes) completePurpose(sm4 bool) rv {
+	a.setDefault(ckaTrusted, boolean(false))
+	wraps := a.bool(ckaWrap) || a.bool(ckaUnwrap)
+	if wraps {
+		a[ckaCopyable] = boolean(false) // a copy would not be trusted, and unwrap what only a trusted key may
+	}
+	if sm4 {
+		var purposes int
+		for _, of := range [][2]uint64{{ckaEncrypt, ckaDecrypt}, {ckaSign, ckaVerify}, {ckaWrap, ckaUnwrap}} {
+			if a.bool(of[0]) || a.bool(of[1]) {
+				purposes++
+			}
+		}
+		if purposes > 1 {
+			return ckrTemplateInconsistent
+		}
+		a.setDefault(ckaEncrypt, boolean(purposes == 0))
+		a.setDefault(ckaDecrypt, boolean(purposes == 0))
 	} else {
+		a.setDefault(ckaSign, boolean(true))
 		a.setDefault(ckaVerify, boolean(true))
-		a.setDefault(ckaEncrypt, boolean(false))
-		a.setDefault(ckaWrap, boolean(false))
+	}
+	for _, typ := range []uint64{ckaEncrypt, ckaDecrypt, ckaSign, ckaVerify, ckaWrap, ckaUnwrap} {
+		a.setDefault(typ, boolean(false))
 	}
 	return ckrOK
 }

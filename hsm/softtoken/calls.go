@@ -34,6 +34,7 @@ var calls = [128]*callSpec{
 	18:  {name: "C_Login", shape: "qs", session: true, secret: true, serve: serveLogin},
 	19:  {name: "C_Logout", session: true, serve: serveLogout},
 	20:  {name: "C_CreateObject", shape: "A", session: true, serve: serveCreateObject},
+	21:  {name: "C_CopyObject", shape: "qA", session: true, serve: serveCopyObject},
 	22:  {name: "C_DestroyObject", shape: "q", session: true, serve: serveDestroyObject},
 	23:  {name: "C_GetObjectSize", shape: "q", session: true, serve: serveGetObjectSize},
 	24:  {name: "C_GetAttributeValue", shape: "qT", session: true, serve: serveGetAttributeValue},
@@ -41,6 +42,14 @@ var calls = [128]*callSpec{
 	26:  {name: "C_FindObjectsInit", shape: "A", session: true, serve: serveFindObjectsInit},
 	27:  {name: "C_FindObjects", shape: "q", session: true, serve: serveFindObjects},
 	28:  {name: "C_FindObjectsFinal", session: true, serve: serveFindObjectsFinal},
+	29:  {name: "C_EncryptInit", shape: "Mq", session: true, serve: serveEncryptInit},
+	30:  {name: "C_Encrypt", shape: "sq", session: true, serve: serveEncrypt},
+	31:  {name: "C_EncryptUpdate", shape: "sq", session: true, serve: serveEncryptUpdate},
+	32:  {name: "C_EncryptFinal", shape: "q", session: true, serve: serveEncryptFinal},
+	33:  {name: "C_DecryptInit", shape: "Mq", session: true, serve: serveDecryptInit},
+	34:  {name: "C_Decrypt", shape: "sq", session: true, serve: serveDecrypt},
+	35:  {name: "C_DecryptUpdate", shape: "sq", session: true, serve: serveDecryptUpdate},
+	36:  {name: "C_DecryptFinal", shape: "q", session: true, serve: serveDecryptFinal},
 	37:  {name: "C_DigestInit", shape: "M", session: true, serve: serveDigestInit},
 	38:  {name: "C_Digest", shape: "s", session: true, serve: serveDigest},
 	39:  {name: "C_DigestUpdate", shape: "s", session: true, serve: serveDigestUpdate},
@@ -55,6 +64,8 @@ var calls = [128]*callSpec{
 	51:  {name: "C_VerifyFinal", shape: "s", session: true, serve: serveVerifyFinal},
 	58:  {name: "C_GenerateKey", shape: "MA", session: true, serve: serveGenerateKey},
 	59:  {name: "C_GenerateKeyPair", shape: "MAA", session: true, serve: serveGenerateKeyPair},
+	60:  {name: "C_WrapKey", shape: "Mqqq", session: true, serve: serveWrapKey},
+	61:  {name: "C_UnwrapKey", shape: "MqsA", session: true, serve: serveUnwrapKey},
 	63:  {name: "C_SeedRandom", shape: "s", session: true, serve: serveSeedRandom},
 	64:  {name: "C_GenerateRandom", shape: "q", session: true, serve: serveGenerateRandom},
 	100: {name: "cancel operation", shape: "q", session: true, serve: serveCancel},
@@ -324,14 +335,48 @@ func serveCreateObject(p *peer, r *request, w *builder) rv {
 	if code != ckrOK {
 		return code
 	}
+	if !v.mayTouch(o) {
+		o.discard()
+		return ckrUserNotLoggedIn // a secret key is private, whether its template says so or not
+	}
 	return p.place(w, v, o)
+}
+
+// arguments: handle, template; results: u64 handle
+func serveCopyObject(p *peer, r *request, w *builder) rv {
+	s := p.session
+	o, v := s.slot.object(r.num[0])
+	if o == nil {
+		return ckrObjectHandleInvalid
+	}
+	if !v.mayTouch(o) {
+		return ckrUserNotLoggedIn
+	}
+	fresh, code := o.copyOf(r.templ[0], v.role)
+	if code != ckrOK {
+		return code
+	}
+	attrs := fresh.attributes()
+	if attrs.bool(ckaToken) && !s.readWrite() {
+		code = ckrSessionReadOnly
+	} else if !v.mayTouch(fresh) {
+		code = ckrUserNotLoggedIn
+	}
+	if code != ckrOK {
+		fresh.discard()
+		return code
+	}
+	return p.place(w, v, fresh)
 }
 
 func serveDestroyObject(p *peer, r *request, _ *builder) rv {
 	s := p.session
-	o, _ := s.slot.object(r.num[0])
+	o, v := s.slot.object(r.num[0])
 	if o == nil {
 		return ckrObjectHandleInvalid
+	}
+	if !v.mayTouch(o) {
+		return ckrUserNotLoggedIn
 	}
 	attrs := o.attributes()
 	if !attrs.bool(ckaDestroyable) {
@@ -401,7 +446,7 @@ func serveGetAttributeValue(p *peer, r *request, w *builder) rv {
 
 func serveSetAttributeValue(p *peer, r *request, _ *builder) rv {
 	s := p.session
-	o, _ := s.slot.object(r.num[0])
+	o, v := s.slot.object(r.num[0])
 	if o == nil {
 		return ckrObjectHandleInvalid
 	}
@@ -417,11 +462,18 @@ func serveSetAttributeValue(p *peer, r *request, _ *builder) rv {
 	if code != ckrOK {
 		return code
 	}
+	if _, trust := changes[ckaTrusted]; !v.mayTouch(o) && (!trust || len(changes) > 1) {
+		return ckrUserNotLoggedIn
+	}
 	if onToken {
-		return s.slot.token.modify(o, changes)
+		return s.slot.token.modify(o, changes, v.role)
 	}
 	s.slot.mu.Lock()
 	defer s.slot.mu.Unlock()
+	attrs = o.attributes()
+	if code := attrs.tightens(changes, v.role); code != ckrOK {
+		return code
+	}
 	fresh := attrs.with(changes)
 	o.attrs.Store(&fresh)
 	return ckrOK
@@ -608,7 +660,7 @@ func (p *peer) sign(op *signature, data []byte, w *builder) rv {
 	if code != ckrOK {
 		return code
 	}
-	if op.row.op != opHMACSM3 {
+	if !op.row.isMAC() {
 		if err := p.session.slot.token.countUse(op.key); err != nil {
 			p.log().WithError(err).Error("a signature was withheld")
 			return storageRV(err)
@@ -670,8 +722,111 @@ func serveVerifyFinal(p *peer, r *request, _ *builder) rv {
 	return op.check(op.input(nil), r.bytes[0])
 }
 
+// --- encryption: arguments are the data and the room in the caller's buffer, see crypt ---
+
+func serveEncryptInit(p *peer, r *request, _ *builder) rv {
+	return p.beginCipher(&p.session.encrypt, r, true)
+}
+
+func serveDecryptInit(p *peer, r *request, _ *builder) rv {
+	return p.beginCipher(&p.session.decrypt, r, false)
+}
+
+func (p *peer) beginCipher(op **ciphering, r *request, encrypt bool) rv {
+	a := p.session.slot
+	if *op != nil && (*op).key.alive((*op).view, a) {
+		return ckrOperationActive
+	}
+	c, code := p.srv.profile.beginCipher(a, r.mech, r.num[0], encrypt)
+	if code == ckrOK {
+		*op = c
+	}
+	return code
+}
+
+func serveEncrypt(p *peer, r *request, w *builder) rv {
+	return crypt(&p.session.encrypt, p.session.slot, r.bytes[0], r.num[0], partWhole, w)
+}
+
+func serveEncryptUpdate(p *peer, r *request, w *builder) rv {
+	return crypt(&p.session.encrypt, p.session.slot, r.bytes[0], r.num[0], partUpdate, w)
+}
+
+func serveEncryptFinal(p *peer, r *request, w *builder) rv {
+	return crypt(&p.session.encrypt, p.session.slot, nil, r.num[0], partFinal, w)
+}
+
+func serveDecrypt(p *peer, r *request, w *builder) rv {
+	return crypt(&p.session.decrypt, p.session.slot, r.bytes[0], r.num[0], partWhole, w)
+}
+
+func serveDecryptUpdate(p *peer, r *request, w *builder) rv {
+	return crypt(&p.session.decrypt, p.session.slot, r.bytes[0], r.num[0], partUpdate, w)
+}
+
+func serveDecryptFinal(p *peer, r *request, w *builder) rv {
+	return crypt(&p.session.decrypt, p.session.slot, nil, r.num[0], partFinal, w)
+}
+
+// --- wrapping ---
+
+// arguments: mechanism, wrapping key, key, room; results as crypt's
+func serveWrapKey(p *peer, r *request, w *builder) rv {
+	a, profile := p.session.slot, p.srv.profile
+	how, code := profile.readWrapping(r.mech, ckfWrap)
+	if code != ckrOK {
+		return code
+	}
+	kek, v := a.object(r.num[0])
+	key, _ := a.object(r.num[1])
+	if code := profile.mayWrap(kek, key, v); code != ckrOK {
+		return code
+	}
+	out, code := how.wrap(kek, key)
+	if code != ckrOK {
+		return code
+	}
+	if room := r.num[2]; room == ckUnavailable || uint64(len(out)) > room {
+		return tooSmall(w, len(out))
+	}
+	w.u8(1)
+	w.string(out)
+	if attrs := key.attributes(); attrs.bool(ckaToken) {
+		p.log().WithField("object", string(attrs[ckaLabel])).Info("key wrapped")
+	}
+	return ckrOK
+}
+
+// arguments: mechanism, unwrapping key, wrapped key, template; results: u64 handle
+func serveUnwrapKey(p *peer, r *request, w *builder) rv {
+	a, profile := p.session.slot, p.srv.profile
+	how, code := profile.readWrapping(r.mech, ckfUnwrap)
+	if code != ckrOK {
+		return code
+	}
+	kek, v := a.object(r.num[0])
+	if kek == nil || v.role != user {
+		return ckrUnwrappingKeyHandleInvalid
+	}
+	attrs := kek.attributes()
+	if !profile.isSM4(attrs) {
+		return ckrUnwrappingKeyInconsistent
+	}
+	if !attrs.bool(ckaUnwrap) {
+		return ckrKeyFunctionNotPermitted
+	}
+	if code := p.session.mayWrite(v, r.templ[0]); code != ckrOK {
+		return code
+	}
+	o, code := profile.unwrap(how, kek, r.bytes[0], r.templ[0])
+	if code != ckrOK {
+		return code
+	}
+	return p.place(w, v, o)
+}
+
 // serveCancel ends an operation that the module refused to complete, as PKCS#11 has a refused C_Sign end it.
-// arguments: 1 signing, 2 verifying, 3 digesting
+// arguments: 1 signing, 2 verifying, 3 digesting, 4 encrypting, 5 decrypting
 func serveCancel(p *peer, r *request, _ *builder) rv {
 	switch r.num[0] {
 	case 1:
@@ -680,6 +835,10 @@ func serveCancel(p *peer, r *request, _ *builder) rv {
 		p.session.verify = nil
 	case 3:
 		p.session.digest = nil
+	case 4:
+		p.session.encrypt = nil
+	case 5:
+		p.session.decrypt = nil
 	default:
 		return ckrArgumentsBad
 	}

@@ -20,10 +20,14 @@ const (
 	ckrDataLenRange               rv = 0x021
 	ckrDeviceError                rv = 0x030
 	ckrDeviceMemory               rv = 0x031
+	ckrEncryptedDataInvalid       rv = 0x040
+	ckrEncryptedDataLenRange      rv = 0x041
 	ckrFunctionNotSupported       rv = 0x054
 	ckrKeyHandleInvalid           rv = 0x060
 	ckrKeyTypeInconsistent        rv = 0x063
 	ckrKeyFunctionNotPermitted    rv = 0x068
+	ckrKeyNotWrappable            rv = 0x069
+	ckrKeyUnextractable           rv = 0x06A
 	ckrMechanismInvalid           rv = 0x070
 	ckrMechanismParamInvalid      rv = 0x071
 	ckrObjectHandleInvalid        rv = 0x082
@@ -45,11 +49,17 @@ const (
 	ckrTemplateIncomplete         rv = 0x0D0
 	ckrTemplateInconsistent       rv = 0x0D1
 	ckrTokenNotRecognized         rv = 0x0E1
+	ckrUnwrappingKeyHandleInvalid rv = 0x0F0
+	ckrUnwrappingKeyInconsistent  rv = 0x0F2
 	ckrUserAlreadyLoggedIn        rv = 0x100
 	ckrUserNotLoggedIn            rv = 0x101
 	ckrUserPINNotInitialized      rv = 0x102
 	ckrUserTypeInvalid            rv = 0x103
 	ckrUserAnotherAlreadyLoggedIn rv = 0x104
+	ckrWrappedKeyInvalid          rv = 0x110
+	ckrWrappedKeyLenRange         rv = 0x112
+	ckrWrappingKeyHandleInvalid   rv = 0x113
+	ckrWrappingKeyInconsistent    rv = 0x115
 	ckrCurveNotSupported          rv = 0x140
 	ckrFunctionRejected           rv = 0x200
 )
@@ -137,11 +147,15 @@ const (
 	ckfSOPINFinalTry      = 0x200000
 	ckfSOPINLocked        = 0x400000
 
+	ckfEncrypt         = 0x100
+	ckfDecrypt         = 0x200
 	ckfDigest          = 0x400
 	ckfSign            = 0x800
 	ckfVerify          = 0x2000
 	ckfGenerate        = 0x8000
 	ckfGenerateKeyPair = 0x10000
+	ckfWrap            = 0x20000
+	ckfUnwrap          = 0x40000
 	ckfECFp            = 0x100000
 	ckfECNamedCurve    = 0x800000
 	ckfECUncompress    = 0x1000000

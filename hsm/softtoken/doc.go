@@ -3,9 +3,34 @@
 // in CK_TOKEN_INFO, in CK_SLOT_INFO, in CK_INFO and in its log.
 //
 // It implements PKCS#11 v2.40 (OASIS, base specification and current mechanisms), SM2 (GB/T 32918-2016, GM/T
-// 0003-2012), SM3 (GB/T 32905-2016), HMAC-SM3 and SM4-GCM (GB/T 32907-2016), RSASSA-PKCS1-v1_5 and RSASSA-PSS (RFC 8017 §8)
-// and PBKDF2 (RFC 8018 §5.2). What is left to others: initialising tokens is done through PKCS#11 like everything else;
+// 0003-2012; ciphertexts C1 ‖ C3 ‖ C2 and SM2Cipher of GM/T 0009-2012), SM3 (GB/T 32905-2016), HMAC-SM3, SM4 (GB/T
+// 32907-2016) in ECB, CBC, GCM and CMAC (GB/T 15852.1-2020 MAC algorithm 5), RSASSA-PKCS1-v1_5 and RSASSA-PSS (RFC 8017
+// §8) and PBKDF2 (RFC 8018 §5.2). CBC-MAC is not offered: for messages of several lengths it can be forged. What is left to others: initialising tokens is done through PKCS#11 like everything else;
 // supervising the daemon is the service manager's work.
+//
+// # Keys
+//
+// Private and secret keys are private and sensitive: none is read. What is extractable leaves wrapped (C_WrapKey) under an
+// SM4 key with CKA_WRAP: a secret key as its value, a private key as PKCS#8. Where PKCS#11 leaves a choice, or this token
+// is stricter than it:
+//
+//   - An SM4 key is for data, for MACs or for keys; a template that mixes them is CKR_TEMPLATE_INCONSISTENT. Without a
+//     template it is for data. An SM2 private key that decrypts does not sign unless its template says so.
+//   - C_SetAttributeValue and C_CopyObject protect more and never less, uses of a key included. Private keys are not
+//     copied, since a copy would sign beside the count of uses, nor are keys that wrap or unwrap.
+//   - The security officer sees, of private objects, the keys with CKA_WRAP, and may do one thing with them: set
+//     CKA_TRUSTED. The key must not be extractable; whether it ever was, or came from outside, CKA_NEVER_EXTRACTABLE and
+//     CKA_LOCAL tell him. The user may take the mark away.
+//   - An unwrapped key is not extractable unless the template says so; under a trusted key it is then
+//     CKA_WRAP_WITH_TRUSTED too.
+//   - SM4-GCM is the mechanism to wrap with: it finds out an altered or exchanged key, and the token draws the nonce. Its
+//     CK_GCM_PARAMS must have no IV; the wrapped key is nonce (12) ‖ ciphertext ‖ tag (16). SM4-CBC with padding is there
+//     because vendors have it: what it unwraps may have been altered, and who may try often learns from the refusals.
+//     A key wrapped with either says nothing of its attributes: they are those of the template it is unwrapped with.
+//   - For C_Encrypt with SM4-GCM the caller brings the IV, and must not bring one twice. In parts, GCM gives its result at
+//     the end, plaintexts after the tag was checked, and takes a megabyte.
+//   - Signatures are counted for each private key, those of session objects, unwrapped ones among them, for as long as
+//     the object lives. Decryption is not counted. An extractable key may exist elsewhere, where nothing counts.
 //
 // # Wire protocol
 //
@@ -30,7 +55,10 @@
 //	T  u32 count | count × u64                                      attribute types
 //	M  u64 mechanism | u32 length | parameter                       length 0: no parameter
 //
-// and so are results. Bytes left over, counts above 256 and unknown shapes end the connection. The first byte of a
+// CK_GCM_PARAMS, which holds pointers, is written u32 length | IV | u32 length | AAD | u64 tag bits. Results are written
+// in the same way; of a call that fills the caller's buffer (C_Encrypt and its like, C_WrapKey) the last argument is the
+// room in it, CK_UNAVAILABLE_INFORMATION when only its length is asked for, and the results u8 1 | s, or u8 0 | u64 room
+// that is needed; then nothing has happened. Bytes left over, counts above 256 and unknown shapes end the connection. The first byte of a
 // request may be awaited for ever; the rest must follow within ten seconds, and a reply must be taken within ten to
 // twenty. There are at most 4096 connections, of one process 2048; more are answered CKR_SESSION_COUNT. Two key pairs
 // are made at a time, others wait. All peers are of one user, so these limits contain mistakes and not malice: who may
@@ -61,7 +89,7 @@
 // with additional data "yinjian softtoken record" | u8 version | u8 kind | u64 slot | serial (16) | id (16) | u8 item,
 // so that no record can stand in another's place, slot or token. store.rec carries u32 iterations | salt (32) before
 // the nonce, and its additional data are all bytes before the nonce. A private object is sealed twice: it is opened
-// only after the user (or, to wrap the token key anew, the security officer) has logged in, and its key is wiped
+// only after the user or the security officer has logged in, and its key is wiped
 // when the last application logs out of the slot and when the daemon stops.
 //
 // A file is written under a temporary name, synced, renamed, and its folder synced. A key pair is one file, so that a

@@ -47,6 +47,14 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	// SoftHSM2 reads this at C_Initialize, once for the process.
+	softHSM := filepath.Join(dir, "softhsm2.conf")
+	os.Setenv("SOFTHSM2_CONF", softHSM)
+	os.Mkdir(filepath.Join(dir, "tokens"), 0o700)
+	if err := os.WriteFile(softHSM, []byte("directories.tokendir = "+filepath.Join(dir, "tokens")+"\nlog.level = ERROR\n"), 0o600); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	modulePath = os.Getenv("SOFTTOKEN_TEST_MODULE") // a module built otherwise, with sanitizers for instance
 	if modulePath == "" {
 		modulePath = filepath.Join(dir, "libyinjian-p11.so")

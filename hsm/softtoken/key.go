@@ -15,8 +15,10 @@ import (
 	"math/big"
 	"sync"
 
+	"github.com/emmansun/gmsm/cbcmac"
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/sm3"
+	"github.com/emmansun/gmsm/sm4"
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 )
@@ -27,6 +29,7 @@ const (
 
 	minSecret = 16 // bytes of a generic secret key
 	maxSecret = 64 // HMAC-SM3 hashes a longer key down (RFC 2104 §2)
+	sm4Size   = 16 // bytes of a key and of a block
 )
 
 // sm2Params is the DER of the curve's OID, 1.2.156.10197.1.301 (GM/T 0006-2012).
@@ -247,5 +250,19 @@ func newDigest(op operation) hash.Hash {
 	}
 	return sm3.New()
 }
+
+// newMAC answers HMAC-SM3, or CMAC with SM4, whose keys have 16 bytes.
+func newMAC(op operation, key []byte) hash.Hash {
+	if op == opHMACSM3 {
+		return newHMAC(key)
+	}
+	block, err := sm4.NewCipher(key)
+	if err != nil {
+		panic(err) // an SM4 key has 16 bytes
+	}
+	return cbcmac.NewCMAC(block, sm4Size)
+}
+
+func exponentBytes(e int) []byte { return big.NewInt(int64(e)).Bytes() }
 
 func newHMAC(key []byte) hash.Hash { return hmac.New(sm3.New, key) }

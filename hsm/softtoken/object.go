@@ -27,6 +27,7 @@ type object struct {
 	item   *item            // where it is stored; nil for a session object
 	owner  *session         // whose session object it is
 	dead   atomic.Bool      // destroyed, or its token is locked
+	uses   atomic.Uint64    // signatures of a session object; a token object's are in the token's useCounts
 }
 
 func (o *object) attributes() attributes { return *o.attrs.Load() }
@@ -144,7 +145,7 @@ func (p *profile) generatePair(m mechParam, publicT, privateT []attribute) (publ
 	}
 	pub.complete(ckoPublicKey, false)
 	priv.complete(ckoPrivateKey, true)
-	if code := priv.completeSecret(); code != ckrOK {
+	if code := priv.completeSecret(true); code != ckrOK {
 		return nil, nil, code
 	}
 	pub.completePublic()
@@ -265,10 +266,10 @@ func generateRSA(row *mechanism, pub, priv attributes) (*secret, rv) {
 	return &secret{rsa: key}, ckrOK
 }
 
-// generateSecret makes a generic secret key (C_GenerateKey).
+// generateSecret makes a generic secret key or one of SM4 (C_GenerateKey).
 func (p *profile) generateSecret(m mechParam, templ []attribute) (*object, rv) {
 	row := p.find(m.number)
-	if row == nil || row.op != opGenSecret {
+	if row == nil || row.op != opGenSecret && row.op != opGenSM4 {
 		return nil, ckrMechanismInvalid
 	}
 	if len(m.param) != 0 {
@@ -278,7 +279,12 @@ func (p *profile) generateSecret(m mechParam, templ []attribute) (*object, rv) {
 	if code != ckrOK {
 		return nil, code
 	}
-	if keyType, _ := keyTypeOf(attrs, nil, ckkGenericSecret); keyType != ckkGenericSecret {
+	want := uint64(ckkGenericSecret)
+	if row.op == opGenSM4 {
+		want = p.sm4KeyType
+		attrs.setDefault(ckaValueLen, ulong(sm4Size))
+	}
+	if keyType, _ := keyTypeOf(attrs, nil, want); keyType != want {
 		return nil, ckrTemplateInconsistent
 	}
 	if _, ok := attrs[ckaValueLen]; !ok {
@@ -288,13 +294,35 @@ func (p *profile) generateSecret(m mechParam, templ []attribute) (*object, rv) {
 	if size < row.min || size > row.max {
 		return nil, ckrAttributeValueInvalid
 	}
-	attrs.complete(ckoSecretKey, true)
-	if code := attrs.completeSecret(); code != ckrOK {
-		return nil, code
-	}
-	attrs.completeKey(ckkGenericSecret, row.number)
 	value := randomBytes(int(size))
 	defer clear(value)
+	return p.secretKey(attrs, want, row.number, value)
+}
+
+// secretKey makes a secret key of a template that was read; mech is CK_UNAVAILABLE_INFORMATION for one that comes from
+// outside.
+func (p *profile) secretKey(attrs attributes, keyType, mech uint64, value []byte) (*object, rv) {
+	minSize, maxSize := minSecret, maxSecret
+	switch keyType {
+	case p.sm4KeyType:
+		minSize, maxSize = sm4Size, sm4Size
+	case ckkGenericSecret:
+	default:
+		return nil, ckrAttributeValueInvalid
+	}
+	if len(value) < minSize || len(value) > maxSize {
+		return nil, ckrAttributeValueInvalid
+	}
+	attrs.complete(ckoSecretKey, true)
+	code := attrs.completeSecret(mech != ckUnavailable)
+	if code == ckrOK {
+		code = attrs.completePurpose(keyType == p.sm4KeyType)
+	}
+	if code != ckrOK {
+		return nil, code
+	}
+	attrs.completeKey(keyType, mech)
+	attrs[ckaValueLen] = ulong(uint64(len(value)))
 	o, err := newObject(attrs, value)
 	if err != nil {
 		return nil, ckrGeneralError
@@ -302,18 +330,15 @@ func (p *profile) generateSecret(m mechParam, templ []attribute) (*object, rv) {
 	return o, ckrOK
 }
 
-// createObject makes an object from what the caller brings (C_CreateObject): data, an X.509 certificate or a public
-// key. Keys with a secret part are generated here and never brought.
+// createObject makes an object from what the caller brings (C_CreateObject): data, an X.509 certificate, a public key
+// or a secret key. Private keys are generated here or unwrapped, and never brought in the clear.
 func (p *profile) createObject(templ []attribute) (*object, rv) {
-	class := ckUnavailable
-	for _, t := range templ {
-		if t.typ == ckaClass && len(t.value) == 8 {
-			class = binary.NativeEndian.Uint64(t.value)
-		}
-	}
+	class := classOf(templ)
 	switch class {
 	case ckUnavailable:
 		return nil, ckrTemplateIncomplete
+	case ckoSecretKey:
+		return p.importSecret(templ)
 	case ckoData, ckoCertificate, ckoPublicKey:
 	default:
 		return nil, ckrAttributeValueInvalid
@@ -341,6 +366,70 @@ func (p *profile) createObject(templ []attribute) (*object, rv) {
 		return nil, ckrAttributeValueInvalid
 	}
 	return o, ckrOK
+}
+
+// classOf answers the CKA_CLASS of a template, CK_UNAVAILABLE_INFORMATION when there is none.
+func classOf(templ []attribute) uint64 {
+	for _, t := range templ {
+		if t.typ == ckaClass && len(t.value) == 8 {
+			return binary.NativeEndian.Uint64(t.value)
+		}
+	}
+	return ckUnavailable
+}
+
+// importSecret makes a secret key of a value that the caller knows; it says for ever that it was not made here.
+func (p *profile) importSecret(templ []attribute) (*object, rv) {
+	var value []byte
+	rest := make([]attribute, 0, len(templ))
+	for _, t := range templ {
+		if t.typ != ckaValue {
+			rest = append(rest, t)
+		} else if value != nil {
+			return nil, ckrTemplateInconsistent
+		} else {
+			value = t.value
+		}
+	}
+	attrs, code := readTemplate(rest, ckoSecretKey, toCreate)
+	if code != ckrOK {
+		return nil, code
+	}
+	if _, ok := attrs[ckaKeyType]; !ok || value == nil {
+		return nil, ckrTemplateIncomplete
+	}
+	return p.secretKey(attrs, attrs.ulong(ckaKeyType), ckUnavailable, value)
+}
+
+// copyOf makes another object with the same key (C_CopyObject). The security officer's word is not copied.
+func (o *object) copyOf(templ []attribute, r role) (*object, rv) {
+	attrs := o.attributes()
+	if !attrs.bool(ckaCopyable) {
+		return nil, ckrActionProhibited
+	}
+	changes, code := readTemplate(templ, attrs.class(), toCopy)
+	if code != ckrOK {
+		return nil, code
+	}
+	if code := attrs.tightens(changes, r); code != ckrOK {
+		return nil, code
+	}
+	attrs = attrs.with(changes)
+	if _, ok := attrs[ckaTrusted]; ok {
+		attrs[ckaTrusted] = boolean(false)
+	}
+	var secretBytes []byte
+	if o.secret != nil {
+		if _, whole := o.secret.use(func() rv { secretBytes = o.secret.marshal(); return ckrOK }); !whole {
+			return nil, ckrObjectHandleInvalid
+		}
+		defer func() { clear(secretBytes) }()
+	}
+	fresh, err := newObject(attrs, secretBytes)
+	if err != nil {
+		return nil, ckrGeneralError
+	}
+	return fresh, ckrOK
 }
 
 func completeCertificate(attrs attributes) rv {

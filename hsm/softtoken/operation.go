@@ -34,7 +34,10 @@ func (p *profile) begin(a *appSlot, m mechParam, handle, what uint64) (*signatur
 		return nil, ckrKeyHandleInvalid
 	}
 	attrs := key.attributes()
-	if !row.takes(key, attrs.class(), what) {
+	if key.private() && v.role != user {
+		return nil, ckrKeyHandleInvalid // the security officer sees keys that wrap, and does not use them
+	}
+	if !p.takes(row, key, what) {
 		return nil, ckrKeyTypeInconsistent
 	}
 	if !attrs.bool(what) {
@@ -46,8 +49,8 @@ func (p *profile) begin(a *appSlot, m mechParam, handle, what uint64) (*signatur
 		sig.hash = hashZA(key.sm2, id)
 	case opSHA256RSAPKCS:
 		sig.hash = sha256.New()
-	case opHMACSM3:
-		_, whole := key.secret.use(func() rv { sig.hash = newHMAC(key.secret.raw); return ckrOK })
+	case opHMACSM3, opSM4CMAC:
+		_, whole := key.secret.use(func() rv { sig.hash = newMAC(row.op, key.secret.raw); return ckrOK })
 		if !whole {
 			return nil, ckrKeyHandleInvalid
 		}
@@ -55,12 +58,14 @@ func (p *profile) begin(a *appSlot, m mechParam, handle, what uint64) (*signatur
 	return sig, ckrOK
 }
 
-// readParam answers the signer's ID where the mechanism has one.
+// readParam answers the signer's ID or the IV where the mechanism has one; readGCM reads that mechanism's.
 func (m *mechanism) readParam(param []byte) ([]byte, rv) {
 	switch {
 	case m.param == paramNone && len(param) > 0, len(param) > maxSM2ID:
 		return nil, ckrMechanismParamInvalid
 	case m.param == paramPSS && !bytes.Equal(param, pssParams):
+		return nil, ckrMechanismParamInvalid
+	case m.param == paramIV && len(param) != sm4Size:
 		return nil, ckrMechanismParamInvalid
 	case m.param == paramSM2ID && len(param) == 0:
 		return []byte(defaultSM2ID), ckrOK
@@ -73,28 +78,40 @@ func (m *mechanism) readParam(param []byte) ([]byte, rv) {
 // digests are nobody's need here, and a shorter salt is weaker.
 var pssParams = slices.Concat(ulong(ckmSHA256), ulong(ckgMGF1SHA256), ulong(sha256.Size))
 
-// takes says whether the mechanism works with such a key in that direction.
-func (m *mechanism) takes(key *object, class, what uint64) bool {
+// takes says whether a mechanism that signs or verifies works with such a key in that direction.
+func (p *profile) takes(row *mechanism, key *object, what uint64) bool {
+	attrs := key.attributes()
+	class := attrs.class()
 	want := uint64(ckoPrivateKey)
 	if what == ckaVerify {
 		want = ckoPublicKey
 	}
-	switch m.op {
+	switch row.op {
 	case opSM2Sign, opSM2SignSM3:
 		return class == want && key.sm2 != nil
 	case opRSAPKCS, opSHA256RSAPKCS, opRSAPSS:
 		return class == want && key.rsa != nil
 	case opHMACSM3:
-		return class == ckoSecretKey
+		return class == ckoSecretKey && attrs.ulong(ckaKeyType) == ckkGenericSecret
+	case opSM4CMAC:
+		return p.isSM4(attrs)
 	}
 	return false
 }
 
+// isSM4 says whether an object is an SM4 key.
+func (p *profile) isSM4(attrs attributes) bool {
+	return attrs.class() == ckoSecretKey && attrs.ulong(ckaKeyType) == p.sm4KeyType
+}
+
+// isMAC says whether what it signs with is a secret key.
+func (m *mechanism) isMAC() bool { return m.op == opHMACSM3 || m.op == opSM4CMAC }
+
 // size is the longest signature that may come out.
 func (s *signature) size() uint32 {
 	switch {
-	case s.row.op == opHMACSM3:
-		return 32
+	case s.row.isMAC():
+		return uint32(s.hash.Size())
 	case s.key.rsa != nil:
 		return uint32(s.key.rsa.Size())
 	case s.row.encoding == encDER:
@@ -104,11 +121,13 @@ func (s *signature) size() uint32 {
 }
 
 // alive says whether the operation outlived what happened since it began: a logout, or the key's end.
-func (s *signature) alive(a *appSlot) bool {
-	if s.key.dead.Load() {
+func (s *signature) alive(a *appSlot) bool { return s.key.alive(s.view, a) }
+
+func (o *object) alive(v view, a *appSlot) bool {
+	if o.dead.Load() {
 		return false
 	}
-	return !s.key.private() || a.view().generation == s.view.generation
+	return !o.private() || a.view().generation == v.generation
 }
 
 func (s *signature) update(data []byte) rv {
@@ -138,7 +157,7 @@ func (s *signature) rsaHash() crypto.Hash {
 
 // sign ends the operation with a signature over input.
 func (s *signature) sign(input []byte) (out []byte, code rv) {
-	if s.row.op == opHMACSM3 {
+	if s.row.isMAC() {
 		return input, ckrOK
 	}
 	key := s.key.secret
@@ -162,7 +181,7 @@ func (s *signature) sign(input []byte) (out []byte, code rv) {
 // check ends the operation by comparing a signature over input.
 func (s *signature) check(input, sig []byte) rv {
 	switch s.row.op {
-	case opHMACSM3:
+	case opHMACSM3, opSM4CMAC:
 		if len(sig) != len(input) {
 			return ckrSignatureLenRange
 		}

@@ -333,6 +333,7 @@ func TestPrivateKeyStaysInside(t *testing.T) {
 	_, sm2Key := generateSM2(t, p, s, "k")
 	_, rsaKey := generateRSA(t, p, s, "r")
 	mac := generateSecret(t, p, s, "m")
+	kek := generateSM4(t, p, s, "kek", attr(pkcs11.CKA_WRAP, true))
 	for name, key := range map[string]pkcs11.ObjectHandle{"SM2": sm2Key, "RSA": rsaKey, "HMAC": mac} {
 		for typ, want := range map[uint]byte{
 			pkcs11.CKA_PRIVATE: 1, pkcs11.CKA_SENSITIVE: 1, pkcs11.CKA_ALWAYS_SENSITIVE: 1, pkcs11.CKA_EXTRACTABLE: 0,
@@ -349,9 +350,13 @@ func TestPrivateKeyStaysInside(t *testing.T) {
 		}
 		wantRV(t, "C_SetAttributeValue of CKA_EXTRACTABLE", p.SetAttributeValue(s, key, []*pkcs11.Attribute{attr(pkcs11.CKA_EXTRACTABLE, true)}), pkcs11.CKR_ATTRIBUTE_READ_ONLY)
 		_, err = p.WrapKey(s, mech(pkcs11.CKM_RSA_PKCS, nil), mac, key)
-		wantRV(t, "C_WrapKey", err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED)
-		_, err = p.CopyObject(s, key, nil)
-		wantRV(t, "C_CopyObject", err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED)
+		wantRV(t, "C_WrapKey with CKM_RSA_PKCS", err, pkcs11.CKR_MECHANISM_INVALID)
+		_, err = p.WrapKey(s, gcm(nil, nil), kek, key)
+		wantRV(t, "C_WrapKey", err, pkcs11.CKR_KEY_UNEXTRACTABLE)
+		if name != "HMAC" {
+			_, err = p.CopyObject(s, key, nil)
+			wantRV(t, "C_CopyObject", err, pkcs11.CKR_ACTION_PROHIBITED)
+		}
 	}
 	_, err := p.GetAttributeValue(s, rsaKey, []*pkcs11.Attribute{attr(pkcs11.CKA_PRIME_1, nil)})
 	wantRV(t, "RSA key's CKA_PRIME_1", err, pkcs11.CKR_ATTRIBUTE_SENSITIVE)
@@ -359,7 +364,7 @@ func TestPrivateKeyStaysInside(t *testing.T) {
 		a    *pkcs11.Attribute
 		want uint
 	}{
-		"extractable":         {attr(pkcs11.CKA_EXTRACTABLE, true), pkcs11.CKR_TEMPLATE_INCONSISTENT},
+		"copyable":            {attr(pkcs11.CKA_COPYABLE, true), pkcs11.CKR_TEMPLATE_INCONSISTENT},
 		"not sensitive":       {attr(pkcs11.CKA_SENSITIVE, false), pkcs11.CKR_TEMPLATE_INCONSISTENT},
 		"public private key":  {attr(pkcs11.CKA_PRIVATE, false), pkcs11.CKR_TEMPLATE_INCONSISTENT},
 		"with a value":        {attr(pkcs11.CKA_VALUE, []byte("d")), pkcs11.CKR_TEMPLATE_INCONSISTENT},

@@ -44,7 +44,7 @@ type token struct {
 	records      map[[16]byte]*record
 	sessions     int // all applications' sessions
 	initialising bool
-	users        int         // applications logged in as user
+	users        int         // applications that are logged in, as user or as security officer
 	inner        cipher.AEAD // under the token key; nil unless users > 0
 }
 
@@ -409,7 +409,7 @@ func (t *token) setPIN(r role, pin, tokenKey []byte) rv {
 	return t.saveTries(fresh.serial, counted)
 }
 
-// unlock counts one more application that is logged in as user. The first opens the private objects. If one does not
+// unlock counts one more application that is logged in. The first opens the private objects. If one does not
 // open, it is named in the log and the login is refused: the token is not what it was.
 func (t *token) unlock(tokenKey []byte) rv {
 	t.mu.Lock()
@@ -597,15 +597,19 @@ func (t *token) destroy(o *object) rv {
 	return ckrOK
 }
 
-// modify changes attributes of a token object, durably.
-func (t *token) modify(o *object, changes attributes) rv {
+// modify changes attributes of a token object for r, durably.
+func (t *token) modify(o *object, changes attributes, r role) rv {
 	t.saveMu.Lock()
 	defer t.saveMu.Unlock()
 	if o.dead.Load() {
 		return ckrObjectHandleInvalid
 	}
 	sn, inner := t.opened()
-	attrs := o.attributes().with(changes) // under saveMu, so that no other change is lost
+	attrs := o.attributes()
+	if code := attrs.tightens(changes, r); code != ckrOK {
+		return code
+	}
+	attrs = attrs.with(changes) // under saveMu, so that no other change is lost
 	old := o.item
 	fresh := &item{rec: old.rec, number: old.number, object: o}
 	if old.sealed != nil {

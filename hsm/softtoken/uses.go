@@ -98,11 +98,12 @@ func (t *token) openUses() {
 	}
 }
 
-// countUse counts one signature of a token object, before it leaves.
+// countUse counts one signature of a private key, before it leaves. A session object's count ends with the object.
 func (t *token) countUse(o *object) error {
 	it, sn := t.stored(o)
 	if it == nil {
-		return nil // a session object
+		o.uses.Add(1)
+		return nil
 	}
 	t.uses.mu.Lock()
 	defer t.uses.mu.Unlock()
@@ -120,8 +121,11 @@ func (t *token) countUse(o *object) error {
 // usesOf answers how often a private key has signed.
 func (t *token) usesOf(o *object) (uint64, error) {
 	it, sn := t.stored(o)
-	if it == nil || o.attributes().class() != ckoPrivateKey {
-		return 0, errors.New("not a private key of the token")
+	if o.attributes().class() != ckoPrivateKey {
+		return 0, errors.New("not a private key")
+	}
+	if it == nil {
+		return o.uses.Load(), nil
 	}
 	t.uses.mu.Lock()
 	defer t.uses.mu.Unlock()

@@ -32,7 +32,7 @@ type mechParam struct {
 // A request is a decoded frame. Arguments of one shape are held in order of appearance.
 type request struct {
 	call  uint32
-	num   [2]uint64
+	num   [3]uint64
 	bytes [2][]byte
 	templ [2][]attribute
 	types []uint64

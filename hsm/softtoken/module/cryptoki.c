@@ -103,6 +103,17 @@ static CK_RV check_mechanism(const CK_MECHANISM *m)
         return CKR_ARGUMENTS_BAD;
     if ((m->pParameter == NULL && m->ulParameterLen > 0) || m->ulParameterLen > MAX_DATA)
         return CKR_MECHANISM_PARAM_INVALID;
+    if (frame_takes_gcm(m) && m->pParameter != NULL) {
+        CK_GCM_PARAMS gcm;
+
+        if (m->ulParameterLen != sizeof gcm)
+            return CKR_MECHANISM_PARAM_INVALID;
+        memcpy(&gcm, m->pParameter, sizeof gcm);
+        /* What is authenticated beside the data has to fit a frame with it, and a template. */
+        if ((gcm.pIv == NULL && gcm.ulIvLen > 0) || gcm.ulIvLen > 256 || (gcm.pAAD == NULL && gcm.ulAADLen > 0) ||
+            gcm.ulAADLen > MAX_AAD)
+            return CKR_MECHANISM_PARAM_INVALID;
+    }
     return CKR_OK;
 }
 
@@ -515,10 +526,32 @@ CK_RV C_CreateObject(CK_SESSION_HANDLE hSession, CK_ATTRIBUTE_PTR pTemplate, CK_
     rv = call_begin(&c, hSession, CALL_CREATE_OBJECT);
     if (rv != CKR_OK)
         return rv;
+    c.secret = true; /* a template may hold a key */
     frame_put_template(&c.request, pTemplate, ulCount);
     rv = call_run(&c, false);
     if (rv == CKR_OK)
         *phObject = frame_get_u64(&c.reply);
+    return call_end(&c, rv);
+}
+
+CK_RV C_CopyObject(CK_SESSION_HANDLE hSession, CK_OBJECT_HANDLE hObject, CK_ATTRIBUTE_PTR pTemplate, CK_ULONG ulCount,
+                   CK_OBJECT_HANDLE_PTR phNewObject)
+{
+    struct call c;
+    CK_RV rv = check_template(pTemplate, ulCount);
+
+    if (rv != CKR_OK)
+        return rv;
+    if (phNewObject == NULL)
+        return CKR_ARGUMENTS_BAD;
+    rv = call_begin(&c, hSession, CALL_COPY_OBJECT);
+    if (rv != CKR_OK)
+        return rv;
+    frame_put_u64(&c.request, hObject);
+    frame_put_template(&c.request, pTemplate, ulCount);
+    rv = call_run(&c, false);
+    if (rv == CKR_OK)
+        *phNewObject = frame_get_u64(&c.reply);
     return call_end(&c, rv);
 }
 
@@ -757,6 +790,149 @@ static CK_RV update_operation(CK_SESSION_HANDLE handle, uint32_t number, enum op
     return call_end(&c, rv);
 }
 
+/* The request of a call with a mechanism and a key; the caller reads the reply and ends the call. */
+static CK_RV begin_keyed(struct call *c, CK_SESSION_HANDLE handle, uint32_t number, const CK_MECHANISM *mechanism,
+                         CK_OBJECT_HANDLE key)
+{
+    CK_RV rv = check_mechanism(mechanism);
+
+    if (rv != CKR_OK)
+        return rv;
+    rv = call_begin(c, handle, number);
+    if (rv != CKR_OK)
+        return rv;
+    frame_put_mechanism(&c->request, mechanism);
+    frame_put_u64(&c->request, key);
+    return CKR_OK;
+}
+
+/* The room in the caller's buffer as the daemon is told of it: a length query has a number of its own. */
+static void put_room(struct frame *f, const unsigned char *out, const CK_ULONG *out_size)
+{
+    CK_ULONG room = *out_size;
+
+    if (room == CK_UNAVAILABLE_INFORMATION) /* no buffer is as long; it must not look like a query */
+        room--;
+    frame_put_u64(f, out == NULL ? CK_UNAVAILABLE_INFORMATION : room);
+}
+
+/*
+ * Has a call made whose result goes into the caller's buffer, and whose length only the daemon knows: it is told how
+ * much room there is, and answers either with the result or with the room that is needed. Then nothing has happened.
+ */
+static CK_RV run_into(struct call *c, unsigned char *out, CK_ULONG_PTR out_size)
+{
+    const unsigned char *result;
+    size_t size;
+    CK_RV rv = call_run(c, false);
+
+    if (rv != CKR_OK)
+        return rv;
+    if (frame_get_u8(&c->reply) == 0) {
+        CK_ULONG need = frame_get_u64(&c->reply);
+
+        if (!frame_done(&c->reply))
+            return CKR_OK; /* call_end sees it */
+        *out_size = need;
+        return out == NULL ? CKR_OK : CKR_BUFFER_TOO_SMALL;
+    }
+    result = frame_get_string(&c->reply, &size);
+    if (result == NULL || out == NULL || size > *out_size) {
+        c->reply.bad = true;
+        return CKR_OK;
+    }
+    if (size > 0)
+        memcpy(out, result, size);
+    explicit_bzero(c->reply.data, c->reply.size); /* perhaps what was to be kept secret */
+    *out_size = size;
+    return CKR_OK;
+}
+
+/* C_Encrypt and C_Decrypt, and what they are called in parts. data is NULL and data_less true for the last part. */
+static CK_RV cipher_call(CK_SESSION_HANDLE handle, uint32_t number, enum operation which, bool data_less,
+                         const void *data, CK_ULONG data_size, unsigned char *out, CK_ULONG_PTR out_size)
+{
+    struct call c;
+    CK_RV rv = call_begin(&c, handle, number);
+
+    if (rv != CKR_OK)
+        return rv;
+    c.secret = true;
+    rv = out_size == NULL ? CKR_ARGUMENTS_BAD : check_data(data, data_size);
+    if (rv == CKR_DATA_LEN_RANGE && which == OPERATION_DECRYPT)
+        rv = CKR_ENCRYPTED_DATA_LEN_RANGE;
+    if (rv != CKR_OK) {
+        cancel(c.session, which);
+        return call_end(&c, rv);
+    }
+    if (!data_less)
+        frame_put_string(&c.request, data, data_size);
+    put_room(&c.request, out, out_size);
+    if (c.request.bad)
+        cancel(c.session, which); /* no memory: the daemon did not hear of it, and must not wait for it */
+    return call_end(&c, run_into(&c, out, out_size));
+}
+
+/* A call with a mechanism and a key that has no results. */
+static CK_RV begin_cipher(CK_SESSION_HANDLE handle, uint32_t number, const CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
+{
+    struct call c;
+    CK_RV rv = begin_keyed(&c, handle, number, mechanism, key);
+
+    if (rv != CKR_OK)
+        return rv;
+    return call_end(&c, call_run(&c, false));
+}
+
+CK_RV C_EncryptInit(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hKey)
+{
+    return begin_cipher(hSession, CALL_ENCRYPT_INIT, pMechanism, hKey);
+}
+
+CK_RV C_Encrypt(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pData, CK_ULONG ulDataLen, CK_BYTE_PTR pEncryptedData,
+                CK_ULONG_PTR pulEncryptedDataLen)
+{
+    return cipher_call(hSession, CALL_ENCRYPT, OPERATION_ENCRYPT, false, pData, ulDataLen, pEncryptedData,
+                       pulEncryptedDataLen);
+}
+
+CK_RV C_EncryptUpdate(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pPart, CK_ULONG ulPartLen, CK_BYTE_PTR pEncryptedPart,
+                      CK_ULONG_PTR pulEncryptedPartLen)
+{
+    return cipher_call(hSession, CALL_ENCRYPT_UPDATE, OPERATION_ENCRYPT, false, pPart, ulPartLen, pEncryptedPart,
+                       pulEncryptedPartLen);
+}
+
+CK_RV C_EncryptFinal(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pLastEncryptedPart, CK_ULONG_PTR pulLastEncryptedPartLen)
+{
+    return cipher_call(hSession, CALL_ENCRYPT_FINAL, OPERATION_ENCRYPT, true, NULL, 0, pLastEncryptedPart,
+                       pulLastEncryptedPartLen);
+}
+
+CK_RV C_DecryptInit(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hKey)
+{
+    return begin_cipher(hSession, CALL_DECRYPT_INIT, pMechanism, hKey);
+}
+
+CK_RV C_Decrypt(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pEncryptedData, CK_ULONG ulEncryptedDataLen, CK_BYTE_PTR pData,
+                CK_ULONG_PTR pulDataLen)
+{
+    return cipher_call(hSession, CALL_DECRYPT, OPERATION_DECRYPT, false, pEncryptedData, ulEncryptedDataLen, pData,
+                       pulDataLen);
+}
+
+CK_RV C_DecryptUpdate(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pEncryptedPart, CK_ULONG ulEncryptedPartLen,
+                      CK_BYTE_PTR pPart, CK_ULONG_PTR pulPartLen)
+{
+    return cipher_call(hSession, CALL_DECRYPT_UPDATE, OPERATION_DECRYPT, false, pEncryptedPart, ulEncryptedPartLen,
+                       pPart, pulPartLen);
+}
+
+CK_RV C_DecryptFinal(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pLastPart, CK_ULONG_PTR pulLastPartLen)
+{
+    return cipher_call(hSession, CALL_DECRYPT_FINAL, OPERATION_DECRYPT, true, NULL, 0, pLastPart, pulLastPartLen);
+}
+
 CK_RV C_DigestInit(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism)
 {
     struct call c;
@@ -790,26 +966,10 @@ CK_RV C_DigestFinal(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pDigest, CK_ULONG_PT
     return finish_operation(hSession, CALL_DIGEST_FINAL, OPERATION_DIGEST, NULL, 0, pDigest, pulDigestLen);
 }
 
-/* C_SignInit and C_VerifyInit: the request; the caller reads the reply and ends the call. */
-static CK_RV begin_signature(struct call *c, CK_SESSION_HANDLE handle, uint32_t number, const CK_MECHANISM *mechanism,
-                             CK_OBJECT_HANDLE key)
-{
-    CK_RV rv = check_mechanism(mechanism);
-
-    if (rv != CKR_OK)
-        return rv;
-    rv = call_begin(c, handle, number);
-    if (rv != CKR_OK)
-        return rv;
-    frame_put_mechanism(&c->request, mechanism);
-    frame_put_u64(&c->request, key);
-    return CKR_OK;
-}
-
 CK_RV C_SignInit(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hKey)
 {
     struct call c;
-    CK_RV rv = begin_signature(&c, hSession, CALL_SIGN_INIT, pMechanism, hKey);
+    CK_RV rv = begin_keyed(&c, hSession, CALL_SIGN_INIT, pMechanism, hKey);
 
     if (rv != CKR_OK)
         return rv;
@@ -838,7 +998,7 @@ CK_RV C_SignFinal(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pSignature, CK_ULONG_P
 CK_RV C_VerifyInit(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hKey)
 {
     struct call c;
-    CK_RV rv = begin_signature(&c, hSession, CALL_VERIFY_INIT, pMechanism, hKey);
+    CK_RV rv = begin_keyed(&c, hSession, CALL_VERIFY_INIT, pMechanism, hKey);
 
     if (rv != CKR_OK)
         return rv;
@@ -938,6 +1098,46 @@ CK_RV C_GenerateKeyPair(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism,
         *phPublicKey = frame_get_u64(&c.reply);
         *phPrivateKey = frame_get_u64(&c.reply);
     }
+    return call_end(&c, rv);
+}
+
+CK_RV C_WrapKey(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hWrappingKey,
+                CK_OBJECT_HANDLE hKey, CK_BYTE_PTR pWrappedKey, CK_ULONG_PTR pulWrappedKeyLen)
+{
+    struct call c;
+    CK_RV rv;
+
+    if (pulWrappedKeyLen == NULL)
+        return CKR_ARGUMENTS_BAD;
+    rv = begin_keyed(&c, hSession, CALL_WRAP_KEY, pMechanism, hWrappingKey);
+    if (rv != CKR_OK)
+        return rv;
+    frame_put_u64(&c.request, hKey);
+    put_room(&c.request, pWrappedKey, pulWrappedKeyLen);
+    return call_end(&c, run_into(&c, pWrappedKey, pulWrappedKeyLen));
+}
+
+CK_RV C_UnwrapKey(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hUnwrappingKey,
+                  CK_BYTE_PTR pWrappedKey, CK_ULONG ulWrappedKeyLen, CK_ATTRIBUTE_PTR pTemplate,
+                  CK_ULONG ulAttributeCount, CK_OBJECT_HANDLE_PTR phKey)
+{
+    struct call c;
+    CK_RV rv = check_template(pTemplate, ulAttributeCount);
+
+    if (rv != CKR_OK)
+        return rv;
+    if (pWrappedKey == NULL || phKey == NULL)
+        return CKR_ARGUMENTS_BAD;
+    if (ulWrappedKeyLen > MAX_WRAPPED)
+        return CKR_WRAPPED_KEY_LEN_RANGE;
+    rv = begin_keyed(&c, hSession, CALL_UNWRAP_KEY, pMechanism, hUnwrappingKey);
+    if (rv != CKR_OK)
+        return rv;
+    frame_put_string(&c.request, pWrappedKey, ulWrappedKeyLen);
+    frame_put_template(&c.request, pTemplate, ulAttributeCount);
+    rv = call_run(&c, false);
+    if (rv == CKR_OK)
+        *phKey = frame_get_u64(&c.reply);
     return call_end(&c, rv);
 }
 

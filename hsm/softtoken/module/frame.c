@@ -107,9 +107,24 @@ void frame_put_template(struct frame *f, const CK_ATTRIBUTE *templ, CK_ULONG cou
     }
 }
 
+bool frame_takes_gcm(const CK_MECHANISM *mechanism)
+{
+    return mechanism->mechanism == MECHANISM_SM4_GCM || mechanism->mechanism == MECHANISM_AES_GCM;
+}
+
 void frame_put_mechanism(struct frame *f, const CK_MECHANISM *mechanism)
 {
     frame_put_u64(f, mechanism->mechanism);
+    if (frame_takes_gcm(mechanism) && mechanism->pParameter != NULL) {
+        CK_GCM_PARAMS gcm;
+
+        memcpy(&gcm, mechanism->pParameter, sizeof gcm);
+        frame_put_u32(f, (uint32_t)(4 + gcm.ulIvLen + 4 + gcm.ulAADLen + 8));
+        frame_put_string(f, gcm.pIv, gcm.ulIvLen);
+        frame_put_string(f, gcm.pAAD, gcm.ulAADLen);
+        frame_put_u64(f, gcm.ulTagBits);
+        return;
+    }
     frame_put_string(f, mechanism->pParameter, mechanism->pParameter == NULL ? 0 : mechanism->ulParameterLen);
 }
 

@@ -39,7 +39,14 @@ void frame_put_u32(struct frame *f, uint32_t v);
 void frame_put_u64(struct frame *f, uint64_t v);
 void frame_put_string(struct frame *f, const void *data, size_t size);
 void frame_put_template(struct frame *f, const CK_ATTRIBUTE *templ, CK_ULONG count);
+
+/*
+ * A mechanism. Where frame_takes_gcm says so, the parameter is a CK_GCM_PARAMS or absent, as the caller has checked, and
+ * is written as IV, AAD and tag bits.
+ */
 void frame_put_mechanism(struct frame *f, const CK_MECHANISM *mechanism);
+
+bool frame_takes_gcm(const CK_MECHANISM *mechanism);
 
 uint8_t frame_get_u8(struct frame *f);
 uint32_t frame_get_u32(struct frame *f);

@@ -1,7 +1,7 @@
 /*
  * unsupported.c - the PKCS#11 v2.40 functions that the software cipher machine does not have.
  *
- * It signs, verifies, digests and makes keys that never leave it: it does not encrypt, wrap, unwrap, derive or copy.
+ * It does not derive, recover, do two operations at once or give an operation's state away.
  */
 #include <p11-kit/pkcs11.h>
 
@@ -14,56 +14,6 @@ CK_RV C_GetOperationState(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pState, CK_ULO
 
 CK_RV C_SetOperationState(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pState, CK_ULONG ulStateLen, CK_OBJECT_HANDLE
                           hEncryptionKey, CK_OBJECT_HANDLE hAuthenticationKey)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_CopyObject(CK_SESSION_HANDLE hSession, CK_OBJECT_HANDLE hObject, CK_ATTRIBUTE_PTR pTemplate, CK_ULONG ulCount,
-                   CK_OBJECT_HANDLE_PTR phNewObject)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_EncryptInit(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hKey)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_Encrypt(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pIn, CK_ULONG ulInLen, CK_BYTE_PTR pOut, CK_ULONG_PTR
-                pulOutLen)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_EncryptUpdate(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pIn, CK_ULONG ulInLen, CK_BYTE_PTR pOut, CK_ULONG_PTR
-                      pulOutLen)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_EncryptFinal(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pOut, CK_ULONG_PTR pulOutLen)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_DecryptInit(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hKey)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_Decrypt(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pIn, CK_ULONG ulInLen, CK_BYTE_PTR pOut, CK_ULONG_PTR
-                pulOutLen)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_DecryptUpdate(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pIn, CK_ULONG ulInLen, CK_BYTE_PTR pOut, CK_ULONG_PTR
-                      pulOutLen)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_DecryptFinal(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pOut, CK_ULONG_PTR pulOutLen)
 {
     return CKR_FUNCTION_NOT_SUPPORTED;
 }
@@ -115,19 +65,6 @@ CK_RV C_SignEncryptUpdate(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pIn, CK_ULONG 
 
 CK_RV C_DecryptVerifyUpdate(CK_SESSION_HANDLE hSession, CK_BYTE_PTR pIn, CK_ULONG ulInLen, CK_BYTE_PTR pOut,
                             CK_ULONG_PTR pulOutLen)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_WrapKey(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hWrappingKey,
-                CK_OBJECT_HANDLE hKey, CK_BYTE_PTR pWrappedKey, CK_ULONG_PTR pulWrappedKeyLen)
-{
-    return CKR_FUNCTION_NOT_SUPPORTED;
-}
-
-CK_RV C_UnwrapKey(CK_SESSION_HANDLE hSession, CK_MECHANISM_PTR pMechanism, CK_OBJECT_HANDLE hUnwrappingKey,
-                  CK_BYTE_PTR pWrappedKey, CK_ULONG ulWrappedKeyLen, CK_ATTRIBUTE_PTR pTemplate, CK_ULONG
-                  ulAttributeCount, CK_OBJECT_HANDLE_PTR phKey)
 {
     return CKR_FUNCTION_NOT_SUPPORTED;
 }

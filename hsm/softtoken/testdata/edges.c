@@ -164,6 +164,75 @@ int main(int argc, char **argv)
     WANT(size, 32);
     WANT(memcmp(whole, "\xba\x78\x16\xbf\x8f\x01\xcf\xea", 8), 0); /* FIPS 180-2 B.1 */
 
+    /* C_Encrypt and its like: for the length, too small, in place; a key of the session's. */
+    {
+        CK_MECHANISM gen = {0xfffff006, NULL, 0}, cbc = {0xfffff00a, buffer, 16}, other;
+        CK_GCM_PARAMS gcm = {.pIv = buffer, .ulIvLen = 12, .ulTagBits = 128};
+        CK_MECHANISM sealed = {0xfffff00b, &gcm, sizeof gcm};
+        CK_OBJECT_HANDLE sm4 = 0, copy = 0;
+
+        WANT(p11->C_GenerateKey(s, &gen, NULL, 0, &sm4), CKR_OK);
+        WANT(p11->C_CopyObject(s, sm4, NULL, 0, NULL), CKR_ARGUMENTS_BAD);
+        WANT(p11->C_CopyObject(s, sm4, NULL, 1, &copy), CKR_ARGUMENTS_BAD);
+        WANT(p11->C_CopyObject(s, sm4, NULL, 0, &copy), CKR_OK);
+        memset(buffer, 7, 64);
+        WANT(p11->C_EncryptInit(s, NULL, sm4), CKR_ARGUMENTS_BAD);
+        WANT(p11->C_EncryptInit(s, &cbc, sm4), CKR_OK);
+        size = 5;
+        WANT(p11->C_Encrypt(s, buffer, 20, NULL, &size), CKR_OK);
+        WANT(size, 32);
+        size = 31;
+        WANT(p11->C_Encrypt(s, buffer, 20, whole, &size), CKR_BUFFER_TOO_SMALL);
+        WANT(size, 32);
+        WANT(p11->C_EncryptUpdate(s, buffer, 20, NULL, &size), CKR_OK); /* changes nothing */
+        WANT(size, 16);
+        size = 15;
+        WANT(p11->C_EncryptUpdate(s, buffer, 20, whole, &size), CKR_BUFFER_TOO_SMALL);
+        WANT(size, 16);
+        WANT(p11->C_Encrypt(s, buffer, 20, whole, &size), CKR_BUFFER_TOO_SMALL);
+        memcpy(whole, buffer, 20);
+        size = ~0ul;
+        WANT(p11->C_Encrypt(s, whole, 20, whole, &size), CKR_OK); /* in place */
+        WANT(size, 32);
+        WANT(p11->C_Encrypt(s, whole, 20, whole, &size), CKR_OPERATION_NOT_INITIALIZED);
+        WANT(p11->C_DecryptInit(s, &cbc, copy), CKR_OK);
+        size = 19;
+        WANT(p11->C_Decrypt(s, whole, 32, small, &size), CKR_BUFFER_TOO_SMALL);
+        WANT(size, 20);
+        WANT(p11->C_Decrypt(s, whole, 32, whole, &size), CKR_OK); /* as much room as it takes, less than its bound */
+        WANT(size, 20);
+        WANT(memcmp(whole, buffer, 20), 0);
+        WANT(p11->C_DecryptInit(s, &cbc, copy), CKR_OK);
+        WANT(p11->C_Decrypt(s, NULL, 32, whole, &size), CKR_ARGUMENTS_BAD); /* ends the operation */
+        WANT(p11->C_DecryptInit(s, &cbc, copy), CKR_OK);
+        WANT(p11->C_Decrypt(s, whole, 32, whole, NULL), CKR_ARGUMENTS_BAD);
+        WANT(p11->C_DecryptInit(s, &cbc, copy), CKR_OK);
+        WANT(p11->C_Decrypt(s, whole, ~0ul, whole, &size), CKR_ENCRYPTED_DATA_LEN_RANGE);
+        WANT(p11->C_DecryptFinal(s, whole, &size), CKR_OPERATION_NOT_INITIALIZED);
+
+        WANT(p11->C_EncryptInit(s, &sealed, sm4), CKR_OK);
+        size = 64;
+        WANT(p11->C_Encrypt(s, NULL, 0, whole, &size), CKR_OK); /* a tag alone */
+        WANT(size, 16);
+        other = sealed;
+        other.ulParameterLen--;
+        WANT(p11->C_EncryptInit(s, &other, sm4), CKR_MECHANISM_PARAM_INVALID);
+        gcm.ulIvLen = ~0ul;
+        WANT(p11->C_EncryptInit(s, &sealed, sm4), CKR_MECHANISM_PARAM_INVALID);
+        gcm.ulIvLen = 12;
+        gcm.ulAADLen = 1;
+        WANT(p11->C_EncryptInit(s, &sealed, sm4), CKR_MECHANISM_PARAM_INVALID);
+        gcm.pAAD = buffer;
+        gcm.ulAADLen = ~0ul - 8;
+        WANT(p11->C_EncryptInit(s, &sealed, sm4), CKR_MECHANISM_PARAM_INVALID);
+
+        WANT(p11->C_WrapKey(s, &cbc, sm4, copy, whole, NULL), CKR_ARGUMENTS_BAD);
+        WANT(p11->C_WrapKey(s, &cbc, sm4, copy, NULL, &size), CKR_KEY_FUNCTION_NOT_PERMITTED);
+        WANT(p11->C_UnwrapKey(s, &cbc, sm4, NULL, 16, NULL, 0, &again), CKR_ARGUMENTS_BAD);
+        WANT(p11->C_UnwrapKey(s, &cbc, sm4, whole, 16, NULL, 0, NULL), CKR_ARGUMENTS_BAD);
+        WANT(p11->C_UnwrapKey(s, &cbc, sm4, whole, ~0ul, NULL, 0, &again), CKR_WRAPPED_KEY_LEN_RANGE);
+    }
+
     /* The child of fork has no session and no connection; what it does leaves the parent's alone. */
     pid = fork();
     if (pid == 0) {

@@ -193,7 +193,7 @@ static void call(unsigned which, CK_ULONG size, CK_SESSION_HANDLE s)
     CK_RV rv = CKR_OK;
 
     memset(buffer, 0x5a, size + 1);
-    switch (which & 0x0f) {
+    switch (which & 0x1f) {
     case 0:
         (void)p11->C_DigestInit(s, &m);
         rv = p11->C_Digest(s, buffer, size / 2, out, &got);
@@ -280,6 +280,32 @@ static void call(unsigned which, CK_ULONG size, CK_SESSION_HANDLE s)
         (void)p11->C_GetMechanismInfo(0, 1, &mech);
         break;
     }
+    case 16:
+        (void)p11->C_EncryptInit(s, &m, 1);
+        rv = p11->C_Encrypt(s, buffer, size / 2, out, &got);
+        break;
+    case 17:
+        (void)p11->C_DecryptInit(s, &m, 1);
+        rv = p11->C_DecryptUpdate(s, buffer, size, out, &got);
+        want(rv != CKR_OK || out == NULL || got <= size, "C_DecryptUpdate answers more than there is room for");
+        got = size;
+        rv = p11->C_DecryptFinal(s, out, &got);
+        break;
+    case 18:
+        rv = p11->C_WrapKey(s, &m, 1, 2, out, &got);
+        break;
+    case 19:
+        (void)p11->C_UnwrapKey(s, &m, 1, buffer, size, NULL, 0, &h);
+        (void)p11->C_CopyObject(s, 1, NULL, 0, &h2);
+        break;
+    case 20: {
+        CK_GCM_PARAMS gcm = {.pIv = buffer, .ulIvLen = size / 2, .pAAD = buffer, .ulAADLen = size, .ulTagBits = 128};
+        CK_MECHANISM sealed = {0xfffff00b, &gcm, sizeof gcm};
+
+        (void)p11->C_EncryptInit(s, &sealed, 1);
+        rv = p11->C_Encrypt(s, buffer, size, out, &got); /* in place */
+        break;
+    }
     default: {
         CK_ULONG *list = malloc(size * sizeof *list + 1);
 
@@ -289,7 +315,7 @@ static void call(unsigned which, CK_ULONG size, CK_SESSION_HANDLE s)
         free(list);
     }
     }
-    want((which & 0x0f) > 2 || rv != CKR_OK || out == NULL || got <= size, "a call answers more than there is room for");
+    want(((which & 0x1f) > 2 && (which & 0x1f) < 16) || (which & 0x1f) > 20 || rv != CKR_OK || out == NULL || got <= size, "a call answers more than there is room for");
     want(buffer[size] == 0x5a, "a byte behind the buffer was written");
     free(buffer);
 }

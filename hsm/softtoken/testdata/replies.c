@@ -80,7 +80,7 @@ static size_t results(uint64_t *rnd, unsigned char *p, size_t room, uint32_t cal
     size_t at = 0, i;
     uint32_t n = below(rnd, 40);
 
-    switch (below(rnd, 8)) {
+    switch (below(rnd, 9)) {
     case 0: /* anything */
         n = below(rnd, 3000);
         for (i = 0; i < n; i++)
@@ -110,6 +110,14 @@ static size_t results(uint64_t *rnd, unsigned char *p, size_t room, uint32_t cal
         return at;
     case 5: /* the sizes of C_SignInit and C_DigestInit */
         return put32(p, 0, odd_length(rnd, below(rnd, 300)));
+    case 6: /* what C_Encrypt and C_WrapKey answer: a result, or the room for one */
+        p[at++] = (unsigned char)below(rnd, 3);
+        if (p[0] == 0)
+            return put64(p, at, next(rnd) >> below(rnd, 64));
+        n = below(rnd, 300);
+        at = put32(p, at, odd_length(rnd, n));
+        memset(p + at, 'c', n);
+        return at + n;
     default: /* what the call has, as far as a length tells */
         n = call == 5 ? 64 + 32 + 8 + 4 : call == 6 ? 96 + 8 * 11 + 4 + 16 : call == 7 ? 24 : call == 13 ? 32 : 8;
         memset(p, 0, n);
@@ -207,7 +215,7 @@ static void call(uint64_t *rnd, CK_SESSION_HANDLE s)
     CK_RV rv;
 
     buffer[size] = 0x5a;
-    switch (below(rnd, 14)) {
+    switch (below(rnd, 19)) {
     case 0:
         rv = p11->C_DigestInit(s, &m);
         rv = p11->C_Digest(s, buffer, size / 2, out, &got);
@@ -286,6 +294,35 @@ static void call(uint64_t *rnd, CK_SESSION_HANDLE s)
         (void)p11->C_GetMechanismInfo(0, 1, &mech);
         break;
     }
+    case 12:
+    case 13: {
+        CK_GCM_PARAMS gcm = {.pIv = buffer, .ulIvLen = size / 2, .pAAD = buffer, .ulAADLen = size, .ulTagBits = 128};
+        CK_MECHANISM sealed = {0xfffff00b, &gcm, sizeof gcm};
+
+        (void)p11->C_EncryptInit(s, below(rnd, 2) ? &sealed : &m, 1);
+        rv = below(rnd, 2) ? p11->C_Encrypt(s, buffer, size, out, &got) : p11->C_EncryptUpdate(s, buffer, size, out, &got);
+        want(rv != CKR_OK || out == NULL || got <= size, "C_Encrypt answers more than there is room for");
+        got = size;
+        rv = p11->C_EncryptFinal(s, out, &got);
+        want(rv != CKR_OK || out == NULL || got <= size, "C_EncryptFinal answers more than there is room for");
+        break;
+    }
+    case 14:
+        (void)p11->C_DecryptInit(s, &m, 1);
+        rv = p11->C_DecryptUpdate(s, buffer, size / 2, out, &got);
+        want(rv != CKR_OK || out == NULL || got <= size, "C_DecryptUpdate answers more than there is room for");
+        got = size;
+        rv = below(rnd, 2) ? p11->C_DecryptFinal(s, out, &got) : p11->C_Decrypt(s, buffer, size, out, &got);
+        want(rv != CKR_OK || out == NULL || got <= size, "C_DecryptFinal answers more than there is room for");
+        break;
+    case 15:
+        rv = p11->C_WrapKey(s, &m, 1, 2, out, &got);
+        want(rv != CKR_OK || out == NULL || got <= size, "C_WrapKey answers more than there is room for");
+        break;
+    case 16:
+        (void)p11->C_UnwrapKey(s, &m, 1, buffer, size, NULL, 0, &h);
+        (void)p11->C_CopyObject(s, 1, NULL, 0, &h);
+        break;
     default: {
         CK_ULONG *list = malloc(size * sizeof *list + 1);
 
