@@ -137,5 +137,8 @@ func (p *profile) find(number uint64) *mechanism {
 	return nil
 }
 
+// isSM4KeyType says whether a CKA_KEY_TYPE denotes SM4 here; a profile need not have it.
+func (p *profile) isSM4KeyType(v uint64) bool { return p.sm4KeyType != 0 && v == p.sm4KeyType }
+
 // isSM2KeyType says whether a CKA_KEY_TYPE denotes SM2 here: the profile's own, or CKK_EC with the SM2 curve.
 func (p *profile) isSM2KeyType(v uint64) bool { return v == ckkEC || v == p.sm2KeyType }

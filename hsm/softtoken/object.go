@@ -303,11 +303,10 @@ func (p *profile) generateSecret(m mechParam, templ []attribute) (*object, rv) {
 // outside.
 func (p *profile) secretKey(attrs attributes, keyType, mech uint64, value []byte) (*object, rv) {
 	minSize, maxSize := minSecret, maxSecret
-	switch keyType {
-	case p.sm4KeyType:
+	switch {
+	case p.isSM4KeyType(keyType):
 		minSize, maxSize = sm4Size, sm4Size
-	case ckkGenericSecret:
-	default:
+	case keyType != ckkGenericSecret:
 		return nil, ckrAttributeValueInvalid
 	}
 	if len(value) < minSize || len(value) > maxSize {
@@ -316,7 +315,7 @@ func (p *profile) secretKey(attrs attributes, keyType, mech uint64, value []byte
 	attrs.complete(ckoSecretKey, true)
 	code := attrs.completeSecret(mech != ckUnavailable)
 	if code == ckrOK {
-		code = attrs.completePurpose(keyType == p.sm4KeyType)
+		code = attrs.completePurpose(p.isSM4KeyType(keyType))
 	}
 	if code != ckrOK {
 		return nil, code

@@ -101,7 +101,7 @@ func (p *profile) takes(row *mechanism, key *object, what uint64) bool {
 
 // isSM4 says whether an object is an SM4 key.
 func (p *profile) isSM4(attrs attributes) bool {
-	return attrs.class() == ckoSecretKey && attrs.ulong(ckaKeyType) == p.sm4KeyType
+	return attrs.class() == ckoSecretKey && p.isSM4KeyType(attrs.ulong(ckaKeyType))
 }
 
 // isMAC says whether what it signs with is a secret key.

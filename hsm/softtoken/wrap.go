@@ -153,7 +153,7 @@ func (p *profile) unwrap(w wrapping, kek *object, wrapped []byte, templ []attrib
 		o, code := p.secretKey(attrs, attrs.ulong(ckaKeyType), ckUnavailable, plain)
 		if code == ckrAttributeValueInvalid {
 			code = ckrWrappedKeyInvalid
-			if t := attrs.ulong(ckaKeyType); t != ckkGenericSecret && t != p.sm4KeyType {
+			if t := attrs.ulong(ckaKeyType); t != ckkGenericSecret && !p.isSM4KeyType(t) {
 				code = ckrTemplateInconsistent
 			}
 		}
