@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -160,6 +161,8 @@ func requestPEM(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }
 
+var staffNumber = regexp.MustCompile("^[A-Za-z0-9-]{2,32}$")
+
 // requestAll makes a request for each row. A signer who is enrolled on the way gets a key for each algorithm that the table
 // asks for him, since keys are made at enrolment alone.
 func requestAll(ctx context.Context, a *client.Admin, table, out string, enrol bool, like wire.RequestCertificate) error {
@@ -192,6 +195,13 @@ func requestAll(ctx context.Context, a *client.Admin, table, out string, enrol b
 				return "", errors.New("与前面的行重复 (repeats an earlier row)")
 			}
 			seen[id+"/"+algorithm] = true
+			// Whoever filled in the table is told of its columns, not of the interface's fields.
+			switch {
+			case !staffNumber.MatchString(id):
+				return "", errors.New("工号须为 2–32 个字母、数字、连字符 (a staff number is 2 to 32 letters, digits and hyphens)")
+			case !slices.Contains(algorithms[id], algorithm):
+				return "", errors.New("算法须为 SM2 或 RSA-2048 (the algorithm is SM2 or RSA-2048)")
+			}
 			req := like
 			req.For, req.Subject = "signer:"+id+"/"+algorithm, r.cells["subject"]
 			answer, err := a.RequestCertificate(ctx, req)

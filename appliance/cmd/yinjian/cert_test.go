@@ -357,7 +357,7 @@ func TestCertificatesFromARealCA(t *testing.T) {
 		first = b
 	}
 	res := results(t, filepath.Join(work, "csr", "result.csv"))
-	if !strings.HasPrefix(res["9 D007"], "成功") || !strings.Contains(res["22 D900"], "invalid_request") || !strings.Contains(res["24 D000"], "重复") {
+	if !strings.HasPrefix(res["9 D007"], "成功") || !strings.Contains(res["22 D900"], "invalid_request") || !strings.Contains(res["24 D000"], "重复") || !strings.Contains(res["23 D/../1"], "工号须为") {
 		t.Errorf("%v", res)
 	}
 	// Both algorithms of one signer in one table.
