@@ -66,6 +66,9 @@ const (
 	// SignSM2E signs e (32 bytes), computed by the caller as SM3(ZA ‖ M). The answer is r ‖ s (64 bytes) or the DER
 	// of SM2Signature (GM/T 0009-2012 §7.3), as the module gives it; [NormalizeSM2] reads both.
 	SignSM2E Operation = "sm2-e"
+	// SignSM2M signs a message of at most 512 KiB: the token hashes, with [DefaultSM2ID]. No slot class does it, for e is
+	// unambiguous; it is there to learn what a machine can do. The answer is that of SignSM2E.
+	SignSM2M Operation = "sm2-m"
 	// SignRSASHA256 signs a SHA-256 digest (32 bytes) with RSASSA-PKCS1-v1_5 (RFC 8017 §8.2).
 	SignRSASHA256 Operation = "rsa-pkcs1-sha256"
 	// SignRSAPSSSHA256 signs a SHA-256 digest (32 bytes) with RSASSA-PSS, MGF1 with SHA-256 and a salt of 32 bytes:

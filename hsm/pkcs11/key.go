@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/emmansun/gmsm/sm2"
 	p11 "github.com/miekg/pkcs11"
@@ -17,6 +19,7 @@ import (
 	"golang.org/x/crypto/cryptobyte/asn1"
 
 	"yinjian/hsm"
+	"yinjian/hsm/pkcs11/profiles"
 )
 
 // A handleKey names the object that an operation uses: a private key, or a secret key.
@@ -62,7 +65,12 @@ func (t *Token) handle(s p11.SessionHandle, gen uint64, key handleKey) (p11.Obje
 
 // loggedIn answers CKR_USER_NOT_LOGGED_IN when the session is public: private objects are invisible then, which must
 // not pass for a key that is missing (SoftHSM2 answers a use of the old handle with CKR_OBJECT_HANDLE_INVALID).
+//
+// Where the profile forbids to ask, a lost login shows by an error alone.
 func (t *Token) loggedIn(s p11.SessionHandle) error {
+	if t.cfg.Profile.noLogin || t.cfg.Profile.noSessionInfo {
+		return nil
+	}
 	info, err := t.lib.ctx.GetSessionInfo(s)
 	if err != nil {
 		return call("C_GetSessionInfo", err)
@@ -211,8 +219,11 @@ func (t *Token) keyInfo(s p11.SessionHandle, h p11.ObjectHandle, secret bool, pu
 		return hsm.KeyInfo{}, hsm.ErrKeyAmbiguous
 	}
 	want := pairAttributes
-	if alg == hsm.RSA2048 {
+	switch {
+	case alg == hsm.RSA2048:
 		want = rsaAttributes
+	case template.point == profiles.PointXY:
+		want = append(slices.Clone(pairAttributes), template.pointX, template.pointY)
 	}
 	pub, err := t.attributes(s, halves[0], want...)
 	if err != nil {
@@ -229,10 +240,11 @@ func halfKey(id []byte, label string) string { return string(id) + "\x00" + labe
 // publicKey reads CKA_EC_POINT or CKA_MODULUS and CKA_PUBLIC_EXPONENT.
 func publicKey(alg hsm.Algorithm, template KeyTemplate, a map[uint][]byte) (crypto.PublicKey, error) {
 	if alg == hsm.SM2 {
-		if len(template.ECParams) > 0 && !bytes.Equal(a[p11.CKA_EC_PARAMS], template.ECParams) {
+		curve, has := a[p11.CKA_EC_PARAMS]
+		if len(template.ECParams) > 0 && (has || !template.OmitCurve) && !bytes.Equal(curve, template.ECParams) {
 			return nil, errForeignKey
 		}
-		pub, err := ecPoint(a[p11.CKA_EC_POINT])
+		pub, err := template.readPoint(a)
 		if err != nil {
 			return nil, err
 		}
@@ -243,6 +255,45 @@ func publicKey(alg hsm.Algorithm, template KeyTemplate, a map[uint][]byte) (cryp
 		return nil, fmt.Errorf("%w: RSA modulus of %d bits, exponent %s", errForeignKey, n.BitLen(), e)
 	}
 	return &rsa.PublicKey{N: n, E: int(e.Int64())}, nil
+}
+
+// readPoint reads the public point in the form that the profile declares.
+func (k KeyTemplate) readPoint(a map[uint][]byte) (crypto.PublicKey, error) {
+	v := a[p11.CKA_EC_POINT]
+	fits := true
+	switch k.point {
+	case profiles.PointOctetString:
+		fits = len(v) == 67 && v[0] == 4 && v[1] == 65 && v[2] == 4
+	case profiles.PointUncompressed:
+		fits = len(v) == 65 && v[0] == 4
+	case profiles.PointRaw:
+		fits = len(v) == 64
+	case profiles.PointXY:
+		x, y := a[k.pointX], a[k.pointY]
+		fits = len(x) == 32 && len(y) == 32
+		v = slices.Concat(x, y)
+	}
+	if !fits {
+		return nil, fmt.Errorf("%w: keys.sm2.point = %q，密码机给出 %d 字节 (the point has another form)", errUnfit, k.point, len(v))
+	}
+	return ecPoint(v)
+}
+
+// withZA puts ZA for the default ID before a message.
+func (t *Token) withZA(s p11.SessionHandle, label string, message []byte) ([]byte, error) {
+	info, err := t.find(s, label)
+	if err != nil {
+		return nil, err
+	}
+	pub, ok := info.Public.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, &hsm.Error{Call: "C_SignInit", RV: 0x63} // CKR_KEY_TYPE_INCONSISTENT
+	}
+	za, err := sm2.CalculateZA(pub, []byte(hsm.DefaultSM2ID))
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(za, message), nil
 }
 
 // ecPoint reads CKA_EC_POINT: the DER of an OCTET STRING with the uncompressed point (PKCS#11 v2.40 mechanisms

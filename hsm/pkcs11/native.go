@@ -15,7 +15,7 @@ typedef struct { ck_ulong mechanism; void *parameter; ck_ulong parameter_len; } 
 enum { fn_init_token = 9, fn_init_pin = 10, fn_login = 18, fn_sign_init = 42, fn_sign = 43 };
 
 // used lists the functions that the host side calls: a module that leaves one out is refused instead of jumped into.
-static const int used[] = { 0, 1, 2, 4, 6, 9, 10, 12, 13, 15, 18, 19, 22, 24, 26, 27, 28, 42, 43, 58, 59, 64 };
+static const int used[] = { 0, 1, 2, 4, 6, 7, 9, 10, 12, 13, 15, 18, 19, 22, 24, 26, 27, 28, 42, 43, 58, 59, 64 };
 
 enum { load_ok, load_dlopen, load_symbol, load_list, load_version, load_function };
 

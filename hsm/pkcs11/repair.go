@@ -11,6 +11,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"yinjian/hsm"
+	"yinjian/hsm/pkcs11/profiles"
 )
 
 type repairKind int
@@ -137,8 +138,10 @@ func (t *Token) relogin() error {
 		return errStale
 	}
 	// A session that is gone too would spend the PIN for nothing.
-	if _, err := t.lib.ctx.GetSessionInfo(pinned); err != nil {
-		return call("C_GetSessionInfo", err)
+	if !t.cfg.Profile.noSessionInfo {
+		if _, err := t.lib.ctx.GetSessionInfo(pinned); err != nil {
+			return call("C_GetSessionInfo", err)
+		}
 	}
 	if err := t.login(pinned, pin, true); err != nil {
 		return err
@@ -153,11 +156,19 @@ func (t *Token) relogin() error {
 // login presents the PIN once. With accepted it was taken before, and CKR_USER_ALREADY_LOGGED_IN is success; without,
 // that answer proves nothing about the PIN: whoever is logged in is logged out and the PIN presented.
 func (t *Token) login(s p11.SessionHandle, pin []byte, accepted bool) error {
+	p := &t.cfg.Profile
+	if p.noLogin {
+		return nil
+	}
+	role := uint(p11.CKU_USER)
+	if p.loginUser != 0 {
+		role = p.loginUser
+	}
 	present := func() error {
 		if t.cfg.BeforeLogin != nil {
 			t.cfg.BeforeLogin()
 		}
-		return t.lib.login(s, p11.CKU_USER, pin)
+		return p.translate(t.lib.login(s, role, pin))
 	}
 	err := present()
 	var e *hsm.Error
@@ -208,16 +219,25 @@ func (t *Token) connect(first bool) error {
 		t.cfg.Log.WithField("slot", slot).Warning("a wrong PIN was entered; the next wrong one locks the token")
 	}
 
+	if first {
+		if err := t.checkProfile(slot, ti, pin); err != nil {
+			return err
+		}
+	}
+
 	// 3. The session that keeps the login, and the PIN, once.
 	most := sessionLimit(ti)
+	if m := t.cfg.Profile.maxSessions; m > 0 && (most == 0 || m < most) {
+		most = m
+	}
 	solo := most == 1
 	flags := uint(p11.CKF_SERIAL_SESSION)
-	if solo {
+	if solo || t.cfg.Profile.readWrite {
 		flags |= p11.CKF_RW_SESSION
 	}
 	s, err := t.lib.ctx.OpenSession(slot, flags)
 	if err != nil {
-		return call("C_OpenSession", err)
+		return t.cfg.Profile.translate(call("C_OpenSession", err))
 	}
 	if err := t.login(s, pin, !first); err != nil {
 		_ = t.lib.ctx.CloseSession(s)
@@ -243,6 +263,32 @@ func (t *Token) connect(first bool) error {
 	}
 	t.resizeLocked()
 	return nil
+}
+
+// checkProfile refuses a profile that is not this machine's, and a PIN that the token cannot have, before the PIN is
+// presented. The caller holds lib.use.
+func (t *Token) checkProfile(slot uint, ti p11.TokenInfo, pin []byte) error {
+	p := &t.cfg.Profile
+	if err := p.checkPIN(pin); err != nil {
+		return err
+	}
+	li, err := t.lib.ctx.GetInfo()
+	if err != nil {
+		return p.translate(call("C_GetInfo", err))
+	}
+	var offered []uint
+	if !p.noMechanismList {
+		list, err := t.lib.ctx.GetMechanismList(slot)
+		if err != nil {
+			return p.translate(call(profiles.GetMechanismList, err))
+		}
+		for _, m := range list {
+			offered = append(offered, m.Mechanism)
+		}
+	}
+	return p.fits(profiles.Identity{Library: t.cfg.Module, Manufacturers: []string{li.ManufacturerID, ti.ManufacturerID},
+		Description: li.LibraryDescription, Model: ti.Model,
+		VersionMajor: li.LibraryVersion.Major, VersionMinor: li.LibraryVersion.Minor}, offered)
 }
 
 // resizeLocked makes sem hold as many values, lent ones included, as limit says. mu is held.

@@ -168,11 +168,11 @@ func (t *Token) lend(ctx context.Context, write bool, f func(p11.SessionHandle, 
 	var err error
 	if !have {
 		flags := uint(p11.CKF_SERIAL_SESSION)
-		if write || solo {
+		if write || solo || t.cfg.Profile.readWrite {
 			flags |= p11.CKF_RW_SESSION
 		}
 		if s, err = t.lib.ctx.OpenSession(slot, flags); err != nil {
-			err = call("C_OpenSession", err)
+			err = t.cfg.Profile.translate(call("C_OpenSession", err))
 			giveUp = t.mayShrink(err)
 			return gen, err
 		}
@@ -180,7 +180,7 @@ func (t *Token) lend(ctx context.Context, write bool, f func(p11.SessionHandle, 
 
 	// 3. The work, then the session goes on top of the stack or is closed.
 	var e *hsm.Error
-	if err = f(s, gen); errors.As(err, &e) || write && !solo {
+	if err = t.cfg.Profile.translate(f(s, gen)); errors.As(err, &e) || write && !solo {
 		_ = t.lib.ctx.CloseSession(s)
 		if hsm.ClassifyError(err) == hsm.ClassSession {
 			// The token lost this session, and likely the idle ones with it.

@@ -73,6 +73,15 @@ func quiet() logrus.FieldLogger {
 	return l
 }
 
+// shipped answers the shipped profile of that name.
+func shipped(name string) pkcs11.Profile {
+	p, err := pkcs11.ProfileByName(name)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
 func needSoftHSM(t testing.TB) {
 	t.Helper()
 	if _, err := os.Stat(softHSM); err != nil {
@@ -101,7 +110,7 @@ func newToken(t testing.TB) pkcs11.Config {
 	if res.Outcome != "created" {
 		t.Fatalf("outcome %q, want created", res.Outcome)
 	}
-	return pkcs11.Config{Module: softHSM, TokenLabel: label, PIN: userPIN, Profile: pkcs11.SoftHSM2, MaxSessions: 8, Log: quiet()}
+	return pkcs11.Config{Module: softHSM, TokenLabel: label, PIN: userPIN, Profile: shipped("softhsm2"), MaxSessions: 8, Log: quiet()}
 }
 
 func open(t testing.TB, cfg pkcs11.Config) *pkcs11.Token {
@@ -570,7 +579,7 @@ func TestProvisionInterrupted(t *testing.T) {
 			t.Errorf("Provision = %+v, %v; want %s", res, err, want)
 		}
 	}
-	open(t, pkcs11.Config{Module: softHSM, TokenLabel: label, PIN: userPIN, Profile: pkcs11.SoftHSM2, Log: quiet()})
+	open(t, pkcs11.Config{Module: softHSM, TokenLabel: label, PIN: userPIN, Profile: shipped("softhsm2"), Log: quiet()})
 }
 
 // hmacProfile stands in for HMAC-SM3 with SHA-256, which SoftHSM2 has.
@@ -630,7 +639,7 @@ func TestSecretKey(t *testing.T) {
 // TestExtractableKeyIsDestroyed uses a profile that asks for what must not be.
 func TestExtractableKeyIsDestroyed(t *testing.T) {
 	cfg := newToken(t)
-	p := pkcs11.SoftHSM2
+	p := shipped("softhsm2")
 	k := p.Keys[hsm.RSA2048]
 	k.Private = []pkcs11.Attribute{{Type: p11.CKA_EXTRACTABLE, Value: []byte{1}}}
 	p.Keys = map[hsm.Algorithm]pkcs11.KeyTemplate{hsm.RSA2048: k}

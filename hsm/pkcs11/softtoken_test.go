@@ -78,7 +78,7 @@ func newMachine(t testing.TB) *machine {
 	t.Cleanup(func() { m.kill() })
 	m.run(t)
 	m.cfg = pkcs11.Config{Module: m.module, ModuleArgs: "socket='" + filepath.Join(root, "state", "p11.sock") + "'",
-		TokenLabel: "staff", PIN: []byte("user-pin"), Profile: pkcs11.Neutral, MaxSessions: 8, Log: quiet()}
+		TokenLabel: "staff", PIN: []byte("user-pin"), Profile: shipped("neutral"), MaxSessions: 8, Log: quiet()}
 	pc := pkcs11.ProvisionConfig{Module: m.module, ModuleArgs: m.cfg.ModuleArgs, Slot: pkcs11.AnySlot, Label: "staff",
 		SOPIN: []byte("officer-pin"), UserPIN: m.cfg.PIN}
 	for _, want := range []string{"created", "existing"} {

@@ -45,6 +45,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"yinjian/hsm"
+	"yinjian/hsm/pkcs11/profiles"
 )
 
 // DefaultMaxSessions is used where Config says nothing: two to four times the cores of a small cipher machine.
@@ -206,6 +207,10 @@ func (t *Token) Random(ctx context.Context, n int) ([]byte, error) {
 	if n < 1 || n > 1024 {
 		return nil, fmt.Errorf("hsm/pkcs11: %d random bytes: want 1 to 1024", n)
 	}
+	if t.cfg.Profile.noRandom {
+		return nil, fmt.Errorf("hsm/pkcs11: profile %q avoids the random source: %w", t.cfg.Profile.Name,
+			&hsm.Error{Call: profiles.GenerateRandom, RV: 0x54})
+	}
 	var out []byte
 	err := t.run(ctx, false, func(s p11.SessionHandle, _ uint64) (err error) {
 		out, err = t.lib.ctx.GenerateRandom(s, n)
@@ -217,14 +222,15 @@ func (t *Token) Random(ctx context.Context, n int) ([]byte, error) {
 	return out, nil
 }
 
-// Do implements hsm.Token. data of MACSM3 is at most 512 KiB, of the others 32 bytes.
+// Do implements hsm.Token. data of MACSM3 and SignSM2M is at most 512 KiB, of the others 32 bytes.
 func (t *Token) Do(ctx context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
 	m, ok := t.cfg.Profile.Operations[op]
 	if !ok {
 		return nil, fmt.Errorf("hsm/pkcs11: profile %q has no operation %s: %w", t.cfg.Profile.Name, op,
 			&hsm.Error{Call: "C_SignInit", RV: 0x70})
 	}
-	if op != hsm.MACSM3 && len(data) != 32 || len(data) > maxData {
+	whole := op == hsm.MACSM3 || op == hsm.SignSM2M // takes messages
+	if !whole && len(data) != 32 || len(data) > maxData {
 		return nil, fmt.Errorf("hsm/pkcs11: %s over %d bytes: %w", op, len(data), &hsm.Error{Call: "C_Sign", RV: 0x21})
 	}
 	key := handleKey{label: label, secret: op == hsm.MACSM3}
@@ -235,7 +241,13 @@ func (t *Token) Do(ctx context.Context, label string, op hsm.Operation, data []b
 		if err != nil {
 			return err
 		}
-		if out, err = t.lib.sign(s, m, h, input); hsm.ClassifyError(err) == hsm.ClassRefind {
+		if m.Input == InputZM {
+			if input, err = t.withZA(s, label, data); err != nil {
+				return err
+			}
+		}
+		out, err = t.lib.sign(s, m, h, input)
+		if err = t.cfg.Profile.translate(err); hsm.ClassifyError(err) == hsm.ClassRefind {
 			t.forget(key, h)
 			if e := t.loggedIn(s); e != nil {
 				return e

@@ -26,7 +26,6 @@ import (
 	"yinjian/appliance/pki/ca"
 	"yinjian/dbdriver/sqlite"
 	"yinjian/hsm"
-	"yinjian/hsm/pkcs11"
 	"yinjian/hsm/worker"
 	"yinjian/ntp"
 	"yinjian/tsa"
@@ -70,7 +69,7 @@ func (b *bench) workerSign(ctx context.Context) (func(context.Context, int) erro
 		Command: []string{self, "worker"}, Class: hsm.Staff, Log: newLog(logrus.WarnLevel),
 		Params: worker.StartParams{
 			Module: module, ModuleArgs: "socket='" + appliance.SofttokenSocket(b.dir) + "'", TokenLabel: "yinjian-staff", PIN: pin,
-			Profile: pkcs11.Neutral.Name, MaxSessions: 16,
+			Profile: "neutral", MaxSessions: 16,
 		},
 	})
 	if err != nil {
