@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -216,7 +217,7 @@ type Number uint64
 func (n *Number) UnmarshalText(b []byte) error {
 	v, err := strconv.ParseUint(string(b), 0, 64)
 	*n = Number(v)
-	return err
+	return taken(b, err)
 }
 
 // Bytes are written as hexadecimal digits.
@@ -225,7 +226,7 @@ type Bytes []byte
 // UnmarshalText reads hexadecimal digits.
 func (h *Bytes) UnmarshalText(b []byte) (err error) {
 	*h, err = hex.DecodeString(string(b))
-	return err
+	return taken(b, err)
 }
 
 // A Duration is written as "1ms".
@@ -235,7 +236,7 @@ type Duration time.Duration
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	*d = Duration(v)
-	return err
+	return taken(b, err)
 }
 
 // Names lists the profiles that are shipped, sorted.
@@ -245,6 +246,7 @@ func Names() []string {
 	for _, e := range entries {
 		names = append(names, strings.TrimSuffix(e.Name(), ".toml"))
 	}
+	slices.Sort(names)
 	return names
 }
 
@@ -305,9 +307,57 @@ func Parse(b []byte) (*Profile, error) {
 			row, col := wrong.Position()
 			return nil, fmt.Errorf("%d:%d: %s: 值不能读 (cannot be read): %w", row, col, strings.Join(wrong.Key(), "."), err)
 		}
+		var bad *valueError
+		if errors.As(err, &bad) {
+			var all map[string]any
+			_ = toml.Unmarshal(b, &all) // it is well-formed: its values were reached
+			return nil, fmt.Errorf("%s: 值不能读 (cannot be read): %w", keyOf(all, bad.text), err)
+		}
 		return nil, fmt.Errorf("不能读 (cannot be read): %w", err)
 	}
-	return p, p.check()
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// A valueError is a value that its type does not take. The decoder does not say where it stood.
+type valueError struct {
+	text string
+	err  error
+}
+
+func (v *valueError) Error() string { return fmt.Sprintf("%q: %v", v.text, v.err) }
+func (v *valueError) Unwrap() error { return v.err }
+
+func taken(text []byte, err error) error {
+	if err != nil {
+		return &valueError{string(text), err}
+	}
+	return nil
+}
+
+// keyOf answers the path of the first key, in order, whose value is written as text.
+func keyOf(v any, text string) string {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			if rest := keyOf(v[k], text); rest != "-" {
+				return strings.TrimSuffix(k+"."+rest, ".")
+			}
+		}
+	case []any:
+		for i, e := range v {
+			if rest := keyOf(e, text); rest != "-" {
+				return strings.TrimSuffix(fmt.Sprintf("%d.%s", i, rest), ".")
+			}
+		}
+	default:
+		if fmt.Sprint(v) == text {
+			return ""
+		}
+	}
+	return "-"
 }
 
 // Avoids says whether the function must not be called.
