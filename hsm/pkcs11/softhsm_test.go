@@ -40,8 +40,8 @@ var (
 
 // TestMain gives SoftHSM2 a token folder of its own: it reads SOFTHSM2_CONF at C_Initialize, once for the process.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 2 && os.Args[1] == "daemon" {
-		os.Exit(daemon(os.Args[2]))
+	if len(os.Args) > 3 && os.Args[1] == "daemon" {
+		os.Exit(daemon(os.Args[2], os.Args[3]))
 	}
 	if len(os.Args) > 1 && os.Args[1] == "worker" {
 		os.Exit(drive())

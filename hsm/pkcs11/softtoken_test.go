@@ -30,9 +30,10 @@ import (
 	"yinjian/hsm/softtoken"
 )
 
-// daemon is this test binary as the software cipher machine: it prints "ready" and serves until SIGTERM.
-func daemon(root string) int {
-	s, err := softtoken.Open(softtoken.Config{Dir: filepath.Join(root, "state"), PassphraseFile: filepath.Join(root, "passphrase")})
+// daemon is this test binary as the software cipher machine, answering to a profile: it prints "ready" and serves until SIGTERM.
+func daemon(root, profile string) int {
+	s, err := softtoken.Open(softtoken.Config{Dir: filepath.Join(root, "state"), PassphraseFile: filepath.Join(root, "passphrase"),
+		Impersonate: profile})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -50,6 +51,7 @@ func daemon(root string) int {
 // A machine is a software cipher machine in a process of its own.
 type machine struct {
 	root, module string
+	profile      string // that the daemon answers to; "": its own
 	process      *exec.Cmd
 	cfg          pkcs11.Config
 }
@@ -95,7 +97,7 @@ func (m *machine) run(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.process = exec.Command(self, "daemon", m.root)
+	m.process = exec.Command(self, "daemon", m.root, m.profile)
 	m.process.Stderr = os.Stderr
 	out, err := m.process.StdoutPipe()
 	if err != nil {

@@ -88,8 +88,8 @@ type session struct {
 
 func (s *session) readWrite() bool { return s.flags&ckfRWSession != 0 }
 
-// open makes a session (C_OpenSession).
-func (a *appSlot) open(flags uint64, nc net.Conn) (*session, rv) {
+// open makes a session (C_OpenSession); there are limit at most.
+func (a *appSlot) open(flags uint64, nc net.Conn, limit int) (*session, rv) {
 	if flags&ckfSerialSession == 0 {
 		return nil, ckrSessionParallel
 	}
@@ -99,7 +99,7 @@ func (a *appSlot) open(flags uint64, nc net.Conn) (*session, rv) {
 	if !rw && a.role == officer {
 		return nil, ckrSessionReadWriteSOExists
 	}
-	if len(a.sessions) >= maxSessions {
+	if len(a.sessions) >= limit {
 		return nil, ckrSessionCount
 	}
 	t := a.token

@@ -2,7 +2,6 @@ package softtoken
 
 import (
 	"crypto/rand"
-	"encoding/binary"
 	"os"
 	"time"
 )
@@ -126,6 +125,7 @@ func serveGetTokenInfo(p *peer, r *request, w *builder) rv {
 	a.mu.RLock()
 	open, rw := uint64(len(a.sessions)), uint64(len(a.sessions)-a.readOnly)
 	a.mu.RUnlock()
+	most := uint64(p.srv.profile.maxSessions)
 	flags := uint64(ckfRNG | ckfLoginRequired)
 	label, serial := "", ""
 	if rec != nil {
@@ -141,7 +141,7 @@ func serveGetTokenInfo(p *peer, r *request, w *builder) rv {
 	w.padded(serial, 16)
 	w.u64(flags)
 	for _, v := range []uint64{
-		maxSessions, open, maxSessions, rw, maxPIN, minPIN,
+		most, open, most, rw, maxPIN, minPIN,
 		ckUnavailable, ckUnavailable, ckUnavailable, ckUnavailable, // memory: what the disk has
 	} {
 		w.u64(v)
@@ -201,7 +201,7 @@ func serveOpenSession(p *peer, r *request, _ *builder) rv {
 	if code != ckrOK {
 		return code
 	}
-	p.session, code = a.open(r.num[1], p.frames.nc)
+	p.session, code = a.open(r.num[1], p.frames.nc, p.srv.profile.maxSessions)
 	return code
 }
 
@@ -258,7 +258,7 @@ func serveSetPIN(p *peer, r *request, _ *builder) rv {
 
 func serveLogin(p *peer, r *request, _ *builder) rv {
 	switch r.num[0] {
-	case ckuUser:
+	case p.srv.profile.userType():
 		return p.session.slot.login(user, r.bytes[0])
 	case ckuSO:
 		return p.session.slot.login(officer, r.bytes[0])
@@ -421,13 +421,7 @@ func serveGetAttributeValue(p *peer, r *request, w *builder) rv {
 	class := attrs.class()
 	w.u32(uint32(len(r.types)))
 	for _, typ := range r.types {
-		v, ok := attrs[typ]
-		if typ == ckaYinjianUses {
-			n, err := p.session.slot.token.usesOf(o)
-			if ok = err == nil; ok {
-				v = binary.NativeEndian.AppendUint64(nil, n)
-			}
-		}
+		v, ok := p.srv.profile.attribute(p.session, o, attrs, typ)
 		switch {
 		case ok:
 			w.u8(0)
@@ -621,6 +615,9 @@ func serveSignInit(p *peer, r *request, w *builder) rv {
 	s := p.session
 	if s.sign != nil && s.sign.alive(s.slot) {
 		return ckrOperationActive
+	}
+	if p.srv.profile.mayNotSign(s) {
+		return ckrSessionReadOnly
 	}
 	op, code := p.srv.profile.begin(s.slot, r.mech, r.num[0], ckaSign)
 	if code != ckrOK {

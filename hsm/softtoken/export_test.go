@@ -97,7 +97,7 @@ func SampleRecords() [][]byte {
 func (s *Server) ServeFrame(frame []byte, inSession bool) (reply []byte, err error) {
 	p := &peer{srv: s, app: newApplication([16]byte{}, 1, 0, s.tokens)}
 	if inSession {
-		sess, code := p.app.slots[0].open(ckfSerialSession|ckfRWSession, nil)
+		sess, code := p.app.slots[0].open(ckfSerialSession|ckfRWSession, nil, maxSessions)
 		if code != ckrOK {
 			return nil, errMalformed
 		}

@@ -1,5 +1,7 @@
 package softtoken
 
+import "time"
+
 // Numbers of the neutral profile that PKCS#11 does not define. Those up to 0xFFFFF008 are those xipki uses for its
 // neutral tokens, CKKNeutralSM4 and what follows CKMNeutralSM4CBC are ours.
 const (
@@ -44,6 +46,7 @@ const (
 	opGenSecret
 	opSM2Sign    // input e
 	opSM2SignSM3 // input M
+	opSM2SignZM  // input ZA ‖ M
 	opRSAPKCS    // input is padded as it comes (RFC 8017 §8.2.1 step 2 without the hash)
 	opSHA256RSAPKCS
 	opRSAPSS // input is a SHA-256 digest
@@ -96,12 +99,20 @@ type profile struct {
 	sm2KeyType uint64 // CKA_KEY_TYPE that a vendor's key generation gives
 	sm4KeyType uint64
 	mechanisms []mechanism
+
+	useCounter  uint64        // attribute that counts a private key's signatures; 0: none
+	maxSessions int           // of one application with one token
+	service     time.Duration // of a signature
+	quirks      *quirks
 }
 
 var neutralProfile = &profile{
 	name:       "neutral",
 	sm2KeyType: CKKNeutralSM2,
 	sm4KeyType: CKKNeutralSM4,
+
+	useCounter:  ckaYinjianUses,
+	maxSessions: maxSessions,
 	mechanisms: []mechanism{
 		{number: ckmRSAPKCSKeyPairGen, op: opGenRSA, flags: ckfGenerateKeyPair, min: 2048, max: 3072},
 		{number: ckmRSAPKCS, op: opRSAPKCS, flags: ckfSign | ckfVerify, min: 2048, max: 3072},

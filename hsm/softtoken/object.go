@@ -135,6 +135,10 @@ func (p *profile) generatePair(m mechParam, publicT, privateT []attribute) (publ
 	if len(m.param) != 0 {
 		return nil, nil, ckrMechanismParamInvalid
 	}
+	publicT, privateT, code = p.quirks.template(row.op, publicT, privateT)
+	if code != ckrOK {
+		return nil, nil, code
+	}
 	pub, code := readTemplate(publicT, ckoPublicKey, toGenerate)
 	if code != ckrOK {
 		return nil, nil, code
@@ -274,6 +278,10 @@ func (p *profile) generateSecret(m mechParam, templ []attribute) (*object, rv) {
 	}
 	if len(m.param) != 0 {
 		return nil, ckrMechanismParamInvalid
+	}
+	_, templ, code := p.quirks.template(row.op, nil, templ)
+	if code != ckrOK {
+		return nil, code
 	}
 	attrs, code := readTemplate(templ, ckoSecretKey, toGenerate)
 	if code != ckrOK {

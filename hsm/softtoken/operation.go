@@ -8,6 +8,8 @@ import (
 	"hash"
 	"slices"
 	"time"
+
+	"github.com/emmansun/gmsm/sm3"
 )
 
 // A signature is a running C_Sign or C_Verify operation.
@@ -47,6 +49,8 @@ func (p *profile) begin(a *appSlot, m mechParam, handle, what uint64) (*signatur
 	switch row.op {
 	case opSM2SignSM3:
 		sig.hash = hashZA(key.sm2, id)
+	case opSM2SignZM:
+		sig.hash = sm3.New()
 	case opSHA256RSAPKCS:
 		sig.hash = sha256.New()
 	case opHMACSM3, opSM4CMAC:
@@ -67,7 +71,7 @@ func (m *mechanism) readParam(param []byte) ([]byte, rv) {
 		return nil, ckrMechanismParamInvalid
 	case m.param == paramIV && len(param) != sm4Size:
 		return nil, ckrMechanismParamInvalid
-	case m.param == paramSM2ID && len(param) == 0:
+	case (m.param == paramSM2ID || m.op == opSM2SignSM3) && len(param) == 0:
 		return []byte(defaultSM2ID), ckrOK
 	}
 	return param, ckrOK
@@ -87,7 +91,7 @@ func (p *profile) takes(row *mechanism, key *object, what uint64) bool {
 		want = ckoPublicKey
 	}
 	switch row.op {
-	case opSM2Sign, opSM2SignSM3:
+	case opSM2Sign, opSM2SignSM3, opSM2SignZM:
 		return class == want && key.sm2 != nil
 	case opRSAPKCS, opSHA256RSAPKCS, opRSAPSS:
 		return class == want && key.rsa != nil
@@ -189,7 +193,7 @@ func (s *signature) check(input, sig []byte) rv {
 			return ckrSignatureInvalid
 		}
 		return ckrOK
-	case opSM2Sign, opSM2SignSM3:
+	case opSM2Sign, opSM2SignSM3, opSM2SignZM:
 		return verifySM2(s.key.sm2, input, sig, s.row.encoding)
 	case opRSAPSS:
 		return verifyPSS(s.key.rsa, input, sig)

@@ -48,6 +48,9 @@ type Config struct {
 	// ServiceTime is how long a signature takes at least, to stand for a slower device. Sessions do not wait for one
 	// another, so n sessions make at most n ÷ ServiceTime signatures a second.
 	ServiceTime time.Duration
+	// Impersonate is a vendor's profile (hsm/pkcs11/profiles), by name or file, to which the machine answers instead of
+	// its own; its service time holds where ServiceTime is 0. Keys keep the attributes that they were made with.
+	Impersonate string
 }
 
 // A Server is an open software cipher machine. It listens from [Open] on; connections wait until [Server.Serve].
@@ -111,6 +114,14 @@ func Open(cfg Config) (_ *Server, err error) {
 
 		processes:  map[int32]int{},
 		generating: make(chan struct{}, maxGenerating),
+	}
+	if cfg.Impersonate != "" && cfg.Impersonate != neutralProfile.name {
+		if s.profile, err = impersonate(cfg.Impersonate); err != nil {
+			return nil, err
+		}
+		if s.service == 0 {
+			s.service = s.profile.service
+		}
 	}
 	if s.store, err = openStore(cfg.Dir, passphrase); err != nil {
 		return nil, err
@@ -186,7 +197,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	defer s.free()
 	harden(s.log)
-	s.log.WithFields(logrus.Fields{"socket": s.listener.Addr().String(), "slots": len(s.tokens)}).
+	s.log.WithFields(logrus.Fields{"socket": s.listener.Addr().String(), "slots": len(s.tokens), "profile": s.profile.name}).
 		Warn("software cipher machine started: for evaluation only, not a certified product")
 	var peers sync.WaitGroup
 	unhook := context.AfterFunc(ctx, s.stop)
@@ -413,7 +424,7 @@ func (p *peer) loop(buf []byte) error {
 			return err
 		}
 		w := newReply(buf)
-		reply := finishReply(w, p.serve(spec, &r, w))
+		reply := finishReply(w, p.srv.profile.answer(p.serve(spec, &r, w)))
 		p.frames.done(len(frame), spec != nil && spec.secret)
 		if err := p.frames.write(reply); err != nil {
 			return err
@@ -426,7 +437,7 @@ func (p *peer) loop(buf []byte) error {
 
 // serve does what a request asks.
 func (p *peer) serve(spec *callSpec, r *request, w *builder) rv {
-	if spec == nil {
+	if spec == nil || p.srv.profile.lacks(spec.name) {
 		return ckrFunctionNotSupported
 	}
 	if !spec.session {
