@@ -193,7 +193,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	// 2. The cipher machine. Its workers outlive every other stage but time.
 	if cfg.Evaluation.Softtoken {
 		soft, sctx := begin()
-		soft.group.Go(func() error { return a.superviseSofttoken(sctx, o.Softtoken) })
+		command := o.Softtoken
+		if v := cfg.Evaluation.Impersonate; v != "" {
+			command = slices.Concat(command, []string{"--impersonate", v})
+		}
+		soft.group.Go(func() error { return a.superviseSofttoken(sctx, command) })
 	}
 	undo = append(undo, func() error {
 		for _, w := range a.workers {

@@ -16,6 +16,7 @@ import (
 	"yinjian/api/fetch"
 	"yinjian/appliance/account"
 	"yinjian/hsm"
+	"yinjian/hsm/pkcs11/profiles"
 )
 
 // InitUnfinished is in a folder that `yinjian init` has not finished.
@@ -49,7 +50,7 @@ type Listen struct {
 type HSM struct {
 	Module       string          `toml:"module"`      // the vendor's PKCS#11 library
 	ModuleArgs   string          `toml:"module_args"` // C_Initialize's pReserved string, for modules that take one
-	Profile      string          `toml:"profile"`     // vendor profile: "neutral", …
+	Profile      string          `toml:"profile"`     // vendor profile, by name ("neutral", …) or file
 	Slots        map[string]Slot `toml:"slots"`       // staff, tsa, log, ca; tls, without which the listener's key is secrets/tls.key
 	CallDeadline Duration        `toml:"call_deadline"`
 	VerifyFresh  *bool           `toml:"verify_fresh"` // check each fresh signature before it leaves; default true
@@ -138,6 +139,8 @@ const (
 type Evaluation struct {
 	// Softtoken runs our software cipher machine as a child. Not a certified product.
 	Softtoken bool `toml:"softtoken"`
+	// Impersonate is a vendor profile, by name or file, to which our software cipher machine answers instead of its own.
+	Impersonate string `toml:"impersonate"`
 	// GNSSFeed runs chrony, fed by gpsd, fed by simulated BeiDou sentences of this machine's own clock.
 	GNSSFeed bool `toml:"gnss_feed"`
 }
@@ -202,6 +205,12 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 		}
 	}
 	abs(&c.HSM.Module)
+	if profiles.IsPath(c.HSM.Profile) {
+		abs(&c.HSM.Profile)
+	}
+	if profiles.IsPath(c.Evaluation.Impersonate) {
+		abs(&c.Evaluation.Impersonate)
+	}
 	for name, s := range c.HSM.Slots {
 		abs(&s.PINFile)
 		c.HSM.Slots[name] = s
@@ -268,6 +277,17 @@ func (c *Config) validate() error {
 		host, _, err := net.SplitHostPort(p)
 		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
 			bad("listen.tsa_plain", "只能是回环地址，如 127.0.0.1:0 (loopback only)")
+		}
+	}
+	if _, err := profiles.Load(c.HSM.Profile); err != nil {
+		bad("hsm.profile", "%v", err)
+	}
+	if v := c.Evaluation.Impersonate; v != "" {
+		if !c.Evaluation.Softtoken {
+			bad("evaluation.impersonate", "没有 evaluation.softtoken 时无意义 (means nothing without evaluation.softtoken)")
+		}
+		if _, err := profiles.Load(v); err != nil {
+			bad("evaluation.impersonate", "%v", err)
 		}
 	}
 	if c.HSM.Module == "" {

@@ -156,6 +156,7 @@ The software cipher machine behind libyinjian-p11.so, for any PKCS#11 program. F
 	f.StringVar(&cfg.SocketPath, "socket", "", "套接字，缺省为状态目录下的 p11.sock (unix socket)")
 	f.IntVar(&cfg.Slots, "slots", len(hsm.Classes), "槽位数 (slots)")
 	f.DurationVar(&cfg.ServiceTime, "service-time", 0, "每次签名至少耗时，模拟较慢的设备 (least time of a signature, to stand for a slower device)")
+	f.StringVar(&cfg.Impersonate, "impersonate", "", "按厂商档案应答（名称或文件），供联调；仍非该厂商产品 (answer to a vendor profile, by name or file)")
 	return c
 }
 
