@@ -169,7 +169,7 @@ func (s *Server) Secrets(slot int) []*big.Int {
 
 // UseVendorNumbers has the server answer to numbers of a vendor that writes signatures in DER. Before Serve.
 func (s *Server) UseVendorNumbers() {
-	s.profile = &profile{name: "test vendor", sm2KeyType: 0x80000004, mechanisms: []mechanism{
+	s.profile = &profile{name: "test vendor", sm2KeyType: 0x80000004, maxSessions: maxSessions, mechanisms: []mechanism{
 		{number: 0x80008001, op: opGenSM2, flags: ckfGenerateKeyPair},
 		{number: 0x80008101, op: opSM2SignSM3, param: paramSM2ID, encoding: encDER, flags: ckfSign | ckfVerify},
 		{number: 0x80008104, op: opSM2Sign, encoding: encDER, flags: ckfSign | ckfVerify},
