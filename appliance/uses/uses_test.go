@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/emmansun/gmsm/sm3"
 	"github.com/sirupsen/logrus"
@@ -219,6 +220,44 @@ func TestReasons(t *testing.T) {
 	}
 	if len(v.Named) != len(want) {
 		t.Errorf("named: %+v", v.Named)
+	}
+}
+
+// Beside a running appliance some signature is always under way; a look at it waits for those that it found, not for all.
+func TestVerifyWhileSigning(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		made := b.sign(0)
+		for n := 1; ; n++ {
+			next := b.sign(n)
+			b.append(entry(made))
+			made = next
+			select {
+			case <-stop:
+				b.append(entry(made))
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}()
+	for range 3 {
+		for size := b.journal.Size(); b.journal.Size() < size+3; {
+			time.Sleep(time.Millisecond)
+		}
+		r, err := uses.Verify(t.Context(), b.store, b.dir, []string{"staff", "tsa"}, 5*time.Second)
+		if err != nil || !r.OK() {
+			t.Errorf("Verify = %+v, %v", r, err)
+		}
+	}
+	close(stop)
+	<-done
+	// One that stays away is told, also while others come and go.
+	lost := b.sign(-1)
+	if v := b.verify(); len(v.Open) != 1 || v.Open[0].Signature != fmt.Sprintf("%x", sm3.Sum(lost)) {
+		t.Errorf("verify: %+v", v)
 	}
 }
 

@@ -22,7 +22,7 @@ type KeyCount struct {
 	Slot string `json:"slot"`
 	Key  string `json:"key"`
 	Count
-	Open uint64 `json:"open"` // found nowhere, and not named by the journal yet
+	Open uint64 `json:"open"` // found nowhere, and not named by the journal yet: under way, or in the report's Open
 }
 
 // A NamedAt is a signature that the journal names as unaccounted for.
@@ -48,7 +48,7 @@ type Report struct {
 	Absent  bool            `json:"absent,omitempty"` // there is no log of uses, and the journal knows of none
 	Entries uint64          `json:"entries"`          // the journal was read to here
 	Keys    []KeyCount      `json:"keys"`
-	Open    []Named         `json:"open"`   // found nowhere, and not named by the journal yet
+	Open    []Named         `json:"open"`   // found nowhere, not under way, and not named by the journal yet
 	Broken  []uselog.Damage `json:"broken"` // likewise
 	Named   []NamedAt       `json:"named"`  // named by the journal
 	Damages []BrokenAt      `json:"damages"`
@@ -59,15 +59,19 @@ type Report struct {
 func (r *Report) OK() bool { return len(r.Open) == 0 && len(r.Broken) == 0 }
 
 // Verify holds the logs of uses in dir against the journal and changes nothing. Beside a running appliance signatures
-// are under way: it reads on for wait until each is accounted for. What is left then is answered, and named by the
-// appliance itself only when it cannot be under way any more.
+// are under way, always others: those that the first look found are judged, and for as long as the journal grows they
+// have five times wait to be accounted for, otherwise wait. What is left of them is answered, and named by the appliance
+// itself only when it cannot be under way any more.
 func Verify(ctx context.Context, store audit.Store, dir string, slots []string, wait time.Duration) (*Report, error) {
 	quiet := logrus.New()
 	quiet.SetOutput(io.Discard)
 	begun := time.Now() // interval
+	grown, entries := begun, uint64(0)
 	var r *Reconciler
+	var judged time.Time // uses that were seen by then are
 	for {
-		if r == nil {
+		fresh := r == nil
+		if fresh {
 			var err error
 			if r, err = New(ctx, Config{Dir: dir, Slots: slots, Store: store, Log: quiet}); err != nil {
 				return nil, err
@@ -76,7 +80,14 @@ func Verify(ctx context.Context, store audit.Store, dir string, slots []string, 
 		if err := r.Pass(ctx, false); err != nil {
 			return nil, err
 		}
-		if len(r.open) == 0 && len(r.broken) == 0 || time.Since(begun) > wait { // interval
+		now := time.Now() // interval
+		if fresh {
+			judged = now
+		}
+		if r.st.Entries > entries {
+			grown, entries = now, r.st.Entries
+		}
+		if r.left(judged) == 0 && len(r.broken) == 0 || now.Sub(grown) > wait || now.Sub(begun) > 5*wait {
 			break
 		}
 		if len(r.broken) > 0 {
@@ -91,8 +102,10 @@ func Verify(ctx context.Context, store audit.Store, dir string, slots []string, 
 	rep := &Report{Entries: r.st.Entries, Keys: []KeyCount{}, Open: []Named{}, Broken: append([]uselog.Damage{}, r.broken...), Named: []NamedAt{}, Damages: []BrokenAt{}, Apart: []ApartAt{}}
 	open := map[[2]string]uint64{}
 	for _, u := range r.waiting() {
-		u.Reason, _ = r.reason(u)
-		rep.Open = append(rep.Open, u.Named)
+		if !u.seen.After(judged) {
+			u.Reason, _ = r.reason(u)
+			rep.Open = append(rep.Open, u.Named)
+		}
 		open[[2]string{u.Slot, u.Key}]++
 	}
 	for name, s := range r.st.Slots {
@@ -107,6 +120,18 @@ func Verify(ctx context.Context, store audit.Store, dir string, slots []string, 
 		rep.Absent = true
 	}
 	return rep, rep.history(ctx, store)
+}
+
+// left is how many of the uses that had been seen by then wait for their account.
+func (r *Reconciler) left(by time.Time) (n int) {
+	for _, l := range r.open {
+		for _, u := range l {
+			if !u.seen.After(by) {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // history reads what the journal has named.
