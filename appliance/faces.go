@@ -65,6 +65,9 @@ func (h health) Ready() (bool, []string) {
 			reasons = append(reasons, fmt.Sprintf("密码机 %s 不可用 (cipher machine unavailable)", class))
 		}
 	}
+	if stopped := h.stoppedUnits(); len(stopped) > 0 && len(stopped) == len(h.a.units) {
+		reasons = append(reasons, "没有可用的时间戳单元，须盖时间戳的签名被拒绝 (no timestamp unit stamps; signatures that need a stamp are refused)")
+	}
 	if err := h.a.journal.Failed(); err != nil {
 		reasons = append(reasons, "日志不可写 (the journal is closed for writing)")
 	} else if err := h.a.reserve(); err != nil {
@@ -78,9 +81,27 @@ func (h health) Ready() (bool, []string) {
 	return len(reasons) == 0, reasons
 }
 
+// stoppedUnits are the timestamp units that stamp nothing, with the reason. While time is not trusted there is no time to
+// judge a certificate at, which is a reason of its own.
+func (h health) stoppedUnits() map[string]error {
+	out := map[string]error{}
+	r := h.a.clock.Now()
+	for name, u := range h.a.units {
+		if !r.Trusted() {
+			break
+		}
+		if _, err := h.a.directory.Standing(u.Chain(), pki.TimeStamping, r.Time); err != nil {
+			out[name] = err
+		}
+	}
+	return out
+}
+
 // A state is the body of /health/state.
 type state struct {
-	State      string               `json:"state"`
+	State string `json:"state"`
+	// Ready says whether a signature asked for now would be made; if not, the reasons stand among the warnings.
+	Ready      bool                 `json:"ready"`
 	Node       string               `json:"node"`
 	Campus     string               `json:"campus"`
 	Version    string               `json:"version"`
@@ -180,13 +201,9 @@ func (h health) State() any {
 	if r.Trusted() {
 		s.Warnings = append(s.Warnings, listWarnings(a.directory.ListCRLs(), r.Time)...)
 	}
-	for _, name := range slices.Sorted(maps.Keys(a.units)) {
-		if !r.Trusted() {
-			break // no time to judge at, which a warning of its own says
-		}
-		if _, err := a.directory.Standing(a.units[name].Chain(), pki.TimeStamping, r.Time); err != nil {
-			s.Warnings = append(s.Warnings, fmt.Sprintf("时间戳单元 %s 拒绝盖时间戳，须盖时间戳的签名也被拒绝 (the unit stamps nothing, and signatures that need it are refused): %v", name, err))
-		}
+	stopped := h.stoppedUnits()
+	for _, name := range slices.Sorted(maps.Keys(stopped)) {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("时间戳单元 %s 拒绝盖时间戳，须盖时间戳的签名也被拒绝 (the unit stamps nothing, and signatures that need it are refused): %v", name, stopped[name]))
 	}
 	if a.cfg.Trust.Revocation == RevocationSoft {
 		s.Warnings = append(s.Warnings, "吊销策略为 soft：状态不明的证书也可签名 (revocation policy soft: certificates of unknown status sign)")
@@ -214,9 +231,8 @@ func (h health) State() any {
 	if s.Uses.Error != "" {
 		s.Warnings = append(s.Warnings, "密钥使用与日志的核对未能完成 (the uses of keys could not be held against the journal): "+s.Uses.Error)
 	}
-	if ok, reasons := h.Ready(); !ok {
-		s.Warnings = append(s.Warnings, reasons...)
-	}
+	ready, reasons := h.Ready()
+	s.Ready, s.Warnings = ready, append(s.Warnings, reasons...)
 	return s
 }
 

@@ -413,6 +413,9 @@ func TestCertificatesFromARealCA(t *testing.T) {
 	if o := mustRun(t, "status", "--dir", dir); !strings.Contains(o.stdout, "时间戳单元 sm2 拒绝盖时间戳") || !strings.Contains(o.stdout, "没有在有效期内的吊销列表") {
 		t.Errorf("units without lists: %v", o)
 	}
+	if m.state(t).Ready {
+		t.Error("ready, and no unit stamps")
+	}
 	mustRun(t, "cert", "crl", "import", lists[0], "--dir", dir)
 	refused(t, 1, []string{"404"}, "cert", "crl", "fetch", "--dir", dir)
 	web.down.Store(false)
@@ -422,6 +425,9 @@ func TestCertificatesFromARealCA(t *testing.T) {
 	}
 	if o := mustRun(t, "status", "--dir", dir); strings.Contains(o.stdout, "拒绝盖时间戳") {
 		t.Errorf("units with lists: %v", o)
+	}
+	if !m.state(t).Ready {
+		t.Error("not ready, and both units stamp")
 	}
 
 	// The listener answers new handshakes with the new certificate, which a client under the RSA root takes.

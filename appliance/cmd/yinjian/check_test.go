@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"io"
@@ -57,8 +58,11 @@ func TestPrintValue(t *testing.T) {
 	var out bytes.Buffer
 	sentence := strings.Repeat("密钥使用告警 ", 40) + "运行 yinjian audit verify"
 	printValue(&out, "", []any{sentence, strings.Repeat("M", 400)})
-	if s := out.String(); !strings.Contains(s, sentence) || !strings.Contains(s, "共 400 字") {
-		t.Error(s)
+	printValue(&out, "", map[string]any{"since_s": json.Number("16.931320475"), "pid": json.Number("17"), "unheard": true})
+	for _, want := range []string{sentence, "共 400 字", "已持续（秒） since_s: 16.9\n", "进程号 pid: 17\n", "\nunheard: true\n"} {
+		if s := out.String(); !strings.Contains(s, want) {
+			t.Errorf("no %q in %s", want, s)
+		}
 	}
 }
 

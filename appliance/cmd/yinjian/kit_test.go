@@ -406,6 +406,7 @@ func (m *machine) trusted(t *testing.T) {
 // machineState is what the tests read of /health/state.
 type machineState struct {
 	State string
+	Ready bool
 	Time  struct{ State string }
 	HSM   map[string]struct {
 		Phase    string

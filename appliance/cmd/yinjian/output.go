@@ -1,12 +1,37 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"sort"
+	"strconv"
 	"strings"
 	"unicode"
 )
+
+// labels are what members are called before people, who read the name in JSON behind it.
+var labels = map[string]string{
+	"accepted_subject": "接受的主题", "alarms": "告警", "algorithm": "算法", "algorithms": "算法", "already": "已导入过", "api": "业务接口", "at": "时间",
+	"before": "此前", "bound_ms": "误差上限（毫秒）", "burst": "突发数", "campus": "院区", "certificate": "证书", "certificates": "证书",
+	"changed_at": "变更时间", "changed_by": "变更人", "checkpoint": "检查点", "checkpoints": "检查点", "consent": "同意方式", "counters": "自带计数的槽位",
+	"days_left": "剩余天数", "department": "科室", "discarded": "作废", "elsewhere": "绕过工作进程", "entries": "条目", "epoch": "纪元",
+	"evaluation": "评估", "failed": "故障", "fork": "分叉", "free_bytes": "剩余字节", "has_pin": "已设 PIN", "hsm": "密码机", "id": "编号",
+	"issuer": "签发者", "journal": "日志", "keys": "密钥", "label": "标签", "lag": "落后", "last_error": "最近错误", "listeners": "监听",
+	"name": "名称", "node": "节点", "not_after": "有效期止", "not_before": "有效期起", "note": "说明", "open": "未决", "owner": "归属",
+	"phase": "阶段", "pid": "进程号", "pin_locked": "PIN 已锁", "pin_locked_for": "被锁的应用", "projection": "投影", "provenance": "来源",
+	"rate": "每秒请求数", "ready": "可签名", "reason": "原因", "restarts": "重启次数", "revocation": "吊销状态", "revoked_at": "吊销时间",
+	"rights": "权限", "serial": "序列号", "sessions": "会话数", "shipped": "已投递", "since_s": "已持续（秒）", "slots": "槽位", "stamp": "时间戳策略",
+	"state": "状态", "status": "状态", "stopped": "已停用", "subject": "主题", "test": "测试", "time": "时间", "tsa_plain": "明文时间戳",
+	"unaccounted": "无记录", "uptime_s": "已运行（秒）", "use": "用途", "uses": "密钥使用", "version": "版本", "warnings": "警告", "withdrawn": "已撤回",
+}
+
+func label(key string) string {
+	if l, ok := labels[key]; ok {
+		return l + " " + key
+	}
+	return key
+}
 
 // printValue shows decoded JSON as indented lines. Long words (certificates, keys) are cut: -o json has
 // them whole. Sentences are not: what to do often stands at their end.
@@ -21,10 +46,10 @@ func printValue(w io.Writer, indent string, v any) {
 		for _, k := range keys {
 			switch child := v[k].(type) {
 			case map[string]any, []any:
-				fmt.Fprintf(w, "%s%s:\n", indent, k)
+				fmt.Fprintf(w, "%s%s:\n", indent, label(k))
 				printValue(w, indent+"  ", child)
 			default:
-				fmt.Fprintf(w, "%s%s: %s\n", indent, k, short(child))
+				fmt.Fprintf(w, "%s%s: %s\n", indent, label(k), short(child))
 			}
 		}
 	case []any:
@@ -47,6 +72,11 @@ func printValue(w io.Writer, indent string, v any) {
 
 func short(v any) string {
 	s := fmt.Sprint(v)
+	if n, ok := v.(json.Number); ok {
+		if f, err := n.Float64(); err == nil && strings.Contains(s, ".") {
+			return strconv.FormatFloat(f, 'f', 1, 64)
+		}
+	}
 	if r := []rune(s); len(r) > 160 && !strings.ContainsFunc(s, unicode.IsSpace) {
 		return string(r[:120]) + fmt.Sprintf("…（共 %d 字，-o json 看全部）", len(r))
 	}
