@@ -2,14 +2,17 @@ package softtoken_test
 
 import (
 	"bytes"
+	"crypto/cipher"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"encoding/hex"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/emmansun/gmsm/sm2"
+	"github.com/emmansun/gmsm/sm4"
 	"github.com/emmansun/gmsm/smx509"
 	"github.com/miekg/pkcs11"
 	"yinjian/hsm/softtoken"
@@ -378,4 +381,72 @@ func opensslSM2Encrypt(t testing.TB, public *ecdsa.PublicKey, plain []byte) []by
 	b, err := os.ReadFile(out)
 	must(t, err)
 	return b
+}
+
+// importSM2 brings a private key that is known, for vectors: wrapped, as no private key comes otherwise.
+func importSM2(t testing.TB, p *pkcs11.Ctx, s pkcs11.SessionHandle, d []byte, uses ...*pkcs11.Attribute) pkcs11.ObjectHandle {
+	t.Helper()
+	key, err := sm2.NewPrivateKey(d)
+	must(t, err)
+	pkcs8, err := smx509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	h, err := p.UnwrapKey(s, gcm(nil, nil), importSM4(t, p, s, sm4Key, attr(pkcs11.CKA_UNWRAP, true)), wrapOutside(t, pkcs8),
+		append(uses, attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, softtoken.CKKNeutralSM2)))
+	must(t, err)
+	return h
+}
+
+// wrapOutside wraps under sm4Key as the token does, by the libraries alone.
+func wrapOutside(t testing.TB, plain []byte) []byte {
+	t.Helper()
+	block, err := sm4.NewCipher(sm4Key)
+	must(t, err)
+	aead, err := cipher.NewGCM(block)
+	must(t, err)
+	nonce := make([]byte, 12)
+	rand.Read(nonce)
+	return append(nonce, aead.Seal(nil, nonce, plain, nil)...)
+}
+
+// TestSM2CryptVector: the example of GB/T 32918.5-2017 Annex C, and its key with Bouncy Castle, both ways.
+func TestSM2CryptVector(t *testing.T) {
+	t.Parallel()
+	_, p, s := loggedIn(t)
+	d := "3945208f7b2144b13f36e38ac6d39f95889393692860b51a42fb81ef4df7c5b8"
+	priv := importSM2(t, p, s, unhex(t, d), attr(pkcs11.CKA_DECRYPT, true))
+	raw := mech(softtoken.CKMNeutralSM2Crypt, nil)
+	plain := []byte("encryption standard")
+	out, err := decrypt(p, s, raw, priv, unhex(t, "04"+"04ebfc718e8d1798620432268e77feb6415e2ede0e073c0f4f640ecd2e149a73"+
+		"e858f9d81e5430a57b36daab8f950a3c64e6ee6a63094d99283aff767e124df0"+
+		"59983c18f809e262923c53aec295d30383b54e39d609d160afcb1908d0bd8766"+"21886ca989ca9c7d58087307ca93092d651efa"))
+	if err != nil || !bytes.Equal(out, plain) {
+		t.Errorf("the example is decrypted to %q, %v", out, err)
+	}
+
+	jar := "/usr/share/java/bcprov.jar"
+	if _, err := os.Stat(jar); err != nil {
+		t.Skip("Bouncy Castle is not installed")
+	}
+	key, err := sm2.NewPrivateKey(unhex(t, d))
+	must(t, err)
+	point := append([]byte{4, 65, 4}, append(key.X.FillBytes(make([]byte, 32)), key.Y.FillBytes(make([]byte, 32))...)...)
+	pub, err := p.CreateObject(s, []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
+		attr(pkcs11.CKA_EC_PARAMS, sm2OID), attr(pkcs11.CKA_EC_POINT, point), attr(pkcs11.CKA_ENCRYPT, true)})
+	must(t, err)
+	ours, err := encrypt(p, s, raw, pub, plain)
+	must(t, err)
+	dir := t.TempDir()
+	in, ciphertext := filepath.Join(dir, "p"), filepath.Join(dir, "c")
+	must(t, os.WriteFile(in, plain, 0o600))
+	must(t, os.WriteFile(ciphertext, ours, 0o600))
+	lines := strings.Fields(tool(t, nil, "java", "-cp", jar, "testdata/SM2Crypt.java", hex.EncodeToString(point[2:]), in, d, ciphertext))
+	if len(lines) != 2 {
+		t.Fatalf("Java says %q", lines)
+	}
+	if got := unhex(t, lines[1]); !bytes.Equal(got, plain) {
+		t.Errorf("Bouncy Castle decrypts ours to %q", got)
+	}
+	if out, err := decrypt(p, s, raw, priv, unhex(t, lines[0])); err != nil || !bytes.Equal(out, plain) {
+		t.Errorf("Bouncy Castle's is decrypted to %q, %v", out, err)
+	}
 }

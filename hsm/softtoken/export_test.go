@@ -175,3 +175,32 @@ func (s *Server) UseVendorNumbers() {
 		{number: 0x80008104, op: opSM2Sign, encoding: encDER, flags: ckfSign | ckfVerify},
 	}}
 }
+
+// ServeAsUser has frames served one after the other in a session of slot 0 whose user is logged in, and answers the
+// replies to those that parse.
+func (s *Server) ServeAsUser(pin string, frames [][]byte) (replies [][]byte) {
+	p := &peer{srv: s, app: newApplication([16]byte{}, 1, 0, s.tokens)}
+	a := p.app.slots[0]
+	a.next = 0
+	sess, code := a.open(ckfSerialSession|ckfRWSession, nil)
+	if code == ckrOK {
+		p.session = sess
+		defer sess.close()
+		code = a.login(user, []byte(pin))
+	}
+	if code != ckrOK {
+		panic(code)
+	}
+	all, v := a.search(nil)
+	a.handlesOf(v, all...)
+	for _, frame := range frames {
+		spec, r, err := parseRequest(frame)
+		if err != nil {
+			replies = append(replies, finishReply(newReply(nil), ckrGeneralError))
+			continue
+		}
+		w := newReply(nil)
+		replies = append(replies, finishReply(w, p.serve(spec, &r, w)))
+	}
+	return replies
+}
