@@ -254,6 +254,10 @@ func TestCipherRefusals(t *testing.T) {
 	wantRV(t, "C_DecryptFinal of half a block", err, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE)
 	_, err = decrypt(p, s, mech(softtoken.CKMNeutralSM4CBCPad, iv), key, iv)
 	wantRV(t, "wrong padding", err, pkcs11.CKR_ENCRYPTED_DATA_INVALID)
+	uneven, err := encrypt(p, s, cbc, key, append(make([]byte, 14), 1, 2))
+	must(t, err)
+	_, err = decrypt(p, s, mech(softtoken.CKMNeutralSM4CBCPad, iv), key, uneven)
+	wantRV(t, "padding of two different bytes", err, pkcs11.CKR_ENCRYPTED_DATA_INVALID)
 
 	must(t, p.EncryptInit(s, cbc, key))
 	must(t, p.Logout(s))

@@ -1,9 +1,14 @@
 package softtoken_test
 
 import (
+	"bytes"
+	"crypto/cipher"
 	"encoding/binary"
 	"testing"
 
+	"github.com/emmansun/gmsm/sm2"
+	"github.com/emmansun/gmsm/sm4"
+	"github.com/emmansun/gmsm/smx509"
 	"github.com/miekg/pkcs11"
 	"yinjian/hsm/softtoken"
 )
@@ -78,4 +83,60 @@ func FuzzCiphers(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzUnwrap: whatever a wrapped key holds, what is taken is a key that works and holds what its template says.
+func FuzzUnwrap(f *testing.F) {
+	m := newMachine(f)
+	p := m.module(f)
+	initToken(f, p, 0, "a")
+	s := openRW(f, p, 0)
+	must(f, p.Login(s, pkcs11.CKU_USER, userPIN))
+	outer := importSM4(f, p, s, sm4Key, kek...)
+	key, err := sm2.NewPrivateKey(bytes.Repeat([]byte{7}, 32))
+	must(f, err)
+	pkcs8, err := smx509.MarshalPKCS8PrivateKey(key)
+	must(f, err)
+	f.Add(pkcs8, byte(0))
+	f.Add(pkcs8, byte(1))
+	f.Add(sm4Key, byte(2))
+	f.Add(sm4Key, byte(3))
+	f.Add(pkcs8[:60], byte(0))
+	kinds := []struct {
+		class, keyType uint
+		m              []*pkcs11.Mechanism
+	}{
+		{pkcs11.CKO_PRIVATE_KEY, softtoken.CKKNeutralSM2, mech(softtoken.CKMNeutralSM2, nil)},
+		{pkcs11.CKO_PRIVATE_KEY, pkcs11.CKK_RSA, mech(pkcs11.CKM_SHA256_RSA_PKCS, nil)},
+		{pkcs11.CKO_SECRET_KEY, softtoken.CKKNeutralSM4, mech(softtoken.CKMNeutralSM4CMAC, nil)},
+		{pkcs11.CKO_SECRET_KEY, pkcs11.CKK_GENERIC_SECRET, mech(softtoken.CKMNeutralHMACSM3, nil)},
+	}
+	f.Fuzz(func(t *testing.T, plain []byte, which byte) {
+		kind := kinds[int(which)%len(kinds)]
+		h, err := p.UnwrapKey(s, gcm(nil, nil), outer, wrapOutside(t, plain), []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, kind.class),
+			attr(pkcs11.CKA_KEY_TYPE, kind.keyType), attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_EXTRACTABLE, true)})
+		if err != nil {
+			wantRV(t, "C_UnwrapKey", err, pkcs11.CKR_WRAPPED_KEY_INVALID)
+			return
+		}
+		mustSign(t, p, s, kind.m, h, bytes.Repeat([]byte{7}, 32))
+		wrapped, err := p.WrapKey(s, gcm(nil, nil), outer, h)
+		must(t, err)
+		if back := unwrapOutside(t, wrapped); kind.class == pkcs11.CKO_SECRET_KEY && !bytes.Equal(back, plain) {
+			t.Errorf("%x comes back as %x", plain, back)
+		}
+		must(t, p.DestroyObject(s, h))
+	})
+}
+
+// unwrapOutside is the inverse of wrapOutside.
+func unwrapOutside(t testing.TB, wrapped []byte) []byte {
+	t.Helper()
+	block, err := sm4.NewCipher(sm4Key)
+	must(t, err)
+	aead, err := cipher.NewGCM(block)
+	must(t, err)
+	plain, err := aead.Open(nil, wrapped[:12], wrapped[12:], nil)
+	must(t, err)
+	return plain
 }

@@ -356,6 +356,7 @@ func TestLikeSoftHSM(t *testing.T) {
 		{"unwrap without a class", unwrap(), pkcs11.CKR_TEMPLATE_INCOMPLETE, same},
 		{"unwrap trusted", unwrap(secretClass, yes(pkcs11.CKA_TRUSTED)), pkcs11.CKR_ATTRIBUTE_READ_ONLY, same},
 		{"unwrap local", unwrap(secretClass, yes(pkcs11.CKA_LOCAL)), pkcs11.CKR_ATTRIBUTE_READ_ONLY, same},
+		{"unwrap with a length", unwrap(secretClass, attr(pkcs11.CKA_VALUE_LEN, 16)), pkcs11.CKR_ATTRIBUTE_READ_ONLY, same},
 		{"unwrap always sensitive", unwrap(secretClass, yes(pkcs11.CKA_ALWAYS_SENSITIVE)), pkcs11.CKR_ATTRIBUTE_READ_ONLY, same},
 		{"unwrap to a readable key", unwrap(secretClass, no(pkcs11.CKA_SENSITIVE), yes(pkcs11.CKA_EXTRACTABLE)), pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_OK},
 		{"unwrap a certificate", unwrap(attr(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE)), pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_TEMPLATE_INCOMPLETE},
@@ -411,6 +412,18 @@ func TestCopy(t *testing.T) {
 	must(t, p.Logout(s))
 	_, err = p.CopyObject(s, pub, []*pkcs11.Attribute{attr(pkcs11.CKA_PRIVATE, true)})
 	wantRV(t, "a private copy for nobody", err, pkcs11.CKR_USER_NOT_LOGGED_IN)
+	_, err = p.CopyObject(s, pub, []*pkcs11.Attribute{attr(pkcs11.CKA_PRIVATE, true), attr(pkcs11.CKA_TOKEN, false)})
+	wantRV(t, "a private copy in nobody's session", err, pkcs11.CKR_USER_NOT_LOGGED_IN)
 	_, err = p.CopyObject(s, pub, []*pkcs11.Attribute{attr(pkcs11.CKA_TOKEN, false)})
 	wantRV(t, "a public copy of a public key", err, pkcs11.CKR_OK)
+
+	// The security officer's word is for the object he saw.
+	must(t, p.CloseSession(ro))
+	must(t, p.Login(s, pkcs11.CKU_SO, soPIN))
+	must(t, p.SetAttributeValue(s, pub, []*pkcs11.Attribute{attr(pkcs11.CKA_TRUSTED, true)}))
+	copied, err = p.CopyObject(s, pub, []*pkcs11.Attribute{attr(pkcs11.CKA_LABEL, "copy")})
+	must(t, err)
+	if a, b := value(t, p, s, pub, pkcs11.CKA_TRUSTED), value(t, p, s, copied, pkcs11.CKA_TRUSTED); a[0] != 1 || b[0] != 0 {
+		t.Errorf("CKA_TRUSTED is %x, and %x in the copy", a, b)
+	}
 }
