@@ -182,7 +182,7 @@ func (s *Server) ServeAsUser(pin string, frames [][]byte) (replies [][]byte) {
 	p := &peer{srv: s, app: newApplication([16]byte{}, 1, 0, s.tokens)}
 	a := p.app.slots[0]
 	a.next = 0
-	sess, code := a.open(ckfSerialSession|ckfRWSession, nil)
+	sess, code := a.open(ckfSerialSession|ckfRWSession, nil, maxSessions)
 	if code == ckrOK {
 		p.session = sess
 		defer sess.close()
