@@ -151,7 +151,9 @@ func resolve(file *profiles.Profile) Profile {
 	}
 	for _, name := range slices.Sorted(maps.Keys(file.Keys)) {
 		k := file.Keys[name]
-		p.Keys[algorithms[name]] = resolveKey(name, k)
+		if algorithm, driven := algorithms[name]; driven {
+			p.Keys[algorithm] = resolveKey(name, k)
+		}
 		if !k.Optional {
 			p.required = append(p.required, requirement{"keys." + name, uint(*k.Mechanism)})
 		}

@@ -40,6 +40,16 @@ func operationOf(name, input string) operation {
 		return opHMACSM3
 	case profiles.SM3:
 		return opSM3
+	case profiles.SM2Encrypt:
+		return opSM2Crypt
+	case profiles.SM4ECB:
+		return opSM4ECB
+	case profiles.SM4CBC:
+		return opSM4CBC
+	case profiles.SM4CBCPad:
+		return opSM4CBCPad
+	case profiles.SM4GCM:
+		return opSM4GCM
 	}
 	return 0
 }
@@ -81,7 +91,8 @@ func impersonate(nameOrPath string) (*profile, error) {
 		p.mechanisms = append(p.mechanisms, row)
 		return &p.mechanisms[len(p.mechanisms)-1]
 	}
-	for name, op := range map[string]operation{profiles.KeySM2: opGenSM2, profiles.KeyRSA2048: opGenRSA, profiles.KeyHMACSM3: opGenSecret} {
+	for name, op := range map[string]operation{profiles.KeySM2: opGenSM2, profiles.KeyRSA2048: opGenRSA, profiles.KeyHMACSM3: opGenSecret,
+		profiles.KeySM4: opGenSM4} {
 		if k := file.Keys[name]; k != nil {
 			add(op, k.Mechanism)
 			p.quirks.keys[op] = k
@@ -92,13 +103,17 @@ func impersonate(nameOrPath string) (*profile, error) {
 		p.quirks.point, p.quirks.pointBoth = k.Point, k.PointOn == "both"
 		p.quirks.x, p.quirks.y = uint64(k.PointX), uint64(k.PointY)
 	}
+	if k := file.Keys[profiles.KeySM4]; k != nil {
+		p.sm4KeyType = uint64(*k.KeyType)
+	}
 	for name, does := range file.Operations {
 		op := operationOf(name, does.Input)
-		if op == 0 {
+		if op == 0 || does.Output == profiles.OutputC1C2C3 {
 			continue
 		}
 		row := add(op, does.Mechanism)
-		row.param = map[string]paramForm{profiles.ParameterID: paramSM2ID, profiles.ParameterPSS: paramPSS}[does.Parameter]
+		row.param = map[string]paramForm{profiles.ParameterID: paramSM2ID, profiles.ParameterPSS: paramPSS,
+			profiles.ParameterIV: paramIV, profiles.ParameterGCM: paramGCM}[does.Parameter]
 		if does.Output == profiles.OutputDER {
 			row.encoding = encDER
 		}
@@ -115,7 +130,7 @@ func (q *quirks) template(op operation, public, private []attribute) (pub, priv 
 	}
 	k := q.keys[op]
 	halves := [][]attribute{public, private}
-	if op == opGenSecret {
+	if op == opGenSecret || op == opGenSM4 {
 		halves = halves[1:]
 	}
 	for _, half := range halves {

@@ -134,10 +134,10 @@ func (k *Key) check(f *faults, key, name string) {
 	pair := true
 	switch name {
 	case KeySM2, KeyRSA2048:
-	case KeyHMACSM3:
+	case KeyHMACSM3, KeySM4, KeySM1:
 		pair = false
 	default:
-		f.add(key, "未知的密钥种类，可为 %s、%s、%s (unknown kind of key)", KeySM2, KeyRSA2048, KeyHMACSM3)
+		f.add(key, "未知的密钥种类，可为 %s (unknown kind of key)", strings.Join([]string{KeySM2, KeyRSA2048, KeyHMACSM3, KeySM4, KeySM1}, "、"))
 		return
 	}
 	f.missing(key+".mechanism", k.Mechanism != nil)

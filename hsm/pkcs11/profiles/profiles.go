@@ -154,6 +154,8 @@ const (
 	KeySM2     = "sm2"
 	KeyRSA2048 = "rsa-2048"
 	KeyHMACSM3 = "hmac-sm3"
+	KeySM4     = "sm4"
+	KeySM1     = "sm1"
 
 	SM2SignE       = "sm2-sign-e"
 	SM2SignMessage = "sm2-sign-message"
@@ -162,6 +164,10 @@ const (
 	HMACSM3        = "hmac-sm3"
 	SM3            = "sm3"
 	SM2Encrypt     = "sm2-encrypt"
+	SM4ECB         = "sm4-ecb"
+	SM4CBC         = "sm4-cbc"
+	SM4CBCPad      = "sm4-cbc-pad"
+	SM4GCM         = "sm4-gcm"
 )
 
 // A rule says which forms an operation may have; none: the key must be missing.
@@ -191,14 +197,12 @@ var rules = map[string]rule{
 	"sm2-keygen-encryption": plainGen,
 	SM2Encrypt:              {parameter: none, output: []string{OutputC1C3C2, OutputC1C2C3, OutputDER, OutputAuto}},
 	"sm2-wrap":              plainGen,
-	"sm4-keygen":            plainGen,
-	"sm4-ecb":               ecb,
+	SM4ECB:                  ecb,
 	"sm4-ecb-pad":           ecb,
-	"sm4-cbc":               cbc,
-	"sm4-cbc-pad":           cbc,
-	"sm4-gcm":               {parameter: []string{ParameterGCM}},
+	SM4CBC:                  cbc,
+	SM4CBCPad:               cbc,
+	SM4GCM:                  {parameter: []string{ParameterGCM}},
 	"sm4-mac":               {parameter: []string{ParameterNone, ParameterIV}},
-	"sm1-keygen":            plainGen,
 	"sm1-ecb":               ecb,
 	"sm1-cbc":               cbc,
 }
