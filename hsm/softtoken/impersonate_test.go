@@ -23,7 +23,6 @@ import (
 // TestImpersonatedCiphers: what a vendor's profile says of SM2 and SM4 encryption and of SM3 holds on the machine that
 // answers to it; gmsm judges. hsm/pkcs11 tests the signatures.
 func TestImpersonatedCiphers(t *testing.T) {
-	t.Parallel()
 	for _, name := range profiles.Names() {
 		file, err := profiles.Load(name)
 		if err != nil {
@@ -33,7 +32,6 @@ func TestImpersonatedCiphers(t *testing.T) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			m := newFolder(t)
 			m.cfg.Impersonate = name
 			m.start(t)
