@@ -25,6 +25,7 @@ type (
 	RegisteredApplication = wire.RegisteredApplication
 	LimitApplication      = wire.LimitApplication
 	EnrolSigner           = wire.EnrolSigner
+	AddSignerKey          = wire.AddSignerKey
 	SetSignerPIN          = wire.SetSignerPIN
 	Decision              = wire.Decision
 	RevokeCertificate     = wire.RevokeCertificate
@@ -48,6 +49,7 @@ type Admin interface {
 	LimitApplication(ctx context.Context, actor string, req LimitApplication) (any, error)
 	ListApplications(ctx context.Context, actor string) (any, error)
 	EnrolSigner(ctx context.Context, actor string, req EnrolSigner) (any, error)
+	AddSignerKey(ctx context.Context, actor string, req AddSignerKey) (any, error)
 	SetSignerPIN(ctx context.Context, actor string, req SetSignerPIN) (any, error)
 	StopSigner(ctx context.Context, actor string, req Decision) (any, error)
 	StartSigner(ctx context.Context, actor string, req Decision) (any, error)
@@ -78,6 +80,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/applications/:id/stop", administered(s, checkApplicationDecision, a.StopApplication))
 	e.POST("/admin/v1/applications/:id/limits", administered(s, checkLimitApplication, a.LimitApplication))
 	e.POST("/admin/v1/signers", administered(s, checkEnrol, a.EnrolSigner))
+	e.POST("/admin/v1/signers/:id/keys", administered(s, checkAddKey, a.AddSignerKey))
 	e.GET("/admin/v1/signers", s.listed(a.ListSigners))
 	e.POST("/admin/v1/signers/:id/pin", administered(s, checkSetPIN, a.SetSignerPIN))
 	e.POST("/admin/v1/signers/:id/stop", administered(s, checkSignerDecision, a.StopSigner))
@@ -273,15 +276,26 @@ func checkEnrol(_ echo.Context, r *EnrolSigner) *problem.Problem {
 	); p != nil {
 		return p
 	}
-	if r.CA != "" {
-		if p := oneOf("ca", r.CA, "evaluation", "external"); p != nil {
-			return p
-		}
+	if p := issuer(r.CA); p != nil {
+		return p
 	}
 	if r.PIN == "" {
 		return nil
 	}
 	return pin("pin", r.PIN)
+}
+
+// issuer checks who issues a signer's certificate; it may be left out.
+func issuer(ca string) *problem.Problem {
+	if ca == "" {
+		return nil
+	}
+	return oneOf("ca", ca, "evaluation", "external")
+}
+
+func checkAddKey(c echo.Context, r *AddSignerKey) *problem.Problem {
+	r.Signer = c.Param("id")
+	return first(pattern("path.id", r.Signer, signerID), oneOf("algorithm", r.Algorithm, algSM2, algRSA), issuer(r.CA))
 }
 
 func checkSetPIN(c echo.Context, r *SetSignerPIN) *problem.Problem {

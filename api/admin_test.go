@@ -53,6 +53,9 @@ func (a *admin) LimitApplication(_ context.Context, actor string, req api.LimitA
 func (a *admin) ListApplications(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "applications")
 }
+func (a *admin) AddSignerKey(_ context.Context, actor string, req api.AddSignerKey) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) EnrolSigner(_ context.Context, actor string, req api.EnrolSigner) (any, error) {
 	return a.note(actor, req)
 }
@@ -151,6 +154,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.StopApplication(ctx, wire.Decision{ID: "his", Reason: "停用"}))
 	check(a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}))
 	check(a.EnrolSigner(ctx, enrol))
+	check(a.AddSignerKey(ctx, wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}))
 	check(a.ListSigners(ctx))
 	check(a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001", PIN: "271828"}))
 	check(a.StopSigner(ctx, wire.Decision{ID: "D1001", Reason: "离职"}))
@@ -178,7 +182,8 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.Compare(ctx))
 	check(a.State(ctx))
 	want := []any{
-		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}, enrol, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828"},
+		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}, enrol,
+		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828"},
 		wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
 		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AuditVerify{}, wire.Compare{}, "state",
@@ -251,7 +256,15 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		"signer no algorithm": {enrol(func(r *wire.EnrolSigner) { r.Algorithms = nil }), "algorithms"},
 		"signer algorithm":    {enrol(func(r *wire.EnrolSigner) { r.Algorithms = []string{"DSA"} }), "algorithms"},
 		"signer long PIN":     {enrol(func(r *wire.EnrolSigner) { r.PIN = strings.Repeat("1", 65) }), "pin"},
-		"PIN missing":         {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
+		"key's algorithm": {func() error {
+			_, err := a.AddSignerKey(ctx, wire.AddSignerKey{Signer: "D1001", Algorithm: "DSA"})
+			return err
+		}, "algorithm"},
+		"key's CA": {func() error {
+			_, err := a.AddSignerKey(ctx, wire.AddSignerKey{Signer: "D1001", Algorithm: "SM2", CA: "mine"})
+			return err
+		}, "ca"},
+		"PIN missing": {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
 		"PIN of nobody": {func() error {
 			_, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "x", PIN: "1"})
 			return err

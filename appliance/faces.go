@@ -275,6 +275,10 @@ func (d admin) EnrolSigner(ctx context.Context, actor string, req api.EnrolSigne
 	}))
 }
 
+func (d admin) AddSignerKey(ctx context.Context, actor string, req api.AddSignerKey) (any, error) {
+	return d.view(d.a.directory.AddSignerKey(ctx, actor, req.Signer, req.Algorithm, req.CA == "external"))
+}
+
 // view leaves out what a PIN is verified by.
 func (d admin) view(g *account.Signer, err error) (any, error) {
 	if err != nil {

@@ -468,6 +468,10 @@ func (a *Admin) EnrolSigner(ctx context.Context, req wire.EnrolSigner) (json.Raw
 	return a.post(ctx, "signers", req)
 }
 
+func (a *Admin) AddSignerKey(ctx context.Context, req wire.AddSignerKey) (json.RawMessage, error) {
+	return a.post(ctx, "signers/"+url.PathEscape(req.Signer)+"/keys", req)
+}
+
 func (a *Admin) SetSignerPIN(ctx context.Context, req wire.SetSignerPIN) (json.RawMessage, error) {
 	return a.post(ctx, "signers/"+url.PathEscape(req.Signer)+"/pin", req)
 }

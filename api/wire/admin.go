@@ -38,6 +38,13 @@ type EnrolSigner struct {
 	CA         string   `json:"ca,omitempty"` // "evaluation", also when left out, or "external": the keys wait for certificates
 }
 
+// AddSignerKey is the body of POST /admin/v1/signers/{id}/keys.
+type AddSignerKey struct {
+	Signer    string `json:"-"`
+	Algorithm string `json:"algorithm"`    // "SM2" or "RSA-2048", one that the signer has no key of
+	CA        string `json:"ca,omitempty"` // as in EnrolSigner
+}
+
 // SetSignerPIN is the body of POST /admin/v1/signers/{id}/pin.
 type SetSignerPIN struct {
 	Signer string `json:"-"`

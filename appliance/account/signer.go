@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -154,6 +155,61 @@ func (s *Service) issue(ctx context.Context, algorithm string, pub crypto.Public
 	}
 	return c.Raw, nil
 }
+
+// AddSignerKey gives an enrolled signer a key of an algorithm that he has none of; external as in an [Enrolment]. Order and
+// what a stop leaves are those of [Service.Enrol].
+func (s *Service) AddSignerKey(ctx context.Context, actor, id, algorithm string, external bool) (*Signer, error) {
+	if s.cfg.CAs[algorithm] == nil {
+		return nil, problem.Invalid("algorithm", "不支持的算法 %q (unsupported algorithm)", algorithm)
+	}
+	unlock, err := s.beginChange(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	old, ok := s.Signer(id)
+	if !ok {
+		return nil, errSignerUnknown
+	}
+	for _, k := range old.Keys {
+		if k.Algorithm == algorithm {
+			return nil, problem.New(problem.Exists, "该签名人已有此算法的密钥 (the signer has a key of this algorithm)", "换发用 cert csr --new-key (for another one request a certificate with --new-key)")
+		}
+	}
+	now := s.cfg.Clock.Now()
+	if !now.Trusted() {
+		return nil, untrustedTime("a certificate's validity")
+	}
+	if err := s.settle(ctx); err != nil {
+		s.cfg.Log.WithError(err).Warning("keys of an interrupted enrolment could not be cleared away")
+	}
+	g := *old
+	g.Version, g.ChangedBy, g.ChangedAt = old.Version+1, actor, now.Time
+	unique, err := newID()
+	if err != nil {
+		return nil, err
+	}
+	prefix := "staff/" + id + "/" + unique[:8] + "/"
+	i, err := s.intend(ctx, audit.Draft{Kind: kindSignerIntent, Actor: actor, Object: id}, actAddKey, prefix)
+	if err != nil {
+		return nil, err
+	}
+	k, err := s.newSignerKey(ctx, prefix+algorithm, algorithm, &g, external)
+	if err != nil {
+		return nil, fmt.Errorf("account: another key for %s: %w", id, err)
+	}
+	g.Keys = append(slices.Clone(old.Keys), k)
+	d := audit.Draft{Kind: kindSigner, Actor: actor, Object: id, Fields: []audit.Field{
+		text("intent", i.id), text("act", actAddKey), boolean("pin_set", false),
+	}}
+	if err := s.conclude(ctx, d, i.ref, &g, nil); err != nil {
+		return nil, err
+	}
+	changed, _ := s.Signer(id)
+	return changed, nil
+}
+
+const actAddKey = "add-key"
 
 // changeSigner journals intent and outcome of a change to an enrolled signer, and voids live authorisations.
 func (s *Service) changeSigner(ctx context.Context, actor, id, act, reason string, change func(*Signer) error) (*Signer, error) {

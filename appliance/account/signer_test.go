@@ -3,6 +3,7 @@ package account_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -274,6 +275,73 @@ func TestEnrolCrashPoints(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A signer with one algorithm gets another; a failure at any point leaves him as he was, and it can be done again.
+func TestAddSignerKey(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]func(*testkit.House){
+		"nothing fails": func(*testkit.House) {},
+		"intent not written": func(h *testkit.House) {
+			h.Journal.FailKind("account.signer/intent", 1, false, audit.ErrJournalUnwritable)
+		},
+		"key, answer lost": func(h *testkit.House) { h.Staff.After(failCall("GenerateKey", "/RSA-2048", hsm.ErrDeadline)) },
+		"no certificate":   func(h *testkit.House) { h.CA.Before(failCall("Do", "ca/RSA-2048", hsm.ErrDeadline)) },
+		"outcome not written": func(h *testkit.House) {
+			h.Journal.FailKind("account.signer/outcome", 1, false, audit.ErrJournalUnwritable)
+		},
+	} {
+		for _, external := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", external ", external), func(t *testing.T) {
+				t.Parallel()
+				h := testkit.New(t)
+				old := h.Doctor("D001", "SM2")
+				fail(h)
+				_, err := h.Directory.AddSignerKey(t.Context(), "admin", "D001", "RSA-2048", external)
+				if failed := name != "nothing fails" && !(external && name == "no certificate"); failed != (err != nil) {
+					t.Fatalf("AddSignerKey = %v", err)
+				}
+				h.Journal.Fault(nil)
+				h.Staff.After(nil)
+				h.CA.Before(nil)
+				if err != nil {
+					if g, _ := h.Directory.Signer("D001"); !reflect.DeepEqual(g, old) {
+						t.Errorf("after the failure: %+v", g)
+					}
+					if _, err := h.Directory.AddSignerKey(t.Context(), "admin", "D001", "RSA-2048", external); err != nil {
+						t.Fatalf("once more: %v", err)
+					}
+				}
+				for _, restarted := range []bool{false, true} {
+					if restarted {
+						h.Restart()
+					}
+					g, _ := h.Directory.Signer("D001")
+					if g.Version != 2 || len(g.Keys) != 2 || !reflect.DeepEqual(g.Keys[0], old.Keys[0]) || g.Keys[1].Algorithm != "RSA-2048" || g.PIN == nil {
+						t.Errorf("restarted %v: %+v", restarted, g)
+					}
+					if n := len(h.Staff.Labels()); n != 2 {
+						t.Errorf("restarted %v: keys %q", restarted, h.Staff.Labels())
+					}
+					_, _, err := h.Directory.ActiveSigner("D001", "RSA-2048")
+					if external {
+						wants(t, "a key without a certificate", err, problem.CertificateAwaited)
+					} else if err != nil {
+						t.Error(err)
+					}
+					if _, _, err := h.Directory.ActiveSigner("D001", "SM2"); err != nil {
+						t.Error(err)
+					}
+				}
+				_, err = h.Directory.AddSignerKey(t.Context(), "admin", "D001", "RSA-2048", external)
+				wants(t, "a second key of one algorithm", err, problem.Exists)
+				_, err = h.Directory.AddSignerKey(t.Context(), "admin", "D009", "SM2", external)
+				wants(t, "nobody's key", err, problem.SignerUnknown)
+				_, err = h.Directory.AddSignerKey(t.Context(), "admin", "D001", "DSA", external)
+				wants(t, "an algorithm that there is not", err, problem.InvalidRequest)
+			})
+		}
 	}
 }
 

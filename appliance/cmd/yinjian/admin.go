@@ -197,7 +197,11 @@ func register(ctx context.Context, a *client.Admin, req wire.RegisterApplication
 func signerCommand() *cobra.Command {
 	c := group(&cobra.Command{Use: "signer", Short: "签名人：登记、PIN、启停、列出 (signers)"})
 	var req wire.EnrolSigner
+	var key wire.AddSignerKey
 	var pinFile, reason string
+	ca := func(c *cobra.Command, p *string) {
+		c.Flags().StringVar(p, "ca", "evaluation", "证书由谁签发：evaluation 评估 CA，或 external 外部 CA，密钥待证书导入后可用 (who issues: the evaluation CA, or another)")
+	}
 	pinFlag := func(c *cobra.Command) {
 		c.Flags().StringVar(&pinFile, "pin-file", "", "PIN 文件，权限 600 (file with the PIN, mode 600)")
 	}
@@ -209,7 +213,7 @@ func signerCommand() *cobra.Command {
 			required(c, &req.Department, "department", "科室 (department)")
 			required(c, &req.Campus, "campus", "院区 (campus)")
 			c.Flags().StringSliceVar(&req.Algorithms, "algorithms", []string{"SM2", "RSA-2048"}, "算法 (algorithms)")
-			c.Flags().StringVar(&req.CA, "ca", "evaluation", "证书由谁签发：evaluation 评估 CA，或 external 外部 CA，密钥待证书导入后可用 (who issues: the evaluation CA, or another)")
+			ca(c, &req.CA)
 		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
 			req.ID = args[0]
 			if pinFile != "" {
@@ -220,6 +224,13 @@ func signerCommand() *cobra.Command {
 				req.PIN = string(pin)
 			}
 			return a.EnrolSigner(ctx, req)
+		}),
+		adminCommand("add-key ID", "为已登记的签名人增加另一种算法的密钥 (a key of another algorithm for one who is enrolled)", 1, func(c *cobra.Command) {
+			required(c, &key.Algorithm, "algorithm", "SM2 或 RSA-2048 (algorithm)")
+			ca(c, &key.CA)
+		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			key.Signer = args[0]
+			return a.AddSignerKey(ctx, key)
 		}),
 		adminCommand("set-pin ID", "设置 PIN，解除锁定 (set the PIN, end a lock-out)", 1, pinFlag, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
 			if pinFile == "" {

@@ -164,7 +164,7 @@ func requestPEM(der []byte) []byte {
 var staffNumber = regexp.MustCompile("^[A-Za-z0-9-]{2,32}$")
 
 // requestAll makes a request for each row. A signer who is enrolled on the way gets a key for each algorithm that the table
-// asks for him, since keys are made at enrolment alone.
+// asks for him, or the second row would find him enrolled with one.
 func requestAll(ctx context.Context, a *client.Admin, table, out string, enrol bool, like wire.RequestCertificate) error {
 	rows, err := loadTable(table, requestTable)
 	if err != nil {
