@@ -101,7 +101,7 @@ func requestCommand() *cobra.Command {
   算法 algorithm     SM2（缺省）或 RSA-2048
   主题 subject       如 "CN=张三,O=某医院,C=CN"；缺省取登记的姓名、科室、工号
   姓名 name、科室 department、院区 campus   仅 --enrol 时用：登记尚不存在的签名人（外部 CA）；要 SM2 与 RSA-2048 两种，
-                     同一工号写两行，须在登记时的同一张表里，之后不能添加
+                     同一工号写两行；已登记的人用 signer add-key
 至多 20000 行、8 MiB。
 
 Requests for keys of this appliance; the private keys stay in the cipher machine.`,
