@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -181,6 +182,9 @@ func (h health) State() any {
 	}
 	if a.cfg.Evaluation.Softtoken {
 		s.Warnings = append(s.Warnings, "软件密码机，仅供评估，非认证产品 (software cipher machine: evaluation only, not a certified product)")
+	}
+	if v := a.cfg.Evaluation.Impersonate; v != "" {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("软件密码机按厂商档案 %s 应答 (it answers to this vendor profile)", filepath.Base(v)))
 	}
 	if a.cfg.Time.MinSources == 1 {
 		s.Warnings = append(s.Warnings, "只要求一组时间源：掌握该源者即掌握时间 (one group of sources suffices: whoever owns it owns the time)")

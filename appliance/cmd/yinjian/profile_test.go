@@ -33,6 +33,9 @@ func TestVendorProfile(t *testing.T) {
 	if _, err := m.register(t, "his", "--consent", "app-asserted").Sign(t.Context(), "one", asserted("D1", "one")); err != nil {
 		t.Error(err)
 	}
+	if w := strings.Join(m.state(t).Warnings, "\n"); !strings.Contains(w, "按厂商档案 vendor.toml 应答") {
+		t.Errorf("the state does not name the profile: %s", w)
+	}
 	m.mustBeClean(t)
 	m.stop(t)
 
