@@ -15,7 +15,8 @@ const (
 	gcmNonce = 12
 	gcmTag   = 16
 
-	// maxBuffered is what an operation keeps that gives nothing before its end; the result must fit a frame.
+	// maxBuffered is the most plaintext of one call, or of an operation that gives nothing before its end; the result
+	// must fit a frame.
 	maxBuffered = maxFrame - 4096
 
 	// sm2Overhead is how much longer a ciphertext is than its plaintext: C1 and C3, and at most, in DER, four headers.
@@ -135,7 +136,11 @@ func (c *ciphering) whole() bool { return c.row.op == opSM4GCM || c.row.op == op
 // room answers the most bytes that a call with n more bytes can give.
 func (c *ciphering) room(n int, at part) (int, rv) {
 	n += len(c.pending)
-	if n > maxBuffered {
+	most := maxBuffered
+	if !c.encrypt {
+		most += sm2OverheadDER // what was encrypted can be decrypted
+	}
+	if n > most {
 		return 0, c.wrongLength()
 	}
 	blocks := n / sm4Size * sm4Size

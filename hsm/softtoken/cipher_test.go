@@ -454,3 +454,41 @@ func TestSM2CryptVector(t *testing.T) {
 		t.Errorf("Bouncy Castle's is decrypted to %q, %v", out, err)
 	}
 }
+
+// How much goes into one call, and that parts have no end but where all is kept.
+func TestCipherLimits(t *testing.T) {
+	t.Parallel()
+	_, p, s := loggedIn(t)
+	key := importSM4(t, p, s, sm4Key)
+	iv, nonce := make([]byte, 16), make([]byte, 12)
+	const most = 1<<20 - 4096
+	plain := make([]byte, 3<<20)
+	rand.Read(plain)
+	block, err := sm4.NewCipher(sm4Key)
+	must(t, err)
+	want := make([]byte, len(plain))
+	cipher.NewCBCEncrypter(block, iv).CryptBlocks(want, plain)
+	cbc := mech(softtoken.CKMNeutralSM4CBC, iv)
+	must(t, p.EncryptInit(s, cbc, key))
+	if got, err := inParts(s, plain, 300_001, p.EncryptUpdate, p.EncryptFinal); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("three megabytes in parts: %d bytes, %v", len(got), err)
+	}
+	if got, err := encrypt(p, s, cbc, key, plain[:most]); err != nil || !bytes.Equal(got, want[:most]) {
+		t.Errorf("the most at once: %d bytes, %v", len(got), err)
+	}
+	for _, size := range []int{most + 128, 1<<20 - 16, 1 << 20, len(plain)} {
+		_, err := encrypt(p, s, cbc, key, plain[:size])
+		wantRV(t, "more than that", err, pkcs11.CKR_DATA_LEN_RANGE)
+		_, err = p.Encrypt(s, iv)
+		wantRV(t, "C_Encrypt after it", err, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
+		_, err = decrypt(p, s, cbc, key, plain[:size])
+		wantRV(t, "more than that to decrypt", err, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE)
+	}
+	sealed, err := encrypt(p, s, gcm(nonce, nil), key, plain[:most])
+	must(t, err)
+	_, err = decrypt(p, s, gcm(nonce, nil), key, sealed)
+	wantRV(t, "what GCM encrypts at most, and its tag", err, pkcs11.CKR_OK)
+	must(t, p.EncryptInit(s, gcm(nonce, nil), key))
+	_, err = inParts(s, plain, 300_000, p.EncryptUpdate, p.EncryptFinal)
+	wantRV(t, "three megabytes with GCM", err, pkcs11.CKR_DATA_LEN_RANGE)
+}

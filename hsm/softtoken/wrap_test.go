@@ -188,6 +188,9 @@ func TestTrusted(t *testing.T) {
 	wantRV(t, "encrypting with it", p.EncryptInit(s, mech(softtoken.CKMNeutralSM4ECB, nil), key), pkcs11.CKR_KEY_HANDLE_INVALID)
 	wantRV(t, "signing with it", p.SignInit(s, mech(softtoken.CKMNeutralSM4CMAC, nil), key), pkcs11.CKR_KEY_HANDLE_INVALID)
 	must(t, p.Logout(s))
+	if n, keyed := m.server.OpenPrivate(0); n != 0 || keyed {
+		t.Errorf("%d private objects lie open after the security officer has gone, keyed %v", n, keyed)
+	}
 	must(t, p.Login(s, pkcs11.CKU_USER, userPIN))
 	trust(t, p, s, "trusted")
 	must(t, p.Finalize())
@@ -425,5 +428,32 @@ func TestCopy(t *testing.T) {
 	must(t, err)
 	if a, b := value(t, p, s, pub, pkcs11.CKA_TRUSTED), value(t, p, s, copied, pkcs11.CKA_TRUSTED); a[0] != 1 || b[0] != 0 {
 		t.Errorf("CKA_TRUSTED is %x, and %x in the copy", a, b)
+	}
+}
+
+// Two programs that change one object do not undo each other's protection.
+func TestTightenedForGood(t *testing.T) {
+	t.Parallel()
+	_, p, s := loggedIn(t)
+	other := openRW(t, p, 0)
+	for i := range 60 {
+		key, err := p.GenerateKey(s, mech(softtoken.CKMNeutralSM4KeyGen, nil), []*pkcs11.Attribute{attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_TOKEN, i%2 == 0)})
+		must(t, err)
+		started, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			for n := range 20 {
+				p.SetAttributeValue(other, key, []*pkcs11.Attribute{attr(pkcs11.CKA_EXTRACTABLE, true)})
+				if n == 0 {
+					close(started)
+				}
+			}
+		}()
+		<-started
+		must(t, p.SetAttributeValue(s, key, []*pkcs11.Attribute{attr(pkcs11.CKA_EXTRACTABLE, false)}))
+		<-done
+		if v := value(t, p, s, key, pkcs11.CKA_EXTRACTABLE); v[0] != 0 {
+			t.Fatal("a key that was made unextractable is extractable again")
+		}
 	}
 }
