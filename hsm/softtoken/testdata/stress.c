@@ -57,6 +57,29 @@ static CK_RV see(CK_RV rv, const char *what)
     return rv;
 }
 
+/* Encrypts and decrypts with a key of the session's, and a copy of it. */
+static void encrypt(CK_SESSION_HANDLE s)
+{
+    CK_MECHANISM gen = {0xfffff006, NULL, 0}, cbc = {0xfffff00a, NULL, 16};
+    unsigned char iv[16] = {1}, plain[40], sealed[48], back[48];
+    CK_ULONG sealed_size = sizeof sealed, size = sizeof back;
+    CK_OBJECT_HANDLE key, copy;
+
+    cbc.pParameter = iv;
+    memset(plain, 7, sizeof plain);
+    if (see(p11->C_GenerateKey(s, &gen, NULL, 0, &key), "C_GenerateKey") != CKR_OK ||
+        see(p11->C_CopyObject(s, key, NULL, 0, &copy), "C_CopyObject") != CKR_OK ||
+        see(p11->C_EncryptInit(s, &cbc, key), "C_EncryptInit") != CKR_OK ||
+        see(p11->C_Encrypt(s, plain, sizeof plain, sealed, &sealed_size), "C_Encrypt") != CKR_OK ||
+        see(p11->C_DecryptInit(s, &cbc, copy), "C_DecryptInit") != CKR_OK ||
+        see(p11->C_Decrypt(s, sealed, sealed_size, back, &size), "C_Decrypt") != CKR_OK)
+        return;
+    if (size != sizeof plain || memcmp(back, plain, size) != 0) {
+        fprintf(stderr, "what was encrypted is decrypted to something else\n");
+        abort();
+    }
+}
+
 static void work(void)
 {
     static const CK_OBJECT_CLASS private_class = CKO_PRIVATE_KEY, public_class = CKO_PUBLIC_KEY;
@@ -90,6 +113,7 @@ static void work(void)
         goto end;
     if (see(p11->C_Verify(s, e, sizeof e, sig, size), "C_Verify") == CKR_OK)
         atomic_fetch_add(&signatures, 1);
+    encrypt(s);
 end:
     (void)see(p11->C_CloseSession(s), "C_CloseSession");
 }
