@@ -436,8 +436,8 @@ func TestTightenedForGood(t *testing.T) {
 	t.Parallel()
 	_, p, s := loggedIn(t)
 	other := openRW(t, p, 0)
-	for i := range 60 {
-		key, err := p.GenerateKey(s, mech(softtoken.CKMNeutralSM4KeyGen, nil), []*pkcs11.Attribute{attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_TOKEN, i%2 == 0)})
+	for i := range 40 {
+		key, err := p.GenerateKey(s, mech(softtoken.CKMNeutralSM4KeyGen, nil), []*pkcs11.Attribute{attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_TOKEN, i%8 == 0)})
 		must(t, err)
 		started, done := make(chan struct{}), make(chan struct{})
 		go func() {
