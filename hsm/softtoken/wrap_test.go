@@ -436,13 +436,17 @@ func TestTightenedForGood(t *testing.T) {
 	t.Parallel()
 	_, p, s := loggedIn(t)
 	other := openRW(t, p, 0)
-	for i := range 40 {
-		key, err := p.GenerateKey(s, mech(softtoken.CKMNeutralSM4KeyGen, nil), []*pkcs11.Attribute{attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_TOKEN, i%8 == 0)})
+	for i := range 30 {
+		onToken, tries := i < 3, 20 // each change of a token object waits for the disk
+		if onToken {
+			tries = 4
+		}
+		key, err := p.GenerateKey(s, mech(softtoken.CKMNeutralSM4KeyGen, nil), []*pkcs11.Attribute{attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_TOKEN, onToken)})
 		must(t, err)
 		started, done := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(done)
-			for n := range 20 {
+			for n := range tries {
 				p.SetAttributeValue(other, key, []*pkcs11.Attribute{attr(pkcs11.CKA_EXTRACTABLE, true)})
 				if n == 0 {
 					close(started)
