@@ -193,6 +193,9 @@ func TestVerifyFindsAnyChange(t *testing.T) {
 			w, k := changes[rnd.IntN(len(changes))](rnd, s)
 			what, concerned = append(what, fmt.Sprint(w, " ", k)), k
 		}
+		if s.same(original) {
+			continue // what one change did the next undid: a row twice, and the second deleted
+		}
 		r, err := audit.Verify(t.Context(), s, opt)
 		if err != nil {
 			t.Errorf("%q: Verify = %v", what, err)

@@ -3,6 +3,7 @@ package audit_test
 import (
 	"context"
 	"io"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,12 @@ type memStore struct {
 	// onAppend decides: was it written, and what is answered. nil: written, no error.
 	onAppend func(audit.Batch) (landed bool, err error)
 	onHead   func() error
+}
+
+// same reports whether both hold the same.
+func (s *memStore) same(o *memStore) bool {
+	return reflect.DeepEqual(s.rows, o.rows) && reflect.DeepEqual(s.nodes, o.nodes) && reflect.DeepEqual(s.blobs, o.blobs) &&
+		reflect.DeepEqual(s.checkpoints, o.checkpoints)
 }
 
 func newMemStore() *memStore {
