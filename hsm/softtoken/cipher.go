@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/cipher"
 	"crypto/rand"
+	"io"
 	"slices"
 
 	gmcipher "github.com/emmansun/gmsm/cipher"
@@ -265,20 +266,41 @@ var (
 	sm2Encrypted = sm2.NewPlainDecrypterOpts(sm2.C1C3C2)
 )
 
+// counted counts what is read. gmsm 0.44.0 spoils a ciphertext when it has to draw k a second time, because the key stream
+// came out as zeros (GB/T 32918.4-2016 §6.1 A5): by then it has overwritten the public point. That happens once in 256 times
+// with one byte, and such a ciphertext decrypts to nothing; it is made anew.
+type counted struct {
+	r io.Reader
+	n int
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.r.Read(b)
+	c.n += n
+	return n, err
+}
+
+const sm2Scalar = 32 // bytes of k
+
 // sm2 encrypts or decrypts with SM2 (GB/T 32918.4-2016), in the mechanism's encoding and no other.
 func (c *ciphering) sm2(in []byte) (out []byte, code rv) {
 	der := c.row.encoding == encDER
 	var err error
 	if c.encrypt {
-		if der {
-			out, err = sm2.EncryptASN1(rand.Reader, c.key.sm2, in)
-		} else {
-			out, err = sm2.Encrypt(rand.Reader, c.key.sm2, in, sm2Plain)
+		for {
+			drawn := counted{r: rand.Reader}
+			if der {
+				out, err = sm2.EncryptASN1(&drawn, c.key.sm2, in)
+			} else {
+				out, err = sm2.Encrypt(&drawn, c.key.sm2, in, sm2Plain)
+			}
+			if err != nil {
+				return nil, ckrGeneralError
+			}
+			if drawn.n < 2*sm2Scalar {
+				return out, ckrOK
+			}
 		}
-		if err != nil {
-			return nil, ckrGeneralError
-		}
-		return out, ckrOK
 	}
 	lead, opts := byte(0x04), sm2Encrypted
 	if der {

@@ -543,8 +543,37 @@ func flip(pattern string, anchor, want []byte) (int, error) {
 	return places, nil
 }
 
+// shipped waits until the projection has what was signed: it is fed a moment later.
+func (d *demo) shipped(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for {
+		answer, err := d.admin.State(ctx)
+		if err != nil {
+			return explain(err)
+		}
+		var s struct {
+			Projection struct{ Lag uint64 }
+		}
+		if err := json.Unmarshal(answer, &s); err != nil {
+			return err
+		}
+		if s.Projection.Lag == 0 {
+			return nil
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("the projection is %d entries behind: %w", s.Projection.Lag, ctx.Err())
+		}
+	}
+}
+
 // tamperProjection stops the appliance, changes one byte of the projection, starts again and compares.
 func (d *demo) tamperProjection(ctx context.Context, raw *wire.SignResult) error {
+	if err := d.shipped(ctx); err != nil {
+		return err
+	}
 	if err := d.stopServer(); err != nil {
 		return err
 	}
