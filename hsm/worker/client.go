@@ -323,31 +323,40 @@ type result struct {
 	lost bool // the child ended before it answered
 }
 
-// startProcess starts a child and waits until its token is logged in. logins is how often C_Login was announced.
-func (c *Client) startProcess(ctx context.Context) (ready *process, logins int, err error) {
-	// 1. The process, with one end of a socket pair as descriptor 3.
+// Spawn starts cmd with one end of a socket pair as descriptor 3, which [Inherited] answers there, and answers the other
+// end. The kernel kills the child when the calling thread ends (PR_SET_PDEATHSIG): the caller keeps it. cmd.Wait is the
+// caller's; it does not wait for output that what a module has started holds open.
+func Spawn(cmd *exec.Cmd) (net.Conn, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, 0, fmt.Errorf("socketpair: %w", err)
+		return nil, fmt.Errorf("socketpair: %w", err)
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "worker"), os.NewFile(uintptr(fds[1]), "worker")
+	defer theirs.Close()
 	conn, err := net.FileConn(ours)
 	ours.Close()
 	if err != nil {
-		theirs.Close()
-		return nil, 0, fmt.Errorf("worker stream: %w", err)
+		return nil, fmt.Errorf("worker stream: %w", err)
 	}
-	cmd := exec.Command(c.cfg.Command[0], c.cfg.Command[1:]...)
-	cmd.Env = c.cfg.Env
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.WaitDelay = time.Second // what a module has started may hold the output
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// startProcess starts a child and waits until its token is logged in. logins is how often C_Login was announced.
+func (c *Client) startProcess(ctx context.Context) (ready *process, logins int, err error) {
+	// 1. The process.
+	cmd := exec.Command(c.cfg.Command[0], c.cfg.Command[1:]...)
+	cmd.Env = c.cfg.Env
 	out := &lineLog{log: c.log}
 	cmd.Stdout, cmd.Stderr = out, out
-	err = cmd.Start()
-	theirs.Close()
+	conn, err := Spawn(cmd)
 	if err != nil {
-		conn.Close()
 		return nil, 0, err
 	}
 	p := &process{client: c, cmd: cmd, pid: cmd.Process.Pid, conn: conn, dead: make(chan struct{}),

@@ -55,15 +55,22 @@ func Inherited() (io.ReadWriteCloser, error) {
 // open gets the parameters with BeforeLogin set, and is called once: an error is told to the parent, and Serve
 // returns it.
 func Serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error)) error {
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+	if err := Undumpable(); err != nil {
 		conn.Close()
+		return err
+	}
+	return serve(ctx, conn, open)
+}
+
+// Undumpable makes this process leave no core file and be nobody's to trace: a PIN is in its memory.
+func Undumpable() error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("hsm/worker: core limit: %w", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		conn.Close()
 		return fmt.Errorf("hsm/worker: PR_SET_DUMPABLE: %w", err)
 	}
-	return serve(ctx, conn, open)
+	return nil
 }
 
 // A server is the child's end.
