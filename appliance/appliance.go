@@ -488,7 +488,7 @@ func (a *Appliance) startWorkers(ctx context.Context, command []string) error {
 			Command: command, Class: class, CallDeadline: time.Duration(a.cfg.HSM.CallDeadline), Log: a.log.WithField("slot_class", class),
 			Params: worker.StartParams{
 				Module: a.cfg.HSM.Module, ModuleArgs: args, TokenLabel: slot.TokenLabel, PIN: pin, Profile: a.cfg.HSM.Profile, MaxSessions: slot.Sessions,
-				Uses: counted,
+				WrappedKeys: a.cfg.HSM.WrappedKeys, Uses: counted,
 			},
 			Abandoned: a.accounting.abandoned,
 		})

@@ -53,6 +53,7 @@ type HSM struct {
 	Profile      string          `toml:"profile"`     // vendor profile, by name ("neutral", …) or file
 	Slots        map[string]Slot `toml:"slots"`       // staff, tsa, log, ca; tls, without which the listener's key is secrets/tls.key
 	CallDeadline Duration        `toml:"call_deadline"`
+	WrappedKeys  int             `toml:"wrapped_keys"` // custody keys that a slot keeps unwrapped, as session objects; default 1024
 	VerifyFresh  *bool           `toml:"verify_fresh"` // check each fresh signature before it leaves; default true
 }
 
@@ -223,6 +224,7 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 
 func (c *Config) setDefaults() {
 	def(&c.HSM.CallDeadline, Duration(5*time.Second))
+	def(&c.HSM.WrappedKeys, 1024)
 	def(&c.HSM.Profile, "neutral")
 	def(&c.Time.MinSources, 2)
 	def(&c.Time.Accuracy, Duration(time.Second))
@@ -294,6 +296,9 @@ func (c *Config) validate() error {
 		bad("hsm.module", "缺少 PKCS#11 模块路径 (path of the PKCS#11 module is missing)")
 	}
 	known := 0
+	if c.HSM.WrappedKeys < 1 || c.HSM.WrappedKeys > 1<<20 {
+		bad("hsm.wrapped_keys", "须为 1–1048576 (1 to 1048576)")
+	}
 	for _, class := range hsm.Classes {
 		s, ok := c.HSM.Slots[string(class)]
 		if !ok {

@@ -78,9 +78,10 @@ const (
 	MACSM3 Operation = "hmac-sm3"
 )
 
-// A KeySpec describes a key to be generated on the token. The key is never extractable.
+// A KeySpec describes a key to be generated on the token. The key is never extractable, unless it is to be wrapped
+// ([Token.GenerateWrapped]).
 type KeySpec struct {
-	Label     string // CKA_LABEL; unique on the token
+	Label     string // CKA_LABEL; unique on the token. A wrapped key's is on no token
 	ID        []byte // CKA_ID; empty: 16 random bytes
 	Algorithm Algorithm
 }
@@ -132,6 +133,19 @@ type Token interface {
 	// Do performs op on data with the key of that label. The key's handle is cached and found again after a
 	// reconnect. A failed operation is tried at most once more, and only for the classes that allow it.
 	Do(ctx context.Context, label string, op Operation, data []byte) ([]byte, error)
+	// GenerateWrapped makes a key pair that stays on no token: it is generated on this one as session objects, sensitive and
+	// extractable under a trusted key alone, wrapped under the key labelled kek, and destroyed. The blob and the public key
+	// make a [WrappedKey]; they were tried, by a signature that never leaves, before they are answered. Nothing is left
+	// behind by a lost answer. It fails with [ErrNoWrapping] where the machine or its profile cannot, and when kek is not
+	// trusted or could leave the token.
+	GenerateWrapped(ctx context.Context, spec KeySpec, kek string) (KeyInfo, []byte, error)
+	// DoWrapped is Do for a wrapped key. The token keeps a bounded number of keys unwrapped, as session objects that can
+	// sign and cannot leave, and evicts those that were not used for longest; a key it does not have it unwraps first.
+	// Without a blob in key ([WrappedRef]) it answers [ErrNotCached] then. A blob that is not what the key's description says
+	// fails with CKR_WRAPPED_KEY_INVALID, and nothing is signed.
+	DoWrapped(ctx context.Context, key *WrappedKey, op Operation, data []byte) ([]byte, error)
+	// ForgetWrapped destroys the session object of an unwrapped key, if there is one.
+	ForgetWrapped(ctx context.Context, digest [32]byte) error
 	// Random answers n bytes of the token's random source, 1 ≤ n ≤ 1024.
 	Random(ctx context.Context, n int) ([]byte, error)
 	Close() error
@@ -152,4 +166,8 @@ var (
 	ErrNeedsOperator = errors.New("hsm: PIN refused by the token; enter the right PIN and restart, nothing is retried")
 	// ErrBadSignature means that a fresh signature did not verify. It was not released.
 	ErrBadSignature = errors.New("hsm: the token returned a signature that does not verify; it was withheld")
+	// ErrNotCached means that a wrapped key was named by its digest, and that the token does not have it unwrapped.
+	ErrNotCached = errors.New("hsm: the wrapped key is not in the token's cache")
+	// ErrNoWrapping means that keys cannot be wrapped here, or not under the key in question.
+	ErrNoWrapping = errors.New("hsm: keys cannot be wrapped on this cipher machine")
 )

@@ -22,12 +22,14 @@ import (
 // DefaultSM2ID is the signer's identity that ZA commits to when nobody says otherwise (GM/T 0009-2012 §10).
 const DefaultSM2ID = "1234567812345678"
 
-// A Key is one key pair on a token. It implements crypto.Signer. Safe for concurrent use.
+// A Key is one key pair on a token, or wrapped under a key of it. It implements crypto.Signer. Safe for concurrent use.
 type Key struct {
 	token  Token
 	info   KeyInfo
 	za     []byte // SM3 state's prefix: ZA with DefaultSM2ID; nil for RSA
 	verify bool
+
+	wrapped *WrappedKey // nil: the key is on the token
 }
 
 // NewKey finds the key with this label on token. With verify, each fresh signature is checked with the public key
@@ -141,7 +143,7 @@ func (k *Key) signRSA(ctx context.Context, op Operation, digest []byte) ([]byte,
 	if err := k.checkDigest(digest); err != nil {
 		return nil, err
 	}
-	sig, err := k.token.Do(ctx, k.info.Label, op, digest)
+	sig, err := k.do(ctx, op, digest)
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +169,7 @@ func (k *Key) SignDigest(ctx context.Context, digest []byte) ([]byte, error) {
 	if err := k.checkDigest(digest); err != nil {
 		return nil, err
 	}
-	answer, err := k.token.Do(ctx, k.info.Label, SignSM2E, digest)
+	answer, err := k.do(ctx, SignSM2E, digest)
 	if err != nil {
 		return nil, err
 	}

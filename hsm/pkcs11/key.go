@@ -356,6 +356,9 @@ func (t *Token) FindKey(ctx context.Context, label string) (hsm.KeyInfo, error) 
 	return info, nil
 }
 
+// onToken leaves session objects out: unwrapped keys, of which there may be thousands.
+var onToken = p11.NewAttribute(p11.CKA_TOKEN, true)
+
 // Keys implements hsm.Token. Keys of kinds that the profile does not describe are left out, and logged.
 func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 	var infos []hsm.KeyInfo
@@ -365,7 +368,7 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 			return err
 		}
 		publics := map[string][]p11.ObjectHandle{}
-		found, err := t.objects(s, 0, p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_PUBLIC_KEY)))
+		found, err := t.objects(s, 0, p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_PUBLIC_KEY)), onToken)
 		if err != nil {
 			return err
 		}
@@ -378,7 +381,7 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 			publics[k] = append(publics[k], h)
 		}
 		for _, class := range []uint{p11.CKO_PRIVATE_KEY, p11.CKO_SECRET_KEY} {
-			found, err := t.objects(s, 0, p11.NewAttribute(p11.CKA_CLASS, class))
+			found, err := t.objects(s, 0, p11.NewAttribute(p11.CKA_CLASS, class), onToken)
 			if err != nil {
 				return err
 			}

@@ -22,6 +22,7 @@ type Profile struct {
 	// UseCounter is the attribute (CK_ULONG) of a private key that counts its signatures; 0: the machine has none.
 	// PKCS#11 v2.40 defines no such attribute, and few machines do.
 	UseCounter uint
+	Wrapping   Wrapping
 
 	match            profiles.Match
 	required         []requirement // what the token's list of mechanisms must have
@@ -134,7 +135,12 @@ var (
 		profiles.RSAPKCS1: hsm.SignRSASHA256, profiles.RSAPSS: hsm.SignRSAPSSSHA256, profiles.HMACSM3: hsm.MACSM3}
 	algorithms = map[string]hsm.Algorithm{profiles.KeySM2: hsm.SM2, profiles.KeyRSA2048: hsm.RSA2048, profiles.KeyHMACSM3: hsm.HMACSM3}
 	inputs     = map[string]Input{profiles.InputDigestInfo: InputDigestInfo, profiles.InputZM: InputZM}
-	outputs    = map[string]Output{profiles.OutputRaw: OutputRaw64, profiles.OutputDER: OutputDER}
+	// wrappings are what keys can be wrapped by, the best first.
+	wrappings = []struct {
+		operation string
+		form      WrapForm
+	}{{profiles.SM4GCMWrap, WrapGCM}, {profiles.SM4CBCPadWrap, WrapCBCPad}}
+	outputs = map[string]Output{profiles.OutputRaw: OutputRaw64, profiles.OutputDER: OutputDER}
 )
 
 func resolve(file *profiles.Profile) Profile {
@@ -179,6 +185,12 @@ func resolve(file *profiles.Profile) Profile {
 		}
 		p.Operations[does] = row
 	}
+	for _, w := range wrappings {
+		if op := file.Operations[w.operation]; op != nil {
+			p.Wrapping = Wrapping{Type: uint(*op.Mechanism), Form: w.form, KEK: resolveKey(profiles.KeySM4, file.Keys[profiles.KeySM4])}
+			break
+		}
+	}
 	return p
 }
 
@@ -193,6 +205,8 @@ func resolveKey(name string, k *profiles.Key) KeyTemplate {
 		t.ModulusBits = 2048
 	case profiles.KeyHMACSM3:
 		t.Secret, t.ValueLen = true, 32
+	case profiles.KeySM4:
+		t.Secret = true
 	}
 	for _, typ := range k.Omit {
 		t.Omit = append(t.Omit, uint(typ))

@@ -150,6 +150,7 @@ func (t *Token) relogin() error {
 	defer t.mu.Unlock()
 	t.gen++
 	clear(t.handles)
+	clear(t.keks)
 	return nil
 }
 
@@ -256,6 +257,7 @@ func (t *Token) connect(first bool) error {
 	defer t.mu.Unlock()
 	t.idle = nil
 	clear(t.handles)
+	clear(t.keks)
 	t.gen++
 	t.libGen, t.slot, t.solo, t.limit = t.lib.gen, slot, solo, limit
 	if t.pinned, t.hasPinned = s, !solo; solo {

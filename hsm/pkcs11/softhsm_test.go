@@ -325,7 +325,7 @@ func raw(t *testing.T) *p11.Ctx {
 	return ctx
 }
 
-func slotOf(t *testing.T, tok *pkcs11.Token) uint {
+func slotOf(t testing.TB, tok *pkcs11.Token) uint {
 	t.Helper()
 	info, err := tok.Info(t.Context())
 	if err != nil {

@@ -69,6 +69,8 @@ type Config struct {
 	Profile Profile
 	// MaxSessions bounds the sessions that are lent at once; 0: DefaultMaxSessions.
 	MaxSessions int
+	// WrappedKeys bounds the wrapped keys that are kept unwrapped; 0: DefaultWrappedKeys.
+	WrappedKeys int
 	// BeforeLogin, when set, is called before each C_Login. A supervisor counts by it how often a PIN that was never
 	// accepted has been presented, should the module crash or hang in C_Login.
 	BeforeLogin func()
@@ -83,6 +85,7 @@ type Token struct {
 	repairs sync.WaitGroup
 	lent    sync.WaitGroup
 	keygen  sync.Mutex // held while a label is looked for and its key made
+	holders []*holder  // of unwrapped keys; a key's digest says which
 
 	mu        sync.Mutex // guards what follows
 	pin       []byte     // zeroised when closed or latched; read by the repairing goroutine
@@ -97,11 +100,12 @@ type Token struct {
 	lost      int  // values missing from sem: sessions given up, or above limit
 	idle      []p11.SessionHandle
 	handles   map[handleKey]p11.ObjectHandle
-	repairing chan struct{} // not nil while a repair runs; closed at its end
-	failures  int           // consecutive failed repairs
-	retryAt   time.Time     // monotonic: no repair before
-	lastErr   error         // of the last failed repair
-	latched   error         // a PIN was refused, or the token was closed
+	keks      map[string]p11.ObjectHandle // wrapping keys that were found fit, by label
+	repairing chan struct{}               // not nil while a repair runs; closed at its end
+	failures  int                         // consecutive failed repairs
+	retryAt   time.Time                   // monotonic: no repair before
+	lastErr   error                       // of the last failed repair
+	latched   error                       // a PIN was refused, or the token was closed
 	closed    bool
 }
 
@@ -122,6 +126,12 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 	if cfg.MaxSessions == 0 {
 		cfg.MaxSessions = DefaultMaxSessions
 	}
+	if cfg.WrappedKeys == 0 {
+		cfg.WrappedKeys = DefaultWrappedKeys
+	}
+	if cfg.WrappedKeys < 1 || cfg.WrappedKeys > 1<<20 {
+		return nil, fmt.Errorf("hsm/pkcs11: opening: %d wrapped keys, want 1 to %d", cfg.WrappedKeys, 1<<20)
+	}
 	if cfg.MaxSessions < 1 || cfg.MaxSessions > 1024 {
 		return nil, fmt.Errorf("hsm/pkcs11: opening: %d sessions, want 1 to 1024", cfg.MaxSessions)
 	}
@@ -133,7 +143,11 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 		return nil, fmt.Errorf("hsm/pkcs11: opening token %q: %w", cfg.TokenLabel, err)
 	}
 	t := &Token{cfg: cfg, lib: lib, sem: make(chan struct{}, cfg.MaxSessions), limit: cfg.MaxSessions,
-		pin: bytes.Clone(cfg.PIN), handles: map[handleKey]p11.ObjectHandle{}}
+		pin: bytes.Clone(cfg.PIN), handles: map[handleKey]p11.ObjectHandle{}, keks: map[string]p11.ObjectHandle{}}
+	holders := min(maxHolders, cfg.WrappedKeys, max(1, cfg.MaxSessions/4))
+	for range holders {
+		t.holders = append(t.holders, newHolder(t, cfg.WrappedKeys/holders))
+	}
 	t.cfg.PIN = nil
 	t.cfg.Log = cfg.Log.WithField("token", cfg.TokenLabel)
 	for range cfg.MaxSessions {
@@ -280,6 +294,11 @@ func (t *Token) Close() error {
 	t.repairs.Wait()
 	t.lent.Wait()
 	t.lib.use.RLock()
+	for _, h := range t.holders {
+		h.use.Lock()
+		h.reset(t.lib.up && h.libGen == t.lib.gen)
+		h.use.Unlock()
+	}
 	t.mu.Lock()
 	if t.lib.up && t.libGen == t.lib.gen {
 		for _, s := range t.idle {

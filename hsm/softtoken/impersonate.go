@@ -46,9 +46,9 @@ func operationOf(name, input string) operation {
 		return opSM4ECB
 	case profiles.SM4CBC:
 		return opSM4CBC
-	case profiles.SM4CBCPad:
+	case profiles.SM4CBCPad, profiles.SM4CBCPadWrap:
 		return opSM4CBCPad
-	case profiles.SM4GCM:
+	case profiles.SM4GCM, profiles.SM4GCMWrap:
 		return opSM4GCM
 	}
 	return 0
@@ -113,7 +113,7 @@ func impersonate(nameOrPath string) (*profile, error) {
 		}
 		row := add(op, does.Mechanism)
 		row.param = map[string]paramForm{profiles.ParameterID: paramSM2ID, profiles.ParameterPSS: paramPSS,
-			profiles.ParameterIV: paramIV, profiles.ParameterGCM: paramGCM}[does.Parameter]
+			profiles.ParameterIV: paramIV, profiles.ParameterGCM: paramGCM, profiles.ParameterGCMToken: paramGCM}[does.Parameter]
 		if does.Output == profiles.OutputDER {
 			row.encoding = encDER
 		}

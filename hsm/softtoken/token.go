@@ -19,7 +19,7 @@ import (
 const (
 	maxObjects        = 1 << 16 // records of one token
 	maxSessions       = 1024    // of one application with one token
-	maxSessionObjects = 1024    // of one application with one token
+	maxSessionObjects = 1 << 15 // of one application with one token; a wrapped key is some 2 KiB unwrapped
 )
 
 // A token is what a slot holds. Slots always hold one; it may not be initialised.

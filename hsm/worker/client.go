@@ -755,6 +755,11 @@ func (c *Client) Do(ctx context.Context, label string, op hsm.Operation, data []
 	b := addBytes(begin(kindDo, 0), label)
 	b = addBytes(b, string(op))
 	b = addBytes(b, data)
+	return c.sign(ctx, b, label, op)
+}
+
+// sign performs the call that body is, of an operation that answers a signature or a MAC.
+func (c *Client) sign(ctx context.Context, body []byte, label string, op hsm.Operation) ([]byte, error) {
 	var abandoned func(result)
 	if c.cfg.Abandoned != nil && uselog.Counted(op) {
 		abandoned = func(res result) {
@@ -764,7 +769,7 @@ func (c *Client) Do(ctx context.Context, label string, op hsm.Operation, data []
 			}
 		}
 	}
-	s, err := c.callOr(ctx, b, c.cfg.CallDeadline, true, abandoned)
+	s, err := c.callOr(ctx, body, c.cfg.CallDeadline, true, abandoned)
 	var out []byte
 	if err == nil {
 		out = s.bytes(maxData)
@@ -773,6 +778,55 @@ func (c *Client) Do(ctx context.Context, label string, op hsm.Operation, data []
 		return nil, err
 	}
 	return out, nil
+}
+
+// GenerateWrapped implements hsm.Token. It may be sent twice, for it leaves nothing behind.
+func (c *Client) GenerateWrapped(ctx context.Context, spec hsm.KeySpec, kek string) (hsm.KeyInfo, []byte, error) {
+	if len(spec.Label) > maxString || len(spec.ID) > maxString || len(spec.Algorithm) > maxString || len(kek) > maxString {
+		return hsm.KeyInfo{}, nil, errors.New("hsm/worker: generating a wrapped key: specification too long")
+	}
+	b := addBytes(begin(kindGenerateWrapped, 0), spec.Label)
+	b = addBytes(b, spec.ID)
+	b = addBytes(b, string(spec.Algorithm))
+	b = addBytes(b, kek)
+	s, err := c.call(ctx, b, c.cfg.KeyGenDeadline, true)
+	var info hsm.KeyInfo
+	var blob []byte
+	if err == nil {
+		info, blob = s.keyInfo(), bytes.Clone(s.bytes(maxBlob))
+	}
+	if err := finish(&s, fmt.Sprintf("generating wrapped key %q", spec.Label), err); err != nil {
+		return hsm.KeyInfo{}, nil, err
+	}
+	return info, blob, nil
+}
+
+// DoWrapped implements hsm.Token. The blob crosses only when the child does not have the key unwrapped.
+func (c *Client) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Operation, data []byte) ([]byte, error) {
+	if err := c.cfg.Class.Check(op); err != nil {
+		return nil, err
+	}
+	if len(key.Label) > maxString || len(key.KEK) > maxString || len(key.Blob) > maxBlob || len(op) > maxString || len(data) > maxData {
+		return nil, fmt.Errorf("hsm/worker: %d bytes of data: %w", len(data), &hsm.Error{Call: "C_Sign", RV: 0x21})
+	}
+	for whole := false; ; whole = true {
+		b, err := addWrapped(begin(kindDoWrapped, 0), key, whole)
+		if err != nil {
+			return nil, err
+		}
+		b = addBytes(b, string(op))
+		b = addBytes(b, data)
+		out, err := c.sign(ctx, b, key.Label, op)
+		if whole || key.Blob == nil || !errors.Is(err, hsm.ErrNotCached) {
+			return out, err
+		}
+	}
+}
+
+// ForgetWrapped implements hsm.Token.
+func (c *Client) ForgetWrapped(ctx context.Context, digest [32]byte) error {
+	s, err := c.call(ctx, append(begin(kindForget, 0), digest[:]...), c.cfg.CallDeadline, true)
+	return finish(&s, "forgetting a wrapped key", err)
 }
 
 // Random implements hsm.Token.

@@ -1,7 +1,9 @@
 package worker
 
 import (
+	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rsa"
@@ -35,6 +37,9 @@ const (
 	kindDestroy
 	kindDo
 	kindRandom
+	kindGenerateWrapped
+	kindDoWrapped
+	kindForget
 	// Child to parent.
 	kindLogin  kind = 0x81 // C_Login is about to be called
 	kindReady  kind = 0x82 // u32 sessions
@@ -45,16 +50,17 @@ const (
 
 // protocolVersion changes with any change here: parent and child are the same binary, but an update may replace it
 // while the parent runs.
-const protocolVersion = 4
+const protocolVersion = 5
 
 const (
 	headerSize = 4 + 1 + 8
-	// maxRequest holds the largest Do, 512 KiB; maxAnswer some 30,000 keys.
-	maxRequest = 512<<10 + 4096
+	// maxRequest holds the largest Do, 512 KiB, with a wrapped key; maxAnswer some 30,000 keys.
+	maxRequest = 512<<10 + maxBlob + 4096
 	maxAnswer  = 16 << 20
 	maxData    = 512 << 10
 	maxString  = 4096
 	maxPIN     = 255
+	maxBlob    = 8 << 10 // a wrapped key
 )
 
 var errFrame = errors.New("hsm/worker: malformed frame")
@@ -187,29 +193,33 @@ func addKeyInfo(b []byte, k hsm.KeyInfo) ([]byte, error) {
 	b = addBool(b, k.Sensitive)
 	b = addBool(b, k.Extractable)
 	b = addBool(b, k.NeverExtractable)
-	switch p := k.Public.(type) {
-	case nil:
-		b = append(b, publicNone)
-	case *ecdsa.PublicKey:
-		if !sm2.IsSM2PublicKey(p) || !p.Curve.IsOnCurve(p.X, p.Y) {
-			return nil, fmt.Errorf("hsm/worker: key %q: not on the SM2 curve", k.Label)
-		}
-		b = append(b, publicSM2)
-		b = append(b, elliptic.Marshal(p.Curve, p.X, p.Y)...)
-	case *rsa.PublicKey:
-		if p.E < 2 || p.E > math.MaxInt32 || p.N == nil || p.N.Sign() <= 0 {
-			return nil, fmt.Errorf("hsm/worker: key %q: RSA public key", k.Label)
-		}
-		b = append(b, publicRSA)
-		b = addBytes(b, p.N.Bytes())
-		b = binary.BigEndian.AppendUint32(b, uint32(p.E))
-	default:
-		return nil, fmt.Errorf("hsm/worker: key %q: public key of type %T", k.Label, p)
+	b, err := addPublic(b, k.Label, k.Public)
+	if err != nil {
+		return nil, err
 	}
 	if b = addBool(b, k.Uses != nil); k.Uses != nil {
 		b = binary.BigEndian.AppendUint64(b, *k.Uses)
 	}
 	return b, nil
+}
+
+func addPublic(b []byte, label string, public crypto.PublicKey) ([]byte, error) {
+	switch p := public.(type) {
+	case nil:
+		return append(b, publicNone), nil
+	case *ecdsa.PublicKey:
+		if !sm2.IsSM2PublicKey(p) || !p.Curve.IsOnCurve(p.X, p.Y) {
+			return nil, fmt.Errorf("hsm/worker: key %q: not on the SM2 curve", label)
+		}
+		return append(append(b, publicSM2), elliptic.Marshal(p.Curve, p.X, p.Y)...), nil
+	case *rsa.PublicKey:
+		if p.E < 2 || p.E > math.MaxInt32 || p.N == nil || p.N.Sign() <= 0 {
+			return nil, fmt.Errorf("hsm/worker: key %q: RSA public key", label)
+		}
+		return binary.BigEndian.AppendUint32(addBytes(append(b, publicRSA), p.N.Bytes()), uint32(p.E)), nil
+	default:
+		return nil, fmt.Errorf("hsm/worker: key %q: public key of type %T", label, p)
+	}
 }
 
 func (s *scanner) keyInfo() hsm.KeyInfo {
@@ -219,33 +229,65 @@ func (s *scanner) keyInfo() hsm.KeyInfo {
 	}
 	k.Algorithm = hsm.Algorithm(s.string())
 	k.Sensitive, k.Extractable, k.NeverExtractable = s.boolean(), s.boolean(), s.boolean()
-	switch s.u8() {
-	case publicNone:
-	case publicSM2:
-		point := s.take(65)
-		if point == nil || point[0] != 4 {
-			s.bad = true
-			break
-		}
-		pub, err := sm2.NewPublicKey(point)
-		if err != nil {
-			s.bad = true
-			break
-		}
-		k.Public = pub
-	case publicRSA:
-		raw, e := s.bytes(maxString), s.u32()
-		if len(raw) == 0 || raw[0] == 0 || e < 2 || e > math.MaxInt32 {
-			s.bad = true
-			break
-		}
-		k.Public = &rsa.PublicKey{N: new(big.Int).SetBytes(raw), E: int(e)}
-	default:
-		s.bad = true
-	}
+	k.Public = s.public()
 	if s.boolean() {
 		n := s.u64()
 		k.Uses = &n
+	}
+	return k
+}
+
+func (s *scanner) public() crypto.PublicKey {
+	switch s.u8() {
+	case publicNone:
+		return nil
+	case publicSM2:
+		if point := s.take(65); point != nil && point[0] == 4 {
+			if pub, err := sm2.NewPublicKey(point); err == nil {
+				return pub
+			}
+		}
+	case publicRSA:
+		if raw, e := s.bytes(maxString), s.u32(); len(raw) > 0 && raw[0] != 0 && e >= 2 && e <= math.MaxInt32 {
+			return &rsa.PublicKey{N: new(big.Int).SetBytes(raw), E: int(e)}
+		}
+	}
+	s.bad = true
+	return nil
+}
+
+// addWrapped adds digest and label of a wrapped key and, with whole, what it takes to unwrap it.
+func addWrapped(b []byte, k *hsm.WrappedKey, whole bool) ([]byte, error) {
+	digest := k.Digest()
+	b = append(b, digest[:]...)
+	b = addBytes(b, k.Label)
+	if b = addBool(b, whole); !whole {
+		return b, nil
+	}
+	b = addBytes(b, string(k.Algorithm))
+	b, err := addPublic(b, k.Label, k.Public)
+	if err != nil {
+		return nil, err
+	}
+	return addBytes(addBytes(b, k.KEK), k.Blob), nil
+}
+
+// wrapped answers a key whose blob is a copy. It is nil when the scanner is bad.
+func (s *scanner) wrapped() *hsm.WrappedKey {
+	var digest [32]byte
+	copy(digest[:], s.take(len(digest)))
+	label := s.string()
+	if !s.boolean() {
+		return hsm.WrappedRef(digest, label)
+	}
+	alg, public, kek, blob := hsm.Algorithm(s.string()), s.public(), s.string(), bytes.Clone(s.bytes(maxBlob))
+	if s.bad {
+		return nil
+	}
+	k, err := hsm.NewWrappedKey(label, alg, public, kek, blob)
+	if err != nil || k.Digest() != digest {
+		s.bad = true
+		return nil
 	}
 	return k
 }
@@ -271,7 +313,7 @@ func (s *scanner) tokenInfo() hsm.TokenInfo {
 
 // sentinels keep their identity across the pipe; the bit of each is its place, so append only.
 var sentinels = []error{hsm.ErrKeyNotFound, hsm.ErrKeyExists, hsm.ErrKeyAmbiguous, hsm.ErrDeadline, hsm.ErrUnavailable,
-	hsm.ErrNeedsOperator, hsm.ErrBadSignature, context.Canceled, context.DeadlineExceeded}
+	hsm.ErrNeedsOperator, hsm.ErrBadSignature, context.Canceled, context.DeadlineExceeded, hsm.ErrNotCached, hsm.ErrNoWrapping}
 
 // A remoteError is an error of the child: its text, and what errors.Is and errors.As found in it there.
 type remoteError struct {
@@ -336,6 +378,8 @@ type StartParams struct {
 	// Profile is the name of a vendor profile.
 	Profile     string
 	MaxSessions int
+	// WrappedKeys is how many wrapped keys the token keeps unwrapped; 0: its own default.
+	WrappedKeys int
 	// Uses says where signatures are counted. Without a folder they are not, as in tests.
 	Uses UseLog
 	// BeforeLogin is to be called before each C_Login. It is set in the child, and not sent.
@@ -364,6 +408,9 @@ func (p StartParams) validate() error {
 	if p.MaxSessions < 1 || p.MaxSessions > 1024 {
 		return fmt.Errorf("hsm/worker: %d sessions, want 1 to 1024", p.MaxSessions)
 	}
+	if p.WrappedKeys < 0 || p.WrappedKeys > 1<<20 {
+		return fmt.Errorf("hsm/worker: %d wrapped keys, want at most %d", p.WrappedKeys, 1<<20)
+	}
 	return nil
 }
 
@@ -376,6 +423,7 @@ func startFrame(p StartParams) []byte {
 		b = addBytes(b, v)
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(p.MaxSessions))
+	b = binary.BigEndian.AppendUint32(b, uint32(p.WrappedKeys))
 	b = addBytes(b, p.Uses.Dir)
 	b = append(b, p.Uses.Life[:]...)
 	return end(addBytes(b, p.PIN))
@@ -388,7 +436,7 @@ func parseStart(body []byte) (StartParams, error) {
 		return StartParams{}, fmt.Errorf("%w: protocol version %d, want %d", errFrame, v, protocolVersion)
 	}
 	p := StartParams{Class: hsm.SlotClass(s.string()), Module: s.string(), ModuleArgs: s.string(), TokenLabel: s.string(), Profile: s.string(),
-		MaxSessions: int(s.u32()), Uses: UseLog{Dir: s.string()}}
+		MaxSessions: int(s.u32()), WrappedKeys: int(s.u32()), Uses: UseLog{Dir: s.string()}}
 	copy(p.Uses.Life[:], s.take(len(p.Uses.Life)))
 	p.PIN = s.bytes(maxPIN)
 	if err := s.done(); err != nil {

@@ -136,7 +136,7 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 	room := make(chan struct{}, params.MaxSessions+4)
 	for {
 		k, id, body, err := readFrame(in, maxRequest)
-		if err == nil && (k < kindInfo || k > kindRandom) {
+		if err == nil && (k < kindInfo || k > kindForget) {
 			err = fmt.Errorf("%w: kind %#x", errFrame, k)
 		}
 		if err != nil {
@@ -244,13 +244,38 @@ func (s *server) call(ctx context.Context, k kind, out []byte, in scanner) ([]by
 			return nil, err
 		}
 		answer, err := s.token.Do(ctx, label, op, data)
-		if err == nil && s.uses != nil && uselog.Counted(op) {
-			// Stopping is meant: a signature that nothing accounts for is not handed out.
-			if uerr := s.uses.Add(label, op, data, answer); uerr != nil {
-				return nil, fmt.Errorf("hsm/worker: the signature was withheld, its use cannot be recorded: %w: %w", hsm.ErrUnavailable, uerr)
-			}
+		return s.signed(out, label, op, data, answer, err)
+	case kindGenerateWrapped:
+		spec := hsm.KeySpec{Label: in.string(), ID: in.bytes(maxString), Algorithm: hsm.Algorithm(in.string())}
+		kek := in.string()
+		if err := in.done(); err != nil {
+			return nil, err
 		}
-		return addBytes(out, answer), err
+		info, blob, err := s.token.GenerateWrapped(ctx, spec, kek)
+		if err != nil {
+			return nil, err
+		}
+		if out, err = addKeyInfo(out, info); err != nil {
+			return nil, err
+		}
+		return addBytes(out, blob), nil
+	case kindDoWrapped:
+		key, op, data := in.wrapped(), hsm.Operation(in.string()), in.bytes(maxData)
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		if err := s.class.Check(op); err != nil {
+			return nil, err
+		}
+		answer, err := s.token.DoWrapped(ctx, key, op, data)
+		return s.signed(out, key.Label, op, data, answer, err)
+	case kindForget:
+		var digest [32]byte
+		copy(digest[:], in.take(len(digest)))
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		return out, s.token.ForgetWrapped(ctx, digest)
 	case kindRandom:
 		n := in.u32()
 		if err := in.done(); err != nil {
@@ -260,4 +285,15 @@ func (s *server) call(ctx context.Context, k kind, out []byte, in scanner) ([]by
 		return addBytes(out, answer), err
 	}
 	return nil, fmt.Errorf("%w: kind %#x", errFrame, k)
+}
+
+// signed records a use and adds the answer to out.
+func (s *server) signed(out []byte, label string, op hsm.Operation, data, answer []byte, err error) ([]byte, error) {
+	if err == nil && s.uses != nil && uselog.Counted(op) {
+		// Stopping is meant: a signature that nothing accounts for is not handed out.
+		if uerr := s.uses.Add(label, op, data, answer); uerr != nil {
+			return nil, fmt.Errorf("hsm/worker: the signature was withheld, its use cannot be recorded: %w: %w", hsm.ErrUnavailable, uerr)
+		}
+	}
+	return addBytes(out, answer), err
 }

@@ -78,9 +78,10 @@ func child() int {
 // A fakeToken does what the label says. ModuleArgs names a folder where it leaves traces.
 type fakeToken struct {
 	hsm.Token
-	dir string
-	rsa *rsa.PrivateKey
-	sm2 *sm2.PrivateKey
+	dir     string
+	wrapped sync.Map // digest to blob
+	rsa     *rsa.PrivateKey
+	sm2     *sm2.PrivateKey
 }
 
 // trace appends a byte to a file: it is atomic and survives SIGKILL.
@@ -158,6 +159,34 @@ func (f *fakeToken) GenerateKey(_ context.Context, spec hsm.KeySpec) (hsm.KeyInf
 		die()
 	}
 	return hsm.KeyInfo{Label: spec.Label, ID: spec.ID, Algorithm: spec.Algorithm, Sensitive: true}, nil
+}
+
+// GenerateWrapped answers a blob that names the wrapping key, so that a test can see what crossed.
+func (f *fakeToken) GenerateWrapped(_ context.Context, spec hsm.KeySpec, kek string) (hsm.KeyInfo, []byte, error) {
+	pub, err := sm2.NewPublicKey(annexKey)
+	return hsm.KeyInfo{Label: spec.Label, ID: spec.ID, Algorithm: spec.Algorithm, Public: pub, Sensitive: true, Extractable: true}, []byte("blob under " + kek), err
+}
+
+// DoWrapped has a key when its blob was brought since the child started.
+func (f *fakeToken) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Operation, data []byte) ([]byte, error) {
+	if _, have := f.wrapped.Load(key.Digest()); !have && key.Blob == nil {
+		trace(f.dir, "asked")
+		return nil, hsm.ErrNotCached
+	}
+	if key.Blob != nil {
+		trace(f.dir, "brought")
+		f.wrapped.Store(key.Digest(), string(key.Blob))
+	}
+	if len(data) == 0 {
+		return f.Do(ctx, "crash once", op, data)
+	}
+	blob, _ := f.wrapped.Load(key.Digest())
+	return fmt.Appendf(nil, "%s|%s|%s", key.Label, blob, data), nil
+}
+
+func (f *fakeToken) ForgetWrapped(_ context.Context, digest [32]byte) error {
+	f.wrapped.Delete(digest)
+	return nil
 }
 
 func (f *fakeToken) DestroyKey(_ context.Context, label string) error {
@@ -1263,4 +1292,48 @@ func BenchmarkDo(b *testing.B) {
 	b.ReportMetric(ratios[rounds/2], "worker/raw")
 	b.ReportMetric(ratios[0], "least")
 	b.ReportMetric(ratios[rounds-1], "most")
+}
+
+// TestWrappedKeys: a wrapped key's blob crosses once, and once more when the child that had it has gone; another slot class
+// does nothing with it.
+func TestWrappedKeys(t *testing.T) {
+	dir := t.TempDir()
+	c := start(t, config(t, dir, "right"))
+	ctx := t.Context()
+	info, blob, err := c.GenerateWrapped(ctx, hsm.KeySpec{Label: "staff/1", ID: []byte{1}, Algorithm: hsm.SM2}, "kek/1")
+	if err != nil || string(blob) != "blob under kek/1" || info.Label != "staff/1" || info.Public == nil || !info.Extractable {
+		t.Fatalf("GenerateWrapped = %+v, %q, %v", info, blob, err)
+	}
+	key, err := hsm.NewWrappedKey("staff/1", hsm.SM2, info.Public, "kek/1", blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		out, err := c.DoWrapped(ctx, key, hsm.SignSM2E, []byte("e"))
+		if err != nil || string(out) != "staff/1|blob under kek/1|e" {
+			t.Fatalf("DoWrapped = %q, %v", out, err)
+		}
+	}
+	if asked, brought := traced(t, dir, "asked"), traced(t, dir, "brought"); asked != 1 || brought != 1 {
+		t.Errorf("asked %d times for a blob that was brought %d times, want once", asked, brought)
+	}
+	if _, err := c.DoWrapped(ctx, hsm.WrappedRef([32]byte{1}, "x"), hsm.SignSM2E, []byte("e")); !errors.Is(err, hsm.ErrNotCached) {
+		t.Errorf("an unknown digest: %v", err)
+	}
+	if err := c.ForgetWrapped(ctx, key.Digest()); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.DoWrapped(ctx, key, hsm.SignSM2E, []byte("e")); err != nil || traced(t, dir, "brought") != 2 {
+		t.Errorf("after it was forgotten: %v, brought %d times", err, traced(t, dir, "brought"))
+	}
+	// The child dies with it.
+	if _, err := c.DoWrapped(ctx, key, hsm.SignSM2E, nil); err != nil {
+		t.Errorf("while the child died: %v", err)
+	}
+	if n := traced(t, dir, "brought"); n != 3 {
+		t.Errorf("brought %d times, want once more to the next child", n)
+	}
+	if _, err := c.DoWrapped(ctx, key, hsm.MACSM3, []byte("e")); hsm.ClassifyError(err) != hsm.ClassPermanent {
+		t.Errorf("another class's operation: %v", err)
+	}
 }

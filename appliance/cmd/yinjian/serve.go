@@ -196,7 +196,7 @@ func workerCommand() *cobra.Command {
 				}
 				return pkcs11.Open(ctx, pkcs11.Config{
 					Module: p.Module, ModuleArgs: p.ModuleArgs, TokenLabel: p.TokenLabel, PIN: p.PIN, Profile: profile,
-					MaxSessions: p.MaxSessions, BeforeLogin: p.BeforeLogin, Log: log,
+					MaxSessions: p.MaxSessions, WrappedKeys: p.WrappedKeys, BeforeLogin: p.BeforeLogin, Log: log,
 				})
 			})
 		},

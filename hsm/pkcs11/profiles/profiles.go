@@ -136,8 +136,9 @@ const (
 	ParameterID        = "id"         // the signer's ID, its bytes alone
 	ParameterKeyHandle = "key-handle" // CK_OBJECT_HANDLE
 	ParameterIV        = "iv"
-	ParameterGCM       = "gcm"        // CK_GCM_PARAMS
-	ParameterPSS       = "pss-sha256" // CK_RSA_PKCS_PSS_PARAMS: SHA-256, MGF1 with SHA-256, salt of 32 bytes
+	ParameterGCM       = "gcm"          // CK_GCM_PARAMS
+	ParameterGCMToken  = "gcm-token-iv" // CK_GCM_PARAMS without an IV: the token draws it and puts it before the ciphertext
+	ParameterPSS       = "pss-sha256"   // CK_RSA_PKCS_PSS_PARAMS: SHA-256, MGF1 with SHA-256, salt of 32 bytes
 
 	OutputRaw    = "raw"    // r ‖ s, 64 bytes
 	OutputDER    = "der"    // SM2Signature, or SM2Cipher (GM/T 0009-2012 §7.2, §7.3)
@@ -168,6 +169,10 @@ const (
 	SM4CBC         = "sm4-cbc"
 	SM4CBCPad      = "sm4-cbc-pad"
 	SM4GCM         = "sm4-gcm"
+
+	// C_WrapKey and C_UnwrapKey. A profile names them where the vendor says that these mechanisms wrap private keys.
+	SM4GCMWrap    = "sm4-gcm-wrap"
+	SM4CBCPadWrap = "sm4-cbc-pad-wrap"
 )
 
 // A rule says which forms an operation may have; none: the key must be missing.
@@ -202,6 +207,8 @@ var rules = map[string]rule{
 	SM4CBC:                  cbc,
 	SM4CBCPad:               cbc,
 	SM4GCM:                  {parameter: []string{ParameterGCM}},
+	SM4GCMWrap:              {parameter: []string{ParameterGCMToken}, key: KeySM4},
+	SM4CBCPadWrap:           {parameter: []string{ParameterIV}, key: KeySM4},
 	"sm4-mac":               {parameter: []string{ParameterNone, ParameterIV}},
 	"sm1-ecb":               ecb,
 	"sm1-cbc":               cbc,

@@ -1,0 +1,147 @@
+package pkcs11
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	p11 "github.com/miekg/pkcs11"
+
+	"yinjian/hsm"
+)
+
+// A KEKConfig says which wrapping key is to be on which token.
+type KEKConfig struct {
+	Module     string // absolute path
+	ModuleArgs string // as in Config
+	TokenLabel string
+	Profile    Profile
+	Label      string // CKA_LABEL
+	// Value is the key, KEKSize bytes. It is passed to C_CreateObject; the caller wipes it.
+	Value          []byte
+	SOPIN, UserPIN []byte // each is presented once; the caller wipes them
+}
+
+// KEKSize is how many bytes a wrapping key has.
+const KEKSize = 16
+
+// InstallKEK brings a wrapping key onto a token, as its user, and has the security officer mark it as trusted. It reads
+// the attributes back, and destroys a key that is not sensitive or could leave. A key with that label is an error
+// ([hsm.ErrKeyExists]): it is neither replaced nor marked.
+//
+// No Token may be open on the token in this process: login is for all of its sessions. A value that went through C_CreateObject
+// was outside, so CKA_LOCAL and CKA_NEVER_EXTRACTABLE stay false for ever. The module's copy of the value lies in memory that
+// is not wiped here.
+func InstallKEK(cfg KEKConfig) error {
+	if err := installKEK(cfg); err != nil {
+		return fmt.Errorf("hsm/pkcs11: wrapping key %q on token %q: %w", cfg.Label, cfg.TokenLabel, err)
+	}
+	return nil
+}
+
+func installKEK(cfg KEKConfig) error {
+	if cfg.Profile.Wrapping.Form == 0 {
+		return fmt.Errorf("%w: profile %q names no wrapping operation", hsm.ErrNoWrapping, cfg.Profile.Name)
+	}
+	if err := checkLabel(cfg.Label); err != nil {
+		return err
+	}
+	if len(cfg.Value) != KEKSize {
+		return fmt.Errorf("a value of %d bytes, want %d", len(cfg.Value), KEKSize)
+	}
+	if len(cfg.SOPIN) == 0 || len(cfg.UserPIN) == 0 {
+		return errors.New("both PINs are needed")
+	}
+	if err := cfg.Profile.checkPIN(cfg.UserPIN); err != nil {
+		return err
+	}
+	lib, err := acquireLibrary(cfg.Module, cfg.ModuleArgs, cfg.TokenLabel)
+	if err != nil {
+		return err
+	}
+	defer lib.release(cfg.TokenLabel)
+	lib.use.RLock()
+	defer lib.use.RUnlock()
+	if !lib.up {
+		return errStale
+	}
+	slot, _, err := lib.findToken(cfg.TokenLabel)
+	if err != nil {
+		return err
+	}
+	t := &Token{cfg: Config{Profile: cfg.Profile}, lib: lib} // for its searches alone
+	s, err := lib.ctx.OpenSession(slot, p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
+	if err != nil {
+		return call("C_OpenSession", err)
+	}
+	defer func() { _ = lib.ctx.CloseSession(s) }()
+
+	// 1. The user brings the key.
+	if err := t.login(s, cfg.UserPIN, false); err != nil {
+		return err
+	}
+	err = t.createKEK(s, cfg)
+	if lerr := call("C_Logout", lib.ctx.Logout(s)); err == nil {
+		err = lerr
+	}
+	if err != nil {
+		return err
+	}
+
+	// 2. The officer marks it. A stop before this leaves a key that wraps nothing that wants a trusted one.
+	if err := cfg.Profile.translate(lib.login(s, p11.CKU_SO, cfg.SOPIN)); err != nil {
+		return err
+	}
+	defer func() { _ = lib.ctx.Logout(s) }()
+	found, err := t.objects(s, 2, p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_SECRET_KEY)), p11.NewAttribute(p11.CKA_LABEL, cfg.Label))
+	if err == nil {
+		err = exactlyOne(len(found))
+	}
+	if err != nil {
+		return fmt.Errorf("as the security officer sees it: %w", err)
+	}
+	if err := lib.ctx.SetAttributeValue(s, found[0], []*p11.Attribute{p11.NewAttribute(p11.CKA_TRUSTED, true)}); err != nil {
+		return fmt.Errorf("marking it as trusted: %w", call("C_SetAttributeValue", err))
+	}
+	a, err := t.attributes(s, found[0], p11.CKA_TRUSTED)
+	if err == nil && !boolean(a[p11.CKA_TRUSTED]) {
+		err = errors.New("the token says that it is not trusted")
+	}
+	return err
+}
+
+// createKEK is C_CreateObject, unless the label is taken, and a look at what came of it.
+func (t *Token) createKEK(s p11.SessionHandle, cfg KEKConfig) error {
+	found, err := t.objects(s, 1, p11.NewAttribute(p11.CKA_LABEL, cfg.Label))
+	if err != nil {
+		return err
+	}
+	if len(found) > 0 {
+		return hsm.ErrKeyExists
+	}
+	kek := cfg.Profile.Wrapping.KEK
+	value := bytes.Clone(cfg.Value)
+	defer zeroise(value)
+	template := kek.finish([]*p11.Attribute{
+		p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_SECRET_KEY)), p11.NewAttribute(p11.CKA_KEY_TYPE, kek.KeyType),
+		p11.NewAttribute(p11.CKA_TOKEN, true), p11.NewAttribute(p11.CKA_PRIVATE, true),
+		p11.NewAttribute(p11.CKA_SENSITIVE, true), p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
+		p11.NewAttribute(p11.CKA_WRAP, true), p11.NewAttribute(p11.CKA_UNWRAP, true),
+		p11.NewAttribute(p11.CKA_ENCRYPT, false), p11.NewAttribute(p11.CKA_DECRYPT, false),
+		p11.NewAttribute(p11.CKA_LABEL, cfg.Label), p11.NewAttribute(p11.CKA_VALUE, value),
+	}, kek.Private)
+	h, err := t.lib.ctx.CreateObject(s, template)
+	if err != nil {
+		return call("C_CreateObject", err)
+	}
+	a, err := t.attributes(s, h, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE, p11.CKA_DECRYPT)
+	if err == nil && (!boolean(a[p11.CKA_SENSITIVE]) || len(a[p11.CKA_EXTRACTABLE]) != 1 || boolean(a[p11.CKA_EXTRACTABLE]) || boolean(a[p11.CKA_DECRYPT])) {
+		err = errors.New("the token made the key readable, extractable or able to decrypt; it was destroyed")
+	}
+	if err != nil {
+		if derr := t.lib.ctx.DestroyObject(s, h); derr != nil {
+			err = fmt.Errorf("%w; destroying it: %w", err, call("C_DestroyObject", derr))
+		}
+	}
+	return err
+}
