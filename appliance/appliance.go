@@ -591,11 +591,7 @@ func (a *Appliance) waitForTime(ctx context.Context) error {
 }
 
 func (a *Appliance) objectOf(ctx context.Context, e *audit.Entry) ([]byte, error) {
-	p, ok := e.Payload("object")
-	if !ok {
-		return nil, fmt.Errorf("entry %d has no object", e.Sequence)
-	}
-	return a.journal.Payload(ctx, p.SM3)
+	return a.journal.Payload(ctx, e, "object")
 }
 
 func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*ca.Authority) error {

@@ -96,8 +96,8 @@ func TestApplicationLimits(t *testing.T) {
 	}
 	var written []string
 	if err := h.Journal.State(t.Context(), func(r audit.Record) error {
-		if p, ok := r.Entry.Payload("object"); ok && strings.HasPrefix(r.Entry.Kind, "account.application") {
-			b, err := h.Journal.Payload(t.Context(), p.SM3)
+		if _, ok := r.Entry.Payload("object"); ok && strings.HasPrefix(r.Entry.Kind, "account.application") {
+			b, err := h.Journal.Payload(t.Context(), &r.Entry, "object")
 			written = append(written, r.Entry.Text("act")+" "+string(b))
 			return err
 		}

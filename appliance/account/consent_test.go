@@ -693,8 +693,7 @@ func TestGrantIsJournalled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, _ := rec.Entry.Payload("authorization")
-	stored, err := w.Journal.Payload(t.Context(), p.SM3)
+	stored, err := w.Journal.Payload(t.Context(), &rec.Entry, "authorization")
 	if err != nil || rec.Entry.Kind != "consent.authorization/granted" || rec.Entry.Object != "D001" {
 		t.Fatalf("%+v, %v", rec.Entry, err)
 	}

@@ -843,8 +843,7 @@ func TestReplayReadsTheNewestLists(t *testing.T) {
 			if r.Entry.Kind == "trust.crl/outcome" {
 				read++
 			}
-			p, _ := r.Entry.Payload(name)
-			return c.Journal.Payload(t.Context(), p.SM3)
+			return c.Journal.Payload(t.Context(), &r.Entry, name)
 		})
 	}))
 	c.must(nil, d.Settle(t.Context()))

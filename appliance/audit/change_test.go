@@ -16,7 +16,7 @@ import (
 func (s *memStore) clone() *memStore {
 	c := newMemStore()
 	for _, r := range s.rows {
-		r.DER, r.Leaf, r.Chain, r.Ref = bytes.Clone(r.DER), bytes.Clone(r.Leaf), bytes.Clone(r.Chain), bytes.Clone(r.Ref)
+		r.DER, r.Leaf, r.Chain, r.Ref, r.Own = bytes.Clone(r.DER), bytes.Clone(r.Leaf), bytes.Clone(r.Chain), bytes.Clone(r.Ref), bytes.Clone(r.Own)
 		c.rows = append(c.rows, r)
 	}
 	c.nodes = maps.Clone(s.nodes)
@@ -138,6 +138,22 @@ var changes = []func(*rand.Rand, *memStore) (string, int){
 		return "payload", -2
 	},
 	func(r *rand.Rand, s *memStore) (string, int) {
+		k := 1 + r.IntN(len(s.rows)-1) // the first is the epoch's, which has no payload
+		switch r.IntN(4) {
+		case 0:
+			s.rows[k].Own = nil
+			return "payloads of a row deleted", k
+		case 1:
+			s.rows[k].Own = append(s.rows[k].Own, s.rows[1+k%(len(s.rows)-1)].Own...)
+			return "payloads added to a row", k
+		case 2:
+			s.rows[k].Own = append(s.rows[k].Own, byte(r.IntN(256)))
+			return "byte added to a row's payloads", k
+		}
+		flip(r, s.rows[k].Own)
+		return "payload in a row", k
+	},
+	func(r *rand.Rand, s *memStore) (string, int) {
 		c := &s.checkpoints[r.IntN(len(s.checkpoints))]
 		if r.IntN(2) == 0 {
 			flip(r, c.Note)
@@ -163,7 +179,10 @@ func TestVerifyFindsAnyChange(t *testing.T) {
 		d := draft(i)
 		d.Ref = bytes.Repeat([]byte{byte(i + 1)}, 32)
 		d.State = i%5 == 0
-		d.Payloads = []audit.Attachment{{Name: "p", MediaType: "text/plain", Data: fmt.Append(nil, "payload ", i)}}
+		d.Payloads = []audit.Attachment{
+			{Name: "p", MediaType: "text/plain", Data: fmt.Append(nil, "payload ", i)},
+			{Name: "s", MediaType: "text/plain", Data: fmt.Append(nil, "shared ", i), Shared: true},
+		}
 		r, err := j.Append(t.Context(), d)
 		if err != nil {
 			t.Fatal(err)

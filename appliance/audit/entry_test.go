@@ -3,6 +3,7 @@ package audit_test
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"flag"
 	"fmt"
 	"math"
@@ -220,6 +221,29 @@ func FuzzParseEntry(f *testing.F) {
 		again, err := e.Marshal()
 		if err != nil || !bytes.Equal(again, der) {
 			t.Errorf("%x parses and encodes to %x, %v", der, again, err)
+		}
+	})
+}
+
+func FuzzParseOwn(f *testing.F) {
+	one := audit.Blob{Sum: audit.Sum([]byte("one")), Data: []byte("one")}
+	f.Add([]byte{})
+	f.Add(audit.AppendOwn(nil, one))
+	f.Add(audit.AppendOwn(audit.AppendOwn(nil, audit.Blob{}), one))
+	f.Fuzz(func(t *testing.T, own []byte) {
+		blobs, err := audit.ParseOwn(own)
+		if err != nil {
+			if !errors.Is(err, audit.ErrCorrupt) {
+				t.Errorf("ParseOwn = %v", err)
+			}
+			return
+		}
+		var again []byte
+		for _, b := range blobs {
+			again = audit.AppendOwn(again, b)
+		}
+		if !bytes.Equal(again, own) {
+			t.Errorf("%x parses and encodes to %x", own, again)
 		}
 	})
 }

@@ -6,3 +6,5 @@ func (j *Journal) Waiting() int {
 	defer j.mu.Unlock()
 	return len(j.waiting)
 }
+
+var AppendOwn = appendOwn

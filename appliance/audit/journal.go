@@ -47,7 +47,8 @@ type Attachment struct {
 	Name      string
 	MediaType string
 	Data      []byte
-	// Shared says that the same bytes recur in many entries, as certificates and CRLs do: their digest is remembered.
+	// Shared says that the same bytes recur in many entries, as certificates and CRLs do: their digest is remembered, and
+	// they are stored once a segment. Others are kept with their entry, if they are short.
 	Shared bool
 }
 
@@ -257,7 +258,8 @@ func (s *sharedSums) sum(data []byte) Hash {
 type request struct {
 	draft    Draft
 	payloads []Payload // sorted, with digests
-	blobs    []Blob
+	own      []byte    // payloads for the entry's row
+	blobs    []Blob    // and the others
 	cost     int64
 	taken    bool // guarded by Journal.mu: no longer to be cancelled
 	internal bool
@@ -471,7 +473,11 @@ func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 			sum = Sum(p.Data)
 		}
 		r.payloads = append(r.payloads, Payload{p.Name, p.MediaType, int64(len(p.Data)), sum})
-		r.blobs = append(r.blobs, Blob{sum, p.Data})
+		if b := (Blob{sum, p.Data}); p.Shared || len(p.Data) > maxOwnPayload || len(r.own)+len(p.Data) > maxOwn {
+			r.blobs = append(r.blobs, b)
+		} else {
+			r.own = appendOwn(r.own, b)
+		}
 		r.cost += int64(len(p.Data))
 	}
 	if r.cost > MaxDraftBytes+draftCost {
@@ -856,7 +862,7 @@ func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) 
 		}
 		b.Rows = append(b.Rows, Row{
 			Sequence: int64(e.Sequence), Kind: e.Kind, Ref: e.Ref, Change: r.draft.State,
-			Leaf: bytes.Clone(next.leaf[:]), Chain: bytes.Clone(next.chain[:]), DER: der,
+			Leaf: bytes.Clone(next.leaf[:]), Chain: bytes.Clone(next.chain[:]), DER: der, Own: r.own,
 		})
 		b.Blobs = append(b.Blobs, r.blobs...)
 		if len(e.Ref) > 0 {

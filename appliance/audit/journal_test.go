@@ -313,8 +313,8 @@ func TestFieldsAreSorted(t *testing.T) {
 	if n, ok := e.Change(); !ok || n != 1 {
 		t.Errorf("Change = %d, %v, want 1: the epoch's entry is 0", n, ok)
 	}
-	for sum, want := range map[audit.Hash]string{e.Payloads[0].SM3: "1", e.Payloads[1].SM3: "2"} {
-		if data, err := j.Payload(t.Context(), sum); err != nil || string(data) != want {
+	for name, want := range map[string]string{"p": "1", "q": "2"} {
+		if data, err := j.Payload(t.Context(), e, name); err != nil || string(data) != want {
 			t.Errorf("payload = %q, %v, want %q", data, err, want)
 		}
 	}

@@ -94,16 +94,9 @@ func (j *Journal) ByRef(ctx context.Context, ref []byte) ([]Record, error) {
 	return out, nil
 }
 
-// Payload answers the bytes with this digest, checked.
-func (j *Journal) Payload(ctx context.Context, sum Hash) ([]byte, error) {
-	data, err := j.store.Blob(ctx, 0, sum)
-	if err != nil {
-		return nil, fmt.Errorf("audit: payload %s: %w", sum, err)
-	}
-	if Sum(data) != sum {
-		return nil, fmt.Errorf("%w: payload %s hashes to %s", ErrCorrupt, sum, Sum(data))
-	}
-	return data, nil
+// Payload is [ReadPayload] from the journal's store.
+func (j *Journal) Payload(ctx context.Context, e *Entry, name string) ([]byte, error) {
+	return ReadPayload(ctx, j.store, e, name)
 }
 
 // errStop ends a scan whose caller has seen enough; errEnd one that has come to its end.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"slices"
 	"time"
 
 	"github.com/emmansun/gmsm/sm3"
@@ -31,6 +32,8 @@ type Row struct {
 	Leaf     []byte // 32 bytes
 	Chain    []byte // 32 bytes
 	DER      []byte
+	// Own holds payloads that are this entry's alone, in the form that [ParseOwn] reads; nil: there are none.
+	Own []byte
 }
 
 // A Node is an inner node that became complete: the root of a perfect subtree, Level ≥ 1.
@@ -39,17 +42,81 @@ type Node struct {
 	Hash Hash
 }
 
-// A Blob is a payload, stored under its digest.
+// A Blob is a payload and its digest.
 type Blob struct {
 	Sum  Hash
 	Data []byte
+}
+
+// What is kept in an entry's row. An index of digests is random, so that each payload in it changes a page of its own:
+// a signature and its authorisation, which nobody looks up but by their entry, have no place there.
+const (
+	maxOwnPayload = 16 << 10 // one payload
+	maxOwn        = 64 << 10 // all of a row, which is read as a whole
+)
+
+// appendOwn adds a payload to those of its row: digest, length (4 bytes, big-endian), bytes.
+func appendOwn(own []byte, b Blob) []byte {
+	own = append(own, b.Sum[:]...)
+	own = binary.BigEndian.AppendUint32(own, uint32(len(b.Data)))
+	return append(own, b.Data...)
+}
+
+// ParseOwn reads [Row].Own; the data are parts of it. The digests are as they are stored: they are not compared with
+// the data. Other bytes than the journal writes are [ErrCorrupt].
+func ParseOwn(own []byte) ([]Blob, error) {
+	var out []Blob
+	for rest := own; len(rest) > 0; {
+		if len(rest) < len(Hash{})+4 {
+			return nil, fmt.Errorf("%w: payloads in a row end in %d bytes that are none", ErrCorrupt, len(rest))
+		}
+		sum, n := Hash(rest[:len(Hash{})]), binary.BigEndian.Uint32(rest[len(Hash{}):])
+		if rest = rest[len(Hash{})+4:]; uint64(n) > uint64(len(rest)) {
+			return nil, fmt.Errorf("%w: a payload in a row has %d bytes, %d are there", ErrCorrupt, n, len(rest))
+		}
+		out = append(out, Blob{sum, rest[:n:n]})
+		rest = rest[n:]
+	}
+	return out, nil
+}
+
+// ReadPayload answers the entry's payload of that name, checked against the digest that the entry has of it. An entry
+// without it, or a payload that is gone, is [ErrNotFound].
+func ReadPayload(ctx context.Context, store Store, e *Entry, name string) ([]byte, error) {
+	p, ok := e.Payload(name)
+	if !ok {
+		return nil, fmt.Errorf("audit: entry %d has no payload %q: %w", e.Sequence, name, ErrNotFound)
+	}
+	data, err := findPayload(ctx, store, e.Sequence, p.SM3)
+	if err == nil && Sum(data) != p.SM3 {
+		err = fmt.Errorf("%w: it hashes to %s", ErrCorrupt, Sum(data))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("audit: entry %d: payload %q, SM3 %s: %w", e.Sequence, name, p.SM3, err)
+	}
+	return data, nil
+}
+
+func findPayload(ctx context.Context, store Store, sequence uint64, sum Hash) ([]byte, error) {
+	row, err := store.Row(ctx, sequence)
+	if err != nil {
+		return nil, err
+	}
+	own, err := ParseOwn(row.Own)
+	if err != nil {
+		return nil, err
+	}
+	if i := slices.IndexFunc(own, func(b Blob) bool { return b.Sum == sum }); i >= 0 {
+		return own[i].Data, nil
+	}
+	return store.Blob(ctx, 0, sum)
 }
 
 // A Batch is written as a whole or not at all. Rows are contiguous and continue the store's last row.
 type Batch struct {
 	Rows  []Row
 	Nodes []Node
-	Blobs []Blob
+	Blobs []Blob    // payloads that are not in their rows
 	Seal  *HeadSeal // of the head that the batch makes; it replaces the one before. nil: that one stays
 }
 
@@ -124,10 +191,10 @@ type Store interface {
 	Node(ctx context.Context, id NodeID) (Hash, error)
 	// NodeCount is the number of inner nodes kept in a segment.
 	NodeCount(ctx context.Context, segment int) (uint64, error)
-	// Blob answers a payload. With segment 0 all segments are searched, the newest first.
+	// Blob answers a payload that is not in its row. With segment 0 all segments are searched, the newest first.
 	Blob(ctx context.Context, segment int, sum Hash) ([]byte, error)
 
-	// Blobs calls fn with the digests under which a segment's payloads are stored, in any order.
+	// Blobs calls fn with the digests under which a segment's payloads are stored outside rows, in any order.
 	Blobs(ctx context.Context, segment int, fn func(Hash) error) error
 
 	// PutCheckpoint stores a checkpoint durably; a size is stored once.

@@ -816,13 +816,16 @@ func (v *verifier) row(r Row, end, total uint64) error {
 	}
 
 	// 4. What the entry says.
+	own, ownErr := ParseOwn(r.Own)
 	if parseErr == nil {
 		for _, p := range e.Payloads {
-			v.stored = append(v.stored, binary.BigEndian.Uint64(p.SM3[:]))
+			if !slices.ContainsFunc(own, func(b Blob) bool { return b.Sum == p.SM3 }) {
+				v.stored = append(v.stored, binary.BigEndian.Uint64(p.SM3[:]))
+			}
 		}
 	}
 	if parseErr == nil && !moved {
-		if err := v.content(r, e); err != nil {
+		if err := v.content(r, e, own, ownErr); err != nil {
 			return err
 		}
 	}
@@ -946,7 +949,7 @@ func changedWithLeaf(f *Finding) {
 }
 
 // content checks the columns, the node, the epoch, the number of the change of state, the seal, and the payloads.
-func (v *verifier) content(r Row, e *Entry) error {
+func (v *verifier) content(r Row, e *Entry, own []Blob, ownErr error) error {
 	at := Finding{Sequence: e.Sequence, Ref: hex.EncodeToString(e.Ref)}
 	_, isChange := e.Change()
 	for _, c := range []struct {
@@ -999,14 +1002,29 @@ func (v *verifier) content(r Row, e *Entry) error {
 			v.find(f)
 		}
 	}
+	if ownErr != nil {
+		f := at
+		f.Kind, f.Detail = PayloadChanged, fmt.Sprintf("the payloads in the row of entry %d were changed: %v", e.Sequence, ownErr)
+		f.DetailZH = fmt.Sprintf("第 %d 条记录行内所存的附件被改动：%v", e.Sequence, ownErr)
+		v.find(f)
+	}
 	for _, p := range e.Payloads {
 		v.report.Payloads++
-		if v.checked[p.SM3] {
+		var data []byte
+		var err error
+		i := slices.IndexFunc(own, func(b Blob) bool { return b.Sum == p.SM3 })
+		switch {
+		case i >= 0:
+			data = own[i].Data
+			own = slices.Delete(own, i, i+1)
+		case v.checked[p.SM3]:
 			continue
+		default:
+			data, err = v.store.Blob(v.ctx, v.seg.Number, p.SM3)
 		}
-		data, err := v.store.Blob(v.ctx, v.seg.Number, p.SM3)
 		f := at
 		switch {
+		case errors.Is(err, ErrNotFound) && ownErr != nil: // named above
 		case errors.Is(err, ErrNotFound):
 			f.Kind, f.Detail = PayloadMissing, fmt.Sprintf("payload %q of entry %d is gone (SM3 %s)", p.Name, e.Sequence, p.SM3)
 			f.DetailZH = fmt.Sprintf("第 %d 条记录的附件 %q 缺失（SM3 %s）", e.Sequence, p.Name, p.SM3)
@@ -1017,9 +1035,15 @@ func (v *verifier) content(r Row, e *Entry) error {
 			f.Kind, f.Detail = PayloadChanged, fmt.Sprintf("payload %q of entry %d was changed (recorded SM3 %s)", p.Name, e.Sequence, p.SM3)
 			f.DetailZH = fmt.Sprintf("第 %d 条记录的附件 %q 被改动（登记的 SM3 为 %s）", e.Sequence, p.Name, p.SM3)
 			v.find(f)
-		case len(v.checked) < 1<<16:
+		case i < 0 && len(v.checked) < 1<<16:
 			v.checked[p.SM3] = true
 		}
+	}
+	if len(own) > 0 {
+		f := at
+		f.Kind, f.Detail = PayloadAdded, fmt.Sprintf("beside entry %d is kept what it does not have as a payload (SM3 %s)", e.Sequence, own[0].Sum)
+		f.DetailZH = fmt.Sprintf("第 %d 条记录旁存有并非其附件的内容（登记的 SM3 为 %s）", e.Sequence, own[0].Sum)
+		v.find(f)
 	}
 	return nil
 }

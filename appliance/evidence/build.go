@@ -11,7 +11,7 @@ import (
 
 // A Source is what a bundle is built from. *audit.Journal is one.
 type Source interface {
-	Payload(ctx context.Context, sm3 audit.Hash) ([]byte, error)
+	Payload(ctx context.Context, e *audit.Entry, name string) ([]byte, error)
 	WaitCheckpoint(ctx context.Context, sequence uint64) (audit.Checkpoint, error)
 	InclusionProof(ctx context.Context, sequence, size uint64) ([]audit.Hash, error)
 }
@@ -57,7 +57,7 @@ func Build(ctx context.Context, s Source, rec audit.Record) (*Bundle, error) {
 		b.Journal.Inclusion = append(b.Journal.Inclusion, h[:])
 	}
 	for _, p := range e.Payloads { // sorted by name: certificate.0 comes before certificate.1
-		data, err := s.Payload(ctx, p.SM3)
+		data, err := s.Payload(ctx, e, p.Name)
 		if err != nil {
 			return nil, fmt.Errorf("evidence: payload %s of entry %d: %w", p.Name, rec.Sequence, err)
 		}

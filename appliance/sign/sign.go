@@ -56,7 +56,7 @@ type Journal interface {
 	// Expect says that an Append may come before done is called.
 	Expect() (done func())
 	ByRef(ctx context.Context, ref []byte) ([]audit.Record, error)
-	Payload(ctx context.Context, sm3 audit.Hash) ([]byte, error)
+	Payload(ctx context.Context, e *audit.Entry, name string) ([]byte, error)
 	WaitCheckpoint(ctx context.Context, sequence uint64) (audit.Checkpoint, error)
 	InclusionProof(ctx context.Context, sequence, size uint64) ([]audit.Hash, error)
 }
@@ -506,13 +506,7 @@ func (s *Service) replay(ctx context.Context, e *audit.Entry, q *Request, body [
 	}
 	r := resultOf(e)
 	r.Replayed = true
-	payload := func(name string) ([]byte, error) {
-		p, ok := e.Payload(name)
-		if !ok {
-			return nil, audit.ErrNotFound
-		}
-		return s.cfg.Journal.Payload(ctx, p.SM3)
-	}
+	payload := func(name string) ([]byte, error) { return s.cfg.Journal.Payload(ctx, e, name) }
 	stored, err := payload("signature")
 	if err != nil {
 		return nil, journalProblem(err)
@@ -521,10 +515,11 @@ func (s *Service) replay(ctx context.Context, e *audit.Entry, q *Request, body [
 		return nil, err
 	}
 	for i := 0; ; i++ {
-		c, err := payload(fmt.Sprintf("certificate.%d", i))
-		if errors.Is(err, audit.ErrNotFound) && i > 0 {
+		name := fmt.Sprintf("certificate.%d", i)
+		if _, ok := e.Payload(name); !ok && i > 0 {
 			break
 		}
+		c, err := payload(name)
 		if err != nil {
 			return nil, journalProblem(err)
 		}

@@ -185,7 +185,7 @@ func TestDocumentIsNotStored(t *testing.T) {
 	err := w.Journal.Range(t.Context(), 0, func(r audit.Record) error {
 		all := [][]byte{r.EntryDER}
 		for _, p := range r.Entry.Payloads {
-			data, err := w.Journal.Payload(t.Context(), p.SM3)
+			data, err := w.Journal.Payload(t.Context(), &r.Entry, p.Name)
 			if err != nil {
 				return err
 			}

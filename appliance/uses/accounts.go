@@ -83,23 +83,12 @@ const (
 
 // settle calls fn with the signatures that the entry accounts for.
 func settle(ctx context.Context, store audit.Store, e *audit.Entry, fn func(uselog.Hash, settled)) error {
-	read := func(p audit.Payload) ([]byte, error) {
-		b, err := store.Blob(ctx, 0, p.SM3)
-		if err == nil && audit.Sum(b) != p.SM3 {
-			err = fmt.Errorf("%w: it hashes to %s", audit.ErrCorrupt, audit.Sum(b))
-		}
-		if err != nil {
-			return nil, fmt.Errorf("entry %d: payload %s: %w", e.Sequence, p.Name, err)
-		}
-		return b, nil
-	}
 	switch e.Kind {
 	case KindDiscarded, KindUnaccounted:
-		p, ok := e.Payload("uses")
-		if !ok {
+		if _, ok := e.Payload("uses"); !ok {
 			return nil
 		}
-		b, err := read(p)
+		b, err := audit.ReadPayload(ctx, store, e, "uses")
 		if err != nil {
 			return err
 		}
@@ -129,13 +118,13 @@ func settle(ctx context.Context, store audit.Store, e *audit.Entry, fn func(usel
 		case signs && p.Name == "signature" && p.MediaType == "application/octet-stream":
 			fn(uselog.Hash(p.SM3), byEntry) // raw: the payload is the signature
 		case p.MediaType == "application/json":
-			b, err := read(p)
+			b, err := audit.ReadPayload(ctx, store, e, p.Name)
 			if err != nil {
 				return err
 			}
 			inJSON(b, func(v []byte) { fn(sm3.Sum(v), byEntry) })
 		case strings.HasPrefix(p.MediaType, "application/"):
-			b, err := read(p)
+			b, err := audit.ReadPayload(ctx, store, e, p.Name)
 			if err != nil {
 				return err
 			}

@@ -161,11 +161,10 @@ func (rep *Report) history(ctx context.Context, store audit.Store) error {
 				rep.Damages = append(rep.Damages, BrokenAt{e.Sequence, uselog.Damage{Slot: e.Object, What: e.Text("what"), Number: uint64(n), Detail: e.Text("detail")}})
 				return nil
 			}
-			p, ok := e.Payload("uses")
-			if !ok {
+			if _, ok := e.Payload("uses"); !ok {
 				return nil
 			}
-			b, err := store.Blob(ctx, 0, p.SM3)
+			b, err := audit.ReadPayload(ctx, store, e, "uses")
 			var l list
 			if err == nil {
 				err = json.Unmarshal(b, &l)

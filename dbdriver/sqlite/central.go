@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -47,7 +48,7 @@ func OpenCentral(ctx context.Context, file string) (*Central, error) {
 		db.Close()
 		return nil, fmt.Errorf("sqlite: opening central database: journal mode %q: %w", mode, classify(err))
 	}
-	err = migrate(ctx, db, "central")
+	err = migrate(ctx, db, "central", math.MaxInt64)
 	if err == nil {
 		err = c.schema.check(ctx, db)
 	}

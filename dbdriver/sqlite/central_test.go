@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"crypto/hmac"
+
 	"github.com/emmansun/gmsm/sm3"
 
 	"yinjian/appliance/audit"

@@ -150,7 +150,7 @@ func signDraft(i int) audit.Draft {
 		},
 		Payloads: []audit.Attachment{
 			{Name: "signature", MediaType: "application/cms", Data: fmt.Appendf(nil, "signature value %d", i)},
-			{Name: "certificate", MediaType: "application/pkix-cert", Data: fmt.Appendf(nil, "certificate %d", i%7)},
+			{Name: "certificate", MediaType: "application/pkix-cert", Data: fmt.Appendf(nil, "certificate %d", i%7), Shared: true},
 		},
 	}
 }

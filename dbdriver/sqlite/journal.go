@@ -44,16 +44,21 @@ type JournalConfig struct {
 }
 
 const (
-	formatNo      = 1
+	formatNo      = 2
 	defaultLength = 1_000_000
-	pageRows      = 128  // rows of one read; bounds memory, an entry has at most 256 KiB
+	pageRows      = 128  // rows of one read; bounds memory, an entry with what is in its row has at most 320 KiB
 	recentBlobs   = 4096 // digests remembered, so that certificates and CRLs are not sent to the disk again
 )
+
+// formatMigrations are the last migrations of the segments' formats. Format 1 kept every payload in yj_blob, under its
+// digest; format 2 keeps in own_data those that are one entry's alone. A sealed segment stays as it is; the active one
+// is brought to formatNo when the journal is opened for writing.
+var formatMigrations = [...]int64{1: 9, 2: 10}
 
 // Journal is an audit.Store. See [OpenJournal].
 type Journal struct {
 	cfg    JournalConfig
-	schema *schema
+	schema *schema    // of formatNo
 	locks  []*os.File // none when read only
 	index  *refIndex  // nil when read only
 
@@ -76,6 +81,7 @@ type Journal struct {
 // A segment is one file.
 type segment struct {
 	number int
+	format int // 0: its head could not be read
 	first  uint64
 	file   string
 	// writable: the journal was opened for writing, so that what a failed write left may be rolled back.
@@ -127,7 +133,7 @@ func OpenJournal(ctx context.Context, cfg JournalConfig) (*Journal, error) {
 	}
 	j := &Journal{cfg: cfg, doubt: true, recent: map[audit.Hash]bool{}}
 	var err error
-	if j.schema, err = journalSchema(); err != nil {
+	if j.schema, err = journalSchemas[formatNo](); err != nil {
 		return nil, err
 	}
 	if err := j.open(ctx); err != nil {
@@ -256,7 +262,10 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 			if err != nil {
 				return err
 			}
-			_, err = j.inspect(ctx, s, db)
+			_, err = s.inspect(ctx, db)
+			if err == nil && active && s.seal == nil && s.format < formatNo {
+				err = s.upgrade(ctx, db)
+			}
 			db.Close()
 			if err == nil && s.seal != nil {
 				err = finishFile(ctx, s.file) // the stop came inside Roll
@@ -275,7 +284,7 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 		return err
 	}
 	s.read.SetConnMaxIdleTime(time.Minute) // sealed segments can be many
-	readable, err := j.inspect(ctx, s, s.read)
+	readable, err := s.inspect(ctx, s.read)
 	if readable && err == nil && s.write != nil {
 		err = j.filterRefs(ctx, s)
 	}
@@ -318,12 +327,12 @@ func rewriteLog(name string) error {
 
 // inspect reads the segment's head and compares the file's schema. readable is false when tables are gone or others
 // stand in their place.
-func (j *Journal) inspect(ctx context.Context, s *segment, db *sql.DB) (readable bool, err error) {
+func (s *segment) inspect(ctx context.Context, db *sql.DB) (readable bool, err error) {
 	headErr := s.readHead(ctx, db)
 	if errors.Is(headErr, errFormat) {
 		return true, headErr
 	}
-	found, lost, err := j.schema.differences(ctx, db)
+	found, lost, err := s.differences(ctx, db)
 	if err != nil {
 		return true, err
 	}
@@ -338,6 +347,61 @@ func (j *Journal) inspect(ctx context.Context, s *segment, db *sql.DB) (readable
 	return true, schemaError(found)
 }
 
+// differences compares the file with the schema of its format, see [schema.differences].
+func (s *segment) differences(ctx context.Context, db *sql.DB) (found []string, lost bool, err error) {
+	want, err := s.made()
+	if err != nil {
+		return nil, false, err
+	}
+	return want.differences(ctx, db)
+}
+
+func (s *segment) made() (*schema, error) {
+	if s.format == 0 {
+		return journalSchemas[formatNo]()
+	}
+	return journalSchemas[s.format]()
+}
+
+// upgrade brings a segment of an earlier format to formatNo, in one transaction. What it holds stays where it is.
+func (s *segment) upgrade(ctx context.Context, db *sql.DB) error {
+	made, err := s.made()
+	if err != nil {
+		return err
+	}
+	files, err := migrationFiles("journal", formatMigrations[formatNo])
+	if err != nil {
+		return err
+	}
+	err = inTx(ctx, db, func(tx *sql.Tx) error {
+		if err := made.unchanged(ctx, tx, nil); err != nil {
+			return err
+		}
+		for _, m := range files {
+			if m.no <= formatMigrations[s.format] {
+				continue
+			}
+			if err := m.apply(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return one(tx.ExecContext(ctx, updateFormat, formatNo, s.number))
+	})
+	if err != nil {
+		return fmt.Errorf("bringing it from format %d to %d: %w", s.format, formatNo, err)
+	}
+	s.format = formatNo
+	return nil
+}
+
+// text is a statement that reads entries, for the segment's format.
+func (s *segment) text(statement string) string {
+	if s.format == 1 {
+		return strings.Replace(statement, "own_data", "NULL", 1)
+	}
+	return statement
+}
+
 // SchemaChanges implements audit.Store.
 func (j *Journal) SchemaChanges(ctx context.Context, number int) ([]string, error) {
 	segs, err := j.list()
@@ -350,7 +414,7 @@ func (j *Journal) SchemaChanges(ctx context.Context, number int) ([]string, erro
 		}
 		found := s.schema
 		err := s.query(func(db *sql.DB) (err error) {
-			found, _, err = j.schema.differences(ctx, db)
+			found, _, err = s.differences(ctx, db)
 			return err
 		})
 		if s.err != nil { // which was told already
@@ -371,9 +435,10 @@ func (s *segment) readHead(ctx context.Context, db *sql.DB) error {
 	if number != s.number || first < 0 {
 		return fmt.Errorf("%w: the file says it is segment %d from %d", audit.ErrCorrupt, number, first)
 	}
-	if format != formatNo {
+	if format < 1 || format > formatNo {
 		return fmt.Errorf("%w: %d", errFormat, format)
 	}
+	s.format = format
 	s.first = uint64(first)
 	if seal != nil {
 		parsed, err := audit.ParseSeal(seal)
@@ -554,7 +619,7 @@ func buildSegment(ctx context.Context, file string, number int, first uint64, he
 		return err
 	}
 	defer db.Close()
-	if err := migrate(ctx, db, "journal"); err != nil {
+	if err := migrate(ctx, db, "journal", formatMigrations[formatNo]); err != nil {
 		return err
 	}
 	if err := one(db.ExecContext(ctx, insertSegment, number, formatNo, int64(first))); err != nil {
@@ -610,7 +675,7 @@ func (j *Journal) filterRefs(ctx context.Context, s *segment) error {
 	j.stopFilling()
 	f := newRefFilter(j.cfg.SegmentEntries)
 	s.refs.Store(f)
-	_, err := scanRow(s.read.QueryRowContext(ctx, selectLastEntry).Scan)
+	_, err := s.row(ctx, s.read, selectLastEntry)
 	if errors.Is(err, sql.ErrNoRows) {
 		f.ready.Store(true)
 		return nil
@@ -706,10 +771,15 @@ func rollBack(file string) error {
 	return db.QueryRow(countSegments).Scan(&n)
 }
 
+// row reads one row with a statement of entryColumns.
+func (s *segment) row(ctx context.Context, db *sql.DB, statement string, args ...any) (audit.Row, error) {
+	return scanRow(db.QueryRowContext(ctx, s.text(statement), args...).Scan)
+}
+
 func scanRow(scan func(...any) error) (audit.Row, error) {
 	var r audit.Row
 	var change int
-	err := scan(&r.Sequence, &r.Kind, &r.Ref, &change, &r.Leaf, &r.Chain, &r.DER)
+	err := scan(&r.Sequence, &r.Kind, &r.Ref, &change, &r.Leaf, &r.Chain, &r.DER, &r.Own)
 	r.Change = change != 0
 	return r, err
 }
@@ -723,7 +793,7 @@ func (j *Journal) Head(ctx context.Context) (uint64, *audit.Row, error) {
 	for _, s := range slices.Backward(segs) {
 		var r audit.Row
 		err := s.query(func(db *sql.DB) (err error) {
-			r, err = scanRow(db.QueryRowContext(ctx, selectLastEntry).Scan)
+			r, err = s.row(ctx, db, selectLastEntry)
 			return err
 		})
 		if errors.Is(err, audit.ErrNotFound) {
@@ -795,7 +865,7 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 			if r.Change {
 				change = 1
 			}
-			return append(args, r.Sequence, r.Kind, r.Ref, change, r.Leaf, r.Chain, r.DER)
+			return append(args, r.Sequence, r.Kind, r.Ref, change, r.Leaf, r.Chain, r.DER, r.Own)
 		}, all)
 		if err != nil {
 			return err
@@ -997,7 +1067,7 @@ func (j *Journal) Segments(ctx context.Context) ([]audit.Segment, error) {
 			continue
 		}
 		err := s.query(func(db *sql.DB) error {
-			r, err := scanRow(db.QueryRowContext(ctx, selectLastEntry).Scan)
+			r, err := s.row(ctx, db, selectLastEntry)
 			if err == nil && r.Sequence >= 0 && uint64(r.Sequence) >= s.first {
 				out[i].Count = uint64(r.Sequence) - s.first + 1
 			}
@@ -1047,7 +1117,7 @@ func (j *Journal) Row(ctx context.Context, sequence uint64) (audit.Row, error) {
 	}
 	var r audit.Row
 	err = s.query(func(db *sql.DB) (err error) {
-		r, err = scanRow(db.QueryRowContext(ctx, selectEntry, int64(sequence)).Scan)
+		r, err = s.row(ctx, db, selectEntry, int64(sequence))
 		return err
 	})
 	return r, err
@@ -1073,7 +1143,7 @@ func (s *segment) pages(ctx context.Context, text string, from int64, fn func(au
 	for {
 		page := make([]audit.Row, 0, pageRows)
 		err := s.query(func(db *sql.DB) error {
-			rows, err := db.QueryContext(ctx, text, from, pageRows)
+			rows, err := db.QueryContext(ctx, s.text(text), from, pageRows)
 			if err != nil {
 				return err
 			}
@@ -1121,7 +1191,7 @@ func (j *Journal) LastChange(ctx context.Context) (audit.Row, error) {
 	var r audit.Row
 	err := j.newest(func(s *segment) error {
 		return s.query(func(db *sql.DB) (err error) {
-			r, err = scanRow(db.QueryRowContext(ctx, selectLastChange).Scan)
+			r, err = s.row(ctx, db, selectLastChange)
 			return err
 		})
 	})

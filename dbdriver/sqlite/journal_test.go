@@ -55,8 +55,7 @@ func TestJournalReadsWhatItWrote(t *testing.T) {
 				if err != nil || len(byRef) != 1 || byRef[0].Sequence != r.Sequence {
 					t.Errorf("ByRef(%d) = %v, %v", i, byRef, err)
 				}
-				p, _ := got.Entry.Payload("signature")
-				data, err := j.Payload(t.Context(), p.SM3)
+				data, err := j.Payload(t.Context(), &got.Entry, "signature")
 				if want := fmt.Sprintf("signature value %d", i); err != nil || string(data) != want {
 					t.Errorf("Payload = %q, %v, want %q", data, err, want)
 				}
@@ -413,14 +412,17 @@ func TestRecurringPayloadIsStoredOnce(t *testing.T) {
 	j := start(t, store, nil)
 	shared := []byte("the CA's certificate")
 	const entries = 60
+	var last audit.Entry
 	for i := range entries {
 		d := audit.Draft{Kind: "k", Payloads: []audit.Attachment{{Name: "a", MediaType: "m", Data: shared, Shared: true}}}
 		for n := range 63 { // more than are remembered, in all
-			d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("b%02d", n), MediaType: "m", Data: fmt.Appendf(nil, "%d %d", i, n)})
+			d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("b%02d", n), MediaType: "m", Data: fmt.Appendf(nil, "%d %d", i, n), Shared: true})
 		}
-		if _, err := j.Append(t.Context(), d); err != nil {
+		r, err := j.Append(t.Context(), d)
+		if err != nil {
 			t.Fatal(err)
 		}
+		last = r.Entry
 	}
 	n, found := 0, 0
 	err := store.Blobs(t.Context(), 1, func(sum audit.Hash) error {
@@ -433,7 +435,7 @@ func TestRecurringPayloadIsStoredOnce(t *testing.T) {
 	if err != nil || found != 1 || n != entries*63+1 {
 		t.Errorf("%d payloads, the shared one %d times (%v)", n, found, err)
 	}
-	if data, err := j.Payload(t.Context(), audit.Sum(shared)); err != nil || string(data) != string(shared) {
+	if data, err := j.Payload(t.Context(), &last, "a"); err != nil || string(data) != string(shared) {
 		t.Errorf("the shared payload: %q, %v", data, err)
 	}
 }

@@ -225,7 +225,7 @@ func (x *refIndex) make(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	return migrate(ctx, db, "index")
+	return migrate(ctx, db, "index", math.MaxInt64)
 }
 
 // openFile opens the file for writing and compares it with the segments.

@@ -5,10 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path"
+	"math"
 	"sort"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -44,13 +42,17 @@ type schema struct {
 type object struct{ kind, table, sql string }
 
 var (
-	journalSchema = sync.OnceValues(func() (*schema, error) { return buildSchema("journal") })
-	centralSchema = sync.OnceValues(func() (*schema, error) { return buildSchema("central") })
-	indexSchema   = sync.OnceValues(func() (*schema, error) { return buildSchema("index") })
+	// journalSchemas are those of the segments' formats.
+	journalSchemas = [...]func() (*schema, error){
+		1: sync.OnceValues(func() (*schema, error) { return buildSchema("journal", formatMigrations[1]) }),
+		2: sync.OnceValues(func() (*schema, error) { return buildSchema("journal", formatMigrations[2]) }),
+	}
+	centralSchema = sync.OnceValues(func() (*schema, error) { return buildSchema("central", math.MaxInt64) })
+	indexSchema   = sync.OnceValues(func() (*schema, error) { return buildSchema("index", math.MaxInt64) })
 )
 
-// buildSchema applies the migrations in memory and reads what they made.
-func buildSchema(folder string) (*schema, error) {
+// buildSchema applies the migrations up to number last in memory and reads what they made.
+func buildSchema(folder string, last int64) (*schema, error) {
 	ctx := context.Background()
 	db, err := sql.Open(driverName, ":memory:")
 	if err != nil {
@@ -58,7 +60,7 @@ func buildSchema(folder string) (*schema, error) {
 	}
 	defer db.Close()
 	db.SetMaxOpenConns(1) // each connection has a memory of its own
-	if err := migrate(ctx, db, folder); err != nil {
+	if err := migrate(ctx, db, folder, last); err != nil {
 		return nil, err
 	}
 	s := &schema{applied: map[int64]string{}}
@@ -68,20 +70,12 @@ func buildSchema(folder string) (*schema, error) {
 	if s.objects, err = objects(ctx, db); err != nil {
 		return nil, err
 	}
-	files, err := fs.ReadDir(migrations, path.Join("migrations", folder))
+	files, err := migrationFiles(folder, last)
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range files {
-		text, err := migrations.ReadFile(path.Join("migrations", folder, f.Name()))
-		if err != nil {
-			return nil, err
-		}
-		no, err := strconv.ParseInt(f.Name()[:4], 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("sqlite: migration %s has no number", f.Name())
-		}
-		s.applied[no] = f.Name() + " " + audit.Sum(text).String()
+	for _, m := range files {
+		s.applied[m.no] = m.name + " " + m.sum
 	}
 	return s, nil
 }

@@ -97,8 +97,9 @@ func halfDone(err error) bool {
 }
 
 // migrate applies the numbered files of folder that the database has not seen, each in a transaction of its own. One
-// file holds one statement. A file that was changed after it was applied is refused.
-func migrate(ctx context.Context, db *sql.DB, folder string) error {
+// file holds one statement. A file that was changed after it was applied is refused. Files after number last are left
+// out.
+func migrate(ctx context.Context, db *sql.DB, folder string, last int64) error {
 	var n int
 	if err := db.QueryRowContext(ctx, tableExists, migrationTable).Scan(&n); err != nil {
 		return fmt.Errorf("sqlite: migrations: %w", classify(err))
@@ -127,37 +128,61 @@ func migrate(ctx context.Context, db *sql.DB, folder string) error {
 	}
 	rows.Close()
 
-	files, err := fs.ReadDir(migrations, path.Join("migrations", folder)) // sorted by name
+	files, err := migrationFiles(folder, last)
 	if err != nil {
 		return err
 	}
-	for _, f := range files {
-		no, err := strconv.ParseInt(f.Name()[:4], 10, 64)
-		if err != nil {
-			return fmt.Errorf("sqlite: migration %s has no number", f.Name())
-		}
-		text, err := migrations.ReadFile(path.Join("migrations", folder, f.Name()))
-		if err != nil {
-			return err
-		}
-		sum := audit.Sum(text)
-		if old, ok := applied[no]; ok {
-			if old != sum.String() {
-				return fmt.Errorf("sqlite: migration %s was changed after it had been applied", f.Name())
+	for _, m := range files {
+		if old, ok := applied[m.no]; ok {
+			if old != m.sum {
+				return fmt.Errorf("sqlite: migration %s was changed after it had been applied", m.name)
 			}
 			continue
 		}
-		err = inTx(ctx, db, func(tx *sql.Tx) error {
-			if _, err := tx.ExecContext(ctx, strings.TrimSpace(string(text))); err != nil {
-				return err
-			}
-			return one(tx.ExecContext(ctx, insertMigration, no, f.Name(), sum.String()))
-		})
+		err = inTx(ctx, db, func(tx *sql.Tx) error { return m.apply(ctx, tx) })
 		if err != nil {
-			return fmt.Errorf("sqlite: migration %s: %w", f.Name(), err)
+			return fmt.Errorf("sqlite: migration %s: %w", m.name, err)
 		}
 	}
 	return nil
+}
+
+// A migration is a file with one statement.
+type migration struct {
+	no        int64
+	name, sum string // sum: SM3 of the file, hexadecimal
+	text      string
+}
+
+// migrationFiles reads those of folder up to number last, in order.
+func migrationFiles(folder string, last int64) ([]migration, error) {
+	files, err := fs.ReadDir(migrations, path.Join("migrations", folder)) // sorted by name
+	if err != nil {
+		return nil, err
+	}
+	var out []migration
+	for _, f := range files {
+		no, err := strconv.ParseInt(f.Name()[:4], 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("sqlite: migration %s has no number", f.Name())
+		}
+		if no > last {
+			break
+		}
+		text, err := migrations.ReadFile(path.Join("migrations", folder, f.Name()))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, migration{no, f.Name(), audit.Sum(text).String(), strings.TrimSpace(string(text))})
+	}
+	return out, nil
+}
+
+func (m migration) apply(ctx context.Context, tx *sql.Tx) error {
+	if _, err := tx.ExecContext(ctx, m.text); err != nil {
+		return err
+	}
+	return one(tx.ExecContext(ctx, insertMigration, m.no, m.name, m.sum))
 }
 
 // inTx runs fn in a transaction that is not cut off by ctx half way.

@@ -11,9 +11,11 @@ const (
 	countSegments = `SELECT COUNT(*) FROM yj_segment`
 	updateSeal    = `UPDATE yj_segment SET seal_data = ? WHERE segment_no = ?`
 
-	insertEntry = `INSERT INTO yj_entry (seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der) VALUES (?, ?, ?, ?, ?, ?, ?)`
+	updateFormat = `UPDATE yj_segment SET format_no = ? WHERE segment_no = ?`
 
-	entryColumns     = `seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der`
+	insertEntry = `INSERT INTO yj_entry (` + entryColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`
+
+	entryColumns     = `seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der, own_data`
 	selectEntry      = `SELECT ` + entryColumns + ` FROM yj_entry WHERE seq_no = ?`
 	selectEntries    = `SELECT ` + entryColumns + ` FROM yj_entry WHERE seq_no >= ? ORDER BY seq_no LIMIT ?`
 	selectLastEntry  = `SELECT ` + entryColumns + ` FROM yj_entry ORDER BY seq_no DESC LIMIT 1`

@@ -120,28 +120,43 @@ func TestTampering(t *testing.T) {
 			edit(t, dir, seg1, `DELETE FROM yj_entry WHERE seq_no = 49`)
 		}, want{kind: audit.EntryRemoved, first: 49, others: []audit.FindingKind{audit.SealWrong, audit.PayloadAdded}}},
 		"a row inserted at the end": {func(t *testing.T, dir string) {
-			edit(t, dir, seg3, `INSERT INTO yj_entry (seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der) SELECT 131, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der FROM yj_entry WHERE seq_no = 120`)
+			edit(t, dir, seg3, `INSERT INTO yj_entry (seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der, own_data) SELECT 131, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der, own_data FROM yj_entry WHERE seq_no = 120`)
 		}, want{kind: audit.EntryReordered, first: 131, others: []audit.FindingKind{audit.NodeMissing}}},
 		"a forged row inserted at the end": {func(t *testing.T, dir string) { forgeTail(t, dir) },
 			want{kind: audit.EntryAdded, first: 131, others: []audit.FindingKind{audit.NodeMissing}}},
 		"a row inserted before the first": {func(t *testing.T, dir string) {
-			edit(t, dir, seg2, `INSERT INTO yj_entry (seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der) SELECT -5, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der FROM yj_entry WHERE seq_no = 70`)
+			edit(t, dir, seg2, `INSERT INTO yj_entry (seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der, own_data) SELECT -5, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der, own_data FROM yj_entry WHERE seq_no = 70`)
 		}, want{kind: audit.EntryAdded, first: 0, nothingBeside: true}},
 		"a row inserted far away": {func(t *testing.T, dir string) {
-			edit(t, dir, seg3, `INSERT INTO yj_entry (seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der) SELECT 9000000000000000000, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der FROM yj_entry WHERE seq_no = 120`)
+			edit(t, dir, seg3, `INSERT INTO yj_entry (seq_no, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der, own_data) SELECT 9000000000000000000, kind_name, ref_hash, change_flag, leaf_hash, chain_hash, entry_der, own_data FROM yj_entry WHERE seq_no = 120`)
 		}, want{kind: audit.EntryAdded, first: 9000000000000000000, nothingBeside: true}},
 		"two rows swapped": {func(t *testing.T, dir string) {
 			edit(t, dir, seg2, `UPDATE yj_entry SET seq_no = -1 WHERE seq_no = 70`, `UPDATE yj_entry SET seq_no = 70 WHERE seq_no = 81`, `UPDATE yj_entry SET seq_no = 81 WHERE seq_no = -1`)
 		}, want{kind: audit.EntryReordered, first: 70, others: []audit.FindingKind{audit.EntryReordered, audit.SealWrong}}},
 		"a payload": {func(t *testing.T, dir string) {
-			edit(t, dir, seg2, `UPDATE yj_blob SET blob_data = CAST(blob_data || x'00' AS BLOB) WHERE blob_data = CAST('signature value 60' AS BLOB)`)
+			edit(t, dir, seg2, `UPDATE yj_entry SET own_data = CAST(substr(own_data, 1, length(own_data) - 1) || x'00' AS BLOB) WHERE seq_no = 62`)
+		}, want{kind: audit.PayloadChanged, first: 62, nothingBeside: true}},
+		"a payload's end": {func(t *testing.T, dir string) {
+			edit(t, dir, seg2, `UPDATE yj_entry SET own_data = CAST(own_data || x'00' AS BLOB) WHERE seq_no = 62`)
 		}, want{kind: audit.PayloadChanged, first: 62, nothingBeside: true}},
 		"a payload removed": {func(t *testing.T, dir string) {
-			edit(t, dir, seg2, `DELETE FROM yj_blob WHERE blob_data = CAST('signature value 60' AS BLOB)`)
+			edit(t, dir, seg2, `UPDATE yj_entry SET own_data = NULL WHERE seq_no = 62`)
 		}, want{kind: audit.PayloadMissing, first: 62, nothingBeside: true}},
 		"a payload under another digest": {func(t *testing.T, dir string) {
-			edit(t, dir, seg2, `UPDATE yj_blob SET blob_sm3 = zeroblob(32) WHERE blob_data = CAST('signature value 60' AS BLOB)`)
+			edit(t, dir, seg2, `UPDATE yj_entry SET own_data = CAST(zeroblob(32) || substr(own_data, 33) AS BLOB) WHERE seq_no = 62`)
 		}, want{kind: audit.PayloadMissing, first: 62, others: []audit.FindingKind{audit.PayloadAdded}}},
+		"a payload added to a row": {func(t *testing.T, dir string) {
+			edit(t, dir, seg2, `UPDATE yj_entry SET own_data = CAST(own_data || (SELECT own_data FROM yj_entry WHERE seq_no = 63) AS BLOB) WHERE seq_no = 62`)
+		}, want{kind: audit.PayloadAdded, first: 62, nothingBeside: true}},
+		"a payload of many entries": {func(t *testing.T, dir string) {
+			edit(t, dir, seg2, `UPDATE yj_blob SET blob_data = CAST(blob_data || x'00' AS BLOB) WHERE blob_data = CAST('certificate 4' AS BLOB)`)
+		}, want{kind: audit.PayloadChanged, first: 55, others: []audit.FindingKind{audit.PayloadChanged}}},
+		"a payload of many entries removed": {func(t *testing.T, dir string) {
+			edit(t, dir, seg2, `DELETE FROM yj_blob WHERE blob_data = CAST('certificate 4' AS BLOB)`)
+		}, want{kind: audit.PayloadMissing, first: 55, others: []audit.FindingKind{audit.PayloadMissing}}},
+		"a payload of many entries under another digest": {func(t *testing.T, dir string) {
+			edit(t, dir, seg2, `UPDATE yj_blob SET blob_sm3 = zeroblob(32) WHERE blob_data = CAST('certificate 4' AS BLOB)`)
+		}, want{kind: audit.PayloadMissing, first: 55, others: []audit.FindingKind{audit.PayloadMissing, audit.PayloadAdded}}},
 		"a payload added": {func(t *testing.T, dir string) {
 			edit(t, dir, seg2, `INSERT INTO yj_blob (blob_sm3, blob_data) VALUES (x'`+audit.Sum([]byte("smuggled")).String()+`', CAST('smuggled' AS BLOB))`)
 		}, want{kind: audit.PayloadAdded, first: 50, last: 99, nothingBeside: true}},

@@ -10,7 +10,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"errors"
 	"io"
 	"math/big"
 	"sync"
@@ -311,11 +310,7 @@ func (h *House) TryRestart() error {
 	}
 	err := h.Journal.State(ctx, func(r audit.Record) error {
 		return d.Replay(ctx, &r.Entry, func(name string) ([]byte, error) {
-			p, ok := r.Entry.Payload(name)
-			if !ok {
-				return nil, errors.New("no such payload")
-			}
-			return h.Journal.Payload(ctx, p.SM3)
+			return h.Journal.Payload(ctx, &r.Entry, name)
 		})
 	})
 	if err == nil {

@@ -1,0 +1,1 @@
+ALTER TABLE yj_entry ADD COLUMN own_data BLOB
