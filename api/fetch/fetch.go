@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -38,7 +41,8 @@ func CheckURL(address string) error {
 }
 
 // Get answers the file at address, of at most limit bytes, within 30 s. Three redirects are followed, to http and https
-// only, and from https to https only. now judges the server's certificate.
+// only, and from https to https only; to another host only if its address is a public one, for who answers at the
+// configured address has no say in what is asked inside the hospital. now judges the server's certificate.
 func Get(ctx context.Context, address string, limit int64, now func() time.Time) ([]byte, error) {
 	if err := CheckURL(address); err != nil {
 		return nil, fmt.Errorf("fetch: %s: %w", address, err)
@@ -60,8 +64,20 @@ func Get(ctx context.Context, address string, limit int64, now func() time.Time)
 		}
 		return read(f, limit)
 	}
-	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, Time: now}, Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}
+	var elsewhere atomic.Bool // the last redirect led to another host; the client asks one host after the other
+	dialer := &net.Dialer{ControlContext: func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		if to, err := netip.ParseAddrPort(address); elsewhere.Load() && (err != nil || !public(to.Addr())) {
+			return fmt.Errorf("redirect to %s is not followed: no public address", address)
+		}
+		return nil
+	}}
+	transport := &http.Transport{
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, Time: now}, Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true,
+		DialContext: dialer.DialContext,
+	}
 	c := &http.Client{Transport: transport, CheckRedirect: func(r *http.Request, via []*http.Request) error {
+		proxy, err := http.ProxyFromEnvironment(r)
+		elsewhere.Store(err == nil && proxy == nil && r.URL.Hostname() != via[0].URL.Hostname())
 		switch {
 		case len(via) > maxRedirects:
 			return fmt.Errorf("more than %d redirects", maxRedirects)
@@ -83,6 +99,12 @@ func Get(ctx context.Context, address string, limit int64, now func() time.Time)
 		return nil, fmt.Errorf("fetch: %s: status %d", address, resp.StatusCode)
 	}
 	return read(resp.Body, limit)
+}
+
+// public is false for loopback, link-local, private (RFC 1918, RFC 4193), multicast and unspecified addresses.
+func public(a netip.Addr) bool {
+	a = a.Unmap()
+	return a.IsGlobalUnicast() && !a.IsPrivate()
 }
 
 func read(r io.Reader, limit int64) ([]byte, error) {

@@ -2,6 +2,7 @@ package fetch_test
 
 import (
 	"bytes"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -29,6 +30,13 @@ func TestGet(t *testing.T) {
 	mux.HandleFunc("/inside", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "file://"+file, http.StatusFound) })
 	srv := httptest.NewServer(mux)
 	t.Cleanup(srv.Close)
+	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux.HandleFunc("/elsewhere", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://localhost:"+port+"/a.crl", http.StatusFound)
+	})
 	for name, c := range map[string]struct {
 		url   string
 		limit int64
@@ -41,6 +49,8 @@ func TestGet(t *testing.T) {
 		"file too large":     {"file://" + file, 99, false},
 		"in a circle":        {srv.URL + "/round", 100, false},
 		"redirect to a file": {srv.URL + "/inside", 100, false},
+		"redirect inside":    {srv.URL + "/elsewhere", 100, false},
+		"the same, directly": {"http://localhost:" + port + "/a.crl", 100, true},
 		"missing":            {srv.URL + "/none", 100, false},
 		"a folder":           {"file://" + dir, 100, false},
 		"other scheme":       {"ldap://ca.test/x", 100, false},

@@ -141,10 +141,24 @@ func readLimited(name string, limit int64) ([]byte, error) {
 	return b, err
 }
 
-// writeTable writes a CSV file that spreadsheets read as UTF-8. It replaces an earlier one as a whole.
+// writeTable writes a CSV file that spreadsheets read as UTF-8. It replaces an earlier one as a whole. What a spreadsheet
+// would compute stands behind an apostrophe: names come from other people's tables.
 func writeTable(name string, lines [][]string) error {
 	b := bytes.NewBufferString("\xef\xbb\xbf")
-	if err := csv.NewWriter(b).WriteAll(lines); err != nil {
+	w := csv.NewWriter(b)
+	for _, line := range lines {
+		line = slices.Clone(line)
+		for i, cell := range line {
+			if strings.IndexAny(cell, "=+-@\t\r") == 0 {
+				line[i] = "'" + cell
+			}
+		}
+		if err := w.Write(line); err != nil {
+			return err
+		}
+	}
+	w.Flush()
+	if err := w.Error(); err != nil {
 		return err
 	}
 	return replaceFile(name, b.Bytes())

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -75,4 +76,21 @@ func FuzzTable(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A name that came from somebody's table is no formula in ours.
+func TestNoFormulaInTables(t *testing.T) {
+	t.Parallel()
+	name := filepath.Join(t.TempDir(), "result.csv")
+	lines := [][]string{{"D001", "张三"}, {"=1+1", "@SUM(A1)"}, {"+1", "-1"}, {"\t=1", "a=1"}}
+	if err := writeTable(name, lines); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(name)
+	if want := "\xef\xbb\xbfD001,张三\n'=1+1,'@SUM(A1)\n'+1,'-1\n'\t=1,a=1\n"; err != nil || string(b) != want {
+		t.Errorf("%q, %v, want %q", b, err, want)
+	}
+	if lines[1][0] != "=1+1" {
+		t.Error("the caller's lines were changed")
+	}
 }
