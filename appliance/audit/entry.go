@@ -26,7 +26,8 @@ const (
 	MaxFields       = 64
 	MaxPayloads     = 64
 	MaxPayloadBytes = 16 << 20 // one payload
-	MaxDraftBytes   = 24 << 20 // all payloads of one draft
+	MaxDraftBytes   = 24 << 20 // all payloads of one draft that do not recur
+	MaxSharedBytes  = 96 << 20 // and those that do (Attachment.Shared): lists of four CAs can have 8 MiB each
 
 	maxStateBytes      = 32
 	maxProvenanceBytes = 512

@@ -47,8 +47,9 @@ type Attachment struct {
 	Name      string
 	MediaType string
 	Data      []byte
-	// Shared says that the same bytes recur in many entries, as certificates and CRLs do: their digest is remembered, and
-	// they are stored once a segment. Others are kept with their entry, if they are short.
+	// Shared says that the same bytes recur in many entries, as certificates and CRLs do, from the same place in memory and
+	// unchanged for ever: their digest is remembered, and they are stored once a segment. Others are kept with their entry,
+	// if they are short.
 	Shared bool
 }
 
@@ -227,29 +228,39 @@ func (j *Journal) recentFrom(from uint64, most int) []Record {
 	return slices.Clone(found[:min(len(found), most)])
 }
 
-// sharedSums remembers the digests of payloads that recur in many entries, by their bytes.
+// sharedSums remembers the digests of payloads that recur in many entries, by where their bytes lie: a revocation list
+// has megabytes, which nobody wants to compare for each signature. What is remembered is kept, so that no other bytes
+// come to lie there.
 type sharedSums struct {
 	mu    sync.RWMutex
-	of    map[string]Hash // guarded by mu
-	bytes int             // guarded by mu
+	of    map[*byte]sharedSum // by the first byte; guarded by mu
+	bytes int                 // guarded by mu
 }
 
-const maxSharedBytes = 32 << 20
+type sharedSum struct {
+	data []byte
+	sum  Hash
+}
+
+const maxSharedSums = 256 << 20 // bytes kept, most of them also elsewhere
 
 func (s *sharedSums) sum(data []byte) Hash {
-	s.mu.RLock()
-	sum, ok := s.of[string(data)]
-	s.mu.RUnlock()
-	if ok {
-		return sum
+	if len(data) == 0 {
+		return Sum(nil)
 	}
-	sum = Sum(data)
+	s.mu.RLock()
+	had := s.of[&data[0]]
+	s.mu.RUnlock()
+	if len(had.data) == len(data) {
+		return had.sum
+	}
+	sum := Sum(data)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.of == nil || s.bytes+len(data) > maxSharedBytes {
-		s.of, s.bytes = map[string]Hash{}, 0
+	if s.of == nil || s.bytes+len(data) > maxSharedSums {
+		s.of, s.bytes = map[*byte]sharedSum{}, 0
 	}
-	s.of[string(data)] = sum
+	s.of[&data[0]] = sharedSum{data, sum}
 	s.bytes += len(data)
 	return sum
 }
@@ -465,6 +476,7 @@ func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 		d.Fields = append(d.Fields, Field{fieldChange, Int(0)}) // the committer knows the number
 	}
 	slices.SortFunc(d.Fields, func(a, b Field) int { return strings.Compare(a.Name, b.Name) })
+	var shared int64
 	for _, p := range d.Payloads {
 		var sum Hash
 		if p.Shared {
@@ -478,10 +490,14 @@ func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 		} else {
 			r.own = appendOwn(r.own, b)
 		}
-		r.cost += int64(len(p.Data))
+		if p.Shared { // in memory and on the disk once for all
+			shared += int64(len(p.Data))
+		} else {
+			r.cost += int64(len(p.Data))
+		}
 	}
-	if r.cost > MaxDraftBytes+draftCost {
-		return nil, fmt.Errorf("%w: payloads of %d bytes together, at most %d", ErrInvalidDraft, r.cost, MaxDraftBytes)
+	if own := r.cost - draftCost; own > MaxDraftBytes || shared > MaxSharedBytes {
+		return nil, fmt.Errorf("%w: payloads of %d bytes together and %d that recur, at most %d and %d", ErrInvalidDraft, own, shared, MaxDraftBytes, MaxSharedBytes)
 	}
 	slices.SortFunc(r.payloads, func(a, b Payload) int { return strings.Compare(a.Name, b.Name) })
 	r.draft = d

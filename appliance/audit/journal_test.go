@@ -276,7 +276,13 @@ func TestRunDrains(t *testing.T) {
 func TestDraftsAreRefusedAlone(t *testing.T) {
 	t.Parallel()
 	j := startMem(t, newMemStore(), nil)
+	var shared []audit.Attachment
+	long := make([]byte, audit.MaxPayloadBytes)
+	for i := range audit.MaxSharedBytes/len(long) + 1 {
+		shared = append(shared, audit.Attachment{Name: fmt.Sprintf("s%d", i), Data: long, Shared: true})
+	}
 	for name, d := range map[string]audit.Draft{
+		"shared payloads": {Kind: "k", Payloads: shared},
 		"no kind":         {},
 		"journal's kind":  {Kind: audit.KindEpoch},
 		"journal's field": {Kind: "k", Fields: []audit.Field{{"journal.change", audit.Int(7)}}},

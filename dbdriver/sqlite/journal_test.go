@@ -1,6 +1,7 @@
 package sqlite_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -437,6 +438,44 @@ func TestRecurringPayloadIsStoredOnce(t *testing.T) {
 	}
 	if data, err := j.Payload(t.Context(), &last, "a"); err != nil || string(data) != string(shared) {
 		t.Errorf("the shared payload: %q, %v", data, err)
+	}
+}
+
+// Lists of several CAs, as long as they may be, go with every signature and are stored once.
+func TestLongListsRecur(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	j := start(t, openStore(t, dir, nil), func(c *audit.Config) { c.QueueBytes = 1 }) // room for one draft of its own bytes alone
+	var lists [4][]byte
+	for i := range lists {
+		lists[i] = bytes.Repeat([]byte{byte(i)}, 8<<20)
+	}
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			d := signDraft(i)
+			for n, l := range lists {
+				d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("crl.%d", n), MediaType: "application/pkix-crl", Data: l, Shared: true})
+			}
+			r, err := j.Append(t.Context(), d)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for n, l := range lists {
+				if i%13 != 0 {
+					continue
+				}
+				if data, err := j.Payload(t.Context(), &r.Entry, fmt.Sprintf("crl.%d", n)); err != nil || !bytes.Equal(data, l) {
+					t.Errorf("list %d of entry %d: %d bytes, %v", n, r.Sequence, len(data), err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	j.stop()
+	if info, err := os.Stat(filepath.Join(dir, seg1)); err != nil || info.Size() > 40<<20 {
+		t.Errorf("the segment: %v bytes, %v", info.Size(), err)
 	}
 }
 
