@@ -26,4 +26,7 @@ func (t *Token) EndBackoff() {
 	t.retryAt = time.Now()
 }
 
-var ECPoint = ecPoint
+var (
+	ECPoint  = ecPoint
+	Readings = readings
+)

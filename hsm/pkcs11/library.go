@@ -52,14 +52,9 @@ func acquireLibrary(path, args, label string) (*library, error) {
 	}
 	libraries.mu.Lock()
 	defer libraries.mu.Unlock()
-	l := libraries.byPath[real]
-	if l == nil {
-		ctx, list, err := loadModule(real)
-		if err != nil {
-			return nil, err
-		}
-		l = &library{path: real, ctx: ctx, list: list, tokens: map[string]bool{}}
-		libraries.byPath[real] = l
+	l, err := loadLocked(real)
+	if err != nil {
+		return nil, err
 	}
 	if l.tokens[label] {
 		return nil, fmt.Errorf("token %q of module %s is open in this process already", label, path)
@@ -81,6 +76,20 @@ func acquireLibrary(path, args, label string) (*library, error) {
 	l.refs++
 	if label != "" {
 		l.tokens[label] = true
+	}
+	return l, nil
+}
+
+// loadLocked loads the module unless it is already. libraries.mu is held.
+func loadLocked(real string) (*library, error) {
+	l := libraries.byPath[real]
+	if l == nil {
+		ctx, list, err := loadModule(real)
+		if err != nil {
+			return nil, err
+		}
+		l = &library{path: real, ctx: ctx, list: list, tokens: map[string]bool{}}
+		libraries.byPath[real] = l
 	}
 	return l, nil
 }

@@ -74,6 +74,13 @@ static ck_ulong sign(ck_function_list *list, ck_ulong session, ck_ulong mechanis
 	*stage = 1;
 	return fin(session, data, len, out, out_len);
 }
+
+// sign_only is C_Sign of an operation that C_SignInit has begun.
+static ck_ulong sign_only(ck_function_list *list, ck_ulong session, unsigned char *data, ck_ulong len, unsigned char *out,
+                          ck_ulong *out_len) {
+	ck_ulong (*fin)(ck_ulong, unsigned char *, ck_ulong, unsigned char *, ck_ulong *) = list->fn[fn_sign];
+	return fin(session, data, len, out, out_len);
+}
 */
 import "C"
 
@@ -257,3 +264,32 @@ func (l *library) sign(session p11.SessionHandle, m Mechanism, key p11.ObjectHan
 	}
 	return out[:n:n], nil
 }
+
+// signOnly is C_Sign alone.
+func (l *library) signOnly(session p11.SessionHandle, data []byte) ([]byte, error) {
+	out := make([]byte, maxSignature)
+	n := C.ck_ulong(len(out))
+	if rv := C.sign_only(l.list, C.ck_ulong(session), bytePointer(data), C.ck_ulong(len(data)), bytePointer(out), &n); rv != 0 {
+		return nil, rvError("C_Sign", rv)
+	}
+	if n > maxSignature {
+		return nil, &hsm.Error{Call: "C_Sign", RV: hsm.CKR_GENERAL_ERROR}
+	}
+	return out[:n:n], nil
+}
+
+// Functions that the probe calls where a module has them: places in the list.
+const (
+	fnSlotInfo      = 5
+	fnMechanismInfo = 8
+	fnCreateObject  = 20
+	fnEncryptInit   = 29
+	fnEncrypt       = 30
+	fnDecryptInit   = 33
+	fnDecrypt       = 34
+	fnDigestInit    = 37
+	fnDigest        = 38
+)
+
+// has says whether the module has a function that is not among those it must have.
+func (l *library) has(fn int) bool { return l.list.fn[fn] != nil }

@@ -3,6 +3,7 @@ package pkcs11_test
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/emmansun/gmsm/sm2"
+	"github.com/emmansun/gmsm/sm3"
 	p11 "github.com/miekg/pkcs11"
 
 	"yinjian/hsm"
@@ -267,4 +269,42 @@ func TestUnfit(t *testing.T) {
 	// The number of the mechanism that hashes, in the place of the one that does not.
 	unfit(raw, quirkyFile(t, profiles.PointRaw, "0x00010002", "0x00010004", "0x00010004", "0x00010002", `output = "der"`, `output = "raw"`),
 		hsm.ErrBadSignature.Error())
+}
+
+// TestReadings: what a signature is of is found out, and one that seems to be of two things is not taken for either.
+// gmsm signs; a judge that says yes to everything stands for the signature that nobody can make.
+func TestReadings(t *testing.T) {
+	key, err := sm2.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := []byte("32 bytes, as e has them, exactly")
+	verify := func(sig []byte) func(e []byte) bool {
+		r, s, err := hsm.NormalizeSM2(sig)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func(e []byte) bool { return sm2.Verify(&key.PublicKey, e, r, s) }
+	}
+	sign := func(data []byte, opts *sm2.SM2SignerOption) []byte {
+		sig, err := key.Sign(rand.Reader, data, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sig
+	}
+	hashed := sm3.Sum(message)
+	for want, sig := range map[string][]byte{
+		"e":  sign(message, sm2.NewSM2SignerOption(false, nil)),
+		"m":  sign(message, sm2.DefaultSM2SignerOpts),
+		"zm": sign(hashed[:], sm2.NewSM2SignerOption(false, nil)),
+		"":   sign([]byte("something else"), sm2.DefaultSM2SignerOpts),
+	} {
+		if got := strings.Join(pkcs11.Readings(&key.PublicKey, message, verify(sig)), " "); got != want {
+			t.Errorf("read as %q, want %q", got, want)
+		}
+	}
+	if got := pkcs11.Readings(&key.PublicKey, message, func([]byte) bool { return true }); len(got) != 4 {
+		t.Errorf("read as %q, want all four", got)
+	}
 }

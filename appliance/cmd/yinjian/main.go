@@ -1,7 +1,7 @@
 // Command yinjian is the appliance: it runs it (serve), makes a new one (init), administers a running one (app, signer,
-// cert, crl, audit, db, status), checks evidence (verify), is the software cipher machine (softtoken) and shows the
-// whole in a minute (demo). Output is for people, -o json for programs; errors go to stderr with what to do; it exits 0,
-// 1 (failed) or 2 (misused).
+// cert, crl, audit, db, status), checks evidence (verify), is the software cipher machine (softtoken), probes one
+// (hsm probe) and shows the whole in a minute (demo). Output is for people, -o json for programs; errors go to stderr with
+// what to do; it exits 0, 1 (failed) or 2 (misused), and where a command's help says so with other codes.
 package main
 
 import (
@@ -31,9 +31,13 @@ func run(args []string) int {
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	var usage usageError
+	var exit exitError
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &exit):
+		fmt.Fprintln(os.Stderr, "失败 (failed):", err)
+		return exit.code
 	case errors.As(err, &usage), mistyped(err):
 		fmt.Fprintln(os.Stderr, "用法错误 (usage):", err)
 		return 2
@@ -45,7 +49,8 @@ func run(args []string) int {
 
 // mistyped knows cobra's own complaints about a call, which have no type.
 func mistyped(err error) bool {
-	return strings.HasPrefix(err.Error(), "unknown command ") || strings.HasPrefix(err.Error(), "required flag(s) ")
+	return strings.HasPrefix(err.Error(), "unknown command ") || strings.HasPrefix(err.Error(), "required flag(s) ") ||
+		strings.HasPrefix(err.Error(), "if any flags in the group ")
 }
 
 // group makes c, which only holds subcommands, refuse a word that is none of them; cobra would show the help and exit 0.
@@ -71,7 +76,7 @@ func newRoot() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), demoCommand(), benchCommand(),
+		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(),
 		applicationCommand(), signerCommand(), certificateCommand(), crlCommand(), statusCommand(),
 		auditCommand(), databaseCommand(), verifyCommand(),
 	)
