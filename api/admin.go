@@ -14,6 +14,7 @@ import (
 
 	"yinjian/api/wire"
 	"yinjian/appliance/account"
+	"yinjian/appliance/custody"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
@@ -27,6 +28,8 @@ type (
 	EnrolSigner           = wire.EnrolSigner
 	AddSignerKey          = wire.AddSignerKey
 	SetSignerPIN          = wire.SetSignerPIN
+	RecoverSigner         = wire.RecoverSigner
+	Ceremony              = wire.Ceremony
 	Decision              = wire.Decision
 	RevokeCertificate     = wire.RevokeCertificate
 	IssueCRL              = wire.IssueCRL
@@ -51,6 +54,8 @@ type Admin interface {
 	EnrolSigner(ctx context.Context, actor string, req EnrolSigner) (any, error)
 	AddSignerKey(ctx context.Context, actor string, req AddSignerKey) (any, error)
 	SetSignerPIN(ctx context.Context, actor string, req SetSignerPIN) (any, error)
+	RecoverSigner(ctx context.Context, actor string, req RecoverSigner) (any, error)
+	Ceremony(ctx context.Context, actor string, req Ceremony) (any, error)
 	StopSigner(ctx context.Context, actor string, req Decision) (any, error)
 	StartSigner(ctx context.Context, actor string, req Decision) (any, error)
 	ListSigners(ctx context.Context, actor string) (any, error)
@@ -83,6 +88,8 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/signers/:id/keys", administered(s, checkAddKey, a.AddSignerKey))
 	e.GET("/admin/v1/signers", s.listed(a.ListSigners))
 	e.POST("/admin/v1/signers/:id/pin", administered(s, checkSetPIN, a.SetSignerPIN))
+	e.POST("/admin/v1/signers/:id/recover", administered(s, checkRecover, a.RecoverSigner))
+	e.POST("/admin/v1/ceremonies", administeredFile(s, checkCeremony, a.Ceremony))
 	e.POST("/admin/v1/signers/:id/stop", administered(s, checkSignerDecision, a.StopSigner))
 	e.POST("/admin/v1/signers/:id/start", administered(s, checkSignerDecision, a.StartSigner))
 	e.POST("/admin/v1/certificates/:serial/revoke", administered(s, checkRevoke, a.RevokeCertificate))
@@ -300,7 +307,31 @@ func checkAddKey(c echo.Context, r *AddSignerKey) *problem.Problem {
 
 func checkSetPIN(c echo.Context, r *SetSignerPIN) *problem.Problem {
 	r.Signer = c.Param("id")
-	return first(pattern("path.id", r.Signer, signerID), pin("pin", r.PIN))
+	p := first(pattern("path.id", r.Signer, signerID), pin("pin", r.PIN))
+	if p != nil || r.OldPIN == "" {
+		return p
+	}
+	return pin("old_pin", r.OldPIN)
+}
+
+func checkRecover(c echo.Context, r *RecoverSigner) *problem.Problem {
+	r.Signer = c.Param("id")
+	if p := first(pattern("path.id", r.Signer, signerID), pin("pin", r.PIN)); p != nil {
+		return p
+	}
+	if n := len(r.Shares); n < 1 || n > custody.MaxHolders {
+		return problem.Invalid("shares", "须为 1–%d 份 (1 to %d)", custody.MaxHolders, custody.MaxHolders)
+	}
+	for i, s := range r.Shares {
+		if s == "" || len(s) > 4096 {
+			return problem.Invalid(fmt.Sprintf("shares[%d]", i), "须为 1–4096 字节 (1 to 4096 bytes)")
+		}
+	}
+	return nil
+}
+
+func checkCeremony(_ echo.Context, r *Ceremony) *problem.Problem {
+	return required("minutes", r.Minutes, 256<<10)
 }
 
 func checkSignerDecision(c echo.Context, r *Decision) *problem.Problem {

@@ -62,6 +62,12 @@ func (a *admin) EnrolSigner(_ context.Context, actor string, req api.EnrolSigner
 func (a *admin) SetSignerPIN(_ context.Context, actor string, req api.SetSignerPIN) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) RecoverSigner(_ context.Context, actor string, req api.RecoverSigner) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) Ceremony(_ context.Context, actor string, req api.Ceremony) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) StopSigner(_ context.Context, actor string, req api.Decision) (any, error) {
 	return a.note(actor, req)
 }
@@ -156,7 +162,9 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.EnrolSigner(ctx, enrol))
 	check(a.AddSignerKey(ctx, wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}))
 	check(a.ListSigners(ctx))
-	check(a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001", PIN: "271828"}))
+	check(a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"}))
+	check(a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: []string{"one", "two"}}))
+	check(a.Ceremony(ctx, wire.Ceremony{Minutes: []byte("{}")}))
 	check(a.StopSigner(ctx, wire.Decision{ID: "D1001", Reason: "离职"}))
 	check(a.StartSigner(ctx, wire.Decision{ID: "D1001", Reason: "返聘"}))
 	check(a.RevokeCertificate(ctx, wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}))
@@ -183,8 +191,8 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.State(ctx))
 	want := []any{
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}, enrol,
-		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828"},
-		wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
+		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"},
+		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: []string{"one", "two"}}, wire.Ceremony{Minutes: []byte("{}")}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
 		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AuditVerify{}, wire.Compare{}, "state",
 	}
@@ -264,6 +272,19 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.AddSignerKey(ctx, wire.AddSignerKey{Signer: "D1001", Algorithm: "SM2", CA: "mine"})
 			return err
 		}, "ca"},
+		"old PIN": {func() error {
+			_, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: strings.Repeat("1", 65)})
+			return err
+		}, "old_pin"},
+		"no shares": {func() error {
+			_, err := a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828"})
+			return err
+		}, "shares"},
+		"an empty share": {func() error {
+			_, err := a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: []string{"one", ""}})
+			return err
+		}, "shares[1]"},
+		"no minutes":  {func() error { _, err := a.Ceremony(ctx, wire.Ceremony{}); return err }, "minutes"},
 		"PIN missing": {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
 		"PIN of nobody": {func() error {
 			_, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "x", PIN: "1"})

@@ -320,6 +320,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.watchExpiry(dctx) })
 	duties.group.Go(func() error { return a.accounting.run(dctx) })
 	duties.group.Go(func() error { return a.keepRolling(dctx) })
+	duties.group.Go(func() error { return a.endConsents(dctx) })
 
 	// 8. Listeners.
 	undo = append(undo, func() error { // after the listeners' stage: keeps over a restart which requests were let through
@@ -595,14 +596,18 @@ func (a *Appliance) objectOf(ctx context.Context, e *audit.Entry) ([]byte, error
 }
 
 func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*ca.Authority) error {
+	policy, err := a.cfg.custodyPolicy()
+	if err != nil {
+		return err
+	}
 	a.directory = account.New(account.Config{
 		Journal: a.journal, Clock: a.clock, MAC: macKeys{a.tokens[hsm.Log]}, Slots: a.tokens, CAs: authorities, Log: a.log,
-		SoftRevocation: a.cfg.Trust.Revocation == RevocationSoft, Discarded: a.accounting.discard,
+		SoftRevocation: a.cfg.Trust.Revocation == RevocationSoft, Discarded: a.accounting.discard, Custody: policy,
 	})
 	if err := a.identity.register(a.directory, &a.listener); err != nil {
 		return err
 	}
-	err := a.journal.State(ctx, func(r audit.Record) error {
+	err = a.journal.State(ctx, func(r audit.Record) error {
 		return a.directory.Replay(ctx, &r.Entry, func(string) ([]byte, error) { return a.objectOf(ctx, &r.Entry) })
 	})
 	if err != nil {

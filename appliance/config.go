@@ -55,6 +55,16 @@ type HSM struct {
 	CallDeadline Duration        `toml:"call_deadline"`
 	WrappedKeys  int             `toml:"wrapped_keys"` // custody keys that a slot keeps unwrapped, as session objects; default 1024
 	VerifyFresh  *bool           `toml:"verify_fresh"` // check each fresh signature before it leaves; default true
+	// Custody, if it stands there, makes new staff keys custody keys: outside the cipher machine, wrapped under its KEK.
+	// Keys that are in the machine go on.
+	Custody *Custody `toml:"custody,omitempty"`
+}
+
+// Custody is what a key ceremony left.
+type Custody struct {
+	KEK string `toml:"kek"` // label of the wrapping key in the staff slot
+	// Officers is the public key (PEM) of the officers who together open keys whose PIN was forgotten; empty: nobody can.
+	Officers string `toml:"officers"`
 }
 
 // Slot is one slot class's token.
@@ -212,6 +222,9 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 	if profiles.IsPath(c.Evaluation.Impersonate) {
 		abs(&c.Evaluation.Impersonate)
 	}
+	if c.HSM.Custody != nil {
+		abs(&c.HSM.Custody.Officers)
+	}
 	for name, s := range c.HSM.Slots {
 		abs(&s.PINFile)
 		c.HSM.Slots[name] = s
@@ -296,6 +309,9 @@ func (c *Config) validate() error {
 		bad("hsm.module", "缺少 PKCS#11 模块路径 (path of the PKCS#11 module is missing)")
 	}
 	known := 0
+	if c.HSM.Custody != nil && (c.HSM.Custody.KEK == "" || len(c.HSM.Custody.KEK) > 128) {
+		bad("hsm.custody.kek", "须为 1–128 字节 (1 to 128 bytes)")
+	}
 	if c.HSM.WrappedKeys < 1 || c.HSM.WrappedKeys > 1<<20 {
 		bad("hsm.wrapped_keys", "须为 1–1048576 (1 to 1048576)")
 	}

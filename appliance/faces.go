@@ -292,7 +292,7 @@ func (d admin) view(g *account.Signer, err error) (any, error) {
 }
 
 func (d admin) SetSignerPIN(ctx context.Context, actor string, req api.SetSignerPIN) (any, error) {
-	return d.view(d.a.directory.SetPIN(ctx, actor, req.Signer, req.PIN))
+	return d.view(d.a.directory.SetPIN(ctx, actor, req.Signer, req.OldPIN, req.PIN))
 }
 
 func (d admin) StopSigner(ctx context.Context, actor string, req api.Decision) (any, error) {

@@ -224,6 +224,9 @@ func (k *keyCache) Key(_ context.Context, label string, certificate []byte) (*hs
 	return key, nil
 }
 
+// Wrapped satisfies sign.Keys.
+func (k *keyCache) Wrapped(w *hsm.WrappedKey) (*hsm.Key, error) { return hsm.KeyOfWrapped(k.token, w) }
+
 // checkpointStamper stamps checkpoints; their tokens never become leaves.
 type checkpointStamper struct{ unit *unit }
 

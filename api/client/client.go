@@ -476,6 +476,15 @@ func (a *Admin) SetSignerPIN(ctx context.Context, req wire.SetSignerPIN) (json.R
 	return a.post(ctx, "signers/"+url.PathEscape(req.Signer)+"/pin", req)
 }
 
+func (a *Admin) RecoverSigner(ctx context.Context, req wire.RecoverSigner) (json.RawMessage, error) {
+	return a.post(ctx, "signers/"+url.PathEscape(req.Signer)+"/recover", req)
+}
+
+// Ceremony has the minutes of a key ceremony journalled.
+func (a *Admin) Ceremony(ctx context.Context, req wire.Ceremony) (json.RawMessage, error) {
+	return a.post(ctx, "ceremonies", req)
+}
+
 func (a *Admin) StopSigner(ctx context.Context, req wire.Decision) (json.RawMessage, error) {
 	return a.post(ctx, "signers/"+url.PathEscape(req.ID)+"/stop", req)
 }

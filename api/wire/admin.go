@@ -49,6 +49,20 @@ type AddSignerKey struct {
 type SetSignerPIN struct {
 	Signer string `json:"-"`
 	PIN    string `json:"pin"`
+	// OldPIN is the present one. It is needed where the signer's keys are in custody, sealed under it.
+	OldPIN string `json:"old_pin,omitempty"`
+}
+
+// RecoverSigner is the body of POST /admin/v1/signers/{id}/recover: a new PIN for custody keys whose PIN was forgotten.
+type RecoverSigner struct {
+	Signer string   `json:"-"`
+	PIN    string   `json:"pin"`
+	Shares []string `json:"shares"` // the officers', as they were printed
+}
+
+// Ceremony is the body of POST /admin/v1/ceremonies: the minutes of a key ceremony, for the journal.
+type Ceremony struct {
+	Minutes []byte `json:"minutes"` // as `yinjian ceremony` wrote them
 }
 
 // A Decision is the body of the routes that stop or start something: what it concerns (from the path) and why.

@@ -67,6 +67,7 @@ type Signer struct {
 	Campus     string       `json:"campus"`
 	Keys       []SignerKey  `json:"keys"`
 	PIN        *PINVerifier `json:"pin,omitempty"`
+	Sealing    *Sealing     `json:"sealing,omitempty"` // of custody keys
 	Stopped    bool         `json:"stopped"`
 	ChangedBy  string       `json:"changed_by"`
 	ChangedAt  time.Time    `json:"changed_at"`
@@ -79,6 +80,8 @@ type SignerKey struct {
 	Algorithm   string `json:"algorithm"`
 	Certificate []byte `json:"certificate,omitempty"` // DER
 	PublicKey   []byte `json:"public_key,omitempty"`  // SubjectPublicKeyInfo, DER, of a key without a certificate
+	// Wrapped is the private half of a custody key; nil: it is in the staff slot under Label.
+	Wrapped *Wrapped `json:"wrapped,omitempty"`
 
 	Chain [][]byte              `json:"-"` // above Certificate, issuer first; of ActiveSigner
 	Path  []*smx509.Certificate `json:"-"` // Certificate and Chain, parsed; of ActiveSigner

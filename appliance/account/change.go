@@ -32,6 +32,7 @@ const (
 	kindRequestIntent     = "certificate.request/intent"
 	kindRequest           = "certificate.request/outcome"
 	kindImport            = "certificate.import/outcome"
+	kindCeremony          = "custody.ceremony/outcome"
 	kindInterrupted       = "account.interrupted/outcome" // closes an intent without its change
 	kindWithdrawn         = "account.withdrawn/outcome"   // takes the reference of an outcome that was not written
 	kindPINFailed         = "consent.pin/failed"

@@ -11,6 +11,7 @@ import (
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/problem"
+	"yinjian/hsm"
 )
 
 // Bounds of the memory that live authorisations take. One application, with or without the help of signers, cannot use
@@ -21,6 +22,7 @@ const (
 	maxLiveAppBytes  = maxLiveBytes / 4
 	liveBytes        = 1024 // of one authorisation
 	liveDigestBytes  = 256  // of each digest
+	liveKeyBytes     = 512  // of each custody key, beside its blob
 	spentBytes       = 256  // of what is kept of one that is used up
 )
 
@@ -39,6 +41,9 @@ type consents struct {
 	pairs map[pair]int                  // guarded by mu: those with uses left
 	apps  map[string]int                // guarded by mu: estimated bytes
 	all   int                           // guarded by mu: estimated bytes
+
+	holds map[[32]byte]int   // guarded by mu: live authorisations that hold a custody key
+	ended func(d [][32]byte) // told of custody keys that none holds any more; does not wait
 }
 
 type pair struct{ application, signer string }
@@ -48,9 +53,10 @@ type liveAuthorization struct {
 	auth     *evidence.Authorization // nil when used up for good
 	stored   []byte
 	notAfter time.Time
-	free     int                      // uses that are neither reserved nor kept
-	reserved int                      // uses of which it is not known yet whether they are kept
-	digests  map[evidence.Digest]bool // one-time: digest → free
+	free     int                        // uses that are neither reserved nor kept
+	reserved int                        // uses of which it is not known yet whether they are kept
+	digests  map[evidence.Digest]bool   // one-time: digest → free
+	keys     map[string]*hsm.WrappedKey // custody keys of the signer, by label
 	bytes    int
 }
 
@@ -59,6 +65,8 @@ type liveAuthorization struct {
 type Reservation struct {
 	Stored []byte // the authorisation, byte for byte
 	Auth   *evidence.Authorization
+	// Keys are the signer's custody keys, by label, as far as this consent opens them.
+	Keys   map[string]*hsm.WrappedKey
 	settle func(kept bool)
 }
 
@@ -102,10 +110,13 @@ func (c *consents) roomLocked(p pair, bytes int) error {
 
 // add makes an authorisation live, unless valid says otherwise. It asks under the lock that a drop takes after the
 // directory has changed: whoever is stopped meanwhile, or has a new PIN, is seen by one of the two.
-func (c *consents) add(a *evidence.Authorization, stored []byte, notAfter time.Time, valid func() error) error {
+func (c *consents) add(a *evidence.Authorization, stored []byte, notAfter time.Time, keys map[string]*hsm.WrappedKey, valid func() error) error {
 	l := &liveAuthorization{
 		pair: pair{a.Application, a.Subject}, auth: a, stored: stored, notAfter: notAfter, free: a.Count,
-		bytes: liveBytes + len(a.Digests)*liveDigestBytes,
+		bytes: liveBytes + len(a.Digests)*liveDigestBytes, keys: keys,
+	}
+	for _, k := range keys {
+		l.bytes += liveKeyBytes + len(k.Blob)
 	}
 	if len(a.Digests) > 0 {
 		l.free = len(a.Digests)
@@ -123,7 +134,10 @@ func (c *consents) add(a *evidence.Authorization, stored []byte, notAfter time.T
 		return err
 	}
 	if c.live == nil {
-		c.live, c.pairs, c.apps = map[string]*liveAuthorization{}, map[pair]int{}, map[string]int{}
+		c.live, c.pairs, c.apps, c.holds = map[string]*liveAuthorization{}, map[pair]int{}, map[string]int{}, map[[32]byte]int{}
+	}
+	for _, k := range keys {
+		c.holds[k.Digest()]++
 	}
 	c.live[a.ID] = l
 	c.pairs[l.pair]++
@@ -149,8 +163,25 @@ func (c *consents) forget(id string) {
 	l := c.live[id]
 	delete(c.live, id)
 	c.weigh(l, -l.bytes)
+	c.letGo(l)
 	if l.auth != nil {
 		c.leavePair(l)
+	}
+}
+
+// letGo gives up an authorisation's custody keys.
+func (c *consents) letGo(l *liveAuthorization) {
+	var gone [][32]byte
+	for _, k := range l.keys {
+		d := k.Digest()
+		if c.holds[d]--; c.holds[d] == 0 {
+			delete(c.holds, d)
+			gone = append(gone, d)
+		}
+	}
+	l.keys = nil
+	if len(gone) > 0 {
+		c.ended(gone)
 	}
 }
 
@@ -210,7 +241,7 @@ func (c *consents) reserve(id, application, signer string, digest evidence.Diges
 	}
 	l.free--
 	l.reserved++
-	return &Reservation{Stored: l.stored, Auth: l.auth, settle: func(kept bool) {
+	return &Reservation{Stored: l.stored, Auth: l.auth, Keys: l.keys, settle: func(kept bool) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		l.reserved--
@@ -224,6 +255,7 @@ func (c *consents) reserve(id, application, signer string, digest evidence.Diges
 		if l.free == 0 && l.reserved == 0 && c.live[id] == l {
 			c.leavePair(l)
 			c.weigh(l, spentBytes-l.bytes)
+			c.letGo(l)
 			l.auth, l.stored, l.digests, l.bytes = nil, nil, nil, spentBytes
 		}
 	}}, nil
@@ -235,7 +267,7 @@ func (c *consents) reserve(id, application, signer string, digest evidence.Diges
 // With an authorisation's id the live one must belong to application and signer and cover the digest. Without one,
 // the method must be app-asserted, which makes an authorisation of this request alone. While time is not trusted
 // nothing is reserved: whether an authorisation has ended cannot be told.
-func (s *Service) Reserve(_ context.Context, app *Application, signer *Signer, digest evidence.Digest, id string, method evidence.Method, assertion string) (*Reservation, error) {
+func (s *Service) Reserve(ctx context.Context, app *Application, signer *Signer, digest evidence.Digest, id string, method evidence.Method, assertion string) (*Reservation, error) {
 	now := s.cfg.Clock.Now()
 	if !now.Trusted() {
 		return nil, errConsentTime
@@ -260,6 +292,10 @@ func (s *Service) Reserve(_ context.Context, app *Application, signer *Signer, d
 	if !allows(app, method) {
 		return nil, errConsentInsufficient
 	}
+	keys, err := s.keysWithoutPIN(ctx, signer)
+	if err != nil {
+		return nil, err
+	}
 	// The words are repeated in every verdict.
 	if err := problem.CheckText("authorization.assertion", assertion, maxAssertion); err != nil {
 		return nil, err
@@ -272,7 +308,7 @@ func (s *Service) Reserve(_ context.Context, app *Application, signer *Signer, d
 	if err != nil {
 		return nil, err
 	}
-	return &Reservation{Stored: stored, Auth: a}, nil
+	return &Reservation{Stored: stored, Auth: a, Keys: keys}, nil
 }
 
 // number draws id and nonce and answers the stored form, read back as a verifier will read it.
@@ -422,6 +458,10 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 	if !good {
 		return nil, s.wrongPIN(ctx, app, g)
 	}
+	keys, err := s.openKeys(ctx, g, q.PIN)
+	if err != nil {
+		return nil, fmt.Errorf("account: opening the custody keys of %s: %w", g.ID, err)
+	}
 
 	a := &evidence.Authorization{
 		Version: 1, Method: evidence.SignerPIN, Level: 2, Subject: g.ID, Application: app.ID, Count: q.Count,
@@ -453,7 +493,7 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 		return nil, err
 	}
 	// What is in the journal and not live is harmless: it cannot be used.
-	err = s.consents.add(a, stored, notAfter, func() error {
+	err = s.consents.add(a, stored, notAfter, keys, func() error {
 		present, ok := s.Signer(g.ID)
 		asking, _, known := s.Application(app.ID)
 		switch {

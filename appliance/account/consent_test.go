@@ -349,7 +349,7 @@ func TestPINCount(t *testing.T) {
 	// Another signer is not concerned; a new PIN opens.
 	w.Doctor("D002", "SM2")
 	w.Grant(w.app, account.GrantRequest{Signer: "D002", Count: 1, Seconds: 1})
-	if _, err := w.Directory.SetPIN(t.Context(), "admin", "D001", "新的PIN12"); err != nil {
+	if _, err := w.Directory.SetPIN(t.Context(), "admin", "D001", "", "新的PIN12"); err != nil {
 		t.Fatal(err)
 	}
 	wants(t, "the old PIN", w.guess(t, testkit.PIN), problem.PINWrong)
@@ -360,9 +360,9 @@ func TestPINCount(t *testing.T) {
 	if err := w.guess(t, "新的PIN12"); err != nil {
 		t.Errorf("the new PIN after a restart: %v", err)
 	}
-	_, err := w.Directory.SetPIN(t.Context(), "admin", "D001", "短")
+	_, err := w.Directory.SetPIN(t.Context(), "admin", "D001", "", "短")
 	wants(t, "a short PIN", err, problem.InvalidRequest)
-	_, err = w.Directory.SetPIN(t.Context(), "admin", "D009", "123456")
+	_, err = w.Directory.SetPIN(t.Context(), "admin", "D009", "", "123456")
 	wants(t, "nobody's PIN", err, problem.SignerUnknown)
 }
 
@@ -446,7 +446,7 @@ func TestPINCountByApplication(t *testing.T) {
 	// Another signer is not concerned; a new PIN opens all.
 	w.Doctor("D002", "SM2")
 	w.Grant(w.app, account.GrantRequest{Signer: "D002", Count: 1, Seconds: 1})
-	if _, err := w.Directory.SetPIN(t.Context(), "admin", "D001", "another-pin"); err != nil {
+	if _, err := w.Directory.SetPIN(t.Context(), "admin", "D001", "", "another-pin"); err != nil {
 		t.Fatal(err)
 	}
 	view()
@@ -621,7 +621,7 @@ func TestStopVoidsAuthorisations(t *testing.T) {
 			return errors.Join(err, err2)
 		},
 		"PIN": func(w *ward) error {
-			_, err := w.Directory.SetPIN(t.Context(), "admin", "D001", testkit.PIN)
+			_, err := w.Directory.SetPIN(t.Context(), "admin", "D001", "", testkit.PIN)
 			return err
 		},
 		"restart": func(w *ward) error { return w.TryRestart() },
@@ -663,7 +663,7 @@ func TestStopWhileGranting(t *testing.T) {
 			return err
 		},
 		"PIN": func(w *ward) error {
-			_, err := w.Directory.SetPIN(t.Context(), "admin", "D001", "another-pin")
+			_, err := w.Directory.SetPIN(t.Context(), "admin", "D001", "", "another-pin")
 			return err
 		},
 	} {

@@ -38,6 +38,7 @@ type heldKey struct {
 	class                   hsm.SlotClass
 	spki                    []byte
 	signer                  crypto.Signer // of a key that is not in the cipher machine; else nil
+	wrapped                 *Wrapped      // of a custody key; else nil
 	request                 *Request      // waits for its certificate
 	certs                   []*heldCertificate
 }
@@ -156,7 +157,7 @@ func (s *Service) holdSigner(g *Signer) error {
 		if s.heldKeyOf(owner, k.Label) != nil {
 			continue // it came with the signer's first entry
 		}
-		h := &heldKey{owner: owner, label: k.Label, algorithm: k.Algorithm, class: hsm.Staff, spki: k.PublicKey}
+		h := &heldKey{owner: owner, label: k.Label, algorithm: k.Algorithm, class: hsm.Staff, spki: k.PublicKey, wrapped: k.Wrapped}
 		if k.Certificate != nil {
 			leaf, err := pki.ParseCertificate(k.Certificate)
 			if err != nil {
@@ -314,7 +315,7 @@ func (s *Service) ActiveSigner(id, algorithm string) (*Signer, *SignerKey, error
 	if err != nil {
 		return nil, nil, err
 	}
-	return g, &SignerKey{Label: k.label, Algorithm: k.algorithm, Certificate: c.leaf().Raw, Chain: c.chain(), Path: c.path}, nil
+	return g, &SignerKey{Label: k.label, Algorithm: k.algorithm, Wrapped: k.wrapped, Certificate: c.leaf().Raw, Chain: c.chain(), Path: c.path}, nil
 }
 
 // Current answers the label of the key and the path, leaf first, that one of the appliance's own keys ("tsa:sm2", "tls")

@@ -30,6 +30,9 @@ func hsmProblem(err error) error {
 		return problem.New(problem.HSMNeedsOperator, "密码机拒绝了口令，已停止尝试 (the cipher machine refused its PIN; nothing is retried)", "请管理员检查密码机口令并重启服务 (ask an administrator)").With(err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, hsm.ErrDeadline):
 		return problem.New(problem.Timeout, "等待密码机超时 (timed out waiting for the cipher machine)", "稍后重试 (try again later)").With(err)
+	case errors.Is(err, hsm.ErrNoWrapping):
+		return problem.New(problem.HSMUnavailable, "密码机不能包装托管密钥，或包装密钥不受信任 (the cipher machine wraps no keys, or the wrapping key is not trusted)",
+			"核对 hsm.custody.kek 与密钥仪式、厂商档案 (compare hsm.custody.kek with the ceremony and the vendor profile)").With(err)
 	case errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrKeyNotFound), errors.Is(err, hsm.ErrBadSignature), errors.As(err, &rv):
 		return problem.New(problem.HSMUnavailable, "密码机暂不可用 (the cipher machine is unavailable)", "稍后重试，仍失败请管理员检查密码机 (try again later, then ask an administrator)").With(err)
 	}

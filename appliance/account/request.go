@@ -31,6 +31,7 @@ type Request struct {
 	Subject   string    `json:"subject"`
 	CSR       []byte    `json:"csr"` // DER
 	NewKey    bool      `json:"new_key,omitempty"`
+	Wrapped   *Wrapped  `json:"wrapped,omitempty"` // of a new custody key
 	At        time.Time `json:"at"`
 }
 
@@ -43,7 +44,7 @@ func (r *Request) parse() error {
 }
 
 func (r *Request) set(s *Service, e *audit.Entry) error {
-	k := heldKey{owner: r.Owner, label: r.Label, algorithm: r.Algorithm, class: classOf(r.Owner), spki: r.PublicKey}
+	k := heldKey{owner: r.Owner, label: r.Label, algorithm: r.Algorithm, class: classOf(r.Owner), spki: r.PublicKey, wrapped: r.Wrapped}
 	switch old := s.heldKeyOf(r.Owner, r.Label); {
 	case old != nil:
 		k = *old
@@ -128,6 +129,10 @@ func (s *Service) RequestCertificate(ctx context.Context, actor string, spec Req
 		}
 		return k.request, nil
 	}
+	if k.wrapped != nil {
+		// Its private half is sealed: a custody key signs its request when it is made, and another request is another key.
+		return s.requestNew(ctx, actor, owner, k, spec)
+	}
 	i, err := s.intend(ctx, audit.Draft{Kind: kindRequestIntent, Actor: actor, Object: owner}, "request", "")
 	if err != nil {
 		return nil, err
@@ -166,22 +171,19 @@ func (s *Service) requestNew(ctx context.Context, actor, owner string, present *
 	if err != nil {
 		return nil, err
 	}
-	info, err := token.GenerateKey(ctx, hsm.KeySpec{Label: prefix + present.algorithm, Algorithm: hsm.Algorithm(present.algorithm)})
+	var g *Signer
+	if useOf(owner) == UseStaff {
+		g, _ = s.Signer(strings.TrimPrefix(owner, signerOwner))
+	}
+	signer, wrapped, err := s.generate(ctx, present.class, prefix+present.algorithm, present.algorithm, g)
 	if err != nil {
-		return nil, hsmProblem(err)
+		return nil, fmt.Errorf("account: a new key for %s: %w", owner, err)
 	}
-	if info.Extractable {
-		return nil, fmt.Errorf("account: a new key for %s: the cipher machine made an extractable one", owner)
-	}
-	signer, err := hsm.KeyOf(token, info, true)
-	if err != nil {
-		return nil, err
-	}
-	spki, err := smx509.MarshalPKIXPublicKey(info.Public)
+	spki, err := smx509.MarshalPKIXPublicKey(signer.Public())
 	if err != nil {
 		return nil, err
 	}
-	fresh := &heldKey{owner: owner, label: info.Label, algorithm: present.algorithm, class: present.class, spki: spki}
+	fresh := &heldKey{owner: owner, label: prefix + present.algorithm, algorithm: present.algorithm, class: present.class, spki: spki, wrapped: wrapped}
 	return s.request(ctx, actor, i, fresh, signer, spec, true)
 }
 
@@ -211,7 +213,7 @@ func (s *Service) request(ctx context.Context, actor string, i intent, k *heldKe
 		return nil, fmt.Errorf("account: certificate request of %s: %w", k.owner, err)
 	}
 	r := Request{
-		Owner: k.owner, Label: k.label, Algorithm: k.algorithm, PublicKey: spki, Subject: csr.Subject.String(), CSR: der, NewKey: fresh,
+		Owner: k.owner, Label: k.label, Algorithm: k.algorithm, PublicKey: spki, Subject: csr.Subject.String(), CSR: der, NewKey: fresh, Wrapped: k.wrapped,
 		At: s.cfg.Clock.Now().Time,
 	}
 	// The signature over the request is named, so that the use of the key can be told from one that nobody recorded.

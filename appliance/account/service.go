@@ -39,6 +39,8 @@ type Config struct {
 	// CAs issue the evaluation certificates, by algorithm ("SM2", "RSA-2048").
 	CAs map[string]*ca.Authority
 	Log logrus.FieldLogger
+	// Custody, if set, makes new staff keys custody keys. Those there are go on as they are.
+	Custody *CustodyPolicy
 	// SoftRevocation lets a certificate be used whose revocation status is unknown; the evidence says so.
 	SoftRevocation bool
 	// CertificateLife is how long a signer's evaluation certificate is valid, at most as long as its CA's; CRLLife how
@@ -75,6 +77,8 @@ type Service struct {
 	foreign       map[string]*foreignCRL         // guarded by mu, by listKey; values are never changed in place
 	issued        map[string][]*pki.CRL          // guarded by mu, by RawIssuer: our CAs' lists and foreign ones
 
+	tokenSealed map[string]tokenSealed // guarded by mu, by signer
+
 	laterLists map[string]laterList // of the replay, by fieldList
 
 	// standings remembers good answers of [Service.Standing]; the four questions of each signature would cost more than it.
@@ -101,8 +105,9 @@ func New(cfg Config) *Service {
 		openIntents: map[string]intent{}, chains: map[string][][]byte{},
 		anchors: map[string]*Anchor{}, intermediates: map[string]*smx509.Certificate{}, above: map[string]*smx509.Certificate{}, held: map[string][]*heldKey{},
 		ownerOf: map[string]string{}, foreign: map[string]*foreignCRL{}, issued: map[string][]*pki.CRL{},
-		laterLists: map[string]laterList{},
+		laterLists: map[string]laterList{}, tokenSealed: map[string]tokenSealed{},
 	}
+	s.consents.ended = s.forgetKeys
 	for alg, c := range cfg.CAs {
 		s.chains[alg] = [][]byte{c.Certificate().Raw}
 		s.addCertificate(c.Certificate().Raw, nil, "ca", "appliance")

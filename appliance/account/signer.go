@@ -89,6 +89,11 @@ func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer
 			return nil, err
 		}
 	}
+	if s.cfg.Custody != nil {
+		if g.Sealing, err = s.newSealing(ctx, e.ID, e.PIN); err != nil {
+			return nil, err
+		}
+	}
 	unique, err := newID()
 	if err != nil {
 		return nil, err
@@ -118,24 +123,38 @@ func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer
 	return enrolled, nil
 }
 
-// newSignerKey makes a key in the staff slot, with a certificate of the evaluation CA unless another CA is to issue it.
+// newSignerKey makes a key, with a certificate of the evaluation CA unless another CA is to issue it.
 func (s *Service) newSignerKey(ctx context.Context, label, algorithm string, g *Signer, external bool) (k SignerKey, err error) {
-	info, err := s.cfg.Slots[hsm.Staff].GenerateKey(ctx, hsm.KeySpec{Label: label, Algorithm: hsm.Algorithm(algorithm)})
+	key, wrapped, err := s.generate(ctx, hsm.Staff, label, algorithm, g)
 	if err != nil {
-		return k, hsmProblem(err)
-	}
-	if info.Extractable {
-		return k, fmt.Errorf("the cipher machine made an extractable %s key", algorithm)
-	}
-	k = SignerKey{Label: info.Label, Algorithm: algorithm}
-	if external {
-		k.PublicKey, err = smx509.MarshalPKIXPublicKey(info.Public)
 		return k, err
 	}
-	if k.Certificate, err = s.issue(ctx, algorithm, info.Public, g, g.ChangedAt); err != nil {
+	k = SignerKey{Label: label, Algorithm: algorithm, Wrapped: wrapped}
+	if external {
+		k.PublicKey, err = smx509.MarshalPKIXPublicKey(key.Public())
+		return k, err
+	}
+	if k.Certificate, err = s.issue(ctx, algorithm, key.Public(), g, g.ChangedAt); err != nil {
 		return k, hsmProblem(err)
 	}
 	return k, nil
+}
+
+// generate makes a key in a slot, or, for a signer under a policy of custody, one that is wrapped and sealed to the signer.
+func (s *Service) generate(ctx context.Context, class hsm.SlotClass, label, algorithm string, g *Signer) (*hsm.Key, *Wrapped, error) {
+	if g != nil && s.cfg.Custody != nil {
+		return s.generateWrapped(ctx, label, algorithm, g)
+	}
+	token := s.cfg.Slots[class]
+	info, err := token.GenerateKey(ctx, hsm.KeySpec{Label: label, Algorithm: hsm.Algorithm(algorithm)})
+	if err != nil {
+		return nil, nil, hsmProblem(err)
+	}
+	if info.Extractable {
+		return nil, nil, fmt.Errorf("the cipher machine made an extractable %s key", algorithm)
+	}
+	key, err := hsm.KeyOf(token, info, true)
+	return key, nil, err
 }
 
 func (s *Service) issue(ctx context.Context, algorithm string, pub crypto.PublicKey, g *Signer, now time.Time) ([]byte, error) {
@@ -185,6 +204,11 @@ func (s *Service) AddSignerKey(ctx context.Context, actor, id, algorithm string,
 	}
 	g := *old
 	g.Version, g.ChangedBy, g.ChangedAt = old.Version+1, actor, now.Time
+	if s.cfg.Custody != nil && g.Sealing == nil && g.PIN == nil {
+		if g.Sealing, err = s.newSealing(ctx, id, ""); err != nil {
+			return nil, err
+		}
+	}
 	unique, err := newID()
 	if err != nil {
 		return nil, err
@@ -212,7 +236,7 @@ func (s *Service) AddSignerKey(ctx context.Context, actor, id, algorithm string,
 const actAddKey = "add-key"
 
 // changeSigner journals intent and outcome of a change to an enrolled signer, and voids live authorisations.
-func (s *Service) changeSigner(ctx context.Context, actor, id, act, reason string, change func(*Signer) error) (*Signer, error) {
+func (s *Service) changeSigner(ctx context.Context, actor, id, act, reason string, change func(*Signer) error, more ...audit.Field) (*Signer, error) {
 	if err := checkReason(reason); err != nil {
 		return nil, err
 	}
@@ -234,9 +258,9 @@ func (s *Service) changeSigner(ctx context.Context, actor, id, act, reason strin
 	if err != nil {
 		return nil, err
 	}
-	d := audit.Draft{Kind: kindSigner, Actor: actor, Object: id, Fields: []audit.Field{
-		text("intent", i.id), text("act", act), text("reason", reason), boolean("pin_set", act == actSetPIN),
-	}}
+	d := audit.Draft{Kind: kindSigner, Actor: actor, Object: id, Fields: append(more,
+		text("intent", i.id), text("act", act), text("reason", reason), boolean("pin_set", act == actSetPIN || act == actRecover),
+	)}
 	if err := s.conclude(ctx, d, i.ref, &g, nil); err != nil {
 		return nil, err
 	}
@@ -246,9 +270,16 @@ func (s *Service) changeSigner(ctx context.Context, actor, id, act, reason strin
 
 const actSetPIN = "set-pin"
 
-// SetPIN gives the signer a new PIN, clears the count of failures and voids live authorisations.
-func (s *Service) SetPIN(ctx context.Context, actor, id, pin string) (*Signer, error) {
+// SetPIN gives the signer a new PIN, clears the count of failures and voids live authorisations. Where custody keys are
+// sealed under the present PIN, old must be that one; see [Service.RecoverPIN].
+func (s *Service) SetPIN(ctx context.Context, actor, id, old, pin string) (*Signer, error) {
 	return s.changeSigner(ctx, actor, id, actSetPIN, "", func(g *Signer) (err error) {
+		if err := checkPINForm(pin); err != nil {
+			return err
+		}
+		if err := s.reseal(ctx, g, old, pin); err != nil {
+			return err
+		}
 		g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, id, pin)
 		return err
 	})

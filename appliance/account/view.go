@@ -14,7 +14,9 @@ type SignerView struct {
 	Campus     string      `json:"campus"`
 	Keys       []SignerKey `json:"keys"`
 	HasPIN     bool        `json:"has_pin"`
-	PINLocked  bool        `json:"pin_locked"` // for an application, or for all
+	// Custody says what opens the signer's custody keys: "pin", "token" (no PIN: the cipher machine alone), or "" without any.
+	Custody   string `json:"custody,omitempty"`
+	PINLocked bool   `json:"pin_locked"` // for an application, or for all
 	// PINLockedFor names those applications, in order; "*" stands for all.
 	PINLockedFor []string  `json:"pin_locked_for,omitempty"`
 	Stopped      bool      `json:"stopped"`
@@ -27,6 +29,12 @@ func (s *Service) View(g *Signer) *SignerView {
 	v := &SignerView{
 		Version: g.Version, ID: g.ID, Name: g.Name, Department: g.Department, Campus: g.Campus, Keys: slices.Clone(g.Keys),
 		HasPIN: g.PIN != nil, Stopped: g.Stopped, ChangedBy: g.ChangedBy, ChangedAt: g.ChangedAt,
+	}
+	for i := range v.Keys {
+		v.Keys[i].Wrapped = nil // nobody needs to see it
+	}
+	if g.Sealing != nil {
+		v.Custody = map[bool]string{true: "pin", false: "token"}[g.Sealing.PIN]
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()

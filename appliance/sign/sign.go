@@ -71,6 +71,8 @@ type Stamper interface {
 // Keys hands out the staff slot's keys and nothing else: TSA, log and CA keys live in other slots.
 type Keys interface {
 	Key(ctx context.Context, label string, certificate []byte) (*hsm.Key, error)
+	// Wrapped answers a custody key.
+	Wrapped(w *hsm.WrappedKey) (*hsm.Key, error)
 }
 
 // Config is what the service works with.
@@ -204,6 +206,23 @@ func (q *Request) digest(contentSM3 [32]byte) []byte {
 	return sum[:]
 }
 
+// key answers the key to sign with. One in custody is opened by the consent, and by nothing else.
+func (s *Service) key(ctx context.Context, key *account.SignerKey, consent *account.Reservation) (*hsm.Key, error) {
+	if key.Wrapped == nil {
+		k, err := s.cfg.Keys.Key(ctx, key.Label, key.Certificate)
+		if err != nil {
+			return nil, hsmProblem(err)
+		}
+		return k, nil
+	}
+	w := consent.Keys[key.Label]
+	if w == nil {
+		return nil, problem.New(problem.AuthorizationBad, "签名人的密钥在授权之后更换，该授权不能打开新密钥 (the signer's key is newer than the authorisation, which does not open it)",
+			"重新申请授权 (request a new authorisation)")
+	}
+	return s.cfg.Keys.Wrapped(w)
+}
+
 // Sign makes one signature for app, or answers the earlier one of the same Idempotency-Key. A refusal is a
 // [*problem.Problem]. ctx bounds the whole; when it ends before the record is on disk, nothing was signed as far as
 // anybody can show, and a retry with the same key is right.
@@ -284,9 +303,9 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 
 	// 5. The cipher machine signs; hsm.Key verifies what it gave. A CMS is made detached: that is what is stored, and the
 	// content is put into the caller's copy at the end.
-	k, err := s.cfg.Keys.Key(ctx, key.Label, key.Certificate)
+	k, err := s.key(ctx, key, consent)
 	if err != nil {
-		return nil, hsmProblem(err)
+		return nil, err
 	}
 	chain := key.Chain
 	var signed *cms.Signed

@@ -757,6 +757,8 @@ func (k staffKeys) Key(_ context.Context, label string, certificate []byte) (*hs
 	return hsm.KeyOf(k.token, hsm.KeyInfo{Label: label, Algorithm: hsm.SM2, Public: cert.PublicKey}, true)
 }
 
+func (k staffKeys) Wrapped(w *hsm.WrappedKey) (*hsm.Key, error) { return hsm.KeyOfWrapped(k.token, w) }
+
 // A certificate that is renewed while its key signs costs one more try, and no person.
 func TestCertificateReplacedWhileSigning(t *testing.T) {
 	t.Parallel()

@@ -198,7 +198,8 @@ func signerCommand() *cobra.Command {
 	c := group(&cobra.Command{Use: "signer", Short: "签名人：登记、PIN、启停、列出 (signers)"})
 	var req wire.EnrolSigner
 	var key wire.AddSignerKey
-	var pinFile, reason string
+	var pinFile, oldPIN, reason string
+	var shares []string
 	ca := func(c *cobra.Command, p *string) {
 		c.Flags().StringVar(p, "ca", "evaluation", "证书由谁签发：evaluation 评估 CA，或 external 外部 CA，密钥待证书导入后可用 (who issues: the evaluation CA, or another)")
 	}
@@ -232,7 +233,10 @@ func signerCommand() *cobra.Command {
 			key.Signer = args[0]
 			return a.AddSignerKey(ctx, key)
 		}),
-		adminCommand("set-pin ID", "设置 PIN，解除锁定 (set the PIN, end a lock-out)", 1, pinFlag, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+		adminCommand("set-pin ID", "设置 PIN，解除锁定 (set the PIN, end a lock-out)", 1, func(c *cobra.Command) {
+			pinFlag(c)
+			c.Flags().StringVar(&oldPIN, "old-pin-file", "", "现有 PIN 的文件；密钥在托管且由 PIN 封存时需要 (the present PIN, where custody keys are sealed under it)")
+		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
 			if pinFile == "" {
 				return nil, usageError{errors.New("需要 --pin-file (--pin-file is needed)")}
 			}
@@ -240,7 +244,34 @@ func signerCommand() *cobra.Command {
 			if err != nil {
 				return nil, err
 			}
-			return a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: args[0], PIN: string(pin)})
+			var old []byte
+			if oldPIN != "" {
+				if old, err = appliance.ReadSecret(oldPIN); err != nil {
+					return nil, err
+				}
+			}
+			return a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: args[0], PIN: string(pin), OldPIN: string(old)})
+		}),
+		adminCommand("recover ID", "忘记 PIN：由保管干部凭份额恢复托管密钥，设新 PIN (a forgotten PIN: the officers' shares open the custody keys)", 1, func(c *cobra.Command) {
+			pinFlag(c)
+			c.Flags().StringArrayVar(&shares, "share", nil, "干部份额的文件，每份一次，须达门限 (file with an officer's share; once for each, as many as it takes)")
+		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			if pinFile == "" || len(shares) == 0 {
+				return nil, usageError{errors.New("需要 --pin-file 与 --share (--pin-file and --share are needed)")}
+			}
+			pin, err := appliance.ReadSecret(pinFile)
+			if err != nil {
+				return nil, err
+			}
+			req := wire.RecoverSigner{Signer: args[0], PIN: string(pin)}
+			for _, name := range shares {
+				b, err := os.ReadFile(name)
+				if err != nil {
+					return nil, err
+				}
+				req.Shares = append(req.Shares, string(b))
+			}
+			return a.RecoverSigner(ctx, req)
 		}),
 		adminCommand("list", "列出签名人 (list)", 0, nil, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
 			return a.ListSigners(ctx)

@@ -162,6 +162,7 @@ type House struct {
 	Trust               evidence.Trust
 	CertificateLife     time.Duration                         // given to the directory by Restart
 	SoftRevocation      bool                                  // likewise
+	Custody             *account.CustodyPolicy                // likewise
 	Discarded           func(reason error, objects ...[]byte) // likewise
 	Full                func() error                          // why the disk is too full to sign; nil: it is not
 	logger              *logrus.Logger
@@ -289,6 +290,8 @@ func (k keys) Key(_ context.Context, label string, certificate []byte) (*hsm.Key
 	return hsm.KeyOf(k.token, hsm.KeyInfo{Label: label, Algorithm: alg, Public: cert.PublicKey}, true)
 }
 
+func (k keys) Wrapped(w *hsm.WrappedKey) (*hsm.Key, error) { return hsm.KeyOfWrapped(k.token, w) }
+
 // Restart builds directory and signing anew from the journal, as a start does.
 func (h *House) Restart() {
 	h.t.Helper()
@@ -300,7 +303,7 @@ func (h *House) TryRestart() error {
 	ctx := context.Background()
 	d := account.New(account.Config{
 		Journal: h.Journal, Clock: h.Clock, MAC: h.Log, Slots: map[hsm.SlotClass]hsm.Token{hsm.Staff: h.Staff, hsm.TSA: h.TSA, hsm.Log: h.Log}, CAs: h.CAs, Log: h.logger, CertificateLife: h.CertificateLife, SoftRevocation: h.SoftRevocation,
-		Discarded: h.Discarded,
+		Discarded: h.Discarded, Custody: h.Custody,
 	})
 	for alg, chain := range h.unitCertificates {
 		h.must(d.AddKey(account.OwnKey{

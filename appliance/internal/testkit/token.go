@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/rsa"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/sm3"
+	"github.com/emmansun/gmsm/sm4"
+	"github.com/emmansun/gmsm/smx509"
 
 	"yinjian/hsm"
 )
@@ -28,10 +31,25 @@ type Token struct {
 	after  func(call, label string) error     // guarded by mu
 	spoil  func(info hsm.KeyInfo) hsm.KeyInfo // guarded by mu
 	calls  map[string]int                     // guarded by mu, by call
+
+	wrapping cipher.AEAD         // the one wrapping key
+	cached   map[[32]byte]string // guarded by mu: unwrapped keys, by digest, to the label they are under in keys
 }
 
 // NewToken is a token without keys.
-func NewToken() *Token { return &Token{keys: map[string]any{}, calls: map[string]int{}} }
+func NewToken() *Token {
+	key := make([]byte, 16)
+	rand.Read(key)
+	block, err := sm4.NewCipher(key)
+	if err != nil {
+		panic(err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		panic(err)
+	}
+	return &Token{keys: map[string]any{}, calls: map[string]int{}, wrapping: aead, cached: map[[32]byte]string{}}
+}
 
 // Before has f decide, before a call does anything, whether it fails; nil: none does. f runs without locks held.
 func (t *Token) Before(f func(call, label string) error) {
@@ -134,6 +152,76 @@ func (t *Token) GenerateKey(_ context.Context, spec hsm.KeySpec) (hsm.KeyInfo, e
 	return t.FindKey(context.Background(), spec.Label)
 }
 
+// GenerateWrapped makes a key and forgets it; the wrapping key has any label.
+func (t *Token) GenerateWrapped(ctx context.Context, spec hsm.KeySpec, _ string) (hsm.KeyInfo, []byte, error) {
+	info, err := t.GenerateKey(ctx, spec)
+	if err != nil {
+		return info, nil, err
+	}
+	t.mu.Lock()
+	key := t.keys[spec.Label]
+	delete(t.keys, spec.Label)
+	t.mu.Unlock()
+	der, err := smx509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return info, nil, err
+	}
+	aad, err := hsm.WrappingAAD(spec.Label, spec.Algorithm, info.Public)
+	if err != nil {
+		return info, nil, err
+	}
+	nonce := make([]byte, 12)
+	rand.Read(nonce)
+	info.Extractable, info.NeverExtractable = true, false
+	return info, t.wrapping.Seal(nonce, nonce, der, aad), nil
+}
+
+// DoWrapped unwraps the key, once, and signs with it.
+func (t *Token) DoWrapped(ctx context.Context, w *hsm.WrappedKey, op hsm.Operation, data []byte) ([]byte, error) {
+	if err := t.enter("DoWrapped", w.Label); err != nil {
+		return nil, err
+	}
+	digest := w.Digest()
+	hidden := fmt.Sprintf("\x00unwrapped/%x", digest)
+	t.mu.Lock()
+	_, have := t.cached[digest]
+	t.mu.Unlock()
+	if !have {
+		aad, err := hsm.WrappingAAD(w.Label, w.Algorithm, w.Public)
+		if err != nil || len(w.Blob) < 12 {
+			return nil, hsm.ErrNotCached
+		}
+		der, err := t.wrapping.Open(nil, w.Blob[:12], w.Blob[12:], aad)
+		if err != nil {
+			return nil, &hsm.Error{Call: "C_UnwrapKey", RV: 0x110}
+		}
+		key, err := smx509.ParsePKCS8PrivateKey(der)
+		if err != nil {
+			return nil, err
+		}
+		t.mu.Lock()
+		t.keys[hidden], t.cached[digest] = key, hidden
+		t.mu.Unlock()
+	}
+	return t.Do(ctx, hidden, op, data)
+}
+
+// ForgetWrapped forgets an unwrapped key.
+func (t *Token) ForgetWrapped(_ context.Context, digest [32]byte) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.keys, t.cached[digest])
+	delete(t.cached, digest)
+	return nil
+}
+
+// Unwrapped counts the wrapped keys that are unwrapped.
+func (t *Token) Unwrapped() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.cached)
+}
+
 // FindKey describes a key.
 func (t *Token) FindKey(_ context.Context, label string) (hsm.KeyInfo, error) {
 	t.mu.Lock()
@@ -177,7 +265,9 @@ func (t *Token) Labels() []string {
 	defer t.mu.Unlock()
 	out := []string{}
 	for l := range t.keys {
-		out = append(out, l)
+		if !strings.HasPrefix(l, "\x00") { // a session object
+			out = append(out, l)
+		}
 	}
 	sort.Strings(out)
 	return out

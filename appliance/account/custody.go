@@ -1,0 +1,345 @@
+package account
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/emmansun/gmsm/sm3"
+	"github.com/emmansun/gmsm/smx509"
+	"golang.org/x/crypto/pbkdf2"
+
+	"yinjian/appliance/audit"
+	"yinjian/appliance/custody"
+	"yinjian/appliance/problem"
+	"yinjian/hsm"
+)
+
+// A CustodyPolicy says that new staff keys are custody keys: on no token, wrapped under a key of the cipher machine, and
+// sealed to the signer.
+type CustodyPolicy struct {
+	KEK string // CKA_LABEL of the wrapping key in the staff slot
+	// Officers is the public point (65 bytes) of those who together open what is sealed under a forgotten PIN; nil: nobody
+	// can, and a signer who forgets the PIN needs new keys.
+	Officers []byte
+}
+
+// A Sealing guards a signer's custody keys: each is sealed to Point, and what opens them is sealed under a key that is
+// HMAC-SM3 in the cipher machine over the stretched PIN, and to the officers.
+type Sealing struct {
+	Point      []byte `json:"point"` // SM2, uncompressed
+	Salt       []byte `json:"salt"`
+	Iterations int    `json:"iterations"`
+	// PIN says that the signer's PIN is needed. Without one the cipher machine alone suffices: the signer has no PIN, and an
+	// application vouches for consent.
+	PIN      bool   `json:"pin"`
+	Private  []byte `json:"private"`
+	Officers []byte `json:"officers,omitempty"` // the officers' point
+	Escrow   []byte `json:"escrow,omitempty"`   // sealed to it
+}
+
+// A Wrapped is a custody key's private half: the blob that the cipher machine wrapped, sealed to the signer.
+type Wrapped struct {
+	KEK    string `json:"kek"`
+	Sealed []byte `json:"sealed"`
+}
+
+// newSealing makes a signer's sealing pair. pin "" seals it under the cipher machine alone.
+func (s *Service) newSealing(ctx context.Context, signer, pin string) (*Sealing, error) {
+	seed, point := custody.NewPair()
+	defer clear(seed)
+	l := &Sealing{Point: point, Officers: s.cfg.Custody.Officers}
+	if l.Officers != nil {
+		var err error
+		if l.Escrow, err = custody.SealTo(l.Officers, seed, sealingName(signer)); err != nil {
+			return nil, err
+		}
+	}
+	return l, l.close(ctx, s.cfg.MAC, signer, pin, seed)
+}
+
+func sealingName(signer string) string { return "yinjian/custody-signer/v1 " + signer }
+func wrappedName(label string) string  { return "yinjian/custody-key/v1 " + label }
+
+// close seals what opens the keys under another PIN.
+func (l *Sealing) close(ctx context.Context, m MAC, signer, pin string, seed []byte) error {
+	l.Salt, l.Iterations, l.PIN = make([]byte, 16), pinIterations, pin != ""
+	rand.Read(l.Salt) // never fails (crypto/rand)
+	key, err := l.key(ctx, m, signer, pin)
+	if err != nil {
+		return err
+	}
+	defer clear(key)
+	l.Private, err = custody.Seal(key, seed, sealingName(signer))
+	return err
+}
+
+// open answers what opens the signer's keys. A wrong PIN is custody.ErrSealed. The caller wipes it.
+func (l *Sealing) open(ctx context.Context, m MAC, signer, pin string) ([]byte, error) {
+	key, err := l.key(ctx, m, signer, pin)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key)
+	return custody.Open(key, l.Private, sealingName(signer))
+}
+
+// key is HMAC-SM3 in the cipher machine, its first half: a thief of the journal can try no PIN without the machine.
+func (l *Sealing) key(ctx context.Context, m MAC, signer, pin string) ([]byte, error) {
+	msg := make([]byte, 0, 160) // never moved, so that clear leaves no copy
+	defer func() { clear(msg[:cap(msg)]) }()
+	if l.PIN {
+		stretched := pbkdf2.Key([]byte(pin), l.Salt, l.Iterations, 32, sm3.New)
+		defer clear(stretched)
+		msg = append(append(msg, "yinjian/custody-pin/v1\x00"...), stretched...)
+	} else {
+		msg = append(append(msg, "yinjian/custody-token/v1\x00"...), l.Salt...)
+	}
+	msg = append(msg, signer...)
+	tag, err := mac(ctx, m, PINKeyLabel, msg)
+	if err != nil {
+		return nil, err
+	}
+	clear(tag[16:])
+	return tag[:16], nil
+}
+
+var errNoSealing = problem.New(problem.ConsentInsufficient,
+	"该签名人尚无托管密钥的封装，须先设置一次 PIN (the signer has a PIN and nothing that seals custody keys)",
+	"用 signer set-pin 设置 PIN 后重试 (set the PIN once, then try again)")
+
+// generateWrapped makes a custody key for the signer. The key answered can sign; its blob is not kept.
+func (s *Service) generateWrapped(ctx context.Context, label, algorithm string, g *Signer) (*hsm.Key, *Wrapped, error) {
+	if g.Sealing == nil {
+		return nil, nil, errNoSealing
+	}
+	token, kek := s.cfg.Slots[hsm.Staff], s.cfg.Custody.KEK
+	info, blob, err := token.GenerateWrapped(ctx, hsm.KeySpec{Label: label, Algorithm: hsm.Algorithm(algorithm)}, kek)
+	if err != nil {
+		return nil, nil, hsmProblem(err)
+	}
+	w, err := hsm.NewWrappedKey(label, hsm.Algorithm(algorithm), info.Public, kek, blob)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := hsm.KeyOfWrapped(token, w)
+	if err != nil {
+		return nil, nil, err
+	}
+	sealed, err := custody.SealTo(g.Sealing.Point, blob, wrappedName(label))
+	if err != nil {
+		return nil, nil, err
+	}
+	return key, &Wrapped{KEK: kek, Sealed: sealed}, nil
+}
+
+// wrappedKeys are the signer's custody keys.
+func (s *Service) wrappedKeys(signer string) (keys []*heldKey) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, k := range s.held[signerOwner+signer] {
+		if k.wrapped != nil {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// openKeys opens all custody keys of a signer, by label; nil where there are none. What it answers is of use to the cipher
+// machine alone. A wrong PIN is custody.ErrSealed.
+func (s *Service) openKeys(ctx context.Context, g *Signer, pin string) (map[string]*hsm.WrappedKey, error) {
+	held := s.wrappedKeys(g.ID)
+	if len(held) == 0 {
+		return nil, nil
+	}
+	if g.Sealing == nil {
+		return nil, fmt.Errorf("account: signer %s has custody keys and no sealing", g.ID)
+	}
+	seed, err := g.Sealing.open(ctx, s.cfg.MAC, g.ID, pin)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(seed)
+	out := map[string]*hsm.WrappedKey{}
+	for _, k := range held {
+		blob, err := custody.OpenWith(seed, k.wrapped.Sealed, wrappedName(k.label))
+		if err != nil {
+			return nil, fmt.Errorf("account: custody key %s: %w", k.label, err)
+		}
+		pub, err := smx509.ParsePKIXPublicKey(k.spki)
+		if err != nil {
+			return nil, fmt.Errorf("account: custody key %s: %w", k.label, err)
+		}
+		if out[k.label], err = hsm.NewWrappedKey(k.label, hsm.Algorithm(k.algorithm), pub, k.wrapped.KEK, blob); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// maxTokenSealed bounds the signers without a PIN whose opened blobs are kept.
+const maxTokenSealed = 1024
+
+// A tokenSealed is what openKeys said of a signer without a PIN, so that the cipher machine need not be asked for each
+// signature.
+type tokenSealed struct {
+	version, held int
+	keys          map[string]*hsm.WrappedKey
+}
+
+var errCustodyPIN = problem.New(problem.ConsentInsufficient,
+	"签名人的密钥由其 PIN 封存，须凭 PIN 授权 (the signer's keys are sealed under the PIN; the application's word does not open them)",
+	"请用签名人 PIN 申请授权 (request an authorisation with the signer's PIN)")
+
+// keysWithoutPIN answers a signer's custody keys to an application that vouches.
+func (s *Service) keysWithoutPIN(ctx context.Context, g *Signer) (map[string]*hsm.WrappedKey, error) {
+	held := s.wrappedKeys(g.ID)
+	switch {
+	case len(held) == 0:
+		return nil, nil
+	case g.Sealing != nil && g.Sealing.PIN:
+		return nil, errCustodyPIN
+	}
+	s.mu.RLock()
+	known, ok := s.tokenSealed[g.ID]
+	s.mu.RUnlock()
+	if ok && known.version == g.Version && known.held == len(held) {
+		return known.keys, nil
+	}
+	keys, err := s.openKeys(ctx, g, "")
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.tokenSealed) >= maxTokenSealed {
+		clear(s.tokenSealed)
+	}
+	s.tokenSealed[g.ID] = tokenSealed{g.Version, len(held), keys}
+	return keys, nil
+}
+
+// reseal puts the signer's keys under a new PIN. old is the present one, where the keys are sealed under one; a wrong one is
+// counted, as administrator's, and refused.
+func (s *Service) reseal(ctx context.Context, g *Signer, old, pin string) error {
+	switch {
+	case g.Sealing == nil && s.cfg.Custody == nil:
+		return nil
+	case g.Sealing == nil:
+		l, err := s.newSealing(ctx, g.ID, pin)
+		g.Sealing = l
+		return err
+	}
+	if g.Sealing.PIN {
+		if old == "" {
+			return problem.New(problem.ConsentInsufficient,
+				"签名人的密钥由其现有 PIN 封存：须给出现有 PIN，忘记时由保管干部恢复 (the keys are sealed under the present PIN: give it, or have the officers recover it)",
+				"加 --old-pin-file；忘记时用 signer recover (give --old-pin-file, or use signer recover)")
+		}
+		failures, all := s.pinCount(resealing.ID, g.ID)
+		if err := pinLocked(failures, min(all, MaxPINTriesAll-1)); err != nil {
+			return err
+		}
+	}
+	seed, err := g.Sealing.open(ctx, s.cfg.MAC, g.ID, old)
+	if err != nil {
+		if errors.Is(err, custody.ErrSealed) {
+			return s.wrongPIN(ctx, resealing, g)
+		}
+		return err
+	}
+	defer clear(seed)
+	l := *g.Sealing
+	g.Sealing = &l
+	return l.close(ctx, s.cfg.MAC, g.ID, pin, seed)
+}
+
+// resealing is as whom an administrator's wrong PINs are counted.
+var resealing = &Application{ID: "administrator"}
+
+const actRecover = "recover"
+
+// RecoverPIN opens what the officers hold for a signer who forgot the PIN, and seals it under a new one. Fewer shares than
+// the officers' threshold open nothing. The journal says whose shares they were.
+func (s *Service) RecoverPIN(ctx context.Context, actor, id, pin string, shares []custody.Share) (*Signer, error) {
+	refuse := func(err error) error {
+		return problem.New(problem.Forbidden, "份额不能打开该签名人的密钥 (the shares do not open the signer's keys): "+err.Error(),
+			"核对份额是否齐全、是否属于同一套 (are there enough, and of one set?)")
+	}
+	secret, err := custody.Combine(shares, custody.PurposeOfficers)
+	if err != nil {
+		return nil, refuse(err)
+	}
+	defer clear(secret)
+	var holders []string
+	for i := range shares {
+		holders = append(holders, shares[i].Holder)
+	}
+	return s.changeSigner(ctx, actor, id, actRecover, "", func(g *Signer) error {
+		if g.Sealing == nil || g.Sealing.Escrow == nil {
+			return problem.New(problem.KeyUnknown, "该签名人没有交干部保管的密钥 (nothing of the signer's is with the officers)", "重新登记签名密钥 (give the signer a new key)")
+		}
+		if point, err := custody.PointOf(secret); err != nil || !bytes.Equal(point, g.Sealing.Officers) {
+			return refuse(custody.ErrSealed)
+		}
+		seed, err := custody.OpenWith(secret, g.Sealing.Escrow, sealingName(id))
+		if err != nil {
+			return refuse(err)
+		}
+		defer clear(seed)
+		l := *g.Sealing
+		g.Sealing = &l
+		if err := l.close(ctx, s.cfg.MAC, id, pin, seed); err != nil {
+			return err
+		}
+		g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, id, pin)
+		return err
+	}, text("officers", strings.Join(holders, "、")), text("share_set", shares[0].Set))
+}
+
+// Ceremony journals the minutes of a key ceremony, which are signed with a key that was made under the new wrapping key.
+// signature is that signature (DER), for which the entry accounts.
+func (s *Service) Ceremony(ctx context.Context, actor, kek string, minutes, signature []byte) error {
+	sum := sm3.Sum(signature)
+	_, err := s.cfg.Journal.Append(ctx, audit.Draft{
+		Kind: kindCeremony, Actor: actor, Object: kek, Fields: []audit.Field{octets("signature.sm3", sum[:])},
+		Payloads: []audit.Attachment{{Name: "minutes", MediaType: "application/json", Data: minutes}},
+	})
+	if err != nil {
+		return journalProblem(err)
+	}
+	return nil
+}
+
+// EndConsents forgets the authorisations that have ended, and has the cipher machine forget their custody keys. It is called
+// from time to time.
+func (s *Service) EndConsents() {
+	if now := s.cfg.Clock.Now(); now.Trusted() {
+		s.consents.mu.Lock()
+		defer s.consents.mu.Unlock()
+		s.consents.prune(now.Time)
+	}
+}
+
+// forgetLimit bounds the cipher machine's forgetting.
+const forgetLimit = 10 * time.Second
+
+// forgetKeys has the cipher machine destroy the session objects of keys that no live authorisation holds. It does not wait;
+// what it misses goes when others need the room.
+func (s *Service) forgetKeys(digests [][32]byte) {
+	token := s.cfg.Slots[hsm.Staff]
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), forgetLimit)
+		defer cancel()
+		for _, d := range digests {
+			if err := token.ForgetWrapped(ctx, d); err != nil {
+				s.cfg.Log.WithError(err).Warning("a custody key stays unwrapped until its room is needed")
+				return
+			}
+		}
+	}()
+}

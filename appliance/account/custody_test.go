@@ -1,0 +1,296 @@
+package account_test
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"yinjian/appliance/account"
+	"yinjian/appliance/audit"
+	"yinjian/appliance/custody"
+	"yinjian/appliance/internal/testkit"
+	"yinjian/appliance/problem"
+	"yinjian/appliance/sign"
+	"yinjian/hsm"
+)
+
+// A vault is a house whose staff keys are in custody, with three officers of whom any two suffice.
+type vault struct {
+	*testkit.House
+	app      *account.Application
+	officers []custody.Share
+}
+
+func newVault(t *testing.T) *vault {
+	h := testkit.New(t)
+	seed, point := custody.NewPair()
+	shares, _, err := custody.Split(seed, custody.PurposeOfficers, "试", []string{"甲", "乙", "丙"}, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Custody = &account.CustodyPolicy{KEK: "kek/1", Officers: point}
+	h.Restart()
+	return &vault{h, h.App("his", nil), shares}
+}
+
+func (v *vault) sign(t *testing.T, key, signer, grant string) error {
+	t.Helper()
+	q := testkit.Request(key, signer)
+	if grant != "" {
+		q.Consent = sign.Consent{AuthorizationID: grant}
+	}
+	_, err := v.Signing.Sign(t.Context(), v.app, q)
+	return err
+}
+
+func (v *vault) activate(t *testing.T, signer, pin string, n int) (string, error) {
+	t.Helper()
+	g, err := v.Directory.Authorize(t.Context(), v.app, account.GrantRequest{Signer: signer, PIN: pin, Count: n, Seconds: 600})
+	if err != nil {
+		return "", err
+	}
+	return g.ID, nil
+}
+
+// until waits for what happens behind the caller's back.
+func (v *vault) until(t *testing.T, what string, yes func() bool) {
+	t.Helper()
+	for range 1000 {
+		if yes() {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Errorf("not within five seconds: %s", what)
+}
+
+// last answers the newest entry of a kind.
+func (v *vault) last(t *testing.T, kind string) (e *audit.Entry) {
+	t.Helper()
+	err := v.Journal.State(t.Context(), func(r audit.Record) error {
+		if r.Entry.Kind == kind {
+			e = &r.Entry
+		}
+		return nil
+	})
+	if err != nil || e == nil {
+		t.Fatalf("no entry %s: %v", kind, err)
+	}
+	return e
+}
+
+// TestCustody: a signer's keys are on no token and in the journal under the PIN: they sign for the life of an activation, for
+// nobody's word, and again after a restart when the PIN is given again. A new PIN wants the old one.
+func TestCustody(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	g := v.Doctor("D001")
+	if len(v.Staff.Labels()) != 0 {
+		t.Errorf("keys on the token: %v", v.Staff.Labels())
+	}
+	if view := v.Directory.View(g); view.Custody != "pin" || view.Keys[0].Wrapped != nil {
+		t.Errorf("an administrator sees %+v", view)
+	}
+	wants(t, "the application's word", v.sign(t, "a", "D001", ""), problem.ConsentInsufficient)
+	grant, err := v.activate(t, "D001", testkit.PIN, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"b", "c"} {
+		if err := v.sign(t, key, "D001", grant); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q := testkit.Request("rsa", "D001")
+	q.Algorithm, q.Consent = string(hsm.RSA2048), sign.Consent{AuthorizationID: grant}
+	if _, err := v.Signing.Sign(t.Context(), v.app, q); err != nil {
+		t.Fatal(err)
+	}
+	// Used up: the cipher machine forgets the keys.
+	v.until(t, "no key is unwrapped", func() bool { return v.Staff.Unwrapped() == 0 })
+
+	v.Restart()
+	wants(t, "an activation of before", v.sign(t, "d", "D001", grant), problem.AuthorizationBad)
+	if grant, err = v.activate(t, "D001", testkit.PIN, 5); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.sign(t, "e", "D001", grant); err != nil {
+		t.Error(err)
+	}
+	// It ends: so does the use of the keys.
+	v.Clock.Advance(11 * time.Minute)
+	v.Directory.EndConsents()
+	v.until(t, "no key is unwrapped", func() bool { return v.Staff.Unwrapped() == 0 })
+
+	_, err = v.Directory.SetPIN(t.Context(), "admin", "D001", "", "222222")
+	wants(t, "a new PIN without the old one", err, problem.ConsentInsufficient)
+	_, err = v.Directory.SetPIN(t.Context(), "admin", "D001", "000000", "222222")
+	wants(t, "a new PIN with a wrong one", err, problem.PINWrong)
+	if _, err = v.Directory.SetPIN(t.Context(), "admin", "D001", testkit.PIN, "222222"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = v.activate(t, "D001", testkit.PIN, 1)
+	wants(t, "the old PIN", err, problem.PINWrong)
+	if grant, err = v.activate(t, "D001", "222222", 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.sign(t, "f", "D001", grant); err != nil {
+		t.Error(err)
+	}
+	for range account.MaxPINTries {
+		_, err = v.Directory.SetPIN(t.Context(), "admin", "D001", "000000", "333333")
+	}
+	wants(t, "an administrator's guesses", err, problem.PINLocked)
+}
+
+// TestCustodyRecovery: two officers of three open what was sealed under a forgotten PIN; one does not, nor do shares of
+// another set, and the journal says who it was.
+func TestCustodyRecovery(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	v.Doctor("D001", "SM2")
+	ctx := t.Context()
+	_, err := v.Directory.RecoverPIN(ctx, "admin", "D001", "222222", v.officers[:1])
+	wants(t, "one officer", err, problem.Forbidden)
+	seed, _ := custody.NewPair()
+	others, _, err := custody.Split(seed, custody.PurposeOfficers, "别处", []string{"甲", "乙"}, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = v.Directory.RecoverPIN(ctx, "admin", "D001", "222222", others)
+	wants(t, "other officers", err, problem.Forbidden)
+	_, err = v.Directory.RecoverPIN(ctx, "admin", "D001", "222222", []custody.Share{v.officers[0], others[1]})
+	wants(t, "shares of two sets", err, problem.Forbidden)
+	lied := []custody.Share{v.officers[0]}
+	lied[0].Threshold = 1
+	_, err = v.Directory.RecoverPIN(ctx, "admin", "D001", "222222", lied)
+	wants(t, "one officer who says one suffices", err, problem.Forbidden)
+	if _, err := v.activate(t, "D001", testkit.PIN, 1); err != nil {
+		t.Fatalf("the PIN after attempts that failed: %v", err)
+	}
+
+	if _, err := v.Directory.RecoverPIN(ctx, "admin", "D001", "222222", v.officers[1:]); err != nil {
+		t.Fatal(err)
+	}
+	v.Restart()
+	grant, err := v.activate(t, "D001", "222222", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.sign(t, "a", "D001", grant); err != nil {
+		t.Error(err)
+	}
+	if entry := v.last(t, "account.signer/outcome"); entry.Text("act") != "recover" || entry.Text("officers") != "乙、丙" {
+		t.Errorf("the journal says %q by %q", entry.Text("act"), entry.Text("officers"))
+	}
+}
+
+// TestCustodyWithoutPIN: a signer without a PIN signs at an application's word, sealed by the cipher machine alone, until a
+// PIN is set.
+func TestCustodyWithoutPIN(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	g, err := v.Directory.Enrol(t.Context(), "admin", account.Enrolment{ID: "N1", Name: "护士", Department: "急诊", Campus: "本部", Algorithms: []string{"SM2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if view := v.Directory.View(g); view.Custody != "token" {
+		t.Errorf("Custody = %q, want token", view.Custody)
+	}
+	for _, key := range []string{"a", "b"} {
+		if err := v.sign(t, key, "N1", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := v.Directory.SetPIN(t.Context(), "admin", "N1", "", "222222"); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, "the application's word, with a PIN", v.sign(t, "c", "N1", ""), problem.ConsentInsufficient)
+	grant, err := v.activate(t, "N1", "222222", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.sign(t, "d", "N1", grant); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCustodyLater: an installation whose keys are in the cipher machine goes on when custody comes; a PIN set once makes
+// the next key a custody key, without the signer.
+func TestCustodyLater(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	v := &vault{h, h.App("his", nil), nil}
+	v.Doctor("D001", "SM2")
+	v.Custody = &account.CustodyPolicy{KEK: "kek/1"}
+	v.Restart()
+	if err := v.sign(t, "a", "D001", ""); err != nil {
+		t.Errorf("a key in the machine: %v", err)
+	}
+	_, err := v.Directory.AddSignerKey(t.Context(), "admin", "D001", "RSA-2048", false)
+	wants(t, "a custody key before there is anything to seal it to", err, problem.ConsentInsufficient)
+	if _, err := v.Directory.SetPIN(t.Context(), "admin", "D001", "", "222222"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Directory.AddSignerKey(t.Context(), "admin", "D001", "RSA-2048", false); err != nil {
+		t.Fatal(err)
+	}
+	if labels := v.Staff.Labels(); len(labels) != 1 {
+		t.Errorf("keys on the token: %v, want the first alone", labels)
+	}
+	grant, err := v.activate(t, "D001", "222222", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, alg := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048} {
+		q := testkit.Request(string(alg), "D001")
+		q.Algorithm, q.Consent = string(alg), sign.Consent{AuthorizationID: grant}
+		if _, err := v.Signing.Sign(t.Context(), v.app, q); err != nil {
+			t.Errorf("key %d: %v", i, err)
+		}
+	}
+	_, err = v.Directory.RecoverPIN(t.Context(), "admin", "D001", "333333", newVault(t).officers[:2])
+	wants(t, "recovery where there are no officers", err, problem.KeyUnknown)
+}
+
+// TestCustodyRequests: a custody key signs its certificate request when it is made; a request for one whose private half is
+// sealed is for another key, and the key that was there goes on until the certificate comes.
+func TestCustodyRequests(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	v.Doctor("D001", "SM2")
+	ctx := t.Context()
+	first, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001"})
+	if err != nil || !first.NewKey || first.Wrapped == nil {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	again, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001"})
+	if err != nil || !bytes.Equal(again.CSR, first.CSR) {
+		t.Errorf("asked again, it is another request: %v", err)
+	}
+	v.Restart()
+	grant, err := v.activate(t, "D001", testkit.PIN, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.sign(t, "a", "D001", grant); err != nil {
+		t.Errorf("the key that was there: %v", err)
+	}
+}
+
+// TestCustodySealedToItsOwner: the entry of one signer holds nothing that opens another's, and a directory in which the two
+// were exchanged signs nothing.
+func TestCustodySealedToItsOwner(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	a, b := v.Doctor("D001", "SM2"), v.Doctor("D002", "SM2")
+	if bytes.Equal(a.Sealing.Point, b.Sealing.Point) || bytes.Equal(a.Keys[0].Wrapped.Sealed, b.Keys[0].Wrapped.Sealed) {
+		t.Fatal("two signers share a sealing")
+	}
+	a.Keys[0].Wrapped.Sealed, b.Keys[0].Wrapped.Sealed = b.Keys[0].Wrapped.Sealed, a.Keys[0].Wrapped.Sealed
+	for _, id := range []string{"D001", "D002"} {
+		if _, err := v.activate(t, id, testkit.PIN, 1); err == nil {
+			t.Errorf("%s: another's key was opened", id)
+		}
+	}
+}

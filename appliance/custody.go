@@ -1,0 +1,93 @@
+package appliance
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/emmansun/gmsm/sm2"
+	"github.com/emmansun/gmsm/smx509"
+
+	"yinjian/api"
+	"yinjian/appliance/account"
+	"yinjian/appliance/custody"
+	"yinjian/appliance/problem"
+)
+
+// custodyPolicy is the directory's view of hsm.custody, nil without it.
+func (c *Config) custodyPolicy() (*account.CustodyPolicy, error) {
+	if c.HSM.Custody == nil {
+		return nil, nil
+	}
+	p := &account.CustodyPolicy{KEK: c.HSM.Custody.KEK}
+	if c.HSM.Custody.Officers == "" {
+		return p, nil
+	}
+	b, err := os.ReadFile(c.HSM.Custody.Officers)
+	if err != nil {
+		return nil, fmt.Errorf("hsm.custody.officers: %w", err)
+	}
+	block, _ := pem.Decode(b)
+	if block == nil || block.Type != "PUBLIC KEY" {
+		return nil, fmt.Errorf("hsm.custody.officers: %s 不是 PEM 公钥 (no public key in PEM)", c.HSM.Custody.Officers)
+	}
+	pub, err := smx509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("hsm.custody.officers: %w", err)
+	}
+	point, ok := pub.(*ecdsa.PublicKey)
+	if !ok || !sm2.IsSM2PublicKey(point) {
+		return nil, fmt.Errorf("hsm.custody.officers: %s 不是 SM2 公钥 (no SM2 key)", c.HSM.Custody.Officers)
+	}
+	p.Officers = elliptic.Marshal(point.Curve, point.X, point.Y)
+	return p, nil
+}
+
+// endConsentsEvery is how long an ended authorisation's custody keys stay unwrapped at most.
+const endConsentsEvery = 10 * time.Second
+
+func (a *Appliance) endConsents(ctx context.Context) error {
+	tick := time.NewTicker(endConsentsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			a.directory.EndConsents()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (d admin) RecoverSigner(ctx context.Context, actor string, req api.RecoverSigner) (any, error) {
+	var shares []custody.Share
+	defer func() {
+		for i := range shares {
+			shares[i].Wipe()
+		}
+	}()
+	for i, text := range req.Shares {
+		s, err := custody.ParseShare(text)
+		if err != nil {
+			return nil, problem.Invalid(fmt.Sprintf("shares[%d]", i), "%v", err)
+		}
+		shares = append(shares, s)
+	}
+	return d.view(d.a.directory.RecoverPIN(ctx, actor, req.Signer, req.PIN, shares))
+}
+
+func (d admin) Ceremony(ctx context.Context, actor string, req api.Ceremony) (any, error) {
+	m, err := custody.ParseMinutes(req.Minutes)
+	if err != nil {
+		return nil, problem.Invalid("minutes", "%v", err)
+	}
+	if err := d.a.directory.Ceremony(ctx, actor, m.Body.KEK, req.Minutes, m.Signature); err != nil {
+		return nil, err
+	}
+	return json.RawMessage(`{"journalled":true}`), nil
+}
