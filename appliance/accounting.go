@@ -131,13 +131,7 @@ func (c *accounting) counters(ctx context.Context, slot string) (map[string]uint
 	return out, err
 }
 
-func (c *accounting) sessions() map[string]int {
-	out := map[string]int{}
-	for name, s := range c.a.cfg.HSM.Slots {
-		out[name] = s.Sessions
-	}
-	return out
-}
+func (c *accounting) sessions(slot string) int { return c.a.cfg.HSM.Slots[slot].Sessions }
 
 // pass flushes and reconciles. Its failure is shown and tried again; signing goes on, and its uses are recorded.
 func (c *accounting) pass(ctx context.Context, final bool) {
@@ -145,7 +139,7 @@ func (c *accounting) pass(ctx context.Context, final bool) {
 	if err == nil && c.reconciler == nil {
 		c.reconciler, err = uses.New(ctx, uses.Config{
 			Dir: UsesDir(c.a.dir), Slots: UsesSlots(), Store: c.a.store, Life: c.life, Append: c.a.journal.Append,
-			Counters: c.counters, Sessions: c.sessions(), Idle: []string{string(hsm.Staff), string(hsm.TSA), string(hsm.CA)},
+			Counters: c.counters, Sessions: c.sessions, Idle: []string{string(hsm.Staff), string(hsm.TSA), string(hsm.CA)},
 			Sealed: func() bool { return c.a.journal.SealedTo() >= c.a.journal.Size() }, Log: c.a.log,
 		})
 	}

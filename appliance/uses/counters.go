@@ -38,13 +38,16 @@ func (r *Reconciler) readCounters(ctx context.Context) map[string]map[string]uin
 		return nil
 	}
 	out := map[string]map[string]uint64{}
-	for _, name := range r.cfg.Slots {
+	for _, name := range r.slots {
 		counts, err := r.cfg.Counters(ctx, name)
 		if err != nil {
 			r.cfg.Log.WithError(err).WithField("slot", name).Warning("the cipher machine's counts of uses were not read; they are next time")
-			return nil
+			continue
 		}
 		out[name] = counts
+	}
+	if len(out) == 0 {
+		return nil
 	}
 	return out
 }
@@ -53,7 +56,7 @@ func (r *Reconciler) readCounters(ctx context.Context) map[string]map[string]uin
 // otherwise a key is judged one pass later: exactly if it was not used meanwhile, for then nothing was under way, and
 // with a margin of what can be under way if it was.
 func (r *Reconciler) judgeCounters(fresh map[string]map[string]uint64) {
-	for _, name := range r.cfg.Slots {
+	for _, name := range r.slots {
 		s := r.st.Slots[name]
 		now := map[string]uint64{}
 		for key, c := range s.Keys {
@@ -63,7 +66,7 @@ func (r *Reconciler) judgeCounters(fresh map[string]map[string]uint64) {
 			for key, machine := range p.machine {
 				margin := int64(0)
 				if now[key] != p.log[key] {
-					margin = int64(r.cfg.Sessions[name])
+					margin = int64(r.cfg.Sessions(name))
 				}
 				r.judge(name, key, machine, p.log[key], margin)
 			}
@@ -118,7 +121,7 @@ func (r *Reconciler) judge(name, key string, machine, log uint64, margin int64) 
 	}
 	d := Difference{Slot: name, Key: key, Machine: machine, Log: log, More: more, Reason: Past}
 	// A worker that was killed took what it was signing with it: made, and not recorded. A power cut may put a count back.
-	if s.Crashes > 0 && more <= int64(s.Crashes*r.cfg.Sessions[name]) {
+	if s.Crashes > 0 && more <= int64(s.Crashes*r.cfg.Sessions(name)) {
 		d.Reason = Ended
 	}
 	r.apart = append(r.apart, d)

@@ -13,7 +13,7 @@ import (
 type machineCount map[string]uint64
 
 func (m machineCount) config(c *uses.Config) {
-	c.Sessions, c.Idle = map[string]int{"staff": 4}, []string{"staff"}
+	c.Sessions, c.Idle = func(string) int { return 4 }, []string{"staff"}
 	c.Counters = func(_ context.Context, slot string) (map[string]uint64, error) {
 		if slot != "staff" {
 			return nil, nil

@@ -30,6 +30,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"yinjian/appliance/audit"
+	"yinjian/hsm"
 	"yinjian/hsm/uselog"
 )
 
@@ -66,6 +67,8 @@ type Count struct {
 	Checkpoints uint64 `json:"checkpoints"` // found under checkpoints
 	Discarded   uint64 `json:"discarded"`   // named as thrown away
 	Unaccounted uint64 `json:"unaccounted"` // named as unaccounted for
+	// Health counts signatures of a key that only proves that its machine signs (hsm.HealthPrefix): nobody gets them.
+	Health uint64 `json:"health,omitempty"`
 	// Elsewhere is how many more the cipher machine itself counts, over those above; 0 also where it does not count.
 	Elsewhere int64 `json:"elsewhere"`
 	Offset    int64 `json:"offset,omitempty"` // by which its count is ahead, as was seen and named
@@ -124,7 +127,7 @@ type state struct {
 // Config makes a [Reconciler].
 type Config struct {
 	Dir   string   // the logs of uses, and what is kept here
-	Slots []string // whose logs
+	Slots []string // whose logs there must be; others in Dir, and those that the last total knows, are read as well
 	Store audit.Store
 	Life  uselog.Hash // of this start
 	// Append writes an entry; nil: nothing is written, and nothing is kept.
@@ -133,7 +136,7 @@ type Config struct {
 	// not. nil: nobody is asked. Sessions is how many signatures can be under way in a slot; Idle names the slots that
 	// nobody uses before the first pass is over.
 	Counters func(ctx context.Context, slot string) (map[string]uint64, error)
-	Sessions map[string]int
+	Sessions func(slot string) int
 	Idle     []string
 	// Sealed says whether the journal may be written to for this; nil: always.
 	Sealed func() bool
@@ -147,6 +150,7 @@ type Config struct {
 type Reconciler struct {
 	cfg     Config
 	st      state
+	slots   []string               // that are read
 	open    map[uselog.Hash][]*use // RSA signs the same twice the same way
 	broken  []uselog.Damage
 	moved   bool      // something but checkpoints was accounted for since the last total
@@ -154,6 +158,7 @@ type Reconciler struct {
 	counted time.Time // when the cipher machine's counts were read last; monotonic
 	apart   []Difference
 	first   bool              // there was no total
+	young   bool              // and the journal begins with this start
 	expect  map[string]uint64 // by slot: uses that the last total names, where its state is gone
 
 	mu      sync.Mutex // guards summary
@@ -246,20 +251,37 @@ func (r *Reconciler) load(ctx context.Context) error {
 	}
 	if !known {
 		r.st = state{}
-		for _, name := range r.cfg.Slots {
-			if last != nil {
-				n, _ := last.Field(name + ".uses").(audit.Int)
-				r.expect[name] = uint64(n)
+		if last != nil {
+			for _, f := range last.Fields {
+				if name, ok := strings.CutSuffix(f.Name, ".uses"); ok {
+					n, _ := f.Value.(audit.Int)
+					r.expect[name] = uint64(n)
+				}
 			}
 		}
 	}
 	if r.st.Slots == nil {
 		r.st.Slots = map[string]*slot{}
 	}
-	for _, name := range r.cfg.Slots {
+	r.young = r.first && size < young
+	return r.follow(slices.Concat(r.cfg.Slots, slices.Collect(maps.Keys(r.st.Slots)), slices.Collect(maps.Keys(r.expect))))
+}
+
+// follow reads the logs of these slots from now on, and of all that have one in the folder: machines come while the
+// appliance runs.
+func (r *Reconciler) follow(names []string) error {
+	there, err := uselog.Slots(r.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Concat(names, there) {
+		if slices.Contains(r.slots, name) {
+			continue
+		}
+		r.slots = append(r.slots, name)
 		s := r.st.Slots[name]
 		if s == nil {
-			s = &slot{Keys: map[string]*Count{}, Based: r.first && size < young}
+			s = &slot{Keys: map[string]*Count{}, Based: r.young}
 			r.st.Slots[name] = s
 		}
 		s.reader, err = uselog.OpenReader(r.cfg.Dir, name, &s.At)
@@ -275,6 +297,7 @@ func (r *Reconciler) load(ctx context.Context) error {
 			r.add(u)
 		}
 	}
+	slices.Sort(r.slots)
 	return nil
 }
 
@@ -360,8 +383,11 @@ func (r *Reconciler) pass(ctx context.Context, final bool) error {
 		return err
 	}
 	// 2. New uses. The cipher machine's counts are read before.
+	if err := r.follow(nil); err != nil {
+		return err
+	}
 	counts := r.readCounters(ctx)
-	for _, name := range r.cfg.Slots {
+	for _, name := range r.slots {
 		if err := r.read(name); err != nil {
 			return err
 		}
@@ -459,8 +485,12 @@ func (r *Reconciler) read(name string) error {
 				}
 				s.Life, s.atMS = hex.EncodeToString(rec.Signed[:]), 0
 			case uselog.Use:
-				key(rec.Label, rec.Counter-1).Uses = rec.Counter
-				s.atMS = rec.At.Milliseconds()
+				c := key(rec.Label, rec.Counter-1)
+				c.Uses, s.atMS = rec.Counter, rec.At.Milliseconds()
+				if hsm.IsHealth(rec.Label) {
+					c.Health++
+					return nil
+				}
 				r.add(&use{
 					Named: Named{
 						Slot: name, Key: rec.Label, Number: rec.Number, Counter: rec.Counter, Signature: hex.EncodeToString(rec.Signature[:]),
@@ -657,6 +687,7 @@ func (r *Reconciler) summarize() {
 			sum.Entries += c.Entries
 			sum.Checkpoints += c.Checkpoints
 			sum.Discarded += c.Discarded
+			sum.Health += c.Health
 			sum.Unaccounted += c.Unaccounted
 			sum.Elsewhere += c.Elsewhere
 		}

@@ -75,6 +75,7 @@ func (p *Pool) learn(ctx context.Context, m *member) error {
 			defer p.mu.Unlock()
 			m.health, m.refused, m.known, m.open, m.row = health, nil, true, false, 0
 			m.closed = time.Now() // interval
+			clear(m.lacks)
 			for _, info := range seen {
 				p.heldLocked(m, info)
 			}

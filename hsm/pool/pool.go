@@ -37,6 +37,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -143,6 +144,7 @@ type member struct {
 	measured time.Time // monotonic
 	turn     float64   // work given so far ÷ weight
 	keys     map[string]hsm.KeyInfo
+	lacks    map[string]bool // wrapping keys that it turned out not to have, or not to be fit for
 	health   *healthKey
 }
 
@@ -216,7 +218,7 @@ func (p *Pool) Add(ctx context.Context, machine Machine) error {
 	if machine.Weight < 1 || machine.Weight > 100 || machine.Name == "" || len(p.all()) >= Most {
 		return fmt.Errorf("hsm/pool: machine %q of weight %d, after %d others", machine.Name, machine.Weight, len(p.all()))
 	}
-	m := &member{Machine: machine, phase: Starting, keys: map[string]hsm.KeyInfo{}}
+	m := &member{Machine: machine, phase: Starting, keys: map[string]hsm.KeyInfo{}, lacks: map[string]bool{}}
 	m.queue.capacity.Store(int64(max(1, machine.Sessions)))
 	p.mu.Lock()
 	old := p.all()
@@ -306,7 +308,7 @@ func (p *Pool) Remove(ctx context.Context, name string) (Token, error) {
 	defer p.admit.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	next := slices.DeleteFunc(slices.Clone(p.all()), func(o *member) bool { return o == m })
+	next := without(p.all(), m)
 	p.members.Store(&next)
 	for label := range m.keys {
 		p.dropLocked(m, label)
@@ -404,9 +406,9 @@ func (p *Pool) usable(m *member) bool {
 	return m.known && !m.draining && !m.open && m.Token.State().Phase == worker.Ready
 }
 
-// choose picks the machine for an operation and counts it as sent; nil, if none is usable. others says whether another
-// one could be tried.
-func (p *Pool) choose(from []*member, but *member) (m *member, others bool) {
+// choose picks the machine for an operation and counts it as sent; nil, if none is usable. One that is preferred is taken
+// if it is as good as any. others says whether another one could be tried.
+func (p *Pool) choose(from []*member, but, prefer *member) (m *member, others bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now() // interval
@@ -430,7 +432,7 @@ func (p *Pool) choose(from []*member, but *member) (m *member, others bool) {
 	}
 	for i, c := range could[:n] {
 		c.turn = max(c.turn, ahead-lead)
-		if expected[i] <= least*alike && (m == nil || c.turn < m.turn) {
+		if expected[i] <= least*alike && (m == nil || c == prefer || m != prefer && c.turn < m.turn) {
 			m = c
 		}
 	}
@@ -477,24 +479,35 @@ func again(err error) bool {
 // errSlow ends a try that another machine could make instead.
 var errSlow = fmt.Errorf("%w: another machine is asked", hsm.ErrDeadline)
 
-// route performs call on a machine of those that hold the label, and once on another where that is right.
-func route[T any](ctx context.Context, p *Pool, label string, call func(context.Context, hsm.Token) (T, error)) (T, error) {
+// A need is what an operation needs of a machine: the key of a label, or, for a wrapped key, the key that wraps it.
+type need struct {
+	label   string
+	wrapped bool
+	prefer  func(from []*member) *member // the machine that may have it at hand; nil: all are alike
+}
+
+// lacking says whether the machine has not what the operation needs: nothing was done.
+func (n need) lacking(err error) bool {
+	return errors.Is(err, hsm.ErrKeyNotFound) || n.wrapped && errors.Is(err, hsm.ErrNoWrapping)
+}
+
+// route performs call on a machine of those that have what it needs, and once on another where that is right.
+func route[T any](ctx context.Context, p *Pool, n need, call func(context.Context, hsm.Token) (T, error)) (T, error) {
 	var none T
 	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.CallDeadline, fmt.Errorf("%w (after %v)", hsm.ErrDeadline, p.cfg.CallDeadline))
 	defer cancel()
-	from, err := p.holding(ctx, label)
+	from, err := p.having(ctx, n)
 	if err != nil {
 		return none, err
 	}
-	return routeAmong(ctx, p, label, from, call)
-}
-
-func routeAmong[T any](ctx context.Context, p *Pool, label string, from []*member, call func(context.Context, hsm.Token) (T, error)) (T, error) {
-	var none T
 	var before *member
 	var failure error
-	for range 2 {
-		m, others := p.choose(from, before)
+	for tries := 0; tries < 2 && ctx.Err() == nil; {
+		var prefer *member
+		if n.prefer != nil {
+			prefer = n.prefer(from)
+		}
+		m, others := p.choose(from, before, prefer)
 		if m == nil {
 			break
 		}
@@ -503,19 +516,43 @@ func routeAmong[T any](ctx context.Context, p *Pool, label string, from []*membe
 			limit = p.cfg.CallDeadline / 2
 		}
 		out, err := try(ctx, p, m, limit, call)
-		if errors.Is(err, hsm.ErrKeyNotFound) {
-			p.lost(m, label)
-		} else if !again(err) {
+		switch {
+		case n.lacking(err):
+			p.lost(m, n)
+			from = without(from, m)
+		case !again(err):
 			return out, err
+		default:
+			before = m
+			tries++
 		}
-		if before, failure = m, err; ctx.Err() != nil {
-			break
-		}
+		failure = err
 	}
 	if failure != nil {
 		return none, failure
 	}
-	return none, p.unavailable(fmt.Sprintf("key %q", label), from)
+	return none, p.unavailable(fmt.Sprintf("key %q", n.label), from)
+}
+
+func without(from []*member, m *member) []*member {
+	return slices.DeleteFunc(slices.Clone(from), func(o *member) bool { return o == m })
+}
+
+// having answers the machines that have what is needed, as far as is known.
+func (p *Pool) having(ctx context.Context, n need) ([]*member, error) {
+	switch {
+	case n.wrapped:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		from := slices.DeleteFunc(slices.Clone(p.all()), func(m *member) bool { return m.lacks[n.label] })
+		if len(from) == 0 {
+			return nil, fmt.Errorf("hsm/pool: no machine has the wrapping key %q: %w", n.label, hsm.ErrNoWrapping)
+		}
+		return from, nil
+	case n.label == "":
+		return p.all(), nil
+	}
+	return p.holding(ctx, n.label)
 }
 
 // try performs call on one machine, at most for limit (0: as ctx says), and keeps account of how that went.
@@ -551,7 +588,7 @@ func (p *Pool) note(m *member, begun time.Time, took time.Duration, err error) {
 	}
 	if !again(err) {
 		m.well.Store(now.UnixNano())
-		if m.row = 0; err == nil {
+		if m.row = 0; err == nil && took > 0 {
 			if m.measured = now; m.latency == 0 {
 				m.latency = took
 			}
@@ -580,17 +617,23 @@ func (p *Pool) trip(m *member, err error) {
 	p.judge(m)
 }
 
-// lost takes note that a machine has not the key any more.
-func (p *Pool) lost(m *member, label string) {
-	p.log.WithFields(logrus.Fields{"machine": m.Name, "object": label}).Error("the cipher machine has lost a key that it held")
+// lost takes note that a machine has not what was thought.
+func (p *Pool) lost(m *member, n need) {
+	log := p.log.WithFields(logrus.Fields{"machine": m.Name, "object": n.label})
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.dropLocked(m, label)
+	if n.wrapped {
+		m.lacks[n.label] = true
+		log.Warning("the cipher machine has no such wrapping key that is fit")
+		return
+	}
+	p.dropLocked(m, n.label)
+	log.Error("the cipher machine has lost a key that it held")
 }
 
 func (p *Pool) dropLocked(m *member, label string) {
 	delete(m.keys, label)
-	if left := slices.DeleteFunc(slices.Clone(p.holders[label]), func(o *member) bool { return o == m }); len(left) > 0 {
+	if left := without(p.holders[label], m); len(left) > 0 {
 		p.holders[label] = left
 	} else {
 		delete(p.holders, label)
@@ -662,31 +705,116 @@ func (p *Pool) single() *member {
 	return nil
 }
 
-// Do implements hsm.Token.
-func (p *Pool) Do(ctx context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
-	caller := hsm.CallerOf(ctx)
-	if caller.Rate > 0 || caller.Sessions > 0 {
-		places, err := p.quotas.enter(ctx, caller)
-		if err != nil {
-			return nil, fmt.Errorf("hsm/pool: key %q: %w", label, err)
-		}
+// enter takes what the caller's quota allows; leave gives it back.
+func (p *Pool) enter(ctx context.Context, caller hsm.Caller, what string) (leave func(), err error) {
+	if caller.Rate == 0 && caller.Sessions == 0 {
+		return func() {}, nil
+	}
+	places, err := p.quotas.enter(ctx, caller)
+	if err != nil {
+		return nil, fmt.Errorf("hsm/pool: key %q: %w", what, err)
+	}
+	return func() {
 		if places != nil {
-			defer func() { <-places }()
+			<-places
 		}
-	}
-	m := p.single()
-	if m == nil {
-		return route(ctx, p, label, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Do(ctx, label, op, data) })
-	}
+	}, nil
+}
+
+// alone performs call on the only machine, when it is the caller's turn.
+func alone(ctx context.Context, m *member, caller hsm.Caller, call func() ([]byte, error)) ([]byte, error) {
 	if err := m.queue.enter(ctx, caller.Application); err != nil {
 		return nil, fmt.Errorf("hsm/pool: waiting for the cipher machine: %w", err)
 	}
-	out, err := m.Token.Do(ctx, label, op, data)
-	m.queue.leave()
+	defer m.queue.leave()
+	out, err := call()
 	if again(err) {
 		m.failed.Add(1)
 	}
 	return out, err
+}
+
+// Do implements hsm.Token.
+func (p *Pool) Do(ctx context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
+	caller := hsm.CallerOf(ctx)
+	leave, err := p.enter(ctx, caller, label)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	if m := p.single(); m != nil {
+		return alone(ctx, m, caller, func() ([]byte, error) { return m.Token.Do(ctx, label, op, data) })
+	}
+	return route(ctx, p, need{label: label}, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Do(ctx, label, op, data) })
+}
+
+// DoWrapped implements hsm.Token: any machine that has the wrapping key will do. Among those that are equally good it
+// is the same one for a key each time, for that one may have it unwrapped.
+func (p *Pool) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Operation, data []byte) ([]byte, error) {
+	caller := hsm.CallerOf(ctx)
+	leave, err := p.enter(ctx, caller, key.Label)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	if m := p.single(); m != nil {
+		return alone(ctx, m, caller, func() ([]byte, error) { return m.Token.DoWrapped(ctx, key, op, data) })
+	}
+	// Rendezvous: each machine has a number for the key, and the highest is preferred. A machine more or less moves only
+	// the keys that it takes or had.
+	digest := key.Digest()
+	prefer := func(from []*member) (best *member) {
+		var most uint64
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, m := range from {
+			h := fnv.New64a()
+			h.Write(digest[:])
+			h.Write([]byte(m.Name))
+			if n := h.Sum64(); p.usable(m) && (best == nil || n > most) {
+				best, most = m, n
+			}
+		}
+		return best
+	}
+	return route(ctx, p, need{label: key.KEK, wrapped: true, prefer: prefer}, func(ctx context.Context, t hsm.Token) ([]byte, error) {
+		return t.DoWrapped(ctx, key, op, data)
+	})
+}
+
+// GenerateWrapped implements hsm.Token, on a machine that has the wrapping key.
+func (p *Pool) GenerateWrapped(ctx context.Context, spec hsm.KeySpec, kek string) (hsm.KeyInfo, []byte, error) {
+	if m := p.single(); m != nil {
+		return m.Token.GenerateWrapped(ctx, spec, kek)
+	}
+	n := need{label: kek, wrapped: true}
+	from, err := p.having(ctx, n)
+	for err == nil {
+		m, _ := p.choose(from, nil, nil)
+		if m == nil {
+			return hsm.KeyInfo{}, nil, p.unavailable(fmt.Sprintf("generating key %q", spec.Label), from)
+		}
+		begun := time.Now() // interval
+		info, blob, gerr := m.Token.GenerateWrapped(ctx, spec, kek)
+		p.note(m, begun, 0, gerr) // how long it takes to make a key says nothing of a signature
+		if !n.lacking(gerr) {
+			return info, blob, gerr
+		}
+		p.lost(m, n)
+		from, err = p.having(ctx, n)
+	}
+	return hsm.KeyInfo{}, nil, err
+}
+
+// ForgetWrapped implements hsm.Token, on every machine. One that cannot be asked is an error: it may have the key.
+func (p *Pool) ForgetWrapped(ctx context.Context, digest [32]byte) error {
+	var errs []error
+	for _, m := range p.all() {
+		if err := m.Token.ForgetWrapped(ctx, digest); err != nil {
+			errs = append(errs, fmt.Errorf("hsm/pool: machine %s: %w", m.Name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Info implements hsm.Token: it is the first machine's.
@@ -697,7 +825,7 @@ func (p *Pool) FindKey(ctx context.Context, label string) (hsm.KeyInfo, error) {
 	if m := p.single(); m != nil {
 		return m.Token.FindKey(ctx, label)
 	}
-	return route(ctx, p, label, func(ctx context.Context, t hsm.Token) (hsm.KeyInfo, error) { return t.FindKey(ctx, label) })
+	return route(ctx, p, need{label: label}, func(ctx context.Context, t hsm.Token) (hsm.KeyInfo, error) { return t.FindKey(ctx, label) })
 }
 
 // Random implements hsm.Token.
@@ -705,7 +833,7 @@ func (p *Pool) Random(ctx context.Context, n int) ([]byte, error) {
 	if m := p.single(); m != nil {
 		return m.Token.Random(ctx, n)
 	}
-	return routeAmong(ctx, p, "random bytes", p.all(), func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Random(ctx, n) })
+	return route(ctx, p, need{}, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Random(ctx, n) })
 }
 
 // GenerateKey implements hsm.Token. A signer's key is made on the usable machine with the fewest keys for its weight,

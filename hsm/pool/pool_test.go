@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -134,6 +136,36 @@ func (f *fake) DestroyKey(ctx context.Context, label string) error {
 	defer f.mu.Unlock()
 	delete(f.keys, label)
 	return err
+}
+
+// A wrapped key's private half is found under its label here, and its wrapping key among the MAC keys.
+func (f *fake) GenerateWrapped(ctx context.Context, spec hsm.KeySpec, kek string) (hsm.KeyInfo, []byte, error) {
+	if err := f.called(ctx, "GenerateWrapped", spec.Label); err != nil {
+		return hsm.KeyInfo{}, nil, err
+	}
+	if f.macs[kek] == nil {
+		return hsm.KeyInfo{}, nil, hsm.ErrNoWrapping
+	}
+	k, _ := sm2.GenerateKey(rand.Reader)
+	return hsm.KeyInfo{Label: spec.Label, Algorithm: hsm.SM2, Public: &k.PublicKey}, k.D.Bytes(), nil
+}
+
+func (f *fake) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Operation, data []byte) ([]byte, error) {
+	if err := f.called(ctx, "DoWrapped", key.Label); err != nil {
+		return nil, err
+	}
+	if f.macs[key.KEK] == nil {
+		return nil, hsm.ErrKeyNotFound
+	}
+	k, err := sm2.NewPrivateKeyFromInt(new(big.Int).SetBytes(key.Blob))
+	if err != nil {
+		return nil, err
+	}
+	return sm2.SignASN1(rand.Reader, k, data, nil)
+}
+
+func (f *fake) ForgetWrapped(ctx context.Context, digest [32]byte) error {
+	return f.called(ctx, "ForgetWrapped", "")
 }
 
 func (f *fake) Do(ctx context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
@@ -508,5 +540,67 @@ func TestChanged(t *testing.T) {
 		if s := <-heard; s.Machine != "b" || s.Phase != want || !s.Since.Equal(at) {
 			t.Errorf("%+v, want %s", s, want)
 		}
+	}
+}
+
+// A wrapped key is used on any machine that has the wrapping key: on the same one while that is there, on another when
+// it is not, and never on one that lacks the wrapping key, which is asked once.
+func TestWrapped(t *testing.T) {
+	t.Parallel()
+	a, b, c := newFake("a"), newFake("b"), newFake("c")
+	a.macs["kek"], b.macs["kek"] = []byte("kek"), []byte("kek")
+	p := newPool(t, hsm.Staff, c, a, b)
+	var keys []*hsm.WrappedKey
+	for n := range 8 {
+		label := fmt.Sprintf("staff/W%d", n)
+		info, blob, err := p.GenerateWrapped(t.Context(), hsm.KeySpec{Label: label, Algorithm: hsm.SM2}, "kek")
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := hsm.NewWrappedKey(label, hsm.SM2, info.Public, "kek", blob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, k)
+	}
+	use := func() {
+		t.Helper()
+		for _, k := range keys {
+			key, err := hsm.KeyOfWrapped(p, k) // verifies
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := key.SignDigest(t.Context(), digest); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	use()
+	one, other := 0, 0
+	for _, k := range keys {
+		one += a.count("DoWrapped " + k.Label)
+		other += b.count("DoWrapped " + k.Label)
+	}
+	if one+other != len(keys) || one == 0 || other == 0 {
+		t.Errorf("%d and %d operations of %d keys", one, other, len(keys))
+	}
+	asked := 0
+	for call, n := range c.calls {
+		if call != "Keys " && !strings.Contains(call, "health/") {
+			asked += n
+		}
+	}
+	if asked > 1 {
+		t.Errorf("a machine without the wrapping key was asked %d times: %v", asked, c.calls)
+	}
+	if err := p.Drain("a"); err != nil {
+		t.Fatal(err)
+	}
+	use()
+	if err := p.ForgetWrapped(t.Context(), keys[0].Digest()); err != nil || a.count("ForgetWrapped ") != 1 || b.count("ForgetWrapped ") != 1 {
+		t.Errorf("ForgetWrapped = %v", err)
+	}
+	if _, _, err := p.GenerateWrapped(t.Context(), hsm.KeySpec{Label: "x", Algorithm: hsm.SM2}, "no such key"); !errors.Is(err, hsm.ErrNoWrapping) && !errors.Is(err, hsm.ErrUnavailable) {
+		t.Error(err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 )
 
@@ -46,6 +47,24 @@ func (s *scan) next(b []byte) (int, Record, error) {
 	s.number, s.chain = r.Number, chain
 	return n, r, nil
 }
+
+// Slots names the slots that have a log in dir, none if there is no such folder.
+func Slots(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("hsm/uselog: %w", err)
+	}
+	var slots []string
+	for _, e := range entries {
+		if m := reFile.FindStringSubmatch(e.Name()); m != nil && !slices.Contains(slots, m[1]) {
+			slots = append(slots, m[1])
+		}
+	}
+	return slots, nil
+}
+
+// reFile is the name of a log's file; a slot's name has no hyphen.
+var reFile = regexp.MustCompile(`^([a-z0-9._]+)-[0-9]{20}\.uses$`)
 
 // A Position is a place in a slot's log, between two records.
 type Position struct {

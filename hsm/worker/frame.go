@@ -50,7 +50,7 @@ const (
 
 // protocolVersion changes with any change here: parent and child are the same binary, but an update may replace it
 // while the parent runs.
-const protocolVersion = 5
+const protocolVersion = 6
 
 const (
 	headerSize = 4 + 1 + 8
@@ -388,7 +388,8 @@ type StartParams struct {
 
 // A UseLog names the log of a slot's uses, which the child writes; see package uselog.
 type UseLog struct {
-	Dir string
+	Dir  string
+	Slot string // the log's name; "": the class's
 	// Life names the start of the appliance that the child belongs to.
 	Life [32]byte
 }
@@ -397,7 +398,7 @@ func (p StartParams) validate() error {
 	if !slices.Contains(hsm.Classes, p.Class) {
 		return fmt.Errorf("hsm/worker: %q is no slot class", p.Class)
 	}
-	for _, v := range []string{p.Module, p.ModuleArgs, p.TokenLabel, p.Profile, p.Uses.Dir} {
+	for _, v := range []string{p.Module, p.ModuleArgs, p.TokenLabel, p.Profile, p.Uses.Dir, p.Uses.Slot} {
 		if len(v) > maxString {
 			return fmt.Errorf("hsm/worker: start parameter of %d bytes, at most %d", len(v), maxString)
 		}
@@ -416,7 +417,7 @@ func (p StartParams) validate() error {
 
 // startFrame holds the PIN: the caller zeroises it. Its capacity is enough from the start, so that no copy is left.
 func startFrame(p StartParams) []byte {
-	b := make([]byte, headerSize, headerSize+5*(maxString+4)+maxPIN+128)
+	b := make([]byte, headerSize, headerSize+7*(maxString+4)+maxPIN+128)
 	b[4] = byte(kindStart)
 	b = append(b, protocolVersion)
 	for _, v := range []string{string(p.Class), p.Module, p.ModuleArgs, p.TokenLabel, p.Profile} {
@@ -425,6 +426,7 @@ func startFrame(p StartParams) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(p.MaxSessions))
 	b = binary.BigEndian.AppendUint32(b, uint32(p.WrappedKeys))
 	b = addBytes(b, p.Uses.Dir)
+	b = addBytes(b, p.Uses.Slot)
 	b = append(b, p.Uses.Life[:]...)
 	return end(addBytes(b, p.PIN))
 }
@@ -436,7 +438,7 @@ func parseStart(body []byte) (StartParams, error) {
 		return StartParams{}, fmt.Errorf("%w: protocol version %d, want %d", errFrame, v, protocolVersion)
 	}
 	p := StartParams{Class: hsm.SlotClass(s.string()), Module: s.string(), ModuleArgs: s.string(), TokenLabel: s.string(), Profile: s.string(),
-		MaxSessions: int(s.u32()), WrappedKeys: int(s.u32()), Uses: UseLog{Dir: s.string()}}
+		MaxSessions: int(s.u32()), WrappedKeys: int(s.u32()), Uses: UseLog{Dir: s.string(), Slot: s.string()}}
 	copy(p.Uses.Life[:], s.take(len(p.Uses.Life)))
 	p.PIN = s.bytes(maxPIN)
 	if err := s.done(); err != nil {

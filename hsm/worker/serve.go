@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -108,7 +109,7 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 
 	// 2. The log of uses, before the PIN is spent, and the token.
 	if params.Uses.Dir != "" {
-		if s.uses, err = uselog.Open(params.Uses.Dir, string(params.Class), params.Uses.Life); err != nil {
+		if s.uses, err = uselog.Open(params.Uses.Dir, cmp.Or(params.Uses.Slot, string(params.Class)), params.Uses.Life); err != nil {
 			_ = s.send(end(addError(begin(kindFailed, 0), err)))
 			return err
 		}
