@@ -19,11 +19,11 @@ func (t *Token) Generation() uint64 {
 	return t.gen
 }
 
-// EndBackoff lets the breaker try again now.
+// EndBackoff lets the breaker try again now, and a reconnect follow another.
 func (t *Token) EndBackoff() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.retryAt = time.Now()
+	t.retryAt, t.calmUntil, t.reconnects = time.Now(), time.Time{}, 0
 }
 
 var (

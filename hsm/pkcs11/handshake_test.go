@@ -25,7 +25,11 @@ import (
 
 // drive is this test binary as the worker of a slot.
 func drive() int {
-	conn, err := worker.Inherited()
+	inherited, err := worker.Inherited()
+	var conn io.ReadWriteCloser
+	if err == nil {
+		conn, err = spoilable(inherited)
+	}
 	if err == nil {
 		err = worker.Serve(context.Background(), conn, func(ctx context.Context, p worker.StartParams) (hsm.Token, error) {
 			return pkcs11.Open(ctx, pkcs11.Config{Module: p.Module, ModuleArgs: p.ModuleArgs, TokenLabel: p.TokenLabel, PIN: p.PIN,

@@ -24,6 +24,12 @@ const (
 const (
 	firstBackoff = 250 * time.Millisecond
 	lastBackoff  = 30 * time.Second
+	// After a reconnect none is made for so long that has the same cause: the pause doubles with each that follows the
+	// one before within lastBackoff.
+	firstCalm = 250 * time.Millisecond
+	lastCalm  = 4 * time.Second
+	// starvation is how long a token has not room for one session before a reconnect is tried: it gives up what we have.
+	starvation = 2 * time.Second
 )
 
 // ready answers nil when sessions can be lent. It waits for a repair that is under way, starts one when the breaker's
@@ -84,7 +90,8 @@ func (t *Token) startLocked(kind repairKind) <-chan struct{} {
 		if kind == repairLogin {
 			err = t.relogin()
 		}
-		if kind == repairConnection || err != nil && !errors.Is(err, hsm.ErrNeedsOperator) {
+		connected := kind == repairConnection || err != nil && !errors.Is(err, hsm.ErrNeedsOperator)
+		if connected {
 			err = t.connect(false)
 		}
 		log := t.cfg.Log
@@ -95,6 +102,14 @@ func (t *Token) startLocked(kind repairKind) <-chan struct{} {
 		t.repairing = nil
 		if err == nil {
 			t.failures, t.lastErr = 0, nil
+			if connected {
+				now := time.Now() // interval
+				if now.Sub(t.calmUntil) > lastBackoff {
+					t.reconnects = 0
+				}
+				t.calmUntil = now.Add(min(firstCalm<<min(t.reconnects, 10), lastCalm))
+				t.reconnects++
+			}
 		} else {
 			backoff := min(firstBackoff<<min(t.failures, 10), lastBackoff)
 			backoff += time.Duration(rand.Int64N(int64(backoff)/4 + 1))
@@ -255,7 +270,7 @@ func (t *Token) connect(first bool) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.idle = nil
+	t.idle, t.starved = nil, time.Time{}
 	clear(t.handles)
 	clear(t.keks)
 	t.gen++

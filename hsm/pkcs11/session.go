@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -54,27 +56,32 @@ func (t *Token) run(ctx context.Context, write bool, f func(s p11.SessionHandle,
 			signed++
 			may = may && signed < 2
 		}
-		again := false
-		switch e.Class() {
+		// What another session, search, login or a smaller pool did not mend, only a reconnect may: the module has lost
+		// itself. Numbers that say little come here after another session, since vendors use them for a bad request too.
+		again, worse := false, false
+		switch class := e.Class(); class {
 		case hsm.ClassSession:
-			again = may && session.take()
+			again, worse = session.take(may)
 		case hsm.ClassRefind:
-			again = may && refind.take()
+			again, worse = refind.take(may)
 		case hsm.ClassBackpressure:
-			again = may && room.take()
+			again, worse = room.take(may)
+			worse = worse && t.starving() // and not that others have taken what there is, just now
 		case hsm.ClassLogin:
-			again = may && login.take()
-			err = t.mend(ctx, gen, repairLogin, again, err)
-		case hsm.ClassReconnect, hsm.ClassUnknown:
-			vague := e.RV == hsm.CKR_GENERAL_ERROR || e.RV == hsm.CKR_FUNCTION_FAILED || e.Class() == hsm.ClassUnknown
-			if vague && may && session.take() {
-				again = true
-				break
+			if again, worse = login.take(may); !worse {
+				err = t.mend(ctx, gen, repairLogin, again, err)
 			}
-			again = may && reconnect.take()
-			err = t.mend(ctx, gen, repairConnection, again, err)
+		case hsm.ClassReconnect, hsm.ClassUnknown:
+			worse = true
+			if vague := e.RV == hsm.CKR_GENERAL_ERROR || e.RV == hsm.CKR_FUNCTION_FAILED || class == hsm.ClassUnknown; vague && may {
+				again, worse = session.take(may)
+			}
 		case hsm.ClassFatal:
 			t.latch(err)
+		}
+		if worse {
+			again, _ = reconnect.take(may)
+			err = t.reconnect(ctx, gen, again, err)
 		}
 		if !again || errors.Is(err, errNotMended) {
 			return err
@@ -82,13 +89,14 @@ func (t *Token) run(ctx context.Context, write bool, f func(s p11.SessionHandle,
 	}
 }
 
-// A remedy may be taken once.
+// A remedy may be taken once, and only where the call may run again.
 type remedy bool
 
-func (r *remedy) take() bool {
-	first := !*r
-	*r = true
-	return bool(first)
+// take answers whether it is taken now, and whether it was before and did not help.
+func (r *remedy) take(may bool) (now, failed bool) {
+	failed = bool(*r)
+	*r = remedy(failed || may)
+	return may && !failed, failed
 }
 
 var errNotMended = errors.New("not repaired")
@@ -109,6 +117,23 @@ func (t *Token) mend(ctx context.Context, gen uint64, kind repairKind, wait bool
 		return fmt.Errorf("%w: %w; at first: %w", errNotMended, err, cause)
 	}
 	return cause
+}
+
+// gone are the answers that leave no doubt that the connection is lost; others may be about one key.
+var gone = []uint{hsm.CKR_SLOT_ID_INVALID, 0x32, 0xE0, 0xE1, 0x190} // …, device removed, no token, another token, not initialised
+
+// reconnect is mend with a new connection, unless one that was made a moment ago has not helped, for a reconnect disturbs
+// every call.
+func (t *Token) reconnect(ctx context.Context, gen uint64, wait bool, cause error) error {
+	var e *hsm.Error
+	errors.As(cause, &e) // run has looked
+	t.mu.Lock()
+	tooSoon := !slices.Contains(gone, e.RV) && t.repairing == nil && t.gen == gen && time.Now().Before(t.calmUntil) // interval
+	t.mu.Unlock()
+	if tooSoon {
+		return fmt.Errorf("%w: the last reconnect was just now: %w", errNotMended, cause)
+	}
+	return t.mend(ctx, gen, repairConnection, wait, cause)
 }
 
 // lend gives f a session and takes it back. It answers the generation that f worked in.
@@ -190,6 +215,7 @@ func (t *Token) lend(ctx context.Context, write bool, f func(p11.SessionHandle, 
 		return gen, err
 	}
 	t.mu.Lock()
+	t.starved = time.Time{}
 	t.idle = append(t.idle, s)
 	t.mu.Unlock()
 	return gen, err
@@ -202,7 +228,20 @@ func (t *Token) mayShrink(err error) bool {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return cap(t.sem)-t.lost > 1
+	if cap(t.sem)-t.lost > 1 {
+		return true
+	}
+	if t.starved.IsZero() {
+		t.starved = time.Now() // interval
+	}
+	return false
+}
+
+// starving says that for a while the token had not room for a single session.
+func (t *Token) starving() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.starved.IsZero() && time.Since(t.starved) > starvation
 }
 
 // dropIdle closes the sessions that are not lent. The caller holds use, and the library is the sessions' own.

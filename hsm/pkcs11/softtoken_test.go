@@ -15,15 +15,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/smx509"
 	p11 "github.com/miekg/pkcs11"
-	"golang.org/x/sync/errgroup"
 
 	"yinjian/hsm"
 	"yinjian/hsm/pkcs11"
@@ -56,9 +53,41 @@ type machine struct {
 	cfg          pkcs11.Config
 }
 
+// softModule is our module, built once.
+var softModule = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "yj")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "p11.so")
+	if out, err := exec.Command("../softtoken/module/build.sh", path).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build.sh: %w\n%s", err, out)
+	}
+	return os.ReadFile(path)
+})
+
 // newMachine builds the module, under a name of its own so that it has its own C_Initialize, starts the daemon and
 // provisions a token.
 func newMachine(t testing.TB) *machine {
+	t.Helper()
+	m := placeMachine(t)
+	if err := os.WriteFile(filepath.Join(m.root, "passphrase"), []byte("correct horse battery\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.run(t)
+	pc := pkcs11.ProvisionConfig{Module: m.module, ModuleArgs: m.cfg.ModuleArgs, Slot: pkcs11.AnySlot, Label: "staff",
+		SOPIN: []byte("officer-pin"), UserPIN: m.cfg.PIN}
+	for _, want := range []string{"created", "existing"} {
+		if res, err := pkcs11.Provision(pc); err != nil || res.Outcome != want {
+			t.Fatalf("Provision = %+v, %v; want %s", res, err, want)
+		}
+	}
+	return m
+}
+
+// placeMachine makes a machine's folder, with the module alone.
+func placeMachine(t testing.TB) *machine {
 	t.Helper()
 	for _, tool := range []string{"cc", "pkg-config"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -71,23 +100,16 @@ func newMachine(t testing.TB) *machine {
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
 	m := &machine{root: root, module: filepath.Join(root, "p11.so")}
-	if out, err := exec.Command("../softtoken/module/build.sh", m.module).CombinedOutput(); err != nil {
-		t.Fatalf("build.sh: %v\n%s", err, out)
+	built, err := softModule()
+	if err == nil {
+		err = os.WriteFile(m.module, built, 0o700)
 	}
-	if err := os.WriteFile(filepath.Join(root, "passphrase"), []byte("correct horse battery\n"), 0o600); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { m.kill() })
-	m.run(t)
 	m.cfg = pkcs11.Config{Module: m.module, ModuleArgs: "socket='" + filepath.Join(root, "state", "p11.sock") + "'",
 		TokenLabel: "staff", PIN: []byte("user-pin"), Profile: shipped("neutral"), MaxSessions: 8, Log: quiet()}
-	pc := pkcs11.ProvisionConfig{Module: m.module, ModuleArgs: m.cfg.ModuleArgs, Slot: pkcs11.AnySlot, Label: "staff",
-		SOPIN: []byte("officer-pin"), UserPIN: m.cfg.PIN}
-	for _, want := range []string{"created", "existing"} {
-		if res, err := pkcs11.Provision(pc); err != nil || res.Outcome != want {
-			t.Fatalf("Provision = %+v, %v; want %s", res, err, want)
-		}
-	}
 	return m
 }
 
@@ -112,6 +134,9 @@ func (m *machine) run(t testing.TB) {
 }
 
 func (m *machine) kill() {
+	if m.process == nil {
+		return
+	}
 	_ = m.process.Process.Kill()
 	_ = m.process.Wait()
 }
@@ -223,67 +248,6 @@ func TestSoftToken(t *testing.T) {
 	if err := signSM2(ctx, key, "gone"); !errors.Is(err, hsm.ErrKeyNotFound) {
 		t.Errorf("signing with a destroyed key: %v", err)
 	}
-}
-
-// TestSoftTokenKilled kills the daemon under 16 goroutines: while it is away calls are refused with a type, when it is
-// back the same Token signs again, and the PIN was presented once for each time it was found.
-func TestSoftTokenKilled(t *testing.T) {
-	m := newMachine(t)
-	var logins atomic.Int32
-	m.cfg.BeforeLogin = func() { logins.Add(1) }
-	tok := open(t, m.cfg)
-	generate(t, tok, "k", hsm.SM2)
-	key := newKey(t, tok, "k")
-	stop := make(chan struct{})
-	var signed, refused atomic.Int64
-	var g errgroup.Group
-	for i := range 16 {
-		g.Go(func() error {
-			for n := 0; ; n++ {
-				select {
-				case <-stop:
-					return nil
-				default:
-				}
-				err := signSM2(t.Context(), key, fmt.Sprint(i, n))
-				switch {
-				case err == nil:
-					signed.Add(1)
-				case errors.Is(err, hsm.ErrUnavailable), hsm.ClassifyError(err) == hsm.ClassReconnect:
-					refused.Add(1)
-					tok.EndBackoff()
-				default:
-					return err
-				}
-			}
-		})
-	}
-	until := func(counter *atomic.Int64, more int64) {
-		t.Helper()
-		was, end := counter.Load(), time.Now().Add(30*time.Second)
-		for counter.Load() < was+more {
-			if time.Now().After(end) {
-				t.Fatal("no progress")
-			}
-			time.Sleep(time.Millisecond)
-		}
-	}
-	until(&signed, 100)
-	for range 2 {
-		m.kill()
-		until(&refused, 1)
-		m.run(t)
-		until(&signed, 100)
-	}
-	close(stop)
-	if err := g.Wait(); err != nil {
-		t.Error(err)
-	}
-	// One for Open, one for each return; a kill in the midst of a login costs another.
-	if got := logins.Load(); got < 3 || got > 6 {
-		t.Errorf("PIN presented %d times, want 3", got)
-	}
-	t.Logf("%d signed, %d refused, %d logins", signed.Load(), refused.Load(), logins.Load())
 }
 
 // TestSoftTokenLocked: our token counts wrong PINs. One Open spends one try; a token that says it is locked is not

@@ -16,15 +16,18 @@
 // runs at most twice; C_GenerateKey and C_GenerateKeyPair never again once called, nor what follows a C_DestroyObject.
 //
 //	permanent     answered to the caller
-//	session       another session
-//	refind        the key's handle is forgotten and found again
-//	login         C_Login on the pinned session, handles forgotten
+//	session       another session, then reconnect
+//	refind        the key's handle is forgotten and found again, then reconnect
+//	login         C_Login on the pinned session, handles forgotten; then reconnect
 //	reconnect     C_Finalize, C_Initialize, find the token, C_Login. CKR_GENERAL_ERROR,
 //	              CKR_FUNCTION_FAILED and numbers without a name first get another session: vendors use them for
 //	              a bad request too, and a reconnect disturbs every call on the module
-//	backpressure  the pool gives up one session until the next reconnect
+//	backpressure  the pool gives up one session until the next reconnect; when no session can be had for 2 s, reconnect
 //	fatal         the PIN was refused: the token is latched, every call from then on answers hsm.ErrNeedsOperator,
 //	              and no PIN is presented again
+//
+// A reconnect that has not helped is not repeated at once, however many calls fail: there is a pause of 0.25 s, doubling up
+// to 4 s, in which calls go on and those that fail are answered as they are.
 //
 // Login and reconnect are single-flight: the generation counter tells a goroutine whether what it saw fail has been
 // repaired since; one repairs, the others wait under their ctx. After a failed reconnect a breaker refuses calls with
@@ -87,26 +90,29 @@ type Token struct {
 	keygen  sync.Mutex // held while a label is looked for and its key made
 	holders []*holder  // of unwrapped keys; a key's digest says which
 
-	mu        sync.Mutex // guards what follows
-	pin       []byte     // zeroised when closed or latched; read by the repairing goroutine
-	gen       uint64     // counts logins; handles belong to one
-	libGen    uint64     // library generation that the sessions belong to
-	tried     uint64     // library generation that the last reconnect worked in, successful or not
-	slot      uint
-	pinned    p11.SessionHandle
-	hasPinned bool
-	solo      bool // the token has room for one session
-	limit     int  // sessions that may be lent, at most cap(sem)
-	lost      int  // values missing from sem: sessions given up, or above limit
-	idle      []p11.SessionHandle
-	handles   map[handleKey]p11.ObjectHandle
-	keks      map[string]p11.ObjectHandle // wrapping keys that were found fit, by label
-	repairing chan struct{}               // not nil while a repair runs; closed at its end
-	failures  int                         // consecutive failed repairs
-	retryAt   time.Time                   // monotonic: no repair before
-	lastErr   error                       // of the last failed repair
-	latched   error                       // a PIN was refused, or the token was closed
-	closed    bool
+	mu         sync.Mutex // guards what follows
+	pin        []byte     // zeroised when closed or latched; read by the repairing goroutine
+	gen        uint64     // counts logins; handles belong to one
+	libGen     uint64     // library generation that the sessions belong to
+	tried      uint64     // library generation that the last reconnect worked in, successful or not
+	slot       uint
+	pinned     p11.SessionHandle
+	hasPinned  bool
+	solo       bool // the token has room for one session
+	limit      int  // sessions that may be lent, at most cap(sem)
+	lost       int  // values missing from sem: sessions given up, or above limit
+	idle       []p11.SessionHandle
+	handles    map[handleKey]p11.ObjectHandle
+	keks       map[string]p11.ObjectHandle // wrapping keys that were found fit, by label
+	repairing  chan struct{}               // not nil while a repair runs; closed at its end
+	failures   int                         // consecutive failed repairs
+	starved    time.Time                   // monotonic: since when there is no room for a single session; zero while there is
+	retryAt    time.Time                   // monotonic: no repair before
+	calmUntil  time.Time                   // monotonic: no reconnect before for an error of what the last one made
+	reconnects int                         // that followed each other closely
+	lastErr    error                       // of the last failed repair
+	latched    error                       // a PIN was refused, or the token was closed
+	closed     bool
 }
 
 var _ hsm.Token = (*Token)(nil)
