@@ -323,7 +323,7 @@ func checkRecover(c echo.Context, r *RecoverSigner) *problem.Problem {
 		return problem.Invalid("shares", "须为 1–%d 份 (1 to %d)", custody.MaxHolders, custody.MaxHolders)
 	}
 	for i, s := range r.Shares {
-		if s == "" || len(s) > 4096 {
+		if len(s) == 0 || len(s) > 4096 {
 			return problem.Invalid(fmt.Sprintf("shares[%d]", i), "须为 1–4096 字节 (1 to 4096 bytes)")
 		}
 	}

@@ -163,7 +163,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.AddSignerKey(ctx, wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}))
 	check(a.ListSigners(ctx))
 	check(a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"}))
-	check(a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: []string{"one", "two"}}))
+	check(a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}))
 	check(a.Ceremony(ctx, wire.Ceremony{Minutes: []byte("{}")}))
 	check(a.StopSigner(ctx, wire.Decision{ID: "D1001", Reason: "离职"}))
 	check(a.StartSigner(ctx, wire.Decision{ID: "D1001", Reason: "返聘"}))
@@ -192,7 +192,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	want := []any{
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}, enrol,
 		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"},
-		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: []string{"one", "two"}}, wire.Ceremony{Minutes: []byte("{}")}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
+		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
 		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AuditVerify{}, wire.Compare{}, "state",
 	}
@@ -281,7 +281,7 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			return err
 		}, "shares"},
 		"an empty share": {func() error {
-			_, err := a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: []string{"one", ""}})
+			_, err := a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), {}}})
 			return err
 		}, "shares[1]"},
 		"no minutes":  {func() error { _, err := a.Ceremony(ctx, wire.Ceremony{}); return err }, "minutes"},

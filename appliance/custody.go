@@ -72,7 +72,7 @@ func (d admin) RecoverSigner(ctx context.Context, actor string, req api.RecoverS
 		}
 	}()
 	for i, text := range req.Shares {
-		s, err := custody.ParseShare(text)
+		s, err := custody.ParseShare(string(text))
 		if err != nil {
 			return nil, problem.Invalid(fmt.Sprintf("shares[%d]", i), "%v", err)
 		}

@@ -57,7 +57,7 @@ type SetSignerPIN struct {
 type RecoverSigner struct {
 	Signer string   `json:"-"`
 	PIN    string   `json:"pin"`
-	Shares []string `json:"shares"` // the officers', as they were printed
+	Shares [][]byte `json:"shares"` // the officers', as they were printed
 }
 
 // Ceremony is the body of POST /admin/v1/ceremonies: the minutes of a key ceremony, for the journal.

@@ -269,7 +269,7 @@ func signerCommand() *cobra.Command {
 				if err != nil {
 					return nil, err
 				}
-				req.Shares = append(req.Shares, string(b))
+				req.Shares = append(req.Shares, b)
 			}
 			return a.RecoverSigner(ctx, req)
 		}),

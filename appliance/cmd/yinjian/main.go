@@ -77,7 +77,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
 		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(),
-		applicationCommand(), signerCommand(), certificateCommand(), crlCommand(), statusCommand(),
+		applicationCommand(), signerCommand(), ceremonyCommand(), certificateCommand(), crlCommand(), statusCommand(),
 		auditCommand(), databaseCommand(), verifyCommand(),
 	)
 	return root

@@ -1,0 +1,177 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"yinjian/api/wire"
+	"yinjian/appliance"
+)
+
+// ceremonyFile writes the file of a ceremony on the staff tokens of appliances, and answers its folder.
+func ceremonyFile(t *testing.T, dirs ...string) string {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString("# 密钥仪式\nname = \"2026 首次\"\nkek = \"kek/2026\"\nminutes = \"minutes.json\"\nthreshold = 3\n")
+	for i, dir := range dirs {
+		fmt.Fprintf(&b, "[[machine]]\nname = \"%d 号机\"\nmodule = %q\nmodule_args = \"socket='%s'\"\nprofile = \"neutral\"\ntoken = \"yinjian-staff\"\npin_file = %q\nso_pin_file = %q\n",
+			i+1, built.module, appliance.SofttokenSocket(dir), filepath.Join(dir, "secrets", "staff.pin"), filepath.Join(dir, "secrets", "staff.so-pin"))
+	}
+	for i, name := range []string{"张三", "李四", "王五", "赵六", "钱七"} {
+		fmt.Fprintf(&b, "[[custodian]]\nname = %q\nshare = \"custodian-%d.txt\"\n", name, i+1)
+	}
+	b.WriteString("[officers]\nthreshold = 2\npublic = \"officers.pem\"\n")
+	for i, name := range []string{"甲", "乙", "丙"} {
+		fmt.Fprintf(&b, "[[officers.holder]]\nname = \"干部%s\"\nshare = \"officer-%d.txt\"\n", name, i+1)
+	}
+	folder := tempDir(t)
+	if err := os.WriteFile(filepath.Join(folder, "ceremony.toml"), []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return folder
+}
+
+// TestCustody is custody from the ceremony to a forgotten PIN, on two machines.
+func TestCustody(t *testing.T) {
+	need(t, "pkcs11-tool", "openssl")
+	server := startTimeServer(t)
+	dir, other := initAppliance(t, server), initAppliance(t, server)
+	m := serve(t, dir)
+	m.trusted(t)
+	defer startSofttoken(t, other)()
+	folder := ceremonyFile(t, dir, other)
+	file := filepath.Join(folder, "ceremony.toml")
+	in := func(name string) string { return filepath.Join(folder, name) }
+
+	// 1. The ceremony.
+	if out := mustRun(t, "ceremony", "read", file).stdout; !strings.Contains(out, "任 3 人可恢复") || !strings.Contains(out, "第 5 份 钱七") {
+		t.Errorf("it reads:\n%s", out)
+	}
+	if out := mustRun(t, "ceremony", "run", "--dry-run", file).stdout; !strings.Contains(out, "2 号机") || !strings.Contains(out, "没有产生密钥") {
+		t.Errorf("the dry run says:\n%s", out)
+	}
+	refused(t, 2, []string{"--read-by"}, "ceremony", "run", file, "--read-by", "甲")
+	if left, _ := filepath.Glob(in("*")); len(left) != 1 {
+		t.Errorf("looking left files: %v", left)
+	}
+	run := []string{"ceremony", "run", file, "--read-by", "主持", "--read-by", "见证", "--dir", dir}
+	if out := mustRun(t, run...).stdout; !strings.Contains(out, "校验值") {
+		t.Errorf("the ceremony says:\n%s", out)
+	}
+	refused(t, 1, []string{"已存在"}, run...)
+	if out := mustRun(t, "ceremony", "verify", file, "--share", in("custodian-2.txt"), "--share", in("officer-3.txt")).stdout; strings.Count(out, "持有同一把") != 2 || strings.Count(out, "属于这一套") != 2 {
+		t.Errorf("verify says:\n%s", out)
+	}
+	if o := command(t, nil, "openssl", "pkey", "-pubin", "-in", in("officers.pem"), "-noout", "-text"); o.code != 0 || !strings.Contains(o.stdout, "SM2") {
+		t.Errorf("OpenSSL on the officers' key: %v", o)
+	}
+	for _, name := range []string{"custodian-1.txt", "officer-1.txt"} {
+		if st, err := os.Stat(in(name)); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, st, err)
+		}
+	}
+
+	// 2. The wrapping key goes from the second machine, and comes back from three custodians, not from two.
+	token := func(dir string, args ...string) outcome {
+		pin := strings.TrimSpace(readFile(t, filepath.Join(dir, "secrets", "staff.pin")))
+		return command(t, append(os.Environ(), "YINJIAN_P11_SOCKET="+appliance.SofttokenSocket(dir)),
+			append([]string{"pkcs11-tool", "--module", built.module, "--token-label", "yinjian-staff", "--login", "--pin", pin}, args...)...)
+	}
+	if o := token(other, "--delete-object", "--type", "secrkey", "--label", "kek/2026"); o.code != 0 {
+		t.Fatal(o)
+	}
+	refused(t, 1, []string{"2 号机", "kek/2026"}, "ceremony", "verify", file)
+	restore := []string{"ceremony", "restore", file, "--machine", "2 号机", "--read-by", "主持", "--minutes", in("restored.json"), "--share", in("custodian-1.txt"), "--share", in("custodian-4.txt")}
+	refused(t, 1, []string{"只有 2 份"}, restore...)
+	mustRun(t, append(restore, "--share", in("custodian-5.txt"))...)
+	mustRun(t, "ceremony", "verify", file)
+	mustRun(t, "ceremony", "journal", in("restored.json"), "--dir", dir)
+
+	// 3. Staff keys in custody.
+	m.stop(t)
+	configure(t, dir, func(c *appliance.Config) {
+		c.HSM.Custody = &appliance.Custody{KEK: "kek/2026", Officers: in("officers.pem")}
+	})
+	m = serve(t, dir)
+	m.trusted(t)
+	m.enrol(t, "D1", "482913")
+	his := m.register(t, "his", "--consent", "signer-pin,app-asserted")
+	if o := token(dir, "-O", "--type", "privkey"); o.code != 0 || strings.Contains(o.stdout, "staff/D1") {
+		t.Errorf("pkcs11-tool sees a key of the signer: %v", o)
+	}
+	ctx := t.Context()
+	activate := func(pin string) (string, error) {
+		g, err := his.Authorize(ctx, &wire.AuthorizationRequest{Signer: "D1", PIN: pin, Count: 20, Seconds: 600})
+		if err != nil {
+			return "", err
+		}
+		return g.ID, nil
+	}
+	sign := func(grant, key string) error {
+		q := asserted("D1", key)
+		q.Consent = wire.Consent{AuthorizationID: grant}
+		_, err := his.Sign(ctx, key, q)
+		return err
+	}
+	_, err := his.Sign(ctx, "word", asserted("D1", "word"))
+	wantCode(t, err, "consent_insufficient")
+	grant, err := activate("482913")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sign(grant, "one"); err != nil {
+		t.Fatal(err)
+	}
+	// The worker is killed in the middle of the activation: the next one unwraps again.
+	if err := syscall.Kill(m.state(t).HSM["staff"].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "a signature after the worker was killed", func() bool { return sign(grant, "two") == nil })
+
+	// 4. A restart ends the activation and not the key.
+	m.stop(t)
+	m = serve(t, dir)
+	m.trusted(t)
+	his = m.client(t, "his")
+	wantCode(t, sign(grant, "three"), "authorization_invalid")
+	if grant, err = activate("482913"); err != nil {
+		t.Fatal(err)
+	}
+	if err := sign(grant, "four"); err != nil {
+		t.Fatal(err)
+	}
+
+	// 5. A forgotten PIN: an administrator cannot, one officer cannot, two can.
+	refused(t, 1, []string{"signer recover"}, "signer", "set-pin", "D1", "--dir", dir, "--pin-file", pinFile(t, "739155"))
+	recover := []string{"signer", "recover", "D1", "--dir", dir, "--pin-file", pinFile(t, "739155"), "--share", in("officer-1.txt")}
+	refused(t, 1, []string{"[forbidden]"}, recover...)
+	refused(t, 1, []string{"[forbidden]"}, append(recover, "--share", in("custodian-2.txt"))...)
+	mustRun(t, append(recover, "--share", in("officer-3.txt"))...)
+	_, err = activate("482913")
+	wantCode(t, err, "pin_wrong")
+	if grant, err = activate("739155"); err != nil {
+		t.Fatal(err)
+	}
+	if err := sign(grant, "five"); err != nil {
+		t.Fatal(err)
+	}
+	var signers []struct {
+		Custody string
+		Keys    []map[string]any
+	}
+	if err := json.Unmarshal([]byte(mustRun(t, "signer", "list", "--dir", dir, "-o", "json").stdout), &signers); err != nil || len(signers) != 1 || signers[0].Custody != "pin" {
+		t.Errorf("signer list: %+v, %v", signers, err)
+	}
+	for _, k := range signers[0].Keys {
+		if k["wrapped"] != nil {
+			t.Error("signer list shows the sealed blob")
+		}
+	}
+	m.mustBeClean(t)
+}
