@@ -57,7 +57,7 @@ type HSM struct {
 	VerifyFresh  *bool           `toml:"verify_fresh"` // check each fresh signature before it leaves; default true
 	// Custody, if it stands there, makes new staff keys custody keys: outside the cipher machine, wrapped under its KEK.
 	// Keys that are in the machine go on.
-	Custody *Custody `toml:"custody,omitempty"`
+	Custody *Custody `toml:"custody"`
 }
 
 // Custody is what a key ceremony left.
