@@ -1,6 +1,11 @@
 package pkcs11
 
-import "time"
+import (
+	"time"
+
+	"yinjian/hsm"
+	"yinjian/hsm/pkcs11/profiles"
+)
 
 // Reconnect forces a reconnect and waits for it, as a return value of that class would.
 func (t *Token) Reconnect() {
@@ -30,3 +35,20 @@ var (
 	ECPoint  = ecPoint
 	Readings = readings
 )
+
+// Resolve is what a profile's file becomes.
+func Resolve(file *profiles.Profile) Profile { return resolve(file) }
+
+// Exercise uses a profile in every way in which a token does, with no token.
+func (p Profile) Exercise(id profiles.Identity, offered []uint, pin []byte, rv uint) {
+	_ = p.fits(id, offered)
+	_ = p.checkPIN(pin)
+	_ = p.translate(&hsm.Error{Call: "C_Sign", RV: rv})
+	for _, k := range p.Keys {
+		k.templates("label", []byte{1})
+	}
+	for _, m := range p.Operations {
+		m.input(make([]byte, 32))
+		_ = m.Output.check(make([]byte, 64))
+	}
+}

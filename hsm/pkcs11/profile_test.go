@@ -13,6 +13,7 @@ import (
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/sm3"
 	p11 "github.com/miekg/pkcs11"
+	"github.com/pelletier/go-toml/v2"
 
 	"yinjian/hsm"
 	"yinjian/hsm/pkcs11"
@@ -307,4 +308,45 @@ func TestReadings(t *testing.T) {
 	if got := pkcs11.Readings(&key.PublicKey, message, func([]byte) bool { return true }); len(got) != 4 {
 		t.Errorf("read as %q, want all four", got)
 	}
+}
+
+// FuzzProfile reads vendor profiles as an integrator may write them: what is taken is used without harm, and a key more
+// that nobody knows is refused, wherever it stands.
+func FuzzProfile(f *testing.F) {
+	for _, name := range profiles.Names() {
+		b, err := os.ReadFile(filepath.Join("profiles", name+".toml"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		file, err := profiles.Parse(b)
+		if err != nil {
+			return
+		}
+		p := pkcs11.Resolve(file)
+		for _, offered := range [][]uint{nil, {0, 1, 0x80000001, 1<<64 - 1}} {
+			p.Exercise(profiles.Identity{Library: "/lib/x.so", Manufacturers: []string{"", "x"}, Description: "d"}, offered, []byte("12345678"), 0x80000001)
+		}
+		var all map[string]any
+		if err := toml.Unmarshal(b, &all); err != nil {
+			t.Fatalf("what is taken is no TOML: %v", err)
+		}
+		for name, v := range all {
+			table, ok := v.(map[string]any)
+			if !ok || name == "errors" { // whose keys are numbers
+				continue
+			}
+			table["zz"] = map[string]any{"zz": 1}
+			more, err := toml.Marshal(all)
+			delete(table, "zz")
+			if err != nil {
+				continue
+			}
+			if _, err := profiles.Parse(more); err == nil {
+				t.Fatalf("a key that nobody knows, in %s, is taken", name)
+			}
+		}
+	})
 }

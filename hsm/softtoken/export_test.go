@@ -204,3 +204,9 @@ func (s *Server) ServeAsUser(pin string, frames [][]byte) (replies [][]byte) {
 	}
 	return replies
 }
+
+// Impersonate says whether a profile's file can be answered to.
+func Impersonate(path string) error {
+	_, err := impersonate(path)
+	return err
+}

@@ -3,8 +3,11 @@ package softtoken_test
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
+	"path/filepath"
 	"testing"
 
+	"yinjian/hsm/pkcs11/profiles"
 	"yinjian/hsm/softtoken"
 )
 
@@ -79,6 +82,25 @@ func FuzzRecord(f *testing.F) {
 			if !bytes.Equal(again, b) {
 				t.Errorf("%x is encoded again as %x", b, again)
 			}
+		}
+	})
+}
+
+// FuzzImpersonate: the machine answers to a vendor's profile or refuses it, however it is written.
+func FuzzImpersonate(f *testing.F) {
+	for _, name := range profiles.Names() {
+		b, err := os.ReadFile(filepath.Join("..", "pkcs11", "profiles", name+".toml"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	path := filepath.Join(f.TempDir(), "profile.toml")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		must(t, os.WriteFile(path, b, 0o600))
+		_, wrong := profiles.Load(path)
+		if err := softtoken.Impersonate(path); wrong != nil && err == nil {
+			t.Fatalf("answers to a file that is no profile: %v", wrong)
 		}
 	})
 }

@@ -1,9 +1,16 @@
 package worker
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"io"
+	"net"
+	"os/exec"
+	"sync"
 	"time"
+
+	"github.com/sirupsen/logrus"
 
 	"yinjian/hsm"
 )
@@ -37,6 +44,7 @@ func ReadFrame(r io.Reader, most int) (uint8, uint64, []byte, error) {
 
 const (
 	KindStart, KindInfo, KindDo, KindRandom         = uint8(kindStart), uint8(kindInfo), uint8(kindDo), uint8(kindRandom)
+	KindForget                                      = uint8(kindForget)
 	KindReady, KindFailed, KindResult, KindErrorful = uint8(kindReady), uint8(kindFailed), uint8(kindResult), uint8(kindError)
 	MaxRequest                                      = maxRequest
 )
@@ -90,3 +98,44 @@ func EncodeKeyInfo(k hsm.KeyInfo) ([]byte, error) { return addKeyInfo([]byte{0},
 
 // EncodeTokenInfo is a body for ParseBody.
 func EncodeTokenInfo(t hsm.TokenInfo) []byte { return addTokenInfo([]byte{1}, t) }
+
+// reaped is a child that has ended: killing it does nothing.
+var reaped = sync.OnceValue(func() *exec.Cmd {
+	cmd := exec.Command("true")
+	if err := cmd.Run(); err != nil {
+		panic(err)
+	}
+	return cmd
+})
+
+// ReadAnswers has the parent's end read a stream while calls 1 to n are under way, and answers what came of each: true
+// for an answer of the child's, false for a call that was lost. It panics when a call has no result or two, or its session
+// is not where it belongs.
+func ReadAnswers(stream []byte, n int) []bool {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	conn, other := net.Pipe()
+	other.Close()
+	p := &process{cmd: reaped(), conn: conn, slots: make(chan struct{}, n), dead: make(chan struct{}), pending: map[uint64]*pending{},
+		client: &Client{log: log, phase: Ready, changed: make(chan struct{}), latch: make(chan struct{})}}
+	calls := make([]*pending, n)
+	for i := range calls {
+		calls[i] = &pending{timer: time.NewTimer(time.Hour), done: make(chan result, 2)}
+		p.pending[uint64(i+1)] = calls[i]
+	}
+	p.read(bufio.NewReader(bytes.NewReader(stream)))
+	<-p.dead
+	out, back := make([]bool, n), 0
+	for i, call := range calls {
+		if len(call.done) != 1 {
+			panic("a call has no result, or two")
+		}
+		if out[i] = !(<-call.done).lost; out[i] {
+			back++
+		}
+	}
+	if len(p.slots) != back {
+		panic("a session was lost, or came twice")
+	}
+	return out
+}

@@ -1080,6 +1080,103 @@ func FuzzReadFrame(f *testing.F) {
 	})
 }
 
+// A mirrorToken answers at once, and never ends.
+type mirrorToken struct{ fakeToken }
+
+func (*mirrorToken) Keys(context.Context) ([]hsm.KeyInfo, error) { return sampleKeys(), nil }
+
+func (*mirrorToken) GenerateKey(_ context.Context, spec hsm.KeySpec) (hsm.KeyInfo, error) {
+	return hsm.KeyInfo{Label: spec.Label, ID: spec.ID, Algorithm: spec.Algorithm}, nil
+}
+
+func (*mirrorToken) Random(_ context.Context, n int) ([]byte, error) {
+	return make([]byte, min(n, 1024)), nil
+}
+
+func (*mirrorToken) DestroyKey(context.Context, string) error { return nil }
+
+func (*mirrorToken) Do(_ context.Context, _ string, _ hsm.Operation, data []byte) ([]byte, error) {
+	return data, nil
+}
+
+func (*mirrorToken) DoWrapped(_ context.Context, _ *hsm.WrappedKey, _ hsm.Operation, data []byte) ([]byte, error) {
+	return data, nil
+}
+
+// FuzzServe serves a stream of calls: what is answered was asked, and is answered once.
+func FuzzServe(f *testing.F) {
+	f.Add(worker.DoFrame(7, "label", hsm.SignSM2E, make([]byte, 32)))
+	f.Add(slices.Concat(worker.Frame(worker.KindInfo, 1, nil), worker.Frame(worker.KindRandom, 2, []byte{0, 0, 0, 8}), worker.DoFrame(3, "k", hsm.MACSM3, nil)))
+	f.Add(worker.Frame(worker.KindDo, 9, []byte{0xFF, 0xFF, 0xFF, 0xFF}))
+	for k := uint8(2); k < 13; k++ {
+		f.Add(worker.Frame(k, uint64(k), []byte{0, 0, 0, 1, 'k', 0, 0, 0, 0, 0, 0, 0, 3, 'S', 'M', '2', 0, 0, 0, 1, 'q'}))
+	}
+	f.Add([]byte{0xFF, 0xFF, 0xFF, 0xFF})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		asked := map[uint64]int{}
+		for r := bytes.NewReader(b); ; {
+			k, id, _, err := worker.ReadFrame(r, worker.MaxRequest)
+			if err != nil || k < worker.KindInfo || k > worker.KindForget {
+				break
+			}
+			asked[id]++
+		}
+		conn, done := pair(t, func(context.Context, worker.StartParams) (hsm.Token, error) { return &mirrorToken{}, nil })
+		ended := make(chan error, 1)
+		go func() {
+			defer close(ended)
+			for first := true; ; first = false {
+				k, id, _, err := worker.ReadFrame(conn, 16<<20)
+				switch {
+				case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe):
+					return // in the midst of an answer too, for both ends hang up
+				case err != nil:
+					ended <- err
+					return
+				case first && k == worker.KindReady:
+				case asked[id] > 0 && (k == worker.KindResult || k == worker.KindErrorful):
+					asked[id]--
+				default:
+					ended <- fmt.Errorf("answer %#x to %d", k, id)
+					return
+				}
+			}
+		}()
+		for _, part := range [][]byte{worker.StartFrame(fakeParams("", "right")), b} {
+			_, _ = conn.Write(part) // it hangs up at what is no frame
+		}
+		conn.Close()
+		<-done
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzAnswers has the parent's end read what is no child of ours: each call under way has one result, and its session.
+func FuzzAnswers(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(worker.Frame(worker.KindResult, 2, []byte("x")))
+	f.Add(slices.Concat(worker.Frame(worker.KindResult, 1, nil), worker.Frame(worker.KindResult, 1, nil)))
+	f.Add(worker.Frame(worker.KindErrorful, 3, worker.EncodeError(fmt.Errorf("x: %w", &hsm.Error{Call: "C_Login", RV: 0xA0}))[1:]))
+	f.Add(worker.Frame(worker.KindReady, 0, []byte{0, 0, 0, 1}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		whole := map[uint64]bool{}
+		for r := bytes.NewReader(b); ; {
+			_, id, _, err := worker.ReadFrame(r, 16<<20)
+			if err != nil {
+				break
+			}
+			whole[id] = true
+		}
+		for i, answered := range worker.ReadAnswers(b, 4) {
+			if answered && !whole[uint64(i+1)] {
+				t.Fatalf("call %d has an answer that nobody sent", i+1)
+			}
+		}
+	})
+}
+
 const softHSM = "/usr/lib/softhsm/libsofthsm2.so"
 
 // softHSMConfig makes a SoftHSM2 token, in a process of its own as ours must not load the module, and answers a
