@@ -31,6 +31,7 @@ bench: ## ratios measured in one run, and where the time goes: bench/results, be
 	@packaging/dev/deps.sh demo
 	@$(MAKE) --no-print-directory build
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench --dir out/bench --results bench/results --profile 5s
+	build/yinjian bench-pool --dir out/bench-pool --results bench/results
 
 lint:
 	@packaging/dev/lint.sh

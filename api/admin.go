@@ -39,6 +39,8 @@ type (
 	ImportCertificates    = wire.ImportCertificates
 	ImportCRL             = wire.ImportCRL
 	FetchCRLs             = wire.FetchCRLs
+	AddMachine            = wire.AddMachine
+	ChangeMachine         = wire.ChangeMachine
 	AuditVerify           = wire.AuditVerify
 	Compare               = wire.Compare
 )
@@ -71,6 +73,11 @@ type Admin interface {
 	ImportCRL(ctx context.Context, actor string, req ImportCRL) (any, error)
 	FetchCRLs(ctx context.Context, actor string, req FetchCRLs) (any, error)
 	ListCRLs(ctx context.Context, actor string) (any, error)
+	AddMachine(ctx context.Context, actor string, req AddMachine) (any, error)
+	DrainMachine(ctx context.Context, actor string, req ChangeMachine) (any, error)
+	ResumeMachine(ctx context.Context, actor string, req ChangeMachine) (any, error)
+	RemoveMachine(ctx context.Context, actor string, req ChangeMachine) (any, error)
+	ListMachines(ctx context.Context, actor string) (any, error)
 	AuditVerify(ctx context.Context, actor string, req AuditVerify) (any, error)
 	Compare(ctx context.Context, actor string, req Compare) (any, error)
 	State(ctx context.Context, actor string) (any, error)
@@ -104,6 +111,11 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/trust/crls", administeredFile(s, checkImportCRL, a.ImportCRL))
 	e.POST("/admin/v1/trust/crls/fetch", administered(s, nothingToCheck[FetchCRLs], a.FetchCRLs))
 	e.GET("/admin/v1/trust/crls", s.listed(a.ListCRLs))
+	e.POST("/admin/v1/machines", administered(s, checkAddMachine, a.AddMachine))
+	e.GET("/admin/v1/machines", s.listed(a.ListMachines))
+	e.POST("/admin/v1/machines/:name/drain", administered(s, checkMachine, a.DrainMachine))
+	e.POST("/admin/v1/machines/:name/resume", administered(s, checkMachine, a.ResumeMachine))
+	e.POST("/admin/v1/machines/:name/remove", administered(s, checkMachine, a.RemoveMachine))
 	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
 	e.POST("/admin/v1/compare", administered(s, nothingToCheck[Compare], a.Compare))
 	e.GET("/admin/v1/state", s.listed(a.State))
@@ -244,6 +256,7 @@ func checkRegister(_ echo.Context, r *RegisterApplication) *problem.Problem {
 		oneOf("stamp", r.Stamp, account.StampRequired, account.StampNone),
 		each("rights", r.Rights, account.RightSign, account.RightVerify, account.RightTimestamp, account.RightEvidenceAny),
 		number("rate", r.Rate, 0, account.MaxRate), number("burst", r.Burst, 0, account.MaxBurst),
+		number("hsm_rate", r.HSMRate, 0, account.MaxRate), number("hsm_sessions", r.HSMSessions, 0, account.MaxSessions),
 	); p != nil {
 		return p
 	}
@@ -254,6 +267,7 @@ func checkLimitApplication(c echo.Context, r *LimitApplication) *problem.Problem
 	r.ID = c.Param("id")
 	return first(
 		pattern("path.id", r.ID, applicationID), number("rate", r.Rate, 0, account.MaxRate), number("burst", r.Burst, 0, account.MaxBurst),
+		number("hsm_rate", r.HSMRate, 0, account.MaxRate), number("hsm_sessions", r.HSMSessions, 0, account.MaxSessions),
 		text("reason", r.Reason, 256),
 	)
 }
@@ -407,6 +421,15 @@ func checkImport(_ echo.Context, r *ImportCertificates) *problem.Problem {
 
 func checkImportCRL(_ echo.Context, r *ImportCRL) *problem.Problem {
 	return first(required("file", r.File, account.MaxForeignCRL), text("source", r.Source, 256))
+}
+
+func checkAddMachine(_ echo.Context, r *AddMachine) *problem.Problem {
+	return first(required("file", r.File, 32<<10), text("reason", r.Reason, 256))
+}
+
+func checkMachine(c echo.Context, r *ChangeMachine) *problem.Problem {
+	r.Name = c.Param("name")
+	return first(pattern("path.name", r.Name, machineName), text("reason", r.Reason, 256))
 }
 
 // NewAdminServer is the http.Server for [ListenAdmin].

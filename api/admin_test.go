@@ -119,6 +119,21 @@ func (a *admin) AuditVerify(_ context.Context, actor string, req api.AuditVerify
 func (a *admin) Compare(_ context.Context, actor string, req api.Compare) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) AddMachine(_ context.Context, actor string, req api.AddMachine) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) DrainMachine(_ context.Context, actor string, req api.ChangeMachine) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ResumeMachine(_ context.Context, actor string, req api.ChangeMachine) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) RemoveMachine(_ context.Context, actor string, req api.ChangeMachine) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListMachines(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "machines")
+}
 func (a *admin) State(_ context.Context, actor string) (any, error) { return a.note(actor, "state") }
 
 // socket serves the kit's admin handler and answers the path.
@@ -186,6 +201,11 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.ImportCRL(ctx, list))
 	check(a.FetchCRLs(ctx))
 	check(a.ListCRLs(ctx))
+	check(a.AddMachine(ctx, wire.AddMachine{File: []byte("name = 'b'"), Reason: "扩容"}))
+	for _, act := range []string{"drain", "resume", "remove"} {
+		check(a.ChangeMachine(ctx, act, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}))
+	}
+	check(a.ListMachines(ctx))
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
 	check(a.State(ctx))
@@ -194,7 +214,9 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"},
 		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
-		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AuditVerify{}, wire.Compare{}, "state",
+		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AddMachine{File: []byte("name = 'b'"), Reason: "扩容"},
+		wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, "machines",
+		wire.AuditVerify{}, wire.Compare{}, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
 		t.Error(diff)
@@ -252,6 +274,15 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Burst: 100_001, Reason: "x"})
 			return err
 		}, "burst"},
+		"machine without file": {func() error { _, err := a.AddMachine(ctx, wire.AddMachine{Reason: "x"}); return err }, "file"},
+		"machine's name": {func() error {
+			_, err := a.ChangeMachine(ctx, "drain", wire.ChangeMachine{Name: "B-1", Reason: "x"})
+			return err
+		}, "path.name"},
+		"drain without reason": {func() error {
+			_, err := a.ChangeMachine(ctx, "drain", wire.ChangeMachine{Name: "b"})
+			return err
+		}, "reason"},
 		"limit without reason": {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
 		"limit of nobody": {func() error {
 			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "x", Rate: 1, Reason: "x"})

@@ -12,6 +12,7 @@ import (
 var (
 	signerID      = regexp.MustCompile(`^[A-Za-z0-9-]{2,32}$`)
 	applicationID = regexp.MustCompile(`^[a-z0-9-]{2,32}$`)
+	machineName   = regexp.MustCompile(`^[a-z][a-z0-9_]{0,30}$`)
 	recordID      = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	grantID       = regexp.MustCompile(`^[0-9a-f]{32}$`)
 	serialNumber  = regexp.MustCompile(`^[0-9a-f]{1,40}$`) // RFC 5280 §4.1.2.2: at most 20 octets

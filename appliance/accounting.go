@@ -121,7 +121,11 @@ func (c *accounting) flush(ctx context.Context) error {
 
 // counters asks the cipher machine how often each key of a slot has signed.
 func (c *accounting) counters(ctx context.Context, slot string) (map[string]uint64, error) {
-	keys, err := c.a.tokens[hsm.SlotClass(slot)].Keys(ctx)
+	w, _ := c.a.machines.slotOf(slot)
+	if w == nil {
+		return nil, nil // the machine was removed
+	}
+	keys, err := w.Keys(ctx)
 	out := map[string]uint64{}
 	for _, k := range keys {
 		if k.Uses != nil {
@@ -131,7 +135,10 @@ func (c *accounting) counters(ctx context.Context, slot string) (map[string]uint
 	return out, err
 }
 
-func (c *accounting) sessions(slot string) int { return c.a.cfg.HSM.Slots[slot].Sessions }
+func (c *accounting) sessions(slot string) int {
+	_, n := c.a.machines.slotOf(slot)
+	return n
+}
 
 // pass flushes and reconciles. Its failure is shown and tried again; signing goes on, and its uses are recorded.
 func (c *accounting) pass(ctx context.Context, final bool) {

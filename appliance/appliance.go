@@ -34,7 +34,7 @@ import (
 	"yinjian/appliance/sign"
 	"yinjian/dbdriver/sqlite"
 	"yinjian/hsm"
-	"yinjian/hsm/worker"
+	"yinjian/hsm/pool"
 	"yinjian/ntp"
 	"yinjian/ntp/gnss"
 	"yinjian/ntp/source"
@@ -71,14 +71,14 @@ type Appliance struct {
 	dir string
 	log *logrus.Logger
 
-	sys     *sysclock.Clock
-	clock   *ntp.Clock
-	poller  *source.Poller
-	workers map[hsm.SlotClass]*worker.Client
-	tokens  map[hsm.SlotClass]hsm.Token
-	logKey  *hsm.Key
-	store   *sqlite.Journal
-	journal *audit.Journal
+	sys      *sysclock.Clock
+	clock    *ntp.Clock
+	poller   *source.Poller
+	machines *machines
+	tokens   map[hsm.SlotClass]hsm.Token // each a pool of the machines' tokens
+	logKey   *hsm.Key
+	store    *sqlite.Journal
+	journal  *audit.Journal
 	// projection is the central database of the embedded default.
 	projection *projection
 	accounting *accounting
@@ -157,7 +157,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.OnStart != nil {
 		o.OnStart()
 	}
-	a := &Appliance{cfg: cfg, dir: dir, log: o.Log, tokens: map[hsm.SlotClass]hsm.Token{}, workers: map[hsm.SlotClass]*worker.Client{}}
+	a := &Appliance{cfg: cfg, dir: dir, log: o.Log, tokens: map[hsm.SlotClass]hsm.Token{}}
+	a.machines = &machines{a: a, pools: map[hsm.SlotClass]*pool.Pool{}}
 	a.lists = &listSources{a: a, last: map[string]fetched{}}
 
 	a.accounting = newAccounting(a)
@@ -200,14 +201,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		soft.group.Go(func() error { return a.superviseSofttoken(sctx, command) })
 	}
 	undo = append(undo, func() error {
-		for _, w := range a.workers {
-			if cerr := w.Close(); cerr != nil {
-				a.log.WithError(cerr).Warning("worker did not stop cleanly")
-			}
-		}
+		a.machines.close()
 		return nil
 	})
-	if err := a.startWorkers(ctx, o.Worker); err != nil {
+	if err := a.startMachines(ctx, o.Worker); err != nil {
 		return err
 	}
 
@@ -272,6 +269,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	heads, hctx := begin()
 	heads.group.Go(func() error { return a.keepHead(hctx) })
 	a.clock.OnChange(a.recordTimeChange)
+	watching, wctx := begin()
+	watching.group.Go(func() error { return a.machines.run(wctx) })
 
 	// 4. Who we are.
 	started := audit.Draft{
@@ -289,6 +288,9 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	a.serials = newSerials(receipt.Epoch, receipt.Sequence)
+	if err := a.machines.settle(ctx); err != nil {
+		return err
+	}
 	// What an end without a stop left behind is named before anything new is signed.
 	a.accounting.pass(ctx, false)
 	authorities, err := a.establishIdentity(ctx)
@@ -455,63 +457,6 @@ func (a *Appliance) recordTimeChange(from, to ntp.State, reason string, r ntp.Re
 	}()
 }
 
-// startWorkers drives each slot class by a process of its own.
-func (a *Appliance) startWorkers(ctx context.Context, command []string) error {
-	args := a.cfg.HSM.ModuleArgs
-	if a.cfg.Evaluation.Softtoken {
-		args = "socket='" + SofttokenSocket(a.dir) + "'"
-		if err := WaitForSocket(ctx, SofttokenSocket(a.dir), 20*time.Second); err != nil {
-			return fmt.Errorf("软件密码机没有启动 (the software cipher machine did not start): %w", err)
-		}
-	}
-	for _, class := range hsm.Classes {
-		slot, ok := a.cfg.HSM.Slots[string(class)]
-		if !ok {
-			continue
-		}
-		latch := a.pinLatch(class, slot.PINFile)
-		if err := latch.check(); err != nil {
-			return fmt.Errorf("hsm.slots.%s: %w", class, err)
-		}
-		presented, err := os.Stat(slot.PINFile)
-		if err != nil {
-			return fmt.Errorf("hsm.slots.%s: %w", class, err)
-		}
-		pin, err := ReadSecret(slot.PINFile)
-		if err != nil {
-			return fmt.Errorf("hsm.slots.%s: %w", class, err)
-		}
-		var counted worker.UseLog
-		if slices.Contains(UsesSlots(), string(class)) {
-			counted = worker.UseLog{Dir: UsesDir(a.dir), Life: a.accounting.life}
-		}
-		w, err := worker.Start(worker.Config{
-			Command: command, Class: class, CallDeadline: time.Duration(a.cfg.HSM.CallDeadline), Log: a.log.WithField("slot_class", class),
-			Params: worker.StartParams{
-				Module: a.cfg.HSM.Module, ModuleArgs: args, TokenLabel: slot.TokenLabel, PIN: pin, Profile: a.cfg.HSM.Profile, MaxSessions: slot.Sessions,
-				WrappedKeys: a.cfg.HSM.WrappedKeys, Uses: counted,
-			},
-			Abandoned: a.accounting.abandoned,
-		})
-		clear(pin)
-		if err == nil {
-			a.workers[class], a.tokens[class] = w, w
-			_, err = w.Info(ctx)
-		}
-		if errors.Is(err, hsm.ErrNeedsOperator) {
-			err = errors.Join(err, latch.set(presented))
-			return fmt.Errorf("密码机拒绝了口令文件 %s，只出示了一次：改正后重启 (cipher machine, slot %s: the PIN was refused and is not tried again): %w", slot.PINFile, class, err)
-		}
-		if err == nil {
-			err = latch.clear()
-		}
-		if err != nil {
-			return fmt.Errorf("cipher machine, slot %s: %w", class, err)
-		}
-	}
-	return nil
-}
-
 // ensureLogKeys finds or, for an empty journal, makes the keys that must be there before the journal is.
 func (a *Appliance) ensureLogKeys(ctx context.Context, mayMake bool) error {
 	t := a.tokens[hsm.Log]
@@ -676,6 +621,7 @@ func (a *Appliance) startSigning() error {
 	a.keys = keyCache{token: a.tokens[hsm.Staff], verify: *a.cfg.HSM.VerifyFresh, keys: map[string]*hsm.Key{}}
 	a.signing = sign.New(sign.Config{
 		Directory: a.directory, Journal: a.journal, Keys: &a.keys, Clock: a.clock, Accuracy: time.Duration(a.cfg.Time.Accuracy),
+		Caller:   a.cfg.Policy.callerOf,
 		Stampers: map[string]sign.Stamper{string(hsm.SM2): a.units["sm2"], string(hsm.RSA2048): a.units["rsa"]},
 		Reserve:  a.reserve, Discarded: a.accounting.discard, Log: a.log, Trust: a.trust,
 	})

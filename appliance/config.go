@@ -17,6 +17,7 @@ import (
 	"yinjian/appliance/account"
 	"yinjian/hsm"
 	"yinjian/hsm/pkcs11/profiles"
+	"yinjian/hsm/pool"
 )
 
 // InitUnfinished is in a folder that `yinjian init` has not finished.
@@ -58,6 +59,114 @@ type HSM struct {
 	// Custody, if it stands there, makes new staff keys custody keys: outside the cipher machine, wrapped under its KEK.
 	// Keys that are in the machine go on.
 	Custody *Custody `toml:"custody"`
+	// Weight is the share of this machine's work where there are others; default 1.
+	Weight int `toml:"weight"`
+	// Machines are cipher machines beside this one, which is called "main". More can be added while the appliance runs.
+	Machines []Machine `toml:"machines,omitempty"`
+}
+
+// FirstMachine is the name of the machine that [HSM] itself describes.
+const FirstMachine = "main"
+
+// A Machine is a cipher machine beside the first. It may have any of the slots.
+type Machine struct {
+	Name       string          `toml:"name"` // [a-z][a-z0-9_]*, for ever: the records of its keys' uses bear it
+	Module     string          `toml:"module"`
+	ModuleArgs string          `toml:"module_args"`
+	Profile    string          `toml:"profile"` // default neutral
+	Weight     int             `toml:"weight"`  // share of the work, 1–100; default 1
+	Slots      map[string]Slot `toml:"slots"`
+}
+
+var reMachine = regexp.MustCompile(`^[a-z][a-z0-9_]{0,30}$`)
+
+func (m *Machine) setDefaults(dir string) {
+	def(&m.Profile, "neutral")
+	def(&m.Weight, 1)
+	abs(dir, &m.Module)
+	if profiles.IsPath(m.Profile) {
+		abs(dir, &m.Profile)
+	}
+	for name, s := range m.Slots {
+		def(&s.Sessions, 8)
+		abs(dir, &s.PINFile)
+		m.Slots[name] = s
+	}
+}
+
+func (m *Machine) validate(bad func(key, format string, args ...any)) {
+	if !reMachine.MatchString(m.Name) || m.Name == FirstMachine {
+		bad("name", "须为小写字母、数字、下划线，字母开头，至多 31 位，不得为 %s (lower-case letters, digits, underscores; not %s)", FirstMachine, FirstMachine)
+	}
+	if m.Module == "" {
+		bad("module", "缺少 PKCS#11 模块路径 (path of the PKCS#11 module is missing)")
+	}
+	if _, err := profiles.Load(m.Profile); err != nil {
+		bad("profile", "%v", err)
+	}
+	validateWeight(m.Weight, bad)
+	if len(m.Slots) == 0 {
+		bad("slots", "至少一个槽位 (at least one slot)")
+	}
+	validateSlots(m.Slots, bad)
+}
+
+func validateWeight(weight int, bad func(key, format string, args ...any)) {
+	if weight < 1 || weight > 100 {
+		bad("weight", "须为 1–100 (1 to 100)")
+	}
+}
+
+// validateSlots looks at a machine's slots: each class has a token of its own.
+func validateSlots(slots map[string]Slot, bad func(key, format string, args ...any)) {
+	known := 0
+	for _, class := range hsm.Classes {
+		s, ok := slots[string(class)]
+		if !ok {
+			continue
+		}
+		known++
+		if s.TokenLabel == "" || len(s.TokenLabel) > 32 {
+			bad("slots."+string(class)+".token_label", "须为 1–32 字节 (1 to 32 bytes)")
+		}
+		if s.PINFile == "" {
+			bad("slots."+string(class)+".pin_file", "缺少 (missing)")
+		}
+		if s.Sessions < 1 || s.Sessions > 256 {
+			bad("slots."+string(class)+".sessions", "须为 1–256 (1 to 256)")
+		}
+	}
+	if len(slots) > known {
+		bad("slots", "只能有 staff、tsa、log、ca、tls (only staff, tsa, log, ca, tls)")
+	}
+	labels := map[string]string{}
+	for name, s := range slots {
+		if other, dup := labels[s.TokenLabel]; dup {
+			bad("slots", "%s 与 %s 使用同一令牌，密钥用途须分离 (%s and %s share a token; purposes must be apart)", name, other, name, other)
+		}
+		labels[s.TokenLabel] = name
+	}
+}
+
+// ParseMachine reads a file with one machine's keys, as under [[hsm.machines]]. Relative paths are taken from dir.
+func ParseMachine(b []byte, dir string) (*Machine, error) {
+	m := new(Machine)
+	if err := decodeTOML(b, m); err != nil {
+		return nil, err
+	}
+	m.setDefaults(dir)
+	var errs []error
+	m.validate(func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
+	})
+	return m, errors.Join(errs...)
+}
+
+// abs makes a path in the appliance's folder absolute.
+func abs(dir string, p *string) {
+	if *p != "" && !filepath.IsAbs(*p) {
+		*p = filepath.Join(dir, *p)
+	}
 }
 
 // Custody is what a key ceremony left.
@@ -106,6 +215,10 @@ type Policy struct {
 	// says otherwise.
 	Rate  int `toml:"rate"`
 	Burst int `toml:"burst"` // default: twice the rate
+	// HSMRate and HSMSessions are how many signatures a second an application may have made, and how many at once, unless its
+	// registration says otherwise; 0: as many as its requests ask for.
+	HSMRate     int `toml:"hsm_rate"`
+	HSMSessions int `toml:"hsm_sessions"`
 	// Concurrent requests are handled at once, shared among the applications.
 	Concurrent     int `toml:"concurrent"`
 	AuthFailures   int `toml:"auth_failures"`   // failed authentications a minute from one address
@@ -124,6 +237,18 @@ func (p *Policy) rateOf(app *account.Application) (perSecond, burst int) {
 		burst = app.Burst
 	}
 	return perSecond, burst
+}
+
+// callerOf is the application as the cipher machines' queue knows it.
+func (p *Policy) callerOf(app *account.Application) hsm.Caller {
+	c := hsm.Caller{Application: app.ID, Rate: p.HSMRate, Sessions: p.HSMSessions}
+	if app.HSMRate != 0 {
+		c.Rate = app.HSMRate
+	}
+	if app.HSMSessions != 0 {
+		c.Sessions = app.HSMSessions
+	}
+	return c
 }
 
 // Trust says how other CAs' certificates are judged. The CAs themselves are decided on by administrators, in the journal.
@@ -191,31 +316,15 @@ func LoadConfig(dir string) (*Config, error) {
 // ParseConfig reads a configuration; relative paths are taken from dir.
 func ParseConfig(b []byte, dir string) (*Config, error) {
 	c := new(Config)
-	dec := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
-	if err := dec.Decode(c); err != nil {
-		var strict *toml.StrictMissingError
-		if errors.As(err, &strict) {
-			var errs []error
-			for _, e := range strict.Errors {
-				row, col := e.Position()
-				errs = append(errs, fmt.Errorf("%d:%d: 未知的配置项 %s (unknown key)", row, col, strings.Join(e.Key(), ".")))
-			}
-			return nil, errors.Join(errs...)
-		}
-		var wrong *toml.DecodeError
-		if errors.As(err, &wrong) {
-			row, col := wrong.Position()
-			return nil, fmt.Errorf("%d:%d: %s: %w", row, col, strings.Join(wrong.Key(), "."), err)
-		}
+	if err := decodeTOML(b, c); err != nil {
 		return nil, err
 	}
 	c.setDefaults()
-	abs := func(p *string) {
-		if *p != "" && !filepath.IsAbs(*p) {
-			*p = filepath.Join(dir, *p)
-		}
-	}
+	abs := func(p *string) { abs(dir, p) }
 	abs(&c.HSM.Module)
+	for i := range c.HSM.Machines {
+		c.HSM.Machines[i].setDefaults(dir)
+	}
 	if profiles.IsPath(c.HSM.Profile) {
 		abs(&c.HSM.Profile)
 	}
@@ -235,9 +344,31 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 	return c, c.validate()
 }
 
+// decodeTOML reads a file strictly: an unknown key is an error that says where.
+func decodeTOML(b []byte, v any) error {
+	dec := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	err := dec.Decode(v)
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) {
+		var errs []error
+		for _, e := range strict.Errors {
+			row, col := e.Position()
+			errs = append(errs, fmt.Errorf("%d:%d: 未知的配置项 %s (unknown key)", row, col, strings.Join(e.Key(), ".")))
+		}
+		return errors.Join(errs...)
+	}
+	var wrong *toml.DecodeError
+	if errors.As(err, &wrong) {
+		row, col := wrong.Position()
+		return fmt.Errorf("%d:%d: %s: %w", row, col, strings.Join(wrong.Key(), "."), err)
+	}
+	return err
+}
+
 func (c *Config) setDefaults() {
 	def(&c.HSM.CallDeadline, Duration(5*time.Second))
 	def(&c.HSM.WrappedKeys, 1024)
+	def(&c.HSM.Weight, 1)
 	def(&c.HSM.Profile, "neutral")
 	def(&c.Time.MinSources, 2)
 	def(&c.Time.Accuracy, Duration(time.Second))
@@ -308,41 +439,34 @@ func (c *Config) validate() error {
 	if c.HSM.Module == "" {
 		bad("hsm.module", "缺少 PKCS#11 模块路径 (path of the PKCS#11 module is missing)")
 	}
-	known := 0
 	if c.HSM.Custody != nil && (c.HSM.Custody.KEK == "" || len(c.HSM.Custody.KEK) > 128) {
 		bad("hsm.custody.kek", "须为 1–128 字节 (1 to 128 bytes)")
 	}
 	if c.HSM.WrappedKeys < 1 || c.HSM.WrappedKeys > 1<<20 {
 		bad("hsm.wrapped_keys", "须为 1–1048576 (1 to 1048576)")
 	}
+	below := func(at string) func(key, format string, args ...any) {
+		return func(key, format string, args ...any) { bad(at+key, format, args...) }
+	}
 	for _, class := range hsm.Classes {
-		s, ok := c.HSM.Slots[string(class)]
-		if !ok {
-			if class != hsm.TLS {
-				bad("hsm.slots."+string(class), "缺少 (missing)")
-			}
-			continue
-		}
-		known++
-		if s.TokenLabel == "" || len(s.TokenLabel) > 32 {
-			bad("hsm.slots."+string(class)+".token_label", "须为 1–32 字节 (1 to 32 bytes)")
-		}
-		if s.PINFile == "" {
-			bad("hsm.slots."+string(class)+".pin_file", "缺少 (missing)")
-		}
-		if s.Sessions < 1 || s.Sessions > 256 {
-			bad("hsm.slots."+string(class)+".sessions", "须为 1–256 (1 to 256)")
+		if _, ok := c.HSM.Slots[string(class)]; !ok && class != hsm.TLS {
+			bad("hsm.slots."+string(class), "缺少 (missing)")
 		}
 	}
-	if len(c.HSM.Slots) > known {
-		bad("hsm.slots", "只能有 staff、tsa、log、ca、tls (only staff, tsa, log, ca, tls)")
-	}
-	labels := map[string]string{}
-	for name, s := range c.HSM.Slots {
-		if other, dup := labels[s.TokenLabel]; dup {
-			bad("hsm.slots", "%s 与 %s 使用同一令牌，密钥用途须分离 (%s and %s share a token; purposes must be apart)", name, other, name, other)
+	validateSlots(c.HSM.Slots, below("hsm."))
+	validateWeight(c.HSM.Weight, below("hsm."))
+	names := map[string]bool{}
+	for i := range c.HSM.Machines {
+		m := &c.HSM.Machines[i]
+		at := fmt.Sprintf("hsm.machines[%d].", i)
+		m.validate(below(at))
+		if names[m.Name] {
+			bad(at+"name", "%s 重复 (given twice)", m.Name)
 		}
-		labels[s.TokenLabel] = name
+		names[m.Name] = true
+	}
+	if len(c.HSM.Machines) >= pool.Most {
+		bad("hsm.machines", "连同 main 至多 %d 台 (at most %d, main included)", pool.Most, pool.Most)
 	}
 	if c.Time.MinSources < 1 {
 		bad("time.min_sources", "至少为 1 (at least 1)")
@@ -385,6 +509,8 @@ func (c *Config) validate() error {
 	}{
 		{"policy.rate", c.Policy.Rate, 1, account.MaxRate},
 		{"policy.burst", c.Policy.Burst, 1, account.MaxBurst},
+		{"policy.hsm_rate", c.Policy.HSMRate, 0, account.MaxRate},
+		{"policy.hsm_sessions", c.Policy.HSMSessions, 0, account.MaxSessions},
 		{"policy.concurrent", c.Policy.Concurrent, 1, 10_000},
 		{"policy.auth_failures", c.Policy.AuthFailures, 1, 100_000},
 		{"policy.max_connections", c.Policy.MaxConnections, 16, 100_000},

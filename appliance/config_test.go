@@ -125,7 +125,7 @@ func TestConfigDocumented(t *testing.T) {
 		var out []string
 		for i := range typ.NumField() {
 			f := typ.Field(i)
-			key := f.Tag.Get("toml")
+			key, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
 			if key == "" {
 				t.Errorf("%s.%s has no key", typ, f.Name)
 			}

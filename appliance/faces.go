@@ -18,7 +18,6 @@ import (
 	"yinjian/appliance/problem"
 	"yinjian/appliance/uses"
 	"yinjian/hsm"
-	"yinjian/hsm/worker"
 	"yinjian/ntp"
 )
 
@@ -45,6 +44,7 @@ func (s stamps) Respond(ctx context.Context, unit, requester string, der []byte)
 	if !ok {
 		return nil, fmt.Errorf("no timestamp unit %q", unit)
 	}
+	ctx = hsm.WithCaller(ctx, hsm.Caller{Application: requester})
 	return u.Respond(context.WithValue(ctx, requesterKey{}, requester), der), nil
 }
 
@@ -61,11 +61,8 @@ func (h health) Ready() (bool, []string) {
 	if h.a.softtokenDown.Load() {
 		reasons = append(reasons, "软件密码机已停止，正在重启 (the software cipher machine has ended and is being started again)")
 	}
-	for _, class := range hsm.Classes {
-		if w, ok := h.a.workers[class]; ok && w.State().Phase != worker.Ready {
-			reasons = append(reasons, fmt.Sprintf("密码机 %s 不可用 (cipher machine unavailable)", class))
-		}
-	}
+	missing, _ := h.a.machines.missing()
+	reasons = append(reasons, missing...)
 	if stopped := h.stoppedUnits(); len(stopped) > 0 && len(stopped) == len(h.a.units) {
 		reasons = append(reasons, "没有可用的时间戳单元，须盖时间戳的签名被拒绝 (no timestamp unit stamps; signatures that need a stamp are refused)")
 	}
@@ -109,7 +106,8 @@ type state struct {
 	UptimeS    int64                `json:"uptime_s"`
 	Evaluation string               `json:"evaluation"`
 	Time       timeState            `json:"time"`
-	HSM        map[string]slotState `json:"hsm"`
+	HSM        map[string]slotState `json:"hsm"`      // of machine main
+	Machines   []machineState       `json:"machines"` // that one, and those beside it
 	Journal    journalState         `json:"journal"`
 	Projection projectionState      `json:"projection"`
 	Uses       usesState            `json:"uses"`
@@ -174,7 +172,10 @@ func (h health) State() any {
 		s.Listeners["tsa_plain"] = a.plain + " (明文，仅回环 plain, loopback only)"
 		s.Warnings = append(s.Warnings, "时间戳明文端口已打开 (the plain timestamp listener is open)")
 	}
-	for class, w := range a.workers {
+	s.Machines = a.machines.states()
+	_, away := a.machines.missing()
+	s.Warnings = append(s.Warnings, away...)
+	for class, w := range a.machines.all()[0].workers {
 		ws := w.State()
 		s.HSM[string(class)] = slotState{
 			Phase: fmt.Sprint(ws.Phase), SinceS: ws.Since.Seconds(), Restarts: ws.Restarts, Sessions: ws.Sessions, PID: ws.PID, Error: errorText(ws.LastError),
@@ -250,7 +251,7 @@ func errorText(err error) string {
 type admin struct{ a *Appliance }
 
 func (d admin) RegisterApplication(ctx context.Context, actor string, req api.RegisterApplication) (*api.RegisteredApplication, error) {
-	app := account.Application{ID: req.ID, Name: req.Name, Campus: req.Campus, Rights: req.Rights, Stamp: req.Stamp, Test: req.Test, Rate: req.Rate, Burst: req.Burst}
+	app := account.Application{ID: req.ID, Name: req.Name, Campus: req.Campus, Rights: req.Rights, Stamp: req.Stamp, Test: req.Test, Rate: req.Rate, Burst: req.Burst, HSMRate: req.HSMRate, HSMSessions: req.HSMSessions}
 	for _, m := range req.Consent {
 		app.Consent = append(app.Consent, evidence.Method(m))
 	}
@@ -266,7 +267,7 @@ func (d admin) StopApplication(ctx context.Context, actor string, req api.Decisi
 }
 
 func (d admin) LimitApplication(ctx context.Context, actor string, req api.LimitApplication) (any, error) {
-	return d.a.directory.LimitApplication(ctx, actor, req.ID, req.Rate, req.Burst, req.Reason)
+	return d.a.directory.LimitApplication(ctx, actor, req.ID, account.Limits{Rate: req.Rate, Burst: req.Burst, HSMRate: req.HSMRate, HSMSessions: req.HSMSessions}, req.Reason)
 }
 
 func (d admin) ListApplications(context.Context, string) (any, error) {

@@ -45,6 +45,7 @@ func checkPermissions(dir string, cfg *Config) error {
 	for _, f := range []string{"secrets/tls.key", "secrets/softtoken.passphrase"} {
 		closed(filepath.Join(dir, f), 0o077, "600")
 	}
+	closed(machinesPath(dir), 0o022, "600")
 	for _, s := range cfg.HSM.Slots {
 		closed(s.PINFile, 0o077, "600")
 	}

@@ -25,8 +25,8 @@ type refusedPIN struct {
 	Size     int64     `json:"size"`
 }
 
-func (a *Appliance) pinLatch(class hsm.SlotClass, pinFile string) pinLatch {
-	return pinLatch{filepath.Join(a.dir, "run", "pin-refused-"+string(class)+".json"), pinFile}
+func (a *Appliance) pinLatch(class hsm.SlotClass, machine, pinFile string) pinLatch {
+	return pinLatch{filepath.Join(a.dir, "run", "pin-refused-"+usesSlot(class, machine)+".json"), pinFile}
 }
 
 // errRefusedBefore is for a PIN file that the cipher machine has refused and nobody has written since.

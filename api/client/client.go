@@ -561,6 +561,19 @@ func (a *Admin) Compare(ctx context.Context) (json.RawMessage, error) {
 	return a.post(ctx, "compare", wire.Compare{})
 }
 
+func (a *Admin) AddMachine(ctx context.Context, req wire.AddMachine) (json.RawMessage, error) {
+	return a.post(ctx, "machines", req)
+}
+
+// ChangeMachine drains, resumes or removes a cipher machine.
+func (a *Admin) ChangeMachine(ctx context.Context, act string, req wire.ChangeMachine) (json.RawMessage, error) {
+	return a.post(ctx, "machines/"+url.PathEscape(req.Name)+"/"+url.PathEscape(act), req)
+}
+
+func (a *Admin) ListMachines(ctx context.Context) (json.RawMessage, error) {
+	return a.get(ctx, "machines")
+}
+
 func (a *Admin) State(ctx context.Context) (json.RawMessage, error) { return a.get(ctx, "state") }
 
 func (a *Admin) post(ctx context.Context, path string, in any) (json.RawMessage, error) {

@@ -11,6 +11,9 @@ type RegisterApplication struct {
 	Test    bool     `json:"test,omitempty"`
 	Rate    int      `json:"rate"`  // requests a second, 0–10000; 0 means the appliance's default
 	Burst   int      `json:"burst"` // requests at once, 0–100000; 0 means twice the rate, or the default
+	// Signatures a second, 0–10000, and at once, 0–1000; 0 means the appliance's default.
+	HSMRate     int `json:"hsm_rate,omitempty"`
+	HSMSessions int `json:"hsm_sessions,omitempty"`
 }
 
 // LimitApplication is the body of POST /admin/v1/applications/{id}/limits.
@@ -19,6 +22,22 @@ type LimitApplication struct {
 	Rate   int    `json:"rate"`  // as in RegisterApplication
 	Burst  int    `json:"burst"` // the same
 	Reason string `json:"reason"`
+
+	HSMRate     int `json:"hsm_rate,omitempty"` // the same
+	HSMSessions int `json:"hsm_sessions,omitempty"`
+}
+
+// AddMachine is the body of POST /admin/v1/machines.
+type AddMachine struct {
+	File   []byte `json:"file"` // TOML, the keys of one [[hsm.machines]]
+	Reason string `json:"reason"`
+}
+
+// ChangeMachine is the body of POST /admin/v1/machines/{name}/drain, /resume and /remove.
+type ChangeMachine struct {
+	Name   string `json:"-"`
+	Reason string `json:"reason"`
+	Force  bool   `json:"force,omitempty"` // although keys that no other machine holds cannot be used then
 }
 
 // A RegisteredApplication is its answer, and the only time that the HMAC key is shown.

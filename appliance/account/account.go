@@ -32,20 +32,23 @@ const (
 
 // An Application is a business system that calls the API.
 type Application struct {
-	Version   int               `json:"version"`
-	ID        string            `json:"id"` // [a-z0-9-]{2,32}
-	Name      string            `json:"name"`
-	Campus    string            `json:"campus"`
-	Rights    []string          `json:"rights"`
-	Stamp     string            `json:"stamp"`           // StampRequired or StampNone
-	Consent   []evidence.Method `json:"consent"`         // methods that suffice, any one of them
-	Test      bool              `json:"test"`            // records are marked as tests
-	Rate      int               `json:"rate,omitempty"`  // requests a second; 0: what the configuration says
-	Burst     int               `json:"burst,omitempty"` // requests at once; 0: twice the rate, or what the configuration says
-	Stopped   bool              `json:"stopped"`
-	KeySalt   []byte            `json:"key_salt"` // the HMAC key is derived from it inside the cipher machine
-	ChangedBy string            `json:"changed_by"`
-	ChangedAt time.Time         `json:"changed_at"`
+	Version int               `json:"version"`
+	ID      string            `json:"id"` // [a-z0-9-]{2,32}
+	Name    string            `json:"name"`
+	Campus  string            `json:"campus"`
+	Rights  []string          `json:"rights"`
+	Stamp   string            `json:"stamp"`           // StampRequired or StampNone
+	Consent []evidence.Method `json:"consent"`         // methods that suffice, any one of them
+	Test    bool              `json:"test"`            // records are marked as tests
+	Rate    int               `json:"rate,omitempty"`  // requests a second; 0: what the configuration says
+	Burst   int               `json:"burst,omitempty"` // requests at once; 0: twice the rate, or what the configuration says
+	// HSMRate and HSMSessions are signatures a second and at once; 0: what the configuration says.
+	HSMRate     int       `json:"hsm_rate,omitempty"`
+	HSMSessions int       `json:"hsm_sessions,omitempty"`
+	Stopped     bool      `json:"stopped"`
+	KeySalt     []byte    `json:"key_salt"` // the HMAC key is derived from it inside the cipher machine
+	ChangedBy   string    `json:"changed_by"`
+	ChangedAt   time.Time `json:"changed_at"`
 }
 
 // Has reports whether the application has the right.

@@ -26,7 +26,15 @@ const (
 const (
 	MaxRate  = 10_000  // requests a second
 	MaxBurst = 100_000 // requests at once
+	// MaxSessions is the most signatures that an application may be allowed at once.
+	MaxSessions = 1000
 )
+
+// Limits are what an application may ask for; 0 means what the appliance's configuration says.
+type Limits struct {
+	Rate, Burst          int // requests a second, and at once
+	HSMRate, HSMSessions int // signatures a second, and at once
+}
 
 // RegisterApplication adds an application and answers it with its HMAC key, which is shown this once: it can be
 // derived again by the cipher machine alone.
@@ -58,7 +66,7 @@ func (s *Service) RegisterApplication(ctx context.Context, actor string, a Appli
 	if a.Has(RightSign) && len(a.Consent) == 0 {
 		return nil, nil, problem.Invalid("consent", "有签名权限的应用须指定同意方式 (an application that signs needs a method of consent)")
 	}
-	if err := checkLimits(a.Rate, a.Burst); err != nil {
+	if err := (Limits{a.Rate, a.Burst, a.HSMRate, a.HSMSessions}).check(); err != nil {
 		return nil, nil, err
 	}
 	unlock, err := s.beginChange(ctx)
@@ -97,21 +105,24 @@ func (s *Service) StopApplication(ctx context.Context, actor, id string, stopped
 	return s.changeApplication(ctx, actor, id, act, reason, func(a *Application) { a.Stopped = stopped })
 }
 
-// LimitApplication sets how many requests a second the application may make and how many at once; 0 means what the
-// appliance's configuration says. It needs no cipher machine.
-func (s *Service) LimitApplication(ctx context.Context, actor, id string, rate, burst int, reason string) (*Application, error) {
-	if err := checkLimits(rate, burst); err != nil {
+// LimitApplication sets what the application may ask for. It needs no cipher machine.
+func (s *Service) LimitApplication(ctx context.Context, actor, id string, l Limits, reason string) (*Application, error) {
+	if err := l.check(); err != nil {
 		return nil, err
 	}
-	return s.changeApplication(ctx, actor, id, "limit", reason, func(a *Application) { a.Rate, a.Burst = rate, burst })
+	return s.changeApplication(ctx, actor, id, "limit", reason, func(a *Application) {
+		a.Rate, a.Burst, a.HSMRate, a.HSMSessions = l.Rate, l.Burst, l.HSMRate, l.HSMSessions
+	})
 }
 
-func checkLimits(rate, burst int) error {
-	switch {
-	case rate < 0 || rate > MaxRate:
-		return problem.Invalid("rate", "须为 0–%d，0 为缺省 (0 to %d, 0 means the default)", MaxRate, MaxRate)
-	case burst < 0 || burst > MaxBurst:
-		return problem.Invalid("burst", "须为 0–%d，0 为缺省 (0 to %d, 0 means the default)", MaxBurst, MaxBurst)
+func (l Limits) check() error {
+	for _, n := range []struct {
+		field       string
+		value, most int
+	}{{"rate", l.Rate, MaxRate}, {"burst", l.Burst, MaxBurst}, {"hsm_rate", l.HSMRate, MaxRate}, {"hsm_sessions", l.HSMSessions, MaxSessions}} {
+		if n.value < 0 || n.value > n.most {
+			return problem.Invalid(n.field, "须为 0–%d，0 为缺省 (0 to %d, 0 means the default)", n.most, n.most)
+		}
 	}
 	return nil
 }

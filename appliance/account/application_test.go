@@ -75,7 +75,7 @@ func TestApplicationLimits(t *testing.T) {
 		t.Errorf("registered as %+v", app)
 	}
 	h.App("emr", func(a *account.Application) { a.Rate, a.Burst = 50, 70 })
-	limited, err := h.Directory.LimitApplication(t.Context(), "admin", "his", 20, 0, "试运行")
+	limited, err := h.Directory.LimitApplication(t.Context(), "admin", "his", account.Limits{Rate: 20, HSMRate: 5, HSMSessions: 2}, "试运行")
 	if err != nil || limited.Rate != 20 || limited.Burst != 0 || limited.Version != 2 || limited.Stopped || !bytes.Equal(limited.KeySalt, app.KeySalt) {
 		t.Errorf("limited: %+v, %v", limited, err)
 	}
@@ -83,10 +83,10 @@ func TestApplicationLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, bad := range [][2]int{{-1, 0}, {0, -1}, {account.MaxRate + 1, 0}, {0, account.MaxBurst + 1}} {
-		_, err = h.Directory.LimitApplication(t.Context(), "admin", "his", bad[0], bad[1], "")
+		_, err = h.Directory.LimitApplication(t.Context(), "admin", "his", account.Limits{Rate: bad[0], Burst: bad[1]}, "")
 		wants(t, fmt.Sprint(bad), err, problem.InvalidRequest)
 	}
-	_, err = h.Directory.LimitApplication(t.Context(), "admin", "none", 1, 1, "")
+	_, err = h.Directory.LimitApplication(t.Context(), "admin", "none", account.Limits{Rate: 1, Burst: 1}, "")
 	wants(t, "limiting nobody", err, problem.NotFound)
 	h.Restart()
 	for id, want := range map[string]account.Application{"his": {Version: 3, Stopped: true, Rate: 20}, "emr": {Version: 1, Rate: 50, Burst: 70}} {

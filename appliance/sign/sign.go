@@ -82,7 +82,9 @@ type Config struct {
 	Keys      Keys
 	Stampers  map[string]Stamper // by the signature's algorithm
 	Accuracy  time.Duration      // what the stamping policy promises
-	Clock     interface{ Now() ntp.Reading }
+	// Caller, if set, answers the application's quota of the cipher machine.
+	Caller func(app *account.Application) hsm.Caller
+	Clock  interface{ Now() ntp.Reading }
 	// Reserve reports an error when too little room is left to sign safely, or a refusal of its own (*problem.Problem).
 	Reserve func() error
 	// Discarded, if set, is given what the cipher machine signed (signatures, tokens in DER) and no record came of, and
@@ -307,6 +309,13 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if err != nil {
 		return nil, err
 	}
+	// The quota is of signatures: the token over one waits its turn in the application's line and is not refused.
+	caller := hsm.Caller{Application: app.ID}
+	if s.cfg.Caller != nil {
+		caller = s.cfg.Caller(app)
+	}
+	quota := hsm.WithCaller(ctx, caller)
+	ctx = hsm.WithCaller(ctx, hsm.Caller{Application: app.ID})
 	chain := key.Chain
 	var signed *cms.Signed
 	var value []byte  // what the token stamps
@@ -333,11 +342,11 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		} else {
 			p.Content = q.Content
 		}
-		if signed, err = cms.Sign(ctx, k, p); err != nil {
+		if signed, err = cms.Sign(quota, k, p); err != nil {
 			return nil, hsmProblem(err)
 		}
 		value = signed.SignatureValue
-	} else if value, err = k.SignMessage(ctx, q.Content); err != nil {
+	} else if value, err = k.SignMessage(quota, q.Content); err != nil {
 		return nil, hsmProblem(err)
 	}
 
@@ -576,7 +585,13 @@ func journalProblem(err error) error {
 }
 
 func hsmProblem(err error) error {
+	var over *hsm.QuotaError
 	switch {
+	case errors.As(err, &over):
+		p := problem.New(problem.RateLimited, "该应用超出签名配额 (the application is over its quota of signatures)",
+			"按 Retry-After 稍后用同一 Idempotency-Key 重试；配额由管理员设定 (retry later with the same key; administrators set the quota)").With(err)
+		p.After = over.After
+		return p
 	case errors.Is(err, hsm.ErrNeedsOperator):
 		return problem.New(problem.HSMNeedsOperator, "密码机拒绝了口令，已停止尝试 (the cipher machine refused its PIN; nothing is retried)", "请管理员检查密码机口令并重启服务 (ask an administrator)").With(err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, hsm.ErrDeadline):

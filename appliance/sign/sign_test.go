@@ -448,8 +448,11 @@ func TestFaults(t *testing.T) {
 		landed bool // the record is there
 		spent  bool // the consent is used, in spite of the error
 	}{
-		"machine away":          {func(w *ward) { w.Staff.Before(func(string, string) error { return errGone }) }, problem.HSMUnavailable, false, false},
-		"machine too slow":      {func(w *ward) { w.Staff.Before(func(string, string) error { return hsm.ErrDeadline }) }, problem.Timeout, false, false},
+		"machine away":     {func(w *ward) { w.Staff.Before(func(string, string) error { return errGone }) }, problem.HSMUnavailable, false, false},
+		"machine too slow": {func(w *ward) { w.Staff.Before(func(string, string) error { return hsm.ErrDeadline }) }, problem.Timeout, false, false},
+		"over the quota": {func(w *ward) {
+			w.Staff.Before(func(string, string) error { return &hsm.QuotaError{Application: "his"} })
+		}, problem.RateLimited, false, false},
 		"machine's PIN":         {func(w *ward) { w.Staff.Before(func(string, string) error { return hsm.ErrNeedsOperator }) }, problem.HSMNeedsOperator, false, false},
 		"key is gone":           {func(w *ward) { w.Staff.Before(func(string, string) error { return hsm.ErrKeyNotFound }) }, problem.HSMUnavailable, false, false},
 		"answer lost":           {func(w *ward) { w.Staff.After(func(string, string) error { return errGone }) }, problem.HSMUnavailable, false, false},

@@ -180,7 +180,7 @@ func (p *profile) privateKey(attrs attributes, der []byte) (*object, rv) {
 	if err != nil {
 		return nil, ckrWrappedKeyInvalid
 	}
-	s := new(secret)
+	var s secret
 	switch k := key.(type) {
 	case *sm2.PrivateKey:
 		if keyType == ckkRSA {
@@ -198,5 +198,12 @@ func (p *profile) privateKey(attrs attributes, der []byte) (*object, rv) {
 	default:
 		return nil, ckrWrappedKeyInvalid
 	}
-	return privateObject(attrs, s), ckrOK
+	secretBytes := s.marshal()
+	s.wipe()
+	defer clear(secretBytes)
+	o, err := newObject(attrs, secretBytes)
+	if err != nil {
+		return nil, ckrWrappedKeyInvalid
+	}
+	return o, ckrOK
 }

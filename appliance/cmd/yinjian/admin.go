@@ -143,14 +143,18 @@ func applicationCommand() *cobra.Command {
 	register.Flags().StringVar(&req.Stamp, "stamp", "required", "时间戳策略 required 或 none (stamp policy)")
 	register.Flags().IntVar(&req.Rate, "rate", 0, "每秒请求数上限；0 取配置的 policy.rate (requests a second; 0: the configuration's)")
 	register.Flags().IntVar(&req.Burst, "burst", 0, "突发请求数上限；0 为 rate 的两倍或配置的 policy.burst (requests at once; 0: twice the rate, or the configuration's)")
+	register.Flags().IntVar(&req.HSMRate, "hsm-rate", 0, "每秒签名数上限；0 取配置的 policy.hsm_rate (signatures a second; 0: the configuration's)")
+	register.Flags().IntVar(&req.HSMSessions, "hsm-sessions", 0, "同时签名数上限；0 取配置的 policy.hsm_sessions (signatures at once; 0: the configuration's)")
 	register.Flags().BoolVar(&req.Test, "test", false, "测试应用，记录带测试标记 (a test application)")
 	register.Flags().StringVar(&keyFile, "key-file", "", "凭据文件，缺省在设备目录的 credentials 下 (default: below the folder)")
 	var reason string
 	var limits wire.LimitApplication
 	c.AddCommand(register,
-		adminCommand("limit ID", "设定应用的请求速率，立即生效 (set how many requests it may make; counts at once)", 1, func(c *cobra.Command) {
+		adminCommand("limit ID", "设定应用的请求与签名速率，立即生效 (set how much it may ask for; counts at once)", 1, func(c *cobra.Command) {
 			c.Flags().IntVar(&limits.Rate, "rate", 0, "每秒请求数；0 恢复缺省 (requests a second; 0: the default again)")
 			c.Flags().IntVar(&limits.Burst, "burst", 0, "突发请求数；0 恢复缺省 (requests at once; 0: the default again)")
+			c.Flags().IntVar(&limits.HSMRate, "hsm-rate", 0, "每秒签名数；0 恢复缺省 (signatures a second; 0: the default again)")
+			c.Flags().IntVar(&limits.HSMSessions, "hsm-sessions", 0, "同时签名数；0 恢复缺省 (signatures at once; 0: the default again)")
 			required(c, &limits.Reason, "reason", "原因，记入日志 (why, for the journal)")
 		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
 			limits.ID = args[0]

@@ -52,19 +52,6 @@ func (b *bench) workerSign(ctx context.Context) (func(context.Context, int) erro
 	if err != nil {
 		return nil, err
 	}
-	w, err := b.staffWorker(0)
-	if err != nil {
-		return nil, err
-	}
-	e := sm3.Sum(nil)
-	return func(ctx context.Context, _ int) error {
-		_, err := w.Do(ctx, label, hsm.SignSM2E, e[:])
-		return err
-	}, nil
-}
-
-// staffWorker starts a worker of our own on the appliance's staff token, which keeps so many custody keys unwrapped.
-func (b *bench) staffWorker(wrapped int) (*worker.Client, error) {
 	pin, err := appliance.ReadSecret(filepath.Join(b.dir, "secrets", "staff.pin"))
 	if err != nil {
 		return nil, err
@@ -82,7 +69,7 @@ func (b *bench) staffWorker(wrapped int) (*worker.Client, error) {
 		Command: []string{self, "worker"}, Class: hsm.Staff, Log: newLog(logrus.WarnLevel),
 		Params: worker.StartParams{
 			Module: module, ModuleArgs: "socket='" + appliance.SofttokenSocket(b.dir) + "'", TokenLabel: "yinjian-staff", PIN: pin,
-			Profile: "neutral", MaxSessions: 16, WrappedKeys: wrapped,
+			Profile: "neutral", MaxSessions: 16,
 		},
 	})
 	if err != nil {
@@ -92,11 +79,12 @@ func (b *bench) staffWorker(wrapped int) (*worker.Client, error) {
 	if s := w.State(); s.Phase != worker.Ready {
 		return nil, fmt.Errorf("the worker is not ready: %w", s.LastError)
 	}
-	if b.own == nil {
-		b.own = map[int]string{os.Getpid(): roleClient}
-	}
-	b.own[w.State().PID] = "worker bench"
-	return w, nil
+	b.own = map[int]string{os.Getpid(): roleClient, w.State().PID: "worker bench"}
+	e := sm3.Sum(nil)
+	return func(ctx context.Context, _ int) error {
+		_, err := w.Do(ctx, label, hsm.SignSM2E, e[:])
+		return err
+	}, nil
 }
 
 // memoryToken signs with one SM2 key in this process.

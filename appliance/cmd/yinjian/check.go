@@ -232,11 +232,11 @@ func printUses(w io.Writer, r *uses.Report) {
 		fmt.Fprintln(w, "密钥使用 uses of keys：没有使用记录，未核对 (there is no log of uses, nothing was held against it)")
 		return
 	}
-	fmt.Fprintln(w, "密钥使用 uses of keys（签名 signatures = 此前 before + 条目 entries + 检查点 checkpoints + 作废 discarded + 无记录 unaccounted + 未决 open；绕过工作进程 elsewhere：密码机自己多计的次数 as the cipher machine itself counts）")
+	fmt.Fprintln(w, "密钥使用 uses of keys（签名 signatures = 此前 before + 条目 entries + 检查点 checkpoints + 作废 discarded + 无记录 unaccounted + 自检 health + 未决 open；绕过工作进程 elsewhere：密码机自己多计的次数 as the cipher machine itself counts）")
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "slot\tkey\tsignatures\tbefore\tentries\tcheckpoints\tdiscarded\tunaccounted\topen\telsewhere\t")
+	fmt.Fprintln(t, "slot\tkey\tsignatures\tbefore\tentries\tcheckpoints\tdiscarded\tunaccounted\thealth\topen\telsewhere\t")
 	for _, k := range r.Keys {
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", k.Slot, k.Key, k.Uses, k.Before, k.Entries, k.Checkpoints, k.Discarded, k.Unaccounted, k.Open, k.Elsewhere)
+		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t\n", k.Slot, k.Key, k.Uses, k.Before, k.Entries, k.Checkpoints, k.Discarded, k.Unaccounted, k.Health, k.Open, k.Elsewhere)
 	}
 	t.Flush()
 	for _, n := range r.Named {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"yinjian/api/client"
+	"yinjian/api/wire"
 	"yinjian/appliance"
 	"yinjian/hsm/pkcs11"
 	"yinjian/hsm/pkcs11/profiles"
@@ -36,9 +39,42 @@ type exitError struct {
 }
 
 func hsmCommand() *cobra.Command {
-	c := group(&cobra.Command{Use: "hsm", Short: "密码机：探测 (cipher machines: probe)"})
+	c := group(&cobra.Command{Use: "hsm", Short: "密码机：探测、添加、停用、列出 (cipher machines)"})
 	c.AddCommand(probeCommand(), probedCommand())
+	c.AddCommand(machineCommands()...)
 	return c
+}
+
+// machineCommands change which cipher machines the running appliance uses.
+func machineCommands() []*cobra.Command {
+	var reason string
+	var force bool
+	because := func(c *cobra.Command) { required(c, &reason, "reason", "原因，记入日志 (why, for the journal)") }
+	forced := func(c *cobra.Command) {
+		because(c)
+		c.Flags().BoolVar(&force, "force", false, "即使有密钥仅在其中、因而不能再用 (although keys that are nowhere else cannot be used then)")
+	}
+	change := func(act, short string, flags func(*cobra.Command)) *cobra.Command {
+		return adminCommand(act+" NAME", short, 1, flags, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			return a.ChangeMachine(ctx, act, wire.ChangeMachine{Name: args[0], Reason: reason, Force: force})
+		})
+	}
+	return []*cobra.Command{
+		adminCommand("list", "列出密码机及其状态 (list them, and how they are)", 0, nil, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+			return a.ListMachines(ctx)
+		}),
+		adminCommand("add FILE", "添加密码机，不必重启；FILE 为 TOML，键同 [[hsm.machines]] (add one while the appliance runs)", 1, because,
+			func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+				b, err := os.ReadFile(args[0])
+				if err != nil {
+					return nil, err
+				}
+				return a.AddMachine(ctx, wire.AddMachine{File: b, Reason: reason})
+			}),
+		change("drain", "停止派给新的运算，在途的做完 (give it nothing new)", forced),
+		change("resume", "恢复派给运算 (give it work again)", because),
+		change("remove", "移除：做完在途运算，结束其工作进程 (take it out)", forced),
+	}
 }
 
 func probeCommand() *cobra.Command {

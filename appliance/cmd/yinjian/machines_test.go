@@ -1,0 +1,277 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"yinjian/api/client"
+	"yinjian/appliance"
+	"yinjian/appliance/audit"
+	"yinjian/dbdriver/sqlite"
+)
+
+// A listedMachine is what the test reads of `yinjian hsm list`.
+type listedMachine struct {
+	Name, State, Reason, Since string
+	Added                      bool
+	Slots                      []struct {
+		Slot, State string
+		Keys, Done  int
+		Only        int `json:"keys_only_here"`
+	}
+}
+
+func (m *machine) machines(t *testing.T) map[string]listedMachine {
+	t.Helper()
+	a := m.admin()
+	defer a.Close()
+	var list []listedMachine
+	b, err := a.ListMachines(t.Context())
+	if err == nil {
+		err = json.Unmarshal(b, &list)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]listedMachine{}
+	for _, l := range list {
+		out[l.Name] = l
+	}
+	return out
+}
+
+// done is how many operations a machine's slot has done.
+func (l listedMachine) done(slot string) int {
+	for _, s := range l.Slots {
+		if s.Slot == slot {
+			return s.Done
+		}
+	}
+	return -1
+}
+
+// startCopy runs a second software cipher machine in dir, on what is there.
+func startCopy(t *testing.T, dir, passphrase string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(built.binary, "softtoken", "--state", dir, "--passphrase-file", passphrase)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	if err := appliance.WaitForSocket(t.Context(), filepath.Join(dir, "p11.sock"), time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+// A second machine is added while the appliance signs, killed, started again, and drained; the first one's daemon is
+// killed too; what was decided outlives a restart. No request fails all along, every act and each loss is in the journal,
+// and every signature of both machines is accounted for.
+func TestTwoMachines(t *testing.T) {
+	t.Parallel()
+	dir := initAppliance(t, startTimeServer(t))
+	m := serve(t, dir)
+	his := m.register(t, "his", "--consent", "app-asserted")
+	m.enrol(t, "D1", "")
+	m.stop(t)
+	// Its sealed state is copied: b holds the same keys.
+	b := filepath.Join(tempDir(t), "b")
+	if err := os.CopyFS(b, os.DirFS(filepath.Join(dir, "softtoken"))); err != nil {
+		t.Fatal(err)
+	}
+	files, _ := filepath.Glob(filepath.Join(b, "*")) // the pattern is well-formed
+	for _, f := range append(files, b) {
+		mode := os.FileMode(0o600)
+		if f == b {
+			mode = 0o700
+		}
+		if err := os.Chmod(f, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	second := startCopy(t, b, filepath.Join(dir, "secrets", "softtoken.passphrase"))
+	text := fmt.Sprintf("name = 'b'\nmodule = '%s'\nmodule_args = \"socket='%s'\"\n", built.module, filepath.Join(b, "p11.sock"))
+	for _, class := range []string{"staff", "tsa", "log", "ca", "tls"} {
+		text += fmt.Sprintf("[slots.%s]\ntoken_label = 'yinjian-%s'\npin_file = 'secrets/%s.pin'\n", class, class, class)
+	}
+	file := filepath.Join(tempDir(t), "b.toml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	m = serve(t, dir)
+	m.trusted(t)
+	his = m.client(t, "his")
+	var stopped atomic.Bool
+	var signed atomic.Int64
+	var wg sync.WaitGroup
+	stop := sync.OnceFunc(func() { stopped.Store(true); wg.Wait() })
+	defer stop()
+	sign := func(c *client.Client, run string) {
+		for i := range 4 {
+			wg.Go(func() {
+				for n := 0; !stopped.Load(); n++ {
+					key := fmt.Sprintf("%s-%d-%d", run, i, n)
+					if _, err := c.Sign(t.Context(), key, asserted("D1", key)); err != nil {
+						t.Errorf("%s: %v", key, err)
+						return
+					}
+					signed.Add(1)
+				}
+			})
+		}
+	}
+	more := func(n int64) {
+		t.Helper()
+		want := signed.Load() + n
+		eventually(t, time.Minute, "signatures are made", func() bool { return signed.Load() >= want || t.Failed() })
+	}
+	state := func(name, want string) {
+		t.Helper()
+		eventually(t, time.Minute, name+" is "+want, func() bool { return m.machines(t)[name].State == want })
+	}
+	works := func(name string) {
+		t.Helper()
+		before := m.machines(t)[name].done("staff")
+		eventually(t, time.Minute, name+" signs", func() bool { return m.machines(t)[name].done("staff") > before+10 })
+	}
+	because := func(args ...string) []string {
+		return append(append([]string{"hsm"}, args...), "--dir", dir, "--reason", "扩容")
+	}
+	sign(his, "first")
+	more(20)
+
+	bad := filepath.Join(tempDir(t), "bad.toml")
+	if err := os.WriteFile(bad, []byte(strings.Replace(text, "name", "nmae", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, 1, []string{"invalid_request", "nmae"}, because("add", bad)...)
+	refused(t, 1, []string{"not_found"}, because("drain", "b")...)
+	refused(t, 1, []string{"forbidden"}, because("drain", "main", "--force")...)
+	mustRun(t, because("add", file)...)
+	refused(t, 1, []string{"exists"}, because("add", file)...)
+	if o := mustRun(t, "hsm", "list", "--dir", dir); !strings.Contains(o.stdout, "tsa") || !strings.Contains(o.stdout, "latency_ms") {
+		t.Errorf("hsm list: %v", o)
+	}
+	state("b", "up")
+	works("b")
+	works("main")
+
+	if err := second.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = second.Wait()
+	state("b", "down")
+	more(50)
+	if s := m.state(t); !s.Ready || !strings.Contains(strings.Join(s.Warnings, "\n"), "密码机 b 的 staff 槽位") {
+		t.Errorf("ready %v, warnings %q", s.Ready, s.Warnings)
+	}
+	eventually(t, time.Minute, "the journal knows that b is down", func() bool { return journalled(t, dir, "hsm.machine.state", "b") == 1 })
+	second = startCopy(t, b, filepath.Join(dir, "secrets", "softtoken.passphrase"))
+	state("b", "up")
+	works("b")
+	eventually(t, time.Minute, "the journal knows that b is up", func() bool { return journalled(t, dir, "hsm.machine.state", "b") == 2 })
+
+	daemon := childWith(t, m.cmd.Process.Pid, "softtoken")
+	daemon.signal(t, syscall.SIGKILL)
+	more(50)
+	state("main", "up")
+	works("main")
+
+	mustRun(t, because("drain", "b")...)
+	done := m.machines(t)["b"].done("staff")
+	more(50)
+	if l := m.machines(t)["b"]; l.State != "draining" || l.done("staff") > done+8 { // those under way
+		t.Errorf("draining: %+v, it had done %d", l, done)
+	}
+	stop()
+	m.stop(t)
+
+	m = serve(t, dir)
+	m.trusted(t)
+	his = m.client(t, "his")
+	if l := m.machines(t)["b"]; l.State != "draining" || !l.Added {
+		t.Errorf("after a restart: %+v", l)
+	}
+	mustRun(t, because("resume", "b")...)
+	stopped.Store(false)
+	sign(his, "second")
+	works("b")
+	stopped.Store(true)
+	wg.Wait()
+	mustRun(t, because("remove", "b")...)
+	if l := m.machines(t); len(l) != 1 {
+		t.Errorf("after its removal: %+v", l)
+	}
+	for kind, want := range map[string]int{"hsm.machine/intent": 4, "hsm.machine/outcome": 4} {
+		if n := journalled(t, dir, kind, "b"); n != want {
+			t.Errorf("%d entries %s, want %d", n, kind, want)
+		}
+	}
+	m.mustBeClean(t)
+	o := mustRun(t, "audit", "verify", "--dir", dir, "-o", "json")
+	var report struct {
+		Uses struct {
+			Keys []struct {
+				Slot, Key       string
+				Uses, Health    int
+				Open, Discarded int
+			}
+			Named []struct{ Reason string }
+		}
+	}
+	if err := json.Unmarshal([]byte(o.stdout), &report); err != nil {
+		t.Fatal(err)
+	}
+	slots := map[string]int{}
+	for _, k := range report.Uses.Keys {
+		slots[k.Slot] += k.Uses
+		if strings.HasPrefix(k.Key, "health/") && k.Health != k.Uses {
+			t.Errorf("key %+v", k)
+		}
+	}
+	for _, slot := range []string{"staff", "staff.b", "tsa", "tsa.b"} {
+		if slots[slot] < 20 {
+			t.Errorf("slot %s has %d uses", slot, slots[slot])
+		}
+	}
+	for _, n := range report.Uses.Named {
+		if !strings.Contains(n.Reason, "process ended") {
+			t.Errorf("a signature without an account: %+v", n)
+		}
+	}
+	t.Logf("%d signatures; uses by slot %v", signed.Load(), slots)
+}
+
+// journalled counts the entries of a kind about an object.
+func journalled(t *testing.T, dir, kind, object string) (n int) {
+	t.Helper()
+	store, err := sqlite.OpenJournal(t.Context(), sqlite.JournalConfig{Dir: filepath.Join(dir, "journal"), ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	size, _, err := store.Head(t.Context())
+	if err == nil {
+		err = audit.Scan(t.Context(), store, 0, size, func(r audit.Record) error {
+			if r.Entry.Kind == kind && r.Entry.Object == object {
+				n++
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
