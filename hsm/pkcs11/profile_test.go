@@ -28,26 +28,6 @@ func (m *machine) as(t *testing.T, profile string) {
 	m.run(t)
 }
 
-// TestImpersonated: the software cipher machine answers to each shipped profile in turn. Keys are made and used through
-// it, gmsm and crypto/rsa judge the signatures; and no other profile with SM2 passes for it where numbers or forms
-// differ.
-func TestImpersonated(t *testing.T) {
-	m := newMachine(t)
-	for _, name := range profiles.Names() {
-		if name == "softhsm2" { // its match asks for the real one
-			continue
-		}
-		t.Run(name, func(t *testing.T) {
-			m.as(t, name)
-			cfg := m.cfg
-			cfg.Profile = shipped(name)
-			tok := open(t, cfg)
-			defer tok.Close()
-			exercise(t, tok, cfg.Profile, name)
-		})
-	}
-}
-
 // exercise makes and uses a key of each algorithm, with labels that begin with prefix.
 func exercise(t *testing.T, tok *pkcs11.Token, p pkcs11.Profile, prefix string) {
 	t.Helper()

@@ -162,36 +162,18 @@ func newKey(t *testing.T, tok hsm.Token, label string) *hsm.Key {
 	return key
 }
 
+// TestSoftToken: what hsm/hsmtest does not hold against every module: a certificate request by crypto.Signer, and MACs that
+// C_Verify of another session judges.
 func TestSoftToken(t *testing.T) {
 	m := newMachine(t)
 	tok := open(t, m.cfg)
 	ctx := t.Context()
 
 	for _, a := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048, hsm.HMACSM3} {
-		info := generate(t, tok, string(a), a)
-		if info.Algorithm != a || !info.Sensitive || info.Extractable || !info.NeverExtractable {
-			t.Errorf("GenerateKey = %+v", info)
-		}
-	}
-	keys, err := tok.Keys(ctx)
-	if err != nil || len(keys) != 3 {
-		t.Errorf("Keys = %+v, %v", keys, err)
+		generate(t, tok, string(a), a)
 	}
 	key := newKey(t, tok, string(hsm.SM2))
-	if err := signSM2(ctx, key, "病历"); err != nil {
-		t.Error(err)
-	}
-	rsaInfo, err := tok.FindKey(ctx, string(hsm.RSA2048))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := signRSA(ctx, tok, rsaInfo, "x"); err != nil {
-		t.Error(err)
-	}
 	signPSS(t, tok, string(hsm.RSA2048))
-	if _, err := tok.Do(ctx, string(hsm.HMACSM3), hsm.SignSM2E, make([]byte, 32)); err == nil {
-		t.Error("SM2 with the MAC key passed")
-	}
 
 	// gmsm makes and checks a certificate request through crypto.Signer.
 	der, err := smx509.CreateCertificateRequest(rand.Reader, &smx509.CertificateRequest{Subject: pkix.Name{CommonName: "王医生"}}, key)
@@ -241,12 +223,6 @@ func TestSoftToken(t *testing.T) {
 		if err := other.Verify(s, data, mac); err != nil {
 			t.Errorf("C_Verify of the MAC over %d bytes: %v", n, err)
 		}
-	}
-	if err := tok.DestroyKey(ctx, string(hsm.SM2)); err != nil {
-		t.Error(err)
-	}
-	if err := signSM2(ctx, key, "gone"); !errors.Is(err, hsm.ErrKeyNotFound) {
-		t.Errorf("signing with a destroyed key: %v", err)
 	}
 }
 

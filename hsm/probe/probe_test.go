@@ -255,6 +255,20 @@ func TestSoftHSM2(t *testing.T) {
 	}
 }
 
+// TestOpenCryptoki: the software token of openCryptoki, named by itself.
+func TestOpenCryptoki(t *testing.T) {
+	t.Parallel()
+	label, pin, inside := hsmtest.OpenCryptoki(t)
+	if !inside {
+		return
+	}
+	r := run(t, config(t, pkcs11.ProbeConfig{Module: hsmtest.OpenCryptokiModule, TokenLabel: label, PIN: []byte(pin)}))
+	if r.Verdict != pkcs11.VerdictFits || r.Profile != "opencryptoki" || len(r.AlsoFit) != 0 || len(r.Findings) != 0 {
+		t.Errorf("it is %s: %s, also %v; findings %q", r.Verdict, r.Profile, r.AlsoFit, r.Findings)
+	}
+	found(t, r, hsmtest.Profile(t, "opencryptoki"))
+}
+
 // unruly builds testdata/unruly.c before a module, and answers what counts the calls of C_Login.
 func unruly(t *testing.T, real string, defines ...string) (module string, logins func() int) {
 	t.Helper()

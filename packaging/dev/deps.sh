@@ -24,6 +24,7 @@ need() {
 		need demo
 		echo "softhsm2 /usr/lib/softhsm/libsofthsm2.so"
 		echo "opensc /usr/bin/pkcs11-tool"
+		echo "opencryptoki /usr/sbin/pkcsslotd"
 		echo "curl /usr/bin/curl"
 		echo "strace /usr/bin/strace"
 		echo "gpsd-clients /usr/bin/gpsdecode"
