@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/emmansun/gmsm/sm2"
@@ -33,6 +34,9 @@ type Subject struct {
 	KEK        string          // label of a trusted wrapping key on the token; "": it cannot wrap
 	NoRandom   bool            // the profile avoids C_GenerateRandom
 	Counts     bool            // the token counts signatures
+	// Fragile: making keys while another session lists them goes wrong in the module now and then (SoftHSM 2.6.1 answers
+	// CKR_GENERAL_ERROR, openCryptoki 3.8.1 has a key twice).
+	Fragile bool
 	// Twin makes an RSA key pair of that label behind the Token's back, so that two have it; nil: nobody can.
 	Twin func(t testing.TB, label string)
 }
@@ -500,22 +504,56 @@ func (c *conformer) concurrent(t *testing.T) {
 					return fmt.Errorf("FindKey = %+v, %w", found, err)
 				}
 			}
-			if _, err := c.token.Keys(ctx); err != nil {
-				return err
+			if listed, err := c.token.Keys(ctx); err != nil || len(listed) < len(keys) {
+				return fmt.Errorf("Keys lists %d keys, %w", len(listed), err)
 			}
 			_, err := c.token.Info(ctx)
 			return err
 		})
 	}
-	var mu sync.Mutex
-	won := 0
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+
+	// Keys come and go while others list them.
+	g, ctx = errgroup.WithContext(t.Context())
+	made := make(chan struct{})
+	if !c.Fragile {
+		g.Go(func() error {
+			for {
+				if listed, err := c.token.Keys(ctx); err != nil || len(listed) < len(keys) {
+					return fmt.Errorf("Keys lists %d keys, %w", len(listed), err)
+				}
+				select {
+				case <-made:
+					return nil
+				default:
+				}
+			}
+		})
+	}
+	pair, times := hsm.RSA2048, 1 // one is slow enough
+	if slices.Contains(c.Algorithms, hsm.SM2) {
+		pair, times = hsm.SM2, 4
+	}
+	g.Go(func() error {
+		defer close(made)
+		for range times {
+			if _, err := c.token.GenerateKey(ctx, hsm.KeySpec{Label: "passing", Algorithm: pair}); err != nil {
+				return err
+			}
+			if err := c.token.DestroyKey(ctx, "passing"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	var won atomic.Int32
 	for range 4 {
 		g.Go(func() error {
 			_, err := c.token.GenerateKey(ctx, hsm.KeySpec{Label: "wanted", Algorithm: c.quickest()})
 			if err == nil {
-				mu.Lock()
-				won++
-				mu.Unlock()
+				won.Add(1)
 			}
 			if errors.Is(err, hsm.ErrKeyExists) {
 				return nil
@@ -526,8 +564,8 @@ func (c *conformer) concurrent(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Error(err)
 	}
-	if won != 1 {
-		t.Errorf("%d keys were made with one label", won)
+	if won.Load() != 1 {
+		t.Errorf("%d keys were made with one label", won.Load())
 	}
 	if err := c.token.DestroyKey(t.Context(), "wanted"); err != nil {
 		t.Error(err)

@@ -203,12 +203,12 @@ func (t *Token) keyInfo(s p11.SessionHandle, h p11.ObjectHandle, secret bool, pu
 	if secret {
 		return info, nil
 	}
-	var halves []p11.ObjectHandle
-	if publics != nil {
-		halves = publics[halfKey(info.ID, info.Label)]
-	} else if halves, err = t.objects(s, 2, p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_PUBLIC_KEY)),
-		p11.NewAttribute(p11.CKA_ID, info.ID), p11.NewAttribute(p11.CKA_LABEL, info.Label)); err != nil {
-		return hsm.KeyInfo{}, err
+	halves := publics[halfKey(info.ID, info.Label)]
+	if len(halves) == 0 { // one that was made since publics were listed is found yet
+		if halves, err = t.objects(s, 2, p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_PUBLIC_KEY)),
+			p11.NewAttribute(p11.CKA_ID, info.ID), p11.NewAttribute(p11.CKA_LABEL, info.Label)); err != nil {
+			return hsm.KeyInfo{}, err
+		}
 	}
 	switch len(halves) {
 	case 0:
@@ -374,6 +374,9 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 		}
 		for _, h := range found {
 			a, err := t.attributes(s, h, p11.CKA_ID, p11.CKA_LABEL)
+			if t.gone(s, err) {
+				continue
+			}
 			if err != nil {
 				return err
 			}
@@ -390,10 +393,13 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 				switch {
 				case errors.Is(err, errForeignKey):
 					t.cfg.Log.WithError(err).Debug("key left out of the list")
+				case t.gone(s, err):
 				case err != nil:
 					return err
 				default:
-					if info.Uses, err = t.useCounter(s, h, class); err != nil {
+					if info.Uses, err = t.useCounter(s, h, class); t.gone(s, err) {
+						continue
+					} else if err != nil {
 						return err
 					}
 					infos = append(infos, info)
@@ -406,6 +412,13 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 		return nil, fmt.Errorf("hsm/pkcs11: listing keys: %w", err)
 	}
 	return infos, nil
+}
+
+// gone says whether err means that an object that was just found was destroyed since, by another caller: the token does
+// not know it, and the login stands. Where the profile forbids to ask for the login, that cannot be said.
+func (t *Token) gone(s p11.SessionHandle, err error) bool {
+	err = t.cfg.Profile.translate(err)
+	return hsm.ClassifyError(err) == hsm.ClassRefind && !t.cfg.Profile.noSessionInfo && t.loggedIn(s) == nil
 }
 
 // useCounter reads how often a private key has signed, nil where the token does not say.
