@@ -57,13 +57,16 @@ type ProbeReport struct {
 	Verdict    string           `json:"verdict"`         // Verdict…
 	Profile    string           `json:"profile,omitempty"`
 	// AlsoFit are profiles that say the same of everything that the token offers.
-	AlsoFit     []string         `json:"also_fit,omitempty"`
-	Profiles    []ProbeProfile   `json:"profiles,omitempty"`
-	Trials      []ProbeTrial     `json:"trials,omitempty"` // by Profile, or by every profile that was tried when none is chosen
-	Point       string           `json:"point,omitempty"`  // profiles.Point…, as found
-	PointOn     string           `json:"point_on,omitempty"`
-	SM1         string           `json:"sm1"` // "callable" or "unavailable"
-	SM1Why      string           `json:"sm1_why,omitempty"`
+	AlsoFit  []string       `json:"also_fit,omitempty"`
+	Profiles []ProbeProfile `json:"profiles,omitempty"`
+	Trials   []ProbeTrial   `json:"trials,omitempty"` // by Profile, or by every profile that was tried when none is chosen
+	Point    string         `json:"point,omitempty"`  // profiles.Point…, as found
+	PointOn  string         `json:"point_on,omitempty"`
+	SM1      string         `json:"sm1"` // "callable" or "unavailable"
+	SM1Why   string         `json:"sm1_why,omitempty"`
+	// Wrapping is the operation that custody keys are wrapped by, where the profile names one that the token offers. It is not
+	// tried: the wrapping key would have to be marked as trusted, by the security officer.
+	Wrapping    string           `json:"wrapping,omitempty"`
 	KeysAre     string           `json:"keys_are,omitempty"` // "session objects" or "token objects": the throw-away keys
 	LeftBehind  bool             `json:"left_behind"`        // keys labelled ProbeLabel are still on the token
 	Sessions    *ProbeSessions   `json:"sessions,omitempty"`

@@ -748,6 +748,11 @@ func (p *prober) slotClasses() {
 		row.Serves = len(row.Lacks) == 0
 		p.report.SlotClasses = append(p.report.SlotClasses, row)
 	}
+	for _, name := range []string{profiles.SM4CBCPadWrap, profiles.SM4GCMWrap} { // the second is preferred
+		if op := p.chosen.file.Operations[name]; op != nil && !p.absent(uint(*op.Mechanism)) {
+			p.report.Wrapping = name
+		}
+	}
 }
 
 // outcome is the name of a call's return value.

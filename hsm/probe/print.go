@@ -69,6 +69,9 @@ func Print(w io.Writer, r *pkcs11.ProbeReport) {
 			}
 		}
 	}
+	if r.Verdict == pkcs11.VerdictFits {
+		line("托管密钥的包装 wrapping of custody keys: %s", map[bool]string{true: r.Wrapping + "，没有试 (not tried)", false: "没有 (none)"}[r.Wrapping != ""])
+	}
 	if s := r.Sessions; s != nil {
 		said, more := "未限定 (no limit)", "未到上限 (more were not tried)"
 		if s.Said > 0 {

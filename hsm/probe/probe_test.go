@@ -111,9 +111,58 @@ func TestNames(t *testing.T) {
 				t.Fatalf("it is %s: %s, also %v; login %s; findings %q", r.Verdict, r.Profile, r.AlsoFit, r.Login, r.Findings)
 			}
 			found(t, r, m.Config.Profile)
+			if (r.Wrapping == profiles.SM4GCMWrap) != (name == "neutral") {
+				t.Errorf("wrapping: %q", r.Wrapping)
+			}
+			if name == "tass" {
+				documented(t, r)
+			}
 		})
 	}
 	empty(t, m)
+}
+
+var reNumber = regexp.MustCompile(` *[0-9]+`)
+
+// documented holds the example in docs/hsm.md against what is printed, but for numbers, names of files and what is left out
+// there.
+func documented(t *testing.T, r *pkcs11.ProbeReport) {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/hsm.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(page), "\n```probe\n")
+	block, _, found := strings.Cut(block, "\n```")
+	if !found {
+		t.Fatal("docs/hsm.md has no example")
+	}
+	var out bytes.Buffer
+	probe.Print(&out, r)
+	plain := func(line string) string {
+		for _, volatile := range []string{"模块 module: ", "会话 sessions: ", "速度 speed "} {
+			if strings.HasPrefix(line, volatile) {
+				return volatile
+			}
+		}
+		line, _, _ = strings.Cut(line, "，序列号")
+		return reNumber.ReplaceAllString(line, "#")
+	}
+	var printed []string
+	for line := range strings.SplitSeq(out.String(), "\n") {
+		printed = append(printed, plain(line))
+	}
+	for line := range strings.SplitSeq(block, "\n") {
+		if line = plain(line); line == "…" || line == "" || strings.Contains(line, "个会话 sessions:") {
+			continue
+		}
+		i := slices.Index(printed, line)
+		if i < 0 {
+			t.Errorf("docs/hsm.md shows %q, which is not printed, or earlier", line)
+			continue
+		}
+		printed = printed[i:]
+	}
 }
 
 // found holds a report against the profile that the machine answers to.

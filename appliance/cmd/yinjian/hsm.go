@@ -167,7 +167,7 @@ func probeOutcome(r *pkcs11.ProbeReport, hadPIN bool) error {
 	case r.Verdict == pkcs11.VerdictAmbiguous:
 		return exitError{errors.New("有歧义，没有选定档案 (ambiguous: no profile was chosen)"), exitAmbiguous}
 	case r.Verdict == pkcs11.VerdictNone:
-		return exitError{errors.New("没有档案相符：见「怎样写一份」(no profile fits; docs/hsm.md tells how to write one)"), exitNoProfile}
+		return exitError{errors.New("没有档案相符；怎样写一份见 docs/hsm.md (no profile fits; docs/hsm.md tells how to write one)"), exitNoProfile}
 	case hadPIN && r.Login != "accepted" && r.Login != "not needed":
 		return exitError{fmt.Errorf("口令未被接受或未提交：%s (the PIN was not accepted, or not presented)", r.Login), exitPIN}
 	}
