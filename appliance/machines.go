@@ -168,7 +168,7 @@ func (a *Appliance) startMachines(ctx context.Context, command []string) error {
 		}
 		p := pool.New(pool.Config{
 			Class: class, CallDeadline: time.Duration(a.cfg.HSM.CallDeadline), Log: a.log,
-			Now: func() time.Time { return a.clock.Now().Time },
+			Now: func() time.Time { return a.clock.Now().Time }, Discarded: a.accounting.abandoned,
 		})
 		if err := p.Add(ctx, pool.Machine{Name: first.Name, Token: w, Weight: first.Weight, Sessions: a.cfg.HSM.Slots[string(class)].Sessions}); err != nil {
 			return err

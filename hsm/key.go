@@ -143,20 +143,24 @@ func (k *Key) signRSA(ctx context.Context, op Operation, digest []byte) ([]byte,
 	if err := k.checkDigest(digest); err != nil {
 		return nil, err
 	}
-	sig, err := k.do(ctx, op, digest)
-	if err != nil {
-		return nil, err
-	}
-	if k.verify {
+	sig, err := k.checked(ctx, op, digest, func(sig []byte) error {
+		if !k.verify {
+			return nil
+		}
 		pub := k.info.Public.(*rsa.PublicKey)
+		var err error
 		if op == SignRSAPSSSHA256 {
 			err = rsa.VerifyPSS(pub, crypto.SHA256, digest, sig, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
 		} else {
 			err = rsa.VerifyPKCS1v15(pub, crypto.SHA256, digest, sig)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("key %q: %w", k.info.Label, ErrBadSignature)
+			return fmt.Errorf("key %q: %w", k.info.Label, ErrBadSignature)
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return sig, nil
 }
@@ -169,16 +173,18 @@ func (k *Key) SignDigest(ctx context.Context, digest []byte) ([]byte, error) {
 	if err := k.checkDigest(digest); err != nil {
 		return nil, err
 	}
-	answer, err := k.do(ctx, SignSM2E, digest)
+	var r, s *big.Int
+	_, err := k.checked(ctx, SignSM2E, digest, func(answer []byte) (err error) {
+		if r, s, err = NormalizeSM2(answer); err != nil {
+			return fmt.Errorf("key %q: %w: %w", k.info.Label, ErrBadSignature, err)
+		}
+		if k.verify && !sm2.Verify(k.info.Public.(*ecdsa.PublicKey), digest, r, s) {
+			return fmt.Errorf("key %q: %w", k.info.Label, ErrBadSignature)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	r, s, err := NormalizeSM2(answer)
-	if err != nil {
-		return nil, fmt.Errorf("key %q: %w", k.info.Label, err)
-	}
-	if k.verify && !sm2.Verify(k.info.Public.(*ecdsa.PublicKey), digest, r, s) {
-		return nil, fmt.Errorf("key %q: %w", k.info.Label, ErrBadSignature)
 	}
 	return MarshalSM2(r, s)
 }

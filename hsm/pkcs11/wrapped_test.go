@@ -98,6 +98,7 @@ func objectsOf(t testing.TB, m *machine, tok *pkcs11.Token, class uint) int {
 // TestWrapped: keys that are wrapped sign, gmsm and crypto/rsa verifying, and leave nothing on the token; a cache of a few
 // holds under many signers, and a restarted machine costs no more than unwrapping again.
 func TestWrapped(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t)
 	kek := randomBytes(16)
 	install(t, m.cfg, "officer-pin", "kek/1", kek)
@@ -195,6 +196,7 @@ func TestWrapped(t *testing.T) {
 // had. Under SM4-GCM the machine refuses each; under SM4-CBC it does not see a change that leaves the private key what it
 // is, and the trial of each unwrapped key refuses the others.
 func TestWrappedAltered(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t)
 	cbc := filepath.Join(t.TempDir(), "cbc.toml")
 	text, err := os.ReadFile("profiles/neutral.toml")
@@ -282,6 +284,7 @@ func TestWrappedAltered(t *testing.T) {
 // TestWrappingKeyMustBeTrusted: nothing is wrapped under a key that the security officer has not marked, and the marked one
 // does not leave, pkcs11-tool trying.
 func TestWrappingKeyMustBeTrusted(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t)
 	install(t, m.cfg, "officer-pin", "kek", randomBytes(16))
 	tok := open(t, m.cfg)

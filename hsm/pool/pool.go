@@ -15,9 +15,10 @@
 // # What happens when something fails
 //
 //   - An operation that another machine may do (no answer in half of CallDeadline, hsm.ErrUnavailable, hsm.ErrDeadline,
-//     hsm.ErrNeedsOperator there, and PKCS#11 classes other than permanent) is done once more, on another machine that
+//     hsm.ErrNeedsOperator there, PKCS#11 classes other than permanent, a signature that does not verify) is done once more, on another machine that
 //     holds the key. Both tries together take CallDeadline at most. Generating and destroying keys is never repeated.
-//   - A call that took too long, a machine that is not available, or three failures in a row open its breaker: it gets
+//   - A call that took too long, a machine that is not available, a signature that does not verify, or three failures in a
+//     row open its breaker: it gets
 //     no operation until a signature with a key made for that (hsm.HealthPrefix) has verified. One is asked for each
 //     second while the breaker is open, and while nothing else shows that the machine works.
 //   - A key that a machine says it has not: the pool does not ask that machine for it again.
@@ -73,7 +74,9 @@ type Config struct {
 	Interval, Probe time.Duration
 	// Now answers the trusted UTC time, zero while there is none. It is what [State.Since] is taken from.
 	Now func() time.Time
-	Log logrus.FieldLogger
+	// Discarded, if set, is given an answer that its asker's check refused (hsm.CheckAnswer). It must not block.
+	Discarded func(answer []byte, reason error)
+	Log       logrus.FieldLogger
 }
 
 // A Phase is what a machine is doing in a pool.
@@ -465,7 +468,7 @@ func again(err error) bool {
 	switch {
 	case err == nil:
 		return false
-	case errors.Is(err, hsm.ErrDeadline), errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrNeedsOperator):
+	case errors.Is(err, hsm.ErrDeadline), errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrNeedsOperator), errors.Is(err, hsm.ErrBadSignature):
 		return true
 	}
 	var e *hsm.Error
@@ -568,8 +571,24 @@ func try[T any](ctx context.Context, p *Pool, m *member, limit time.Duration, ca
 	sent := time.Now() // interval
 	out, err = call(attempt, m.Token)
 	m.queue.leave()
-	p.note(m, sent, time.Since(sent), err)
+	took := time.Since(sent)
+	if answer, ok := any(out).([]byte); ok && err == nil {
+		if err = p.check(ctx, answer); err != nil {
+			var none T
+			out = none
+		}
+	}
+	p.note(m, sent, took, err)
 	return out, err
+}
+
+// check performs the check that the asker has given along.
+func (p *Pool) check(ctx context.Context, answer []byte) error {
+	err := hsm.CheckAnswer(ctx, answer)
+	if err != nil && p.cfg.Discarded != nil {
+		p.cfg.Discarded(answer, err)
+	}
+	return err
 }
 
 // note keeps account of an operation that was begun then.
@@ -599,7 +618,7 @@ func (p *Pool) note(m *member, begun time.Time, took time.Duration, err error) {
 		return
 	}
 	m.row++
-	if late || m.row >= rowOpens || errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrNeedsOperator) {
+	if late || m.row >= rowOpens || errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, hsm.ErrNeedsOperator) || errors.Is(err, hsm.ErrBadSignature) {
 		p.trip(m, err)
 	}
 }
@@ -718,12 +737,17 @@ func (p *Pool) enter(ctx context.Context, caller hsm.Caller, what string) (leave
 }
 
 // alone performs call on the only machine, when it is the caller's turn.
-func alone(ctx context.Context, m *member, caller hsm.Caller, call func() ([]byte, error)) ([]byte, error) {
+func (p *Pool) alone(ctx context.Context, m *member, caller hsm.Caller, call func() ([]byte, error)) ([]byte, error) {
 	if err := m.queue.enter(ctx, caller.Application); err != nil {
 		return nil, fmt.Errorf("hsm/pool: waiting for the cipher machine: %w", err)
 	}
-	defer m.queue.leave()
 	out, err := call()
+	m.queue.leave()
+	if err == nil {
+		if err = p.check(ctx, out); err != nil {
+			out = nil
+		}
+	}
 	if again(err) {
 		m.failed.Add(1)
 	}
@@ -739,7 +763,7 @@ func (p *Pool) Do(ctx context.Context, label string, op hsm.Operation, data []by
 	}
 	defer leave()
 	if m := p.single(); m != nil {
-		return alone(ctx, m, caller, func() ([]byte, error) { return m.Token.Do(ctx, label, op, data) })
+		return p.alone(ctx, m, caller, func() ([]byte, error) { return m.Token.Do(ctx, label, op, data) })
 	}
 	return route(ctx, p, need{label: label}, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Do(ctx, label, op, data) })
 }
@@ -754,7 +778,7 @@ func (p *Pool) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Operat
 	}
 	defer leave()
 	if m := p.single(); m != nil {
-		return alone(ctx, m, caller, func() ([]byte, error) { return m.Token.DoWrapped(ctx, key, op, data) })
+		return p.alone(ctx, m, caller, func() ([]byte, error) { return m.Token.DoWrapped(ctx, key, op, data) })
 	}
 	// Rendezvous: each machine has a number for the key, and the highest is preferred. A machine more or less moves only
 	// the keys that it takes or had.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -359,6 +360,66 @@ func TestWrongSignatures(t *testing.T) {
 	ms[1].mu.Unlock()
 	run(t, p)
 	eventually(t, 10*time.Second, "b is down", func() bool { return stateOf(p, "b").Phase == pool.Down })
+}
+
+// A machine that signs wrongly costs its callers nothing: another makes the signature, and it gets no more work. What it
+// made is accounted for.
+func TestWrongSignaturesUnderWay(t *testing.T) {
+	t.Parallel()
+	ms := replicas("a", "b")
+	var discarded atomic.Int64
+	p := pool.New(pool.Config{
+		Class: hsm.Staff, CallDeadline: 10 * time.Second, Interval: time.Hour, Log: quiet(),
+		Discarded: func(answer []byte, reason error) {
+			if len(answer) == 0 || !errors.Is(reason, hsm.ErrBadSignature) {
+				t.Errorf("discarded %x: %v", answer, reason)
+			}
+			discarded.Add(1)
+		},
+	})
+	for _, f := range ms {
+		if err := p.Add(t.Context(), pool.Machine{Name: f.name, Token: f, Weight: 1, Sessions: 4}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key, err := hsm.NewKey(t.Context(), p, "shared", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, _ := sm2.GenerateKey(rand.Reader)
+	ms[1].mu.Lock()
+	ms[1].keys["shared"] = other
+	ms[1].mu.Unlock()
+	before := ms[1].count("Do shared")
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 50 {
+				if _, err := key.SignDigest(t.Context(), digest); err != nil {
+					t.Errorf("SignDigest = %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	wrong := int64(ms[1].count("Do shared") - before)
+	if s := stateOf(p, "b"); s.Phase != pool.Down || s.Failed != wrong {
+		t.Errorf("b is %s with %d failures, after %d wrong signatures", s.Phase, s.Failed, wrong)
+	}
+	if wrong == 0 || wrong > 16 || discarded.Load() != wrong {
+		t.Errorf("%d wrong signatures, %d discarded", wrong, discarded.Load())
+	}
+
+	// With one machine alone nobody else can make it: it is refused, and accounted for too.
+	if _, err := p.Remove(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	ms[0].mu.Lock()
+	ms[0].keys["shared"] = other
+	ms[0].mu.Unlock()
+	if sig, err := key.SignDigest(t.Context(), digest); !errors.Is(err, hsm.ErrBadSignature) || sig != nil || discarded.Load() != wrong+1 {
+		t.Errorf("SignDigest = %x, %v; %d discarded", sig, err, discarded.Load()-wrong)
+	}
 }
 
 // A label means one key. A machine with another under it is refused, for key pairs and for MAC keys; with the same it is

@@ -74,6 +74,18 @@ func newObject(attrs attributes, secretBytes []byte) (*object, error) {
 	return o, nil
 }
 
+// privateObject is newObject for a private key that was read already.
+func privateObject(attrs attributes, s *secret) *object {
+	o := &object{seq: objectSeq.Add(1), secret: s}
+	o.attrs.Store(&attrs)
+	if s.sm2 != nil {
+		o.sm2 = &s.sm2.PublicKey
+	} else {
+		o.rsa = &s.rsa.PublicKey
+	}
+	return o
+}
+
 func parseRSA(attrs attributes) (*rsa.PublicKey, error) {
 	n, e := new(big.Int).SetBytes(attrs[ckaModulus]), new(big.Int).SetBytes(attrs[ckaPublicExponent])
 	// crypto/rsa takes odd exponents of up to 31 bits; shorter moduli are not to be relied upon.

@@ -180,7 +180,7 @@ func (p *profile) privateKey(attrs attributes, der []byte) (*object, rv) {
 	if err != nil {
 		return nil, ckrWrappedKeyInvalid
 	}
-	var s secret
+	s := new(secret)
 	switch k := key.(type) {
 	case *sm2.PrivateKey:
 		if keyType == ckkRSA {
@@ -198,12 +198,5 @@ func (p *profile) privateKey(attrs attributes, der []byte) (*object, rv) {
 	default:
 		return nil, ckrWrappedKeyInvalid
 	}
-	secretBytes := s.marshal()
-	s.wipe()
-	defer clear(secretBytes)
-	o, err := newObject(attrs, secretBytes)
-	if err != nil {
-		return nil, ckrWrappedKeyInvalid
-	}
-	return o, ckrOK
+	return privateObject(attrs, s), ckrOK
 }

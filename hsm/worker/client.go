@@ -125,6 +125,8 @@ type Client struct {
 	proc     *process      // the ready child, nil while there is none
 	changed  chan struct{} // closed and replaced when phase or proc changes
 	latch    chan struct{} // closed when latched is set
+
+	brought broughtKeys // wrapped keys whose blobs the ready child has had
 }
 
 var _ hsm.Token = (*Client)(nil)
@@ -213,6 +215,9 @@ func (c *Client) end(phase Phase, err error) {
 func (c *Client) setLocked(phase Phase, p *process) {
 	if c.phase != phase {
 		c.phase, c.since = phase, time.Now() // interval
+	}
+	if p != c.proc {
+		c.brought.clear()
 	}
 	c.proc = p
 	close(c.changed)
@@ -801,7 +806,43 @@ func (c *Client) GenerateWrapped(ctx context.Context, spec hsm.KeySpec, kek stri
 	return info, blob, nil
 }
 
-// DoWrapped implements hsm.Token. The blob crosses only when the child does not have the key unwrapped.
+// broughtKeys remembers wrapped keys whose blobs a child has had and probably keeps unwrapped: the last ones, as many as the
+// child keeps, and at most as many again.
+type broughtKeys struct {
+	mu         sync.Mutex // guards what follows
+	young, old map[[32]byte]struct{}
+}
+
+// use says whether the key was used of late, and remembers it.
+func (b *broughtKeys) use(digest [32]byte, most int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, young := b.young[digest]
+	_, old := b.old[digest]
+	if !young {
+		if b.young == nil || len(b.young) >= most {
+			b.young, b.old = map[[32]byte]struct{}{}, b.young
+		}
+		b.young[digest] = struct{}{}
+	}
+	return young || old
+}
+
+func (b *broughtKeys) forget(digest [32]byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.young, digest)
+	delete(b.old, digest)
+}
+
+func (b *broughtKeys) clear() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.young, b.old = nil, nil
+}
+
+// DoWrapped implements hsm.Token. The blob crosses only when the child is not likely to have the key unwrapped, or says that
+// it has not.
 func (c *Client) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Operation, data []byte) ([]byte, error) {
 	if err := c.cfg.Class.Check(op); err != nil {
 		return nil, err
@@ -809,7 +850,7 @@ func (c *Client) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Oper
 	if len(key.Label) > maxString || len(key.KEK) > maxString || len(key.Blob) > maxBlob || len(op) > maxString || len(data) > maxData {
 		return nil, fmt.Errorf("hsm/worker: %d bytes of data: %w", len(data), &hsm.Error{Call: "C_Sign", RV: 0x21})
 	}
-	for whole := false; ; whole = true {
+	for whole := key.Blob != nil && !c.brought.use(key.Digest(), c.wrappedKeys()); ; whole = true {
 		b, err := addWrapped(begin(kindDoWrapped, 0), key, whole)
 		if err != nil {
 			return nil, err
@@ -823,8 +864,17 @@ func (c *Client) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Oper
 	}
 }
 
+// wrappedKeys is how many keys the child keeps unwrapped, or fewer.
+func (c *Client) wrappedKeys() int {
+	if n := c.cfg.Params.WrappedKeys; n > 0 {
+		return n
+	}
+	return 1024
+}
+
 // ForgetWrapped implements hsm.Token.
 func (c *Client) ForgetWrapped(ctx context.Context, digest [32]byte) error {
+	c.brought.forget(digest)
 	s, err := c.call(ctx, append(begin(kindForget, 0), digest[:]...), c.cfg.CallDeadline, true)
 	return finish(&s, "forgetting a wrapped key", err)
 }

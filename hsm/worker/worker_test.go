@@ -169,6 +169,9 @@ func (f *fakeToken) GenerateWrapped(_ context.Context, spec hsm.KeySpec, kek str
 
 // DoWrapped has a key when its blob was brought since the child started.
 func (f *fakeToken) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Operation, data []byte) ([]byte, error) {
+	if string(data) == "forget" && key.Blob == nil {
+		f.wrapped.Delete(key.Digest())
+	}
 	if _, have := f.wrapped.Load(key.Digest()); !have && key.Blob == nil {
 		trace(f.dir, "asked")
 		return nil, hsm.ErrNotCached
@@ -1411,8 +1414,11 @@ func TestWrappedKeys(t *testing.T) {
 			t.Fatalf("DoWrapped = %q, %v", out, err)
 		}
 	}
-	if asked, brought := traced(t, dir, "asked"), traced(t, dir, "brought"); asked != 1 || brought != 1 {
-		t.Errorf("asked %d times for a blob that was brought %d times, want once", asked, brought)
+	if asked, brought := traced(t, dir, "asked"), traced(t, dir, "brought"); asked != 0 || brought != 1 {
+		t.Errorf("asked %d times for a blob that was brought %d times, want once, unasked", asked, brought)
+	}
+	if _, err := c.DoWrapped(ctx, key, "sm2-e", []byte("forget")); err != nil || traced(t, dir, "asked") != 1 || traced(t, dir, "brought") != 2 {
+		t.Errorf("evicted by the child: %v, asked %d, brought %d", err, traced(t, dir, "asked"), traced(t, dir, "brought"))
 	}
 	if _, err := c.DoWrapped(ctx, hsm.WrappedRef([32]byte{1}, "x"), hsm.SignSM2E, []byte("e")); !errors.Is(err, hsm.ErrNotCached) {
 		t.Errorf("an unknown digest: %v", err)
@@ -1420,14 +1426,14 @@ func TestWrappedKeys(t *testing.T) {
 	if err := c.ForgetWrapped(ctx, key.Digest()); err != nil {
 		t.Error(err)
 	}
-	if _, err := c.DoWrapped(ctx, key, hsm.SignSM2E, []byte("e")); err != nil || traced(t, dir, "brought") != 2 {
+	if _, err := c.DoWrapped(ctx, key, hsm.SignSM2E, []byte("e")); err != nil || traced(t, dir, "brought") != 3 {
 		t.Errorf("after it was forgotten: %v, brought %d times", err, traced(t, dir, "brought"))
 	}
 	// The child dies with it.
 	if _, err := c.DoWrapped(ctx, key, hsm.SignSM2E, nil); err != nil {
 		t.Errorf("while the child died: %v", err)
 	}
-	if n := traced(t, dir, "brought"); n != 3 {
+	if n := traced(t, dir, "brought"); n != 4 {
 		t.Errorf("brought %d times, want once more to the next child", n)
 	}
 	if _, err := c.DoWrapped(ctx, key, hsm.MACSM3, []byte("e")); hsm.ClassifyError(err) != hsm.ClassPermanent {

@@ -43,6 +43,10 @@ stamped   a timestamp token over the signature value goes into the same entry: t
       denominator  token       processor time of one token in this process: DER request to DER response, key in memory,
                                clock and serials of constant cost, no journal, verify-after-sign off             floor 0.33
                    token-verified  the same with verify-after-sign on (no floor: the check alone costs more than the signature)
+  (e) numerator    csign       as above
+      denominator  wrapped-hit   the same with a custody key that the token has unwrapped                           floor 0.870 (cost ≤ 1.15)
+                   wrapped-miss  with one that it has not: digest, blob, C_UnwrapKey, C_Sign, C_DestroyObject       floor 0.400 (cost ≤ 2.5)
+                   wrapped-zipf  100,000 custody keys under Zipf s = 1.0, 10,000 of them unwrapped (no floor)
   (d)              journal     ms a record: audit.Journal over SQLite alone, 512 drafts in flight, entries as a signature
                                without stamp makes them, its reference looked up first, sealed in this process   floor 0.030 ms
                    fsync       beside it: 4 KiB appended and fsynced in the same folder, one after the other
@@ -315,6 +319,13 @@ func (b *bench) prepare(ctx context.Context) error {
 	}
 	add("gmsm", 16, false, raw)
 	add("csign", 16, false, csign)
+	hit, miss, mixed, err := b.custody(ctx)
+	if err != nil {
+		return err
+	}
+	add("wrapped-hit", 16, false, hit)
+	add("wrapped-miss", 16, false, miss)
+	add("wrapped-zipf", 16, false, mixed)
 	add("sign", 64, true, sign(plain))
 	add("stamped", 64, true, sign(stamped))
 	add("sign-1", 1, true, sign(plain))

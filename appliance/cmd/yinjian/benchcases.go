@@ -52,6 +52,19 @@ func (b *bench) workerSign(ctx context.Context) (func(context.Context, int) erro
 	if err != nil {
 		return nil, err
 	}
+	w, err := b.staffWorker(0)
+	if err != nil {
+		return nil, err
+	}
+	e := sm3.Sum(nil)
+	return func(ctx context.Context, _ int) error {
+		_, err := w.Do(ctx, label, hsm.SignSM2E, e[:])
+		return err
+	}, nil
+}
+
+// staffWorker starts a worker of our own on the appliance's staff token, which keeps so many custody keys unwrapped.
+func (b *bench) staffWorker(wrapped int) (*worker.Client, error) {
 	pin, err := appliance.ReadSecret(filepath.Join(b.dir, "secrets", "staff.pin"))
 	if err != nil {
 		return nil, err
@@ -69,7 +82,7 @@ func (b *bench) workerSign(ctx context.Context) (func(context.Context, int) erro
 		Command: []string{self, "worker"}, Class: hsm.Staff, Log: newLog(logrus.WarnLevel),
 		Params: worker.StartParams{
 			Module: module, ModuleArgs: "socket='" + appliance.SofttokenSocket(b.dir) + "'", TokenLabel: "yinjian-staff", PIN: pin,
-			Profile: "neutral", MaxSessions: 16,
+			Profile: "neutral", MaxSessions: 16, WrappedKeys: wrapped,
 		},
 	})
 	if err != nil {
@@ -79,12 +92,11 @@ func (b *bench) workerSign(ctx context.Context) (func(context.Context, int) erro
 	if s := w.State(); s.Phase != worker.Ready {
 		return nil, fmt.Errorf("the worker is not ready: %w", s.LastError)
 	}
-	b.own = map[int]string{os.Getpid(): roleClient, w.State().PID: "worker bench"}
-	e := sm3.Sum(nil)
-	return func(ctx context.Context, _ int) error {
-		_, err := w.Do(ctx, label, hsm.SignSM2E, e[:])
-		return err
-	}, nil
+	if b.own == nil {
+		b.own = map[int]string{os.Getpid(): roleClient}
+	}
+	b.own[w.State().PID] = "worker bench"
+	return w, nil
 }
 
 // memoryToken signs with one SM2 key in this process.

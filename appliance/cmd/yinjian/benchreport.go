@@ -217,6 +217,11 @@ func (b *bench) floors() (byRate, byTime []floor) {
 		ratio("(a)·(b) stamped", "stamped ÷ gmsm", 0.027, rates, "stamped", "gmsm"),
 		ratio("(c)", "raw-cpu ÷ token, processor time", 0.33, used, "raw-cpu", "token"),
 	}
+	list = append(list,
+		ratio("(e) hit", "wrapped-hit ÷ csign", 0.870, rates, "wrapped-hit", "csign"),
+		ratio("(e) miss", "wrapped-miss ÷ csign", 0.400, rates, "wrapped-miss", "csign"),
+		ratio("(e) Zipf", "wrapped-zipf ÷ csign", 0, rates, "wrapped-zipf", "csign"),
+	)
 	journal := ratio("(d)", "journal, ms a record", 0.030, func(a, _ sample) float64 { return 1000 / a.rate() }, "journal", "journal")
 	journal.Upper = true
 	list = append(list, journal)
