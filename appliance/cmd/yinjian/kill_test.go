@@ -2,14 +2,17 @@ package main_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -252,14 +255,32 @@ func TestKills(t *testing.T) {
 	}
 
 	// 3. The software cipher machine hangs: longer than a call may take, and calls are answered all the same.
+	stranger := m.stranger(t, true) // a handshake needs the cipher machine
 	l.during("softtoken stopped", softtokenReturns+10*time.Second, func() {
 		p := childWith(t, pid, "softtoken --dir")
+		stopped := time.Now()
 		p.signal(t, syscall.SIGSTOP)
 		defer p.signal(t, syscall.SIGCONT)
 		eventually(t, answerWithin, "calls are refused with hsm_unavailable", func() bool {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			return l.errors["softtoken stopped"]["hsm_unavailable"]+l.errors["softtoken stopped"]["timeout"] >= loadClients
+		})
+
+		// What a caller is told, and what operators see.
+		resp, body := m.handmade(t, stranger, "load", "while-it-hangs", asserted("D1", "while-it-hangs"))(t)
+		var refusal wire.Problem
+		after, err := strconv.Atoi(cmp.Or(resp.Header.Get("Retry-After"), "0"))
+		if err := errors.Join(err, json.Unmarshal([]byte(body), &refusal)); err != nil || resp.Header.Get("Content-Type") != "application/problem+json" ||
+			refusal.Detail == "" || refusal.Next == "" || !(resp.StatusCode == 503 && refusal.Code == "hsm_unavailable" && after >= 2 ||
+			resp.StatusCode == 504 && refusal.Code == "timeout") {
+			t.Errorf("while the cipher machine hangs: %d, %v, %s, %v", resp.StatusCode, resp.Header, body, err)
+		}
+		eventually(t, answerWithin, "the state says what is wrong, and since when", func() bool {
+			s := m.state(t)
+			staff := s.HSM["staff"]
+			return staff.Phase != "ready" && staff.Error != "" && staff.SinceS >= 0 && staff.SinceS <= time.Since(stopped).Seconds() &&
+				!s.Ready && strings.Contains(strings.Join(s.Warnings, "\n"), "密码机 staff 不可用")
 		})
 	})
 	if s := m.state(t); len(s.HSM) != 5 {

@@ -9,14 +9,18 @@ package main_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -410,6 +414,7 @@ type machineState struct {
 	Time  struct{ State string }
 	HSM   map[string]struct {
 		Phase    string
+		SinceS   float64 `json:"since_s"`
 		PID      int
 		Restarts int
 		Error    string `json:"last_error"`
@@ -495,6 +500,59 @@ func (m *machine) enrol(t *testing.T, id, pin string, flags ...string) {
 		args = append(args, "--pin-file", pinFile(t, pin))
 	}
 	mustRun(t, append(args, flags...)...)
+}
+
+// stranger is a client with nothing of ours in it; one that keeps a connection has made it.
+func (m *machine) stranger(t *testing.T, keep bool) *http.Client {
+	t.Helper()
+	h := &http.Client{Transport: &http.Transport{DisableKeepAlives: !keep, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots(t, m.ends.TLSCA)}}, Timeout: answerWithin}
+	t.Cleanup(h.CloseIdleConnections)
+	if keep {
+		resp, err := h.Get(m.ends.API + "/health/alive")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body) // so that the connection can be used again
+		resp.Body.Close()
+	}
+	return h
+}
+
+// handmade is a request signed once, to be sent as often as wanted. Changes are made after it was signed.
+func (m *machine) handmade(t *testing.T, h *http.Client, app, key string, req *wire.SignRequest, change ...func([]byte) []byte) func(*testing.T) (*http.Response, string) {
+	t.Helper()
+	body, err := json.Marshal(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := m.clientConfig(t, app)
+	host := strings.TrimPrefix(cfg.BaseURL, "https://")
+	a := wire.Authorization{App: app, Time: strconv.FormatInt(time.Now().UnixMilli(), 10), Nonce: base64.RawURLEncoding.EncodeToString([]byte(key + "-0123456789abcdef"))[:20]}
+	a.MAC = wire.MAC(cfg.Key, wire.Signable{Method: "POST", Path: "/v1/sign", Host: host, Body: body}, a.App, a.Time, a.Nonce)
+	for _, f := range change {
+		body = f(body)
+	}
+	return func(t *testing.T) (*http.Response, string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), "POST", cfg.BaseURL+"/v1/sign", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Accept", "application/json")
+		r.Header.Set("Idempotency-Key", key)
+		r.Header.Set("Authorization", a.String())
+		resp, err := h.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp, string(b)
+	}
 }
 
 // documentOf is the content that a key's signature is over.

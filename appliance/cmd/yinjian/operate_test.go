@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -615,70 +614,32 @@ func (o *operations) revocation() {
 // replay sends the same bytes again: at once, after an orderly restart, and after a kill.
 func (o *operations) replay() {
 	o.signs("D2", "replay")
-	send := o.handmade("replay-by-hand", asserted("D2", "replay-by-hand"))
-	if status, body := send(o.T); status != http.StatusOK {
-		o.Fatalf("%d %s", status, body)
+	send := o.m.handmade(o.T, o.m.stranger(o.T, false), "his", "replay-by-hand", asserted("D2", "replay-by-hand"))
+	if resp, body := send(o.T); resp.StatusCode != http.StatusOK {
+		o.Fatalf("%s %s", resp.Status, body)
 	}
-	if status, body := send(o.T); status != http.StatusUnauthorized || !strings.Contains(body, `"replayed_request"`) {
-		o.Errorf("at once: %d %s", status, body)
+	if resp, body := send(o.T); resp.StatusCode != http.StatusUnauthorized || !strings.Contains(body, `"replayed_request"`) {
+		o.Errorf("at once: %s %s", resp.Status, body)
 	}
 	o.restart(nil)
-	if status, body := send(o.T); status != http.StatusUnauthorized || !strings.Contains(body, `"clock_skew"`) {
-		o.Errorf("after a restart: %d %s", status, body)
+	if resp, body := send(o.T); resp.StatusCode != http.StatusUnauthorized || !strings.Contains(body, `"clock_skew"`) {
+		o.Errorf("after a restart: %s %s", resp.Status, body)
 	}
 	o.m.kill(o.T)
 	o.m = serve(o.all, o.dir)
-	if status, body := send(o.T); status != http.StatusUnauthorized || !strings.Contains(body, `"clock_skew"`) {
-		o.Errorf("after a kill: %d %s", status, body)
+	if resp, body := send(o.T); resp.StatusCode != http.StatusUnauthorized || !strings.Contains(body, `"clock_skew"`) {
+		o.Errorf("after a kill: %s %s", resp.Status, body)
 	}
 	// A changed byte is no longer the application's word.
 	o.his = o.m.client(o.T, "his")
-	send = o.handmade("forged", asserted("D2", "forged"), func(b []byte) []byte { return bytes.Replace(b, []byte("D2"), []byte("D1"), 1) })
-	if status, body := send(o.T); status != http.StatusUnauthorized || !strings.Contains(body, `"unauthenticated"`) {
-		o.Errorf("forged: %d %s", status, body)
+	send = o.m.handmade(o.T, o.m.stranger(o.T, false), "his", "forged", asserted("D2", "forged"), func(b []byte) []byte { return bytes.Replace(b, []byte("D2"), []byte("D1"), 1) })
+	if resp, body := send(o.T); resp.StatusCode != http.StatusUnauthorized || !strings.Contains(body, `"unauthenticated"`) {
+		o.Errorf("forged: %s %s", resp.Status, body)
 	}
 	eventually(o.T, 30*time.Second, "the replay guard's wait after a kill is over", func() bool {
 		_, err := o.his.Certificate(o.Context(), "00")
 		return !client.Is(err, "clock_skew")
 	})
-}
-
-// handmade is a request signed once, to be sent as often as wanted. Changes are made after it was signed.
-func (o *operations) handmade(key string, req *wire.SignRequest, change ...func([]byte) []byte) func(*testing.T) (int, string) {
-	o.Helper()
-	body, err := json.Marshal(req)
-	if err != nil {
-		o.Fatal(err)
-	}
-	cfg := o.m.clientConfig(o.T, "his")
-	host := strings.TrimPrefix(cfg.BaseURL, "https://")
-	a := wire.Authorization{App: "his", Time: strconv.FormatInt(time.Now().UnixMilli(), 10), Nonce: base64.RawURLEncoding.EncodeToString([]byte(key + "-0123456789abcdef"))[:20]}
-	a.MAC = wire.MAC(cfg.Key, wire.Signable{Method: "POST", Path: "/v1/sign", Host: host, Body: body}, a.App, a.Time, a.Nonce)
-	for _, f := range change {
-		body = f(body)
-	}
-	return func(t *testing.T) (int, string) {
-		t.Helper()
-		r, err := http.NewRequestWithContext(t.Context(), "POST", cfg.BaseURL+"/v1/sign", bytes.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Header.Set("Content-Type", "application/json")
-		r.Header.Set("Accept", "application/json")
-		r.Header.Set("Idempotency-Key", key)
-		r.Header.Set("Authorization", a.String())
-		h := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: cfg.RootCAs}}, Timeout: answerWithin}
-		resp, err := h.Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp.StatusCode, string(b)
-	}
 }
 
 // notReady wants /health/ready to say no, with the words.
