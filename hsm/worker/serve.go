@@ -130,18 +130,20 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 		return errors.Join(err, s.token.Close())
 	}
 
-	// 3. Calls, each in a goroutine of its own: the parent sends no more at once than there are sessions. A limit
-	// stands all the same, each goroutine in C costing a thread.
+	// 3. Calls, as many at once as come: the parent sends no more than there are sessions. A limit stands all the same, each
+	// goroutine in C costing a thread. A goroutine that has performed one takes the next, for what a call costs most here
+	// is that a new goroutine's stack grows.
 	var calls sync.WaitGroup
 	in := bufio.NewReaderSize(conn, 64<<10)
-	room := make(chan struct{}, params.MaxSessions+4)
-	for {
+	waiting := make(chan request)
+	for running := 0; ; {
 		k, id, body, err := readFrame(in, maxRequest)
 		if err == nil && (k < kindInfo || k > kindForget) {
 			err = fmt.Errorf("%w: kind %#x", errFrame, k)
 		}
 		if err != nil {
 			cancel()
+			close(waiting)
 			idle := make(chan error, 1)
 			go func() {
 				calls.Wait()
@@ -156,14 +158,34 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 			}
 			return fmt.Errorf("hsm/worker: reading a call: %w", err)
 		}
-		room <- struct{}{}
-		calls.Go(func() {
-			defer func() { <-room }()
-			if err := s.send(s.answer(ctx, k, id, body)); err != nil {
-				// The reader will see it too.
-				conn.Close()
+		next := request{k, id, body}
+		if running < params.MaxSessions+4 {
+			select {
+			case waiting <- next:
+			default:
+				running++
+				calls.Go(func() { s.perform(ctx, next, waiting) })
 			}
-		})
+			continue
+		}
+		waiting <- next
+	}
+}
+
+// A request is one call, as it came.
+type request struct {
+	kind kind
+	id   uint64
+	body []byte
+}
+
+// perform answers first, and then what is waiting.
+func (s *server) perform(ctx context.Context, first request, waiting <-chan request) {
+	for r, ok := first, true; ok; r, ok = <-waiting {
+		if err := s.send(s.answer(ctx, r.kind, r.id, r.body)); err != nil {
+			// The reader will see it too.
+			s.conn.Close()
+		}
 	}
 }
 
