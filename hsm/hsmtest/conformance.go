@@ -428,11 +428,19 @@ func (c *conformer) wrapped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := c.token.GenerateWrapped(ctx, hsm.KeySpec{Label: "w", Algorithm: c.quickest()}, "no such key"); err == nil {
-		t.Error("a key was wrapped under a key that is not there")
+	pair := hsm.RSA2048
+	if slices.Contains(c.Algorithms, hsm.SM2) {
+		pair = hsm.SM2
 	}
+	_, _, err = c.token.GenerateWrapped(ctx, hsm.KeySpec{Label: "w", Algorithm: pair}, "no such key")
 	if c.KEK == "" {
+		if !errors.Is(err, hsm.ErrNoWrapping) {
+			t.Errorf("GenerateWrapped where keys cannot be wrapped: %v, want ErrNoWrapping", err)
+		}
 		return
+	}
+	if !errors.Is(err, hsm.ErrKeyNotFound) {
+		t.Errorf("GenerateWrapped under a key that is not there: %v, want ErrKeyNotFound", err)
 	}
 	for _, op := range c.Operations {
 		a := algorithmOf[op]
@@ -460,8 +468,10 @@ func (c *conformer) wrapped(t *testing.T) {
 		altered := bytes.Clone(blob)
 		altered[len(altered)-1] ^= 1
 		if forged, err := hsm.NewWrappedKey("wrapped", a, info.Public, c.KEK, altered); err == nil {
-			if sig, err := c.token.DoWrapped(ctx, forged, op, e[:]); err == nil {
-				t.Errorf("an altered key signed: %x", sig)
+			sig, err := c.token.DoWrapped(ctx, forged, op, e[:])
+			var refused *hsm.Error
+			if !errors.As(err, &refused) || refused.RV != 0x110 {
+				t.Errorf("an altered key: %x, %v; want CKR_WRAPPED_KEY_INVALID", sig, err)
 			}
 		}
 		digest := key.Digest()

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -72,8 +73,22 @@ func Profile(t testing.TB, nameOrPath string) pkcs11.Profile {
 	return p
 }
 
-// NewMachine builds the module, under a name of its own so that it has its own C_Initialize, starts the daemon with its
-// own profile and makes the token "staff". The caller's package lies two folders below the root.
+// SoftModule is our module, built once. The calling test's package lies two folders below the root.
+var SoftModule = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "yj")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "p11.so")
+	if out, err := exec.Command("../softtoken/module/build.sh", path).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build.sh: %w\n%s", err, out)
+	}
+	return os.ReadFile(path)
+})
+
+// NewMachine puts the module under a name of its own, so that it has its own C_Initialize, starts the daemon with its own
+// profile and makes the token "staff".
 func NewMachine(t testing.TB) *Machine {
 	t.Helper()
 	for _, tool := range []string{"cc", "pkg-config"} {
@@ -87,8 +102,12 @@ func NewMachine(t testing.TB) *Machine {
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
 	m := &Machine{Root: root, Module: filepath.Join(root, "p11.so")}
-	if out, err := exec.Command("../softtoken/module/build.sh", m.Module).CombinedOutput(); err != nil {
-		t.Fatalf("build.sh: %v\n%s", err, out)
+	built, err := SoftModule()
+	if err == nil {
+		err = os.WriteFile(m.Module, built, 0o700)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(root, "passphrase"), []byte("correct horse battery\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -24,6 +24,7 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"yinjian/hsm"
+	"yinjian/hsm/hsmtest"
 	"yinjian/hsm/pkcs11"
 	"yinjian/hsm/uselog"
 	"yinjian/hsm/worker"
@@ -347,7 +348,7 @@ func TestFaults(t *testing.T) {
 	dir := t.TempDir()
 	module, real := filepath.Join(dir, "faulty.so"), filepath.Join(dir, "p11.so")
 	compile(t, module)
-	if b, err := softModule(); err != nil || os.WriteFile(real, b, 0o700) != nil {
+	if b, err := hsmtest.SoftModule(); err != nil || os.WriteFile(real, b, 0o700) != nil {
 		t.Fatal(err)
 	}
 	// Rows are mostly waits, more of them than Go runs at once by itself; but each begins with a login that stretches a PIN.

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"yinjian/hsm"
+	"yinjian/hsm/hsmtest"
 	"yinjian/hsm/pkcs11"
 )
 
@@ -40,9 +41,7 @@ var (
 
 // TestMain gives SoftHSM2 a token folder of its own: it reads SOFTHSM2_CONF at C_Initialize, once for the process.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 3 && os.Args[1] == "daemon" {
-		os.Exit(daemon(os.Args[2], os.Args[3]))
-	}
+	hsmtest.Daemon()
 	if len(os.Args) > 1 && os.Args[1] == "worker" {
 		os.Exit(drive())
 	}

@@ -8,14 +8,11 @@ import (
 	"crypto/rand"
 	"crypto/x509/pkix"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/emmansun/gmsm/sm2"
@@ -23,27 +20,10 @@ import (
 	p11 "github.com/miekg/pkcs11"
 
 	"yinjian/hsm"
+	"yinjian/hsm/hsmtest"
 	"yinjian/hsm/pkcs11"
 	"yinjian/hsm/softtoken"
 )
-
-// daemon is this test binary as the software cipher machine, answering to a profile: it prints "ready" and serves until SIGTERM.
-func daemon(root, profile string) int {
-	s, err := softtoken.Open(softtoken.Config{Dir: filepath.Join(root, "state"), PassphraseFile: filepath.Join(root, "passphrase"),
-		Impersonate: profile})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	fmt.Println("ready")
-	if err := s.Serve(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
-}
 
 // A machine is a software cipher machine in a process of its own.
 type machine struct {
@@ -52,20 +32,6 @@ type machine struct {
 	process      *exec.Cmd
 	cfg          pkcs11.Config
 }
-
-// softModule is our module, built once.
-var softModule = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", "yj")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "p11.so")
-	if out, err := exec.Command("../softtoken/module/build.sh", path).CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build.sh: %w\n%s", err, out)
-	}
-	return os.ReadFile(path)
-})
 
 // newMachine builds the module, under a name of its own so that it has its own C_Initialize, starts the daemon and
 // provisions a token.
@@ -100,7 +66,7 @@ func placeMachine(t testing.TB) *machine {
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
 	m := &machine{root: root, module: filepath.Join(root, "p11.so")}
-	built, err := softModule()
+	built, err := hsmtest.SoftModule()
 	if err == nil {
 		err = os.WriteFile(m.module, built, 0o700)
 	}

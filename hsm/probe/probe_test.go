@@ -510,11 +510,15 @@ func TestOneMachine(t *testing.T) {
 		}
 	})
 	t.Run("few sessions", func(t *testing.T) {
-		file := profile(t, "few", "[machine]", "[machine]\nmax_sessions = 3\nservice_time = \"2ms\"")
+		// Nor does the machine have functions that the profile says are to be avoided, and it takes another type of user.
+		file := profile(t, "few", "[machine]", "[machine]\nmax_sessions = 3\nservice_time = \"2ms\"\nlogin_user = 0x80000007\navoid = [\"C_GetMechanismList\", \"C_GetSessionInfo\"]")
 		m.As(t, file)
 		c := config(t, of(m, file))
 		c.Probe.MaxSessions = 100
 		r := run(t, c)
+		if r.Verdict != pkcs11.VerdictFits || len(r.Findings) != 0 || r.Mechanisms != nil || len(r.NotChecked) != 1 || len(r.Behaviour) != 4 {
+			t.Errorf("%s, findings %q, not checked %q, behaviour %+v", r.Verdict, r.Findings, r.NotChecked, r.Behaviour)
+		}
 		if s := r.Sessions; s == nil || s.Opened != 3 || !s.Limit || s.Error != "CKR_SESSION_COUNT" {
 			t.Errorf("sessions: %+v", s)
 		}
@@ -524,6 +528,7 @@ func TestOneMachine(t *testing.T) {
 		}
 	})
 	t.Run("wrong PIN", func(t *testing.T) {
+		m.As(t, "neutral")
 		module, logins := unruly(t, m.Module)
 		c := of(m, "neutral")
 		c.Module, c.PIN = module, []byte("not-the-pin")
