@@ -110,10 +110,10 @@ func Invalid(field, format string, args ...any) *Problem {
 // variation selectors, or a Han character that needs an ideographic one, is entered without. What looks alike in two
 // scripts (Latin a, Cyrillic а) is not told apart.
 func Misleads(r rune) bool {
-	switch r {
-	case ' ', '\u3000':
+	switch {
+	case ' ' <= r && r <= '~', '\u4E00' <= r && r <= '\u9FFF', r == '\u3000': // most of what comes; the tables would say the same
 		return false
-	case utf8.RuneError, '\u2800':
+	case r == utf8.RuneError, r == '\u2800':
 		return true
 	}
 	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co, unicode.Cs, unicode.Z,

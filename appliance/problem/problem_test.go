@@ -8,6 +8,8 @@ import (
 	"go/token"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"yinjian/appliance/problem"
 )
@@ -132,6 +134,18 @@ func TestMisleads(t *testing.T) {
 			if problem.Misleads(c) {
 				t.Errorf("%U of %q is refused", c, s)
 			}
+		}
+	}
+}
+
+// TestMisleadsByTables: what Misleads answers without the tables is what Unicode's say, for every code point.
+func TestMisleadsByTables(t *testing.T) {
+	t.Parallel()
+	for r := rune(0); r <= unicode.MaxRune; r++ {
+		want := r != ' ' && r != '\u3000' && (r == utf8.RuneError || r == '\u2800' || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Co, unicode.Cs,
+			unicode.Z, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector, unicode.Noncharacter_Code_Point))
+		if got := problem.Misleads(r); got != want {
+			t.Errorf("Misleads(%U) = %v, want %v", r, got, want)
 		}
 	}
 }
