@@ -30,6 +30,7 @@ type (
 	SetSignerPIN          = wire.SetSignerPIN
 	RecoverSigner         = wire.RecoverSigner
 	Ceremony              = wire.Ceremony
+	DestroyKey            = wire.DestroyKey
 	Decision              = wire.Decision
 	RevokeCertificate     = wire.RevokeCertificate
 	IssueCRL              = wire.IssueCRL
@@ -58,6 +59,8 @@ type Admin interface {
 	SetSignerPIN(ctx context.Context, actor string, req SetSignerPIN) (any, error)
 	RecoverSigner(ctx context.Context, actor string, req RecoverSigner) (any, error)
 	Ceremony(ctx context.Context, actor string, req Ceremony) (any, error)
+	ListKeys(ctx context.Context, actor string) (any, error)
+	DestroyKey(ctx context.Context, actor string, req DestroyKey) (any, error)
 	StopSigner(ctx context.Context, actor string, req Decision) (any, error)
 	StartSigner(ctx context.Context, actor string, req Decision) (any, error)
 	ListSigners(ctx context.Context, actor string) (any, error)
@@ -96,6 +99,8 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.GET("/admin/v1/signers", s.listed(a.ListSigners))
 	e.POST("/admin/v1/signers/:id/pin", administered(s, checkSetPIN, a.SetSignerPIN))
 	e.POST("/admin/v1/signers/:id/recover", administered(s, checkRecover, a.RecoverSigner))
+	e.GET("/admin/v1/keys", s.listed(a.ListKeys))
+	e.POST("/admin/v1/keys/destroy", administered(s, checkDestroyKey, a.DestroyKey))
 	e.POST("/admin/v1/ceremonies", administeredFile(s, checkCeremony, a.Ceremony))
 	e.POST("/admin/v1/signers/:id/stop", administered(s, checkSignerDecision, a.StopSigner))
 	e.POST("/admin/v1/signers/:id/start", administered(s, checkSignerDecision, a.StartSigner))
@@ -342,6 +347,10 @@ func checkRecover(c echo.Context, r *RecoverSigner) *problem.Problem {
 		}
 	}
 	return nil
+}
+
+func checkDestroyKey(_ echo.Context, r *DestroyKey) *problem.Problem {
+	return first(text("label", r.Label, 128), text("reason", r.Reason, 256))
 }
 
 func checkCeremony(_ echo.Context, r *Ceremony) *problem.Problem {

@@ -65,6 +65,12 @@ func (a *admin) SetSignerPIN(_ context.Context, actor string, req api.SetSignerP
 func (a *admin) RecoverSigner(_ context.Context, actor string, req api.RecoverSigner) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) ListKeys(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "keys")
+}
+func (a *admin) DestroyKey(_ context.Context, actor string, req api.DestroyKey) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) Ceremony(_ context.Context, actor string, req api.Ceremony) (any, error) {
 	return a.note(actor, req)
 }
@@ -180,6 +186,8 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"}))
 	check(a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}))
 	check(a.Ceremony(ctx, wire.Ceremony{Minutes: []byte("{}")}))
+	check(a.ListKeys(ctx))
+	check(a.DestroyKey(ctx, wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}))
 	check(a.StopSigner(ctx, wire.Decision{ID: "D1001", Reason: "离职"}))
 	check(a.StartSigner(ctx, wire.Decision{ID: "D1001", Reason: "返聘"}))
 	check(a.RevokeCertificate(ctx, wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}))
@@ -212,7 +220,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	want := []any{
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}, enrol,
 		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"},
-		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
+		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, "keys", wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
 		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AddMachine{File: []byte("name = 'b'"), Reason: "扩容"},
 		wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, "machines",
@@ -315,6 +323,7 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), {}}})
 			return err
 		}, "shares[1]"},
+		"a key without label": {func() error { _, err := a.DestroyKey(ctx, wire.DestroyKey{Reason: "x"}); return err }, "label"},
 		"no minutes":  {func() error { _, err := a.Ceremony(ctx, wire.Ceremony{}); return err }, "minutes"},
 		"PIN missing": {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
 		"PIN of nobody": {func() error {

@@ -43,6 +43,7 @@ type accounting struct {
 	discarded []uses.Named
 	lost      int // discarded while too many waited
 	summary   uses.Summary
+	counts    *uses.Reconciler // for its KeyUses alone; nil before the first pass
 	err       error
 }
 
@@ -160,7 +161,7 @@ func (c *accounting) pass(ctx context.Context, final bool) {
 	defer c.mu.Unlock()
 	c.err = err
 	if c.reconciler != nil {
-		c.summary = c.reconciler.Summary()
+		c.summary, c.counts = c.reconciler.Summary(), c.reconciler
 	}
 }
 

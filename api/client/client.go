@@ -480,6 +480,13 @@ func (a *Admin) RecoverSigner(ctx context.Context, req wire.RecoverSigner) (json
 	return a.post(ctx, "signers/"+url.PathEscape(req.Signer)+"/recover", req)
 }
 
+// ListKeys lists every key, with its attributes as the cipher machine gives them.
+func (a *Admin) ListKeys(ctx context.Context) (json.RawMessage, error) { return a.get(ctx, "keys") }
+
+func (a *Admin) DestroyKey(ctx context.Context, req wire.DestroyKey) (json.RawMessage, error) {
+	return a.post(ctx, "keys/destroy", req)
+}
+
 // Ceremony has the minutes of a key ceremony journalled.
 func (a *Admin) Ceremony(ctx context.Context, req wire.Ceremony) (json.RawMessage, error) {
 	return a.post(ctx, "ceremonies", req)

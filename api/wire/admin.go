@@ -79,6 +79,12 @@ type RecoverSigner struct {
 	Shares [][]byte `json:"shares"` // the officers', as they were printed
 }
 
+// DestroyKey is the body of POST /admin/v1/keys/destroy.
+type DestroyKey struct {
+	Label  string `json:"label"`
+	Reason string `json:"reason"` // 1–256 bytes
+}
+
 // Ceremony is the body of POST /admin/v1/ceremonies: the minutes of a key ceremony, for the journal.
 type Ceremony struct {
 	Minutes []byte `json:"minutes"` // as `yinjian ceremony` wrote them

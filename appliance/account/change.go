@@ -32,6 +32,8 @@ const (
 	kindRequestIntent     = "certificate.request/intent"
 	kindRequest           = "certificate.request/outcome"
 	kindImport            = "certificate.import/outcome"
+	kindDestroyIntent     = "key.destruction/intent"
+	kindDestroyed         = "key.destruction/outcome"
 	kindCeremony          = "custody.ceremony/outcome"
 	kindInterrupted       = "account.interrupted/outcome" // closes an intent without its change
 	kindWithdrawn         = "account.withdrawn/outcome"   // takes the reference of an outcome that was not written
@@ -40,7 +42,7 @@ const (
 )
 
 func isIntent(kind string) bool {
-	return kind == kindApplicationIntent || kind == kindSignerIntent || kind == kindRevokeIntent || kind == kindRequestIntent
+	return kind == kindApplicationIntent || kind == kindSignerIntent || kind == kindRevokeIntent || kind == kindRequestIntent || kind == kindDestroyIntent
 }
 
 // An intent is a change that was announced.
@@ -188,7 +190,7 @@ func (s *Service) Replay(ctx context.Context, e *audit.Entry, payload func(name 
 	}
 	var body []byte
 	switch e.Kind {
-	case kindApplication, kindSigner, kindRevoke, kindCRL, kindAnchor, kindIntermediates, kindForeignCRL, kindRequest, kindImport:
+	case kindApplication, kindSigner, kindRevoke, kindCRL, kindAnchor, kindIntermediates, kindForeignCRL, kindRequest, kindImport, kindDestroyed:
 		var err error
 		if body, err = payload("object"); err != nil {
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
@@ -274,7 +276,7 @@ func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer
 		if old := s.signers[g.ID]; (old == nil && g.Version != 1) || (old != nil && g.Version != old.Version+1) {
 			return fmt.Errorf("account: entry %d: signer %s has version %d out of order", e.Sequence, g.ID, g.Version)
 		}
-		if err := s.holdSigner(g); err != nil {
+		if err := s.holdSigner(g, entryTime(e)); err != nil {
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 		}
 		s.signers[g.ID] = g

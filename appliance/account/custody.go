@@ -142,7 +142,7 @@ func (s *Service) wrappedKeys(signer string) (keys []*heldKey) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, k := range s.held[signerOwner+signer] {
-		if k.wrapped != nil {
+		if k.wrapped != nil && k.destroyed.IsZero() {
 			keys = append(keys, k)
 		}
 	}

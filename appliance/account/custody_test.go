@@ -2,13 +2,17 @@ package account_test
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/emmansun/gmsm/smx509"
 
 	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/custody"
 	"yinjian/appliance/internal/testkit"
+	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
 	"yinjian/appliance/sign"
 	"yinjian/hsm"
@@ -292,5 +296,82 @@ func TestCustodySealedToItsOwner(t *testing.T) {
 		if _, err := v.activate(t, id, testkit.PIN, 1); err == nil {
 			t.Errorf("%s: another's key was opened", id)
 		}
+	}
+}
+
+// TestCustodyRotation: a new key takes the place of the old one when its certificate comes; what the old one signed stays
+// valid; then the old one is destroyed, the present one is not, and the journal says so over a restart.
+func TestCustodyRotation(t *testing.T) {
+	t.Parallel()
+	c := newClinic(t)
+	seed, point := custody.NewPair()
+	clear(seed)
+	c.Custody = &account.CustodyPolicy{KEK: "kek/1", Officers: point}
+	c.Restart()
+	v := &vault{c.House, c.app, nil}
+	c.must(v.Directory.Enrol(t.Context(), "admin", account.Enrolment{ID: "D007", Name: "孙思邈", Department: "药剂", Campus: "本部", Algorithms: []string{"SM2"}, PIN: testkit.PIN, External: true}))
+	first := c.ask(account.RequestSpec{For: "signer:D007"})
+	if err := c.take(c.sub.issue(first.CSR, nil)); err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	signed := func(key string) *sign.Result {
+		t.Helper()
+		grant, err := v.activate(t, "D007", testkit.PIN, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := testkit.Request(key, "D007")
+		q.Consent = sign.Consent{AuthorizationID: grant}
+		return v.Sign(v.app, q)
+	}
+	old := signed("old")
+
+	second := c.ask(account.RequestSpec{For: "signer:D007", NewKey: true})
+	if second.Label == first.Label || second.Wrapped == nil {
+		t.Fatalf("the new request is for %s", second.Label)
+	}
+	_, held, err := v.Directory.ActiveSigner("D007", "SM2")
+	if err != nil || held.Label != first.Label {
+		t.Errorf("while the certificate is awaited %+v signs, %v", held, err)
+	}
+	wants(t, "destroying the present key", v.Directory.DestroyKey(ctx, "admin", first.Label, "换发"), problem.Forbidden)
+	v.Clock.Advance(time.Hour)
+	if err := c.take(c.sub.issue(second.CSR, func(x *smx509.Certificate) { x.NotBefore = testkit.Start })); err != nil {
+		t.Fatal(err)
+	}
+	if _, held, err = v.Directory.ActiveSigner("D007", "SM2"); err != nil || held.Label != second.Label {
+		t.Errorf("then %+v signs, %v", held, err)
+	}
+	signed("new")
+	if err := v.Directory.DestroyKey(ctx, "admin", first.Label, "换发"); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, "destroying it again", v.Directory.DestroyKey(ctx, "admin", first.Label, "换发"), problem.KeyUnknown)
+	wants(t, "destroying the one that took its place", v.Directory.DestroyKey(ctx, "admin", second.Label, "换发"), problem.Forbidden)
+	v.Restart()
+	signed("after-the-restart")
+	if r := c.judge(old.RecordID); r.Verdict != pki.Valid {
+		t.Errorf("what the old key signed: %+v", r)
+	}
+	states := map[string]account.KeyRecord{}
+	for _, r := range v.Directory.KeyRecords() {
+		states[r.Label] = r
+	}
+	was, is := states[first.Label], states[second.Label]
+	if was.Destroyed.IsZero() || !is.Destroyed.IsZero() || was.KEK != "kek/1" || was.Born.IsZero() || is.Due.IsZero() || is.Activated.IsZero() {
+		t.Errorf("the inventory has %+v and %+v", was, is)
+	}
+	// A resident key of a stopped signer goes from the cipher machine.
+	v.Custody = nil
+	v.Restart()
+	v.Doctor("D008", "SM2")
+	label := v.Staff.Labels()[len(v.Staff.Labels())-1]
+	wants(t, "a key in use", v.Directory.DestroyKey(ctx, "admin", label, "离职"), problem.Forbidden)
+	if _, err := v.Directory.StopSigner(ctx, "admin", "D008", true, "离职"); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Directory.DestroyKey(ctx, "admin", label, "离职"); err != nil || slices.Contains(v.Staff.Labels(), label) {
+		t.Errorf("DestroyKey = %v, and the machine has %v", err, v.Staff.Labels())
 	}
 }

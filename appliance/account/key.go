@@ -39,6 +39,8 @@ type heldKey struct {
 	spki                    []byte
 	signer                  crypto.Signer // of a key that is not in the cipher machine; else nil
 	wrapped                 *Wrapped      // of a custody key; else nil
+	born                    time.Time     // zero: with the appliance
+	destroyed               time.Time     // zero: it was not
 	request                 *Request      // waits for its certificate
 	certs                   []*heldCertificate
 }
@@ -151,13 +153,13 @@ func (s *Service) heldKeyOf(owner, label string) *heldKey {
 }
 
 // holdSigner makes a signer's keys known. The caller holds s.mu.
-func (s *Service) holdSigner(g *Signer) error {
+func (s *Service) holdSigner(g *Signer, at time.Time) error {
 	for _, k := range g.Keys {
 		owner := signerOwner + g.ID
 		if s.heldKeyOf(owner, k.Label) != nil {
 			continue // it came with the signer's first entry
 		}
-		h := &heldKey{owner: owner, label: k.Label, algorithm: k.Algorithm, class: hsm.Staff, spki: k.PublicKey, wrapped: k.Wrapped}
+		h := &heldKey{owner: owner, label: k.Label, algorithm: k.Algorithm, class: hsm.Staff, spki: k.PublicKey, wrapped: k.Wrapped, born: at}
 		if k.Certificate != nil {
 			leaf, err := pki.ParseCertificate(k.Certificate)
 			if err != nil {
@@ -354,7 +356,7 @@ func (s *Service) candidates(owner, algorithm string) (keys int, out []candidate
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, k := range s.held[owner] {
-		if algorithm != "" && k.algorithm != algorithm {
+		if algorithm != "" && k.algorithm != algorithm || !k.destroyed.IsZero() {
 			continue
 		}
 		keys++

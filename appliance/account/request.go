@@ -44,7 +44,7 @@ func (r *Request) parse() error {
 }
 
 func (r *Request) set(s *Service, e *audit.Entry) error {
-	k := heldKey{owner: r.Owner, label: r.Label, algorithm: r.Algorithm, class: classOf(r.Owner), spki: r.PublicKey, wrapped: r.Wrapped}
+	k := heldKey{owner: r.Owner, label: r.Label, algorithm: r.Algorithm, class: classOf(r.Owner), spki: r.PublicKey, wrapped: r.Wrapped, born: entryTime(e)}
 	switch old := s.heldKeyOf(r.Owner, r.Label); {
 	case old != nil:
 		k = *old
@@ -102,7 +102,7 @@ func (s *Service) RequestCertificate(ctx context.Context, actor string, spec Req
 	s.mu.RLock()
 	all := s.held[owner]
 	for _, k := range all {
-		if algorithm == "" || k.algorithm == algorithm {
+		if (algorithm == "" || k.algorithm == algorithm) && k.destroyed.IsZero() {
 			keys = append(keys, k)
 		}
 	}

@@ -90,6 +90,8 @@ func newTrustObject(kind string) trustObject {
 		return new(imported)
 	case kindForeignCRL:
 		return new(foreignCRL)
+	case kindDestroyed:
+		return new(destruction)
 	}
 	return nil
 }

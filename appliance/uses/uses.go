@@ -161,8 +161,9 @@ type Reconciler struct {
 	young   bool              // and the journal begins with this start
 	expect  map[string]uint64 // by slot: uses that the last total names, where its state is gone
 
-	mu      sync.Mutex // guards summary
+	mu      sync.Mutex // guards what follows
 	summary Summary
+	keys    map[string]map[string]uint64 // uses by slot and key
 }
 
 // A Summary is what people are shown of it.
@@ -679,9 +680,12 @@ func write(name string, b []byte) error {
 
 func (r *Reconciler) summarize() {
 	s := Summary{Slots: map[string]Count{}, Counters: []string{}, Open: len(r.waiting()), Alarms: r.st.Alarms + uint64(len(r.broken)), Entries: r.st.Entries}
+	keys := map[string]map[string]uint64{}
 	for name, slot := range r.st.Slots {
 		var sum Count
-		for _, c := range slot.Keys {
+		keys[name] = make(map[string]uint64, len(slot.Keys))
+		for label, c := range slot.Keys {
+			keys[name][label] = c.Uses
 			sum.Uses += c.Uses
 			sum.Before += c.Before
 			sum.Entries += c.Entries
@@ -699,8 +703,15 @@ func (r *Reconciler) summarize() {
 	}
 	slices.Sort(s.Counters)
 	r.mu.Lock()
-	r.summary = s
+	r.summary, r.keys = s, keys
 	r.mu.Unlock()
+}
+
+// KeyUses answers how often each key of a slot has signed, as of the last pass. It is not to be changed.
+func (r *Reconciler) KeyUses(slot string) map[string]uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.keys[slot]
 }
 
 // Summary is as of the last pass.

@@ -39,8 +39,8 @@ type exitError struct {
 }
 
 func hsmCommand() *cobra.Command {
-	c := group(&cobra.Command{Use: "hsm", Short: "密码机：探测、添加、停用、列出 (cipher machines)"})
-	c.AddCommand(probeCommand(), probedCommand())
+	c := group(&cobra.Command{Use: "hsm", Short: "密码机：探测、添加、停用、列出，密钥清单与销毁 (cipher machines, and their keys)"})
+	c.AddCommand(probeCommand(), probedCommand(), keysCommand(), destroyKeyCommand())
 	c.AddCommand(machineCommands()...)
 	return c
 }

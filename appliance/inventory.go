@@ -1,0 +1,152 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"yinjian/api"
+	"yinjian/hsm"
+)
+
+// A keyLine is one key of the inventory.
+type keyLine struct {
+	Slot      string `json:"slot,omitempty"` // "" for a key in a file
+	Label     string `json:"label"`
+	Algorithm string `json:"algorithm"`
+	Owner     string `json:"owner,omitempty"` // "": a secret key of the appliance itself, or one that the directory does not know
+	Public    string `json:"public,omitempty"`
+	// Kind is resident, custody (wrapped, on no token), or file.
+	Kind string `json:"kind"`
+	KEK  string `json:"kek,omitempty"`
+	// State is present, missing (known to the directory and on no machine), unknown (on a machine, and not known to the
+	// directory), sealed (a custody key) or destroyed.
+	State string `json:"state"`
+	// What the cipher machine says of the key, read back now; of a key that is on none nothing is said.
+	Sensitive        *bool   `json:"sensitive,omitempty"`
+	Extractable      *bool   `json:"extractable,omitempty"`
+	NeverExtractable *bool   `json:"never_extractable,omitempty"`
+	MachineUses      *uint64 `json:"machine_uses,omitempty"` // where the machine counts
+
+	Uses      uint64 `json:"uses"` // as the workers recorded them, as of the last look (some 30 s)
+	Born      string `json:"born,omitempty"`
+	Activated string `json:"activated,omitempty"`
+	Due       string `json:"rotation_due,omitempty"`
+	Destroyed string `json:"destroyed,omitempty"`
+}
+
+// An inventory is every key that the appliance knows or finds.
+type inventory struct {
+	Keys []keyLine `json:"keys"`
+	// Slots are their tokens, by class.
+	Slots    map[string]string `json:"slots"`
+	Warnings []string          `json:"warnings"`
+}
+
+// ListKeys asks each slot's cipher machine what it holds, and puts it beside what the directory knows.
+func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
+	a := d.a
+	out := inventory{Keys: []keyLine{}, Slots: map[string]string{}, Warnings: []string{}}
+	type place struct {
+		class hsm.SlotClass
+		label string
+	}
+	found := map[place]hsm.KeyInfo{}
+	var order []place
+	for _, class := range hsm.Classes {
+		token := a.tokens[class]
+		if token == nil {
+			continue
+		}
+		info, err := token.Info(ctx)
+		var keys []hsm.KeyInfo
+		if err == nil {
+			keys, err = token.Keys(ctx)
+		}
+		if err != nil {
+			out.Slots[string(class)] = "不可用 (unavailable)"
+			out.Warnings = append(out.Warnings, fmt.Sprintf("槽位 %s 不应答，其密钥未核对 (the slot's keys were not looked at): %v", class, err))
+			continue
+		}
+		out.Slots[string(class)] = fmt.Sprintf("%s %s %s", info.Label, info.Model, info.Serial)
+		for _, k := range keys {
+			p := place{class, k.Label}
+			found[p] = k
+			order = append(order, p)
+		}
+	}
+	known := map[place]bool{}
+	for _, r := range a.directory.KeyRecords() {
+		line := keyLine{Slot: string(r.Class), Label: r.Label, Algorithm: r.Algorithm, Owner: r.Owner, Public: r.Public, KEK: r.KEK,
+			Kind: "resident", State: "missing", Born: instant(r.Born), Activated: instant(r.Activated), Due: instant(r.Due), Destroyed: instant(r.Destroyed)}
+		k, there := found[place{r.Class, r.Label}]
+		known[place{r.Class, r.Label}] = true
+		switch {
+		case r.Class == "":
+			line.Kind, line.State = "file", "present"
+		case r.KEK != "":
+			line.Kind, line.State = "custody", "sealed"
+		}
+		if there {
+			line.State = "present"
+			line.readBack(k)
+		} else if _, asked := out.Slots[string(r.Class)]; line.State == "missing" && asked && out.Slots[string(r.Class)] == "不可用 (unavailable)" {
+			line.State = "unavailable"
+		}
+		if !r.Destroyed.IsZero() && !there {
+			line.State = "destroyed"
+		}
+		line.Uses = a.accounting.keyUses(string(r.Class), r.Label)
+		out.Keys = append(out.Keys, line)
+	}
+	for _, p := range order {
+		if known[p] {
+			continue
+		}
+		k := found[p]
+		line := keyLine{Slot: string(p.class), Label: p.label, Algorithm: string(k.Algorithm), Kind: "resident", State: "present", Uses: a.accounting.keyUses(string(p.class), p.label)}
+		if k.Public != nil && p.class != hsm.CA { // MAC keys and the CA's are the appliance's own, and in no directory
+			line.State = "unknown"
+		}
+		line.readBack(k)
+		out.Keys = append(out.Keys, line)
+	}
+	for _, line := range out.Keys {
+		switch {
+		case line.State == "missing":
+			out.Warnings = append(out.Warnings, fmt.Sprintf("密钥 %s 不在密码机中 (the key is on no machine)", line.Label))
+		case line.Extractable != nil && *line.Extractable, line.Sensitive != nil && !*line.Sensitive:
+			out.Warnings = append(out.Warnings, fmt.Sprintf("密钥 %s 可导出或可读 (the key can leave the machine, or be read)", line.Label))
+		}
+	}
+	return out, nil
+}
+
+func (l *keyLine) readBack(k hsm.KeyInfo) {
+	l.Sensitive, l.Extractable, l.NeverExtractable, l.MachineUses = &k.Sensitive, &k.Extractable, &k.NeverExtractable, k.Uses
+}
+
+func instant(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+// keyUses is how often a key has signed, as of the last pass.
+func (c *accounting) keyUses(slot, label string) uint64 {
+	c.mu.Lock()
+	r := c.counts
+	c.mu.Unlock()
+	if r == nil {
+		return 0
+	}
+	return r.KeyUses(slot)[label]
+}
+
+func (d admin) DestroyKey(ctx context.Context, actor string, req api.DestroyKey) (any, error) {
+	if err := d.a.directory.DestroyKey(ctx, actor, req.Label, req.Reason); err != nil {
+		return nil, err
+	}
+	return map[string]string{"destroyed": req.Label}, nil
+}
