@@ -324,8 +324,8 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			return err
 		}, "shares[1]"},
 		"a key without label": {func() error { _, err := a.DestroyKey(ctx, wire.DestroyKey{Reason: "x"}); return err }, "label"},
-		"no minutes":  {func() error { _, err := a.Ceremony(ctx, wire.Ceremony{}); return err }, "minutes"},
-		"PIN missing": {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
+		"no minutes":          {func() error { _, err := a.Ceremony(ctx, wire.Ceremony{}); return err }, "minutes"},
+		"PIN missing":         {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
 		"PIN of nobody": {func() error {
 			_, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "x", PIN: "1"})
 			return err

@@ -22,10 +22,13 @@ type keyLine struct {
 	// State is present, missing (known to the directory and on no machine), unknown (on a machine, and not known to the
 	// directory), sealed (a custody key) or destroyed.
 	State string `json:"state"`
+	// Machines are those that hold the key, or of a custody key those that hold the key it is wrapped under.
+	Machines []string `json:"machines"`
 	// What the cipher machine says of the key, read back now; of a key that is on none nothing is said.
 	Sensitive        *bool   `json:"sensitive,omitempty"`
 	Extractable      *bool   `json:"extractable,omitempty"`
 	NeverExtractable *bool   `json:"never_extractable,omitempty"`
+	Trusted          *bool   `json:"trusted,omitempty"`      // of a key that wraps
 	MachineUses      *uint64 `json:"machine_uses,omitempty"` // where the machine counts
 
 	Uses      uint64 `json:"uses"` // as the workers recorded them, as of the last look (some 30 s)
@@ -38,7 +41,7 @@ type keyLine struct {
 // An inventory is every key that the appliance knows or finds.
 type inventory struct {
 	Keys []keyLine `json:"keys"`
-	// Slots are their tokens, by class.
+	// Slots are the machines' tokens, "class/machine".
 	Slots    map[string]string `json:"slots"`
 	Warnings []string          `json:"warnings"`
 }
@@ -51,34 +54,42 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 		class hsm.SlotClass
 		label string
 	}
-	found := map[place]hsm.KeyInfo{}
+	found := map[place]*foundKey{}
+	silent := map[hsm.SlotClass]bool{}
 	var order []place
-	for _, class := range hsm.Classes {
-		token := a.tokens[class]
-		if token == nil {
-			continue
-		}
-		info, err := token.Info(ctx)
-		var keys []hsm.KeyInfo
-		if err == nil {
-			keys, err = token.Keys(ctx)
-		}
-		if err != nil {
-			out.Slots[string(class)] = "不可用 (unavailable)"
-			out.Warnings = append(out.Warnings, fmt.Sprintf("槽位 %s 不应答，其密钥未核对 (the slot's keys were not looked at): %v", class, err))
-			continue
-		}
-		out.Slots[string(class)] = fmt.Sprintf("%s %s %s", info.Label, info.Model, info.Serial)
-		for _, k := range keys {
-			p := place{class, k.Label}
-			found[p] = k
-			order = append(order, p)
+	for _, machine := range a.machines.all() {
+		for _, class := range hsm.Classes {
+			w := machine.workers[class]
+			if w == nil {
+				continue
+			}
+			name := string(class) + "/" + machine.Name
+			info, err := w.Info(ctx)
+			var keys []hsm.KeyInfo
+			if err == nil {
+				keys, err = w.Keys(ctx)
+			}
+			if err != nil {
+				silent[class] = true
+				out.Slots[name] = "不可用 (unavailable)"
+				out.Warnings = append(out.Warnings, fmt.Sprintf("%s 不应答，其密钥未核对 (its keys were not looked at): %v", name, err))
+				continue
+			}
+			out.Slots[name] = fmt.Sprintf("%s %s %s", info.Label, info.Model, info.Serial)
+			for _, k := range keys {
+				p := place{class, k.Label}
+				if found[p] == nil {
+					found[p] = &foundKey{KeyInfo: k}
+					order = append(order, p)
+				}
+				found[p].on(machine.Name, k)
+			}
 		}
 	}
 	known := map[place]bool{}
 	for _, r := range a.directory.KeyRecords() {
 		line := keyLine{Slot: string(r.Class), Label: r.Label, Algorithm: r.Algorithm, Owner: r.Owner, Public: r.Public, KEK: r.KEK,
-			Kind: "resident", State: "missing", Born: instant(r.Born), Activated: instant(r.Activated), Due: instant(r.Due), Destroyed: instant(r.Destroyed)}
+			Kind: "resident", State: "missing", Machines: []string{}, Born: instant(r.Born), Activated: instant(r.Activated), Due: instant(r.Due), Destroyed: instant(r.Destroyed)}
 		k, there := found[place{r.Class, r.Label}]
 		known[place{r.Class, r.Label}] = true
 		switch {
@@ -86,12 +97,15 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 			line.Kind, line.State = "file", "present"
 		case r.KEK != "":
 			line.Kind, line.State = "custody", "sealed"
+			if kek := found[place{r.Class, r.KEK}]; kek != nil {
+				line.Machines = kek.machines
+			}
+		case !there && silent[r.Class]:
+			line.State = "unavailable"
 		}
 		if there {
 			line.State = "present"
 			line.readBack(k)
-		} else if _, asked := out.Slots[string(r.Class)]; line.State == "missing" && asked && out.Slots[string(r.Class)] == "不可用 (unavailable)" {
-			line.State = "unavailable"
 		}
 		if !r.Destroyed.IsZero() && !there {
 			line.State = "destroyed"
@@ -105,7 +119,10 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 		}
 		k := found[p]
 		line := keyLine{Slot: string(p.class), Label: p.label, Algorithm: string(k.Algorithm), Kind: "resident", State: "present", Uses: a.accounting.keyUses(string(p.class), p.label)}
-		if k.Public != nil && p.class != hsm.CA { // MAC keys and the CA's are the appliance's own, and in no directory
+		switch {
+		case hsm.IsHealth(p.label):
+			line.Owner = "health"
+		case k.Public != nil && p.class != hsm.CA: // MAC keys, those that wrap and the CA's are the appliance's own, and in no directory
 			line.State = "unknown"
 		}
 		line.readBack(k)
@@ -122,8 +139,27 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 	return out, nil
 }
 
-func (l *keyLine) readBack(k hsm.KeyInfo) {
-	l.Sensitive, l.Extractable, l.NeverExtractable, l.MachineUses = &k.Sensitive, &k.Extractable, &k.NeverExtractable, k.Uses
+// A foundKey is a key as the machines that hold it describe it: of several the worst is said.
+type foundKey struct {
+	hsm.KeyInfo
+	machines []string
+}
+
+func (f *foundKey) on(machine string, k hsm.KeyInfo) {
+	f.Sensitive, f.Trusted, f.NeverExtractable = f.Sensitive && k.Sensitive, f.Trusted && k.Trusted, f.NeverExtractable && k.NeverExtractable
+	f.Extractable = f.Extractable || k.Extractable
+	if len(f.machines) > 0 && f.Uses != nil && k.Uses != nil {
+		sum := *f.Uses + *k.Uses
+		f.Uses = &sum
+	}
+	f.machines = append(f.machines, machine)
+}
+
+func (l *keyLine) readBack(k *foundKey) {
+	l.Sensitive, l.Extractable, l.NeverExtractable, l.MachineUses, l.Machines = &k.Sensitive, &k.Extractable, &k.NeverExtractable, k.Uses, k.machines
+	if k.Algorithm == hsm.SM4 {
+		l.Trusted = &k.Trusted
+	}
 }
 
 func instant(t time.Time) string {
@@ -134,14 +170,17 @@ func instant(t time.Time) string {
 }
 
 // keyUses is how often a key has signed, as of the last pass.
-func (c *accounting) keyUses(slot, label string) uint64 {
+func (c *accounting) keyUses(class, label string) (n uint64) {
 	c.mu.Lock()
 	r := c.counts
 	c.mu.Unlock()
 	if r == nil {
 		return 0
 	}
-	return r.KeyUses(slot)[label]
+	for _, m := range c.a.machines.all() {
+		n += r.KeyUses(usesSlot(hsm.SlotClass(class), m.Name))[label]
+	}
+	return n
 }
 
 func (d admin) DestroyKey(ctx context.Context, actor string, req api.DestroyKey) (any, error) {

@@ -57,6 +57,7 @@ const (
 	SM2     Algorithm = "SM2"      // key pair on sm2p256v1 (GM/T 0003.5-2012)
 	RSA2048 Algorithm = "RSA-2048" // key pair, public exponent 65537
 	HMACSM3 Algorithm = "HMAC-SM3" // 256-bit secret key for HMAC with SM3
+	SM4     Algorithm = "SM4"      // 128-bit secret key that wraps others; none is generated here
 )
 
 // An Operation is what a key is asked to do with data.
@@ -95,6 +96,8 @@ type KeyInfo struct {
 	Public crypto.PublicKey
 	// Sensitive, Extractable and NeverExtractable are read back from the token (CKA_SENSITIVE …), not assumed.
 	Sensitive, Extractable, NeverExtractable bool
+	// Trusted is CKA_TRUSTED of a secret key: the security officer has marked it, and keys may be wrapped under it.
+	Trusted bool
 	// Uses is how many signatures the token itself says a private key has made, by whomever. Only Keys sets it, and only
 	// where the token counts; nil: not available.
 	Uses *uint64

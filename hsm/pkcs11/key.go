@@ -180,6 +180,9 @@ func (p Profile) algorithmOf(secret bool, keyType []byte) (hsm.Algorithm, KeyTem
 			return a, k, true
 		}
 	}
+	if w := p.Wrapping; w.Form != 0 && secret && sameUlong(keyType, w.KEK.KeyType) {
+		return hsm.SM4, w.KEK, true
+	}
 	return "", KeyTemplate{}, false
 }
 
@@ -201,7 +204,10 @@ func (t *Token) keyInfo(s p11.SessionHandle, h p11.ObjectHandle, secret bool, pu
 		Extractable: len(a[p11.CKA_EXTRACTABLE]) != 1 || boolean(a[p11.CKA_EXTRACTABLE]),
 	}
 	if secret {
-		return info, nil
+		// Not every key may be asked for it.
+		a, err := t.attributes(s, h, p11.CKA_TRUSTED)
+		info.Trusted = boolean(a[p11.CKA_TRUSTED])
+		return info, err
 	}
 	halves := publics[halfKey(info.ID, info.Label)]
 	if len(halves) == 0 { // one that was made since publics were listed is found yet

@@ -144,8 +144,8 @@ func TestWrapped(t *testing.T) {
 	if n := objectsOf(t, m, tok, p11.CKO_PRIVATE_KEY); n == 0 || n > cfg.WrappedKeys {
 		t.Errorf("%d keys are unwrapped, want 1 to %d", n, cfg.WrappedKeys)
 	}
-	if keys, err := tok.Keys(ctx); err != nil || len(keys) != 0 {
-		t.Errorf("Keys = %v, %v; session objects must not be listed", keys, err)
+	if keys, err := tok.Keys(ctx); err != nil || len(keys) != 1 || keys[0].Algorithm != hsm.SM4 || !keys[0].Trusted || !keys[0].Sensitive || keys[0].Extractable {
+		t.Errorf("Keys = %+v, %v; want the wrapping key alone, session objects must not be listed", keys, err)
 	}
 	m.kill()
 	m.run(t)

@@ -50,7 +50,7 @@ const (
 
 // protocolVersion changes with any change here: parent and child are the same binary, but an update may replace it
 // while the parent runs.
-const protocolVersion = 6
+const protocolVersion = 7
 
 const (
 	headerSize = 4 + 1 + 8
@@ -193,6 +193,7 @@ func addKeyInfo(b []byte, k hsm.KeyInfo) ([]byte, error) {
 	b = addBool(b, k.Sensitive)
 	b = addBool(b, k.Extractable)
 	b = addBool(b, k.NeverExtractable)
+	b = addBool(b, k.Trusted)
 	b, err := addPublic(b, k.Label, k.Public)
 	if err != nil {
 		return nil, err
@@ -228,7 +229,7 @@ func (s *scanner) keyInfo() hsm.KeyInfo {
 		k.ID = append([]byte(nil), id...)
 	}
 	k.Algorithm = hsm.Algorithm(s.string())
-	k.Sensitive, k.Extractable, k.NeverExtractable = s.boolean(), s.boolean(), s.boolean()
+	k.Sensitive, k.Extractable, k.NeverExtractable, k.Trusted = s.boolean(), s.boolean(), s.boolean(), s.boolean()
 	k.Public = s.public()
 	if s.boolean() {
 		n := s.u64()

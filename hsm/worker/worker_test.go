@@ -264,7 +264,7 @@ func sampleKeys() []hsm.KeyInfo {
 	return []hsm.KeyInfo{
 		{Label: "国密", ID: []byte{1, 0, 255}, Algorithm: hsm.SM2, Public: pub, Sensitive: true, NeverExtractable: true},
 		{Label: "rsa", ID: []byte{2}, Algorithm: hsm.RSA2048, Public: r, Extractable: true, Uses: &sampleUses},
-		{Label: "mac", Algorithm: hsm.HMACSM3, Sensitive: true},
+		{Label: "mac", Algorithm: hsm.HMACSM3, Sensitive: true, Trusted: true},
 	}
 }
 

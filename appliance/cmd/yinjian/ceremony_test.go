@@ -100,7 +100,7 @@ func TestCustody(t *testing.T) {
 	})
 	m = serve(t, dir)
 	m.trusted(t)
-	m.enrol(t, "D1", "482913")
+	m.enrol(t, "D1", "482913", "--algorithms", "SM2")
 	his := m.register(t, "his", "--consent", "signer-pin,app-asserted")
 	if o := token(dir, "-O", "--type", "privkey"); o.code != 0 || strings.Contains(o.stdout, "staff/D1") {
 		t.Errorf("pkcs11-tool sees a key of the signer: %v", o)
@@ -171,6 +171,49 @@ func TestCustody(t *testing.T) {
 	for _, k := range signers[0].Keys {
 		if k["wrapped"] != nil {
 			t.Error("signer list shows the sealed blob")
+		}
+	}
+
+	// 6. The inventory, and destruction.
+	var list struct {
+		Keys []struct {
+			Label, Owner, Kind, State       string
+			Machines                        []string
+			Sensitive, Extractable, Trusted *bool
+		}
+		Warnings []string
+	}
+	inventory := func() {
+		t.Helper()
+		list.Keys, list.Warnings = nil, nil
+		if err := json.Unmarshal([]byte(mustRun(t, "hsm", "keys", "--dir", dir, "-o", "json").stdout), &list); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inventory()
+	label, trusted := "", false
+	for _, k := range list.Keys {
+		if k.Owner == "signer:D1" {
+			if label = k.Label; k.Kind != "custody" || k.State != "sealed" || len(k.Machines) != 1 {
+				t.Errorf("the signer's key: %+v", k)
+			}
+			continue
+		}
+		if k.State != "present" || k.Sensitive == nil || !*k.Sensitive || *k.Extractable || len(k.Machines) != 1 {
+			t.Errorf("a resident key: %+v", k)
+		}
+		trusted = trusted || k.Label == "kek/2026" && k.Trusted != nil && *k.Trusted
+	}
+	if len(list.Warnings) != 0 || label == "" || !trusted || len(list.Keys) < 10 {
+		t.Errorf("%d keys, the wrapping key trusted: %v, warnings %v", len(list.Keys), trusted, list.Warnings)
+	}
+	refused(t, 1, []string{"[forbidden]"}, "hsm", "destroy", label, "--dir", dir, "--reason", "离职")
+	mustRun(t, "signer", "stop", "D1", "--dir", dir, "--reason", "离职")
+	mustRun(t, "hsm", "destroy", label, "--dir", dir, "--reason", "离职")
+	inventory()
+	for _, k := range list.Keys {
+		if k.Label == label && k.State != "destroyed" {
+			t.Errorf("destroyed: %+v", k)
 		}
 	}
 	m.mustBeClean(t)
