@@ -124,6 +124,9 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
 	e.POST("/admin/v1/compare", administered(s, nothingToCheck[Compare], a.Compare))
 	e.GET("/admin/v1/state", s.listed(a.State))
+	e.GET("/metrics", s.local(body{gives: "text/plain"}, func(c echo.Context, _ string, _ []byte) error {
+		return send(c, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", s.cfg.Health.Metrics())
+	}))
 	e.GET("/health/alive", s.alive)
 	e.GET("/health/ready", s.ready)
 }

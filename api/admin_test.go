@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -436,5 +437,24 @@ func TestListenAdmin(t *testing.T) {
 	}
 	if _, err := api.ListenAdmin(path); err == nil {
 		t.Error("a file that is no socket was removed")
+	}
+}
+
+// A monitor on the machine reads metrics over the local socket, as text.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	path := start(t).socket()
+	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}}
+	defer c.CloseIdleConnections()
+	r, err := c.Get("http://yinjian/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil || r.StatusCode != http.StatusOK || !strings.HasPrefix(r.Header.Get("Content-Type"), "text/plain; version=0.0.4") || string(b) != "yinjian_ready 1\n" {
+		t.Errorf("%d %s: %s, %v", r.StatusCode, r.Header, b, err)
 	}
 }

@@ -143,6 +143,7 @@ func (s *services) Respond(ctx context.Context, unit, requester string, der []by
 func (s *services) Alive() error            { return s.dead }
 func (s *services) Ready() (bool, []string) { return len(s.unready) == 0, s.unready }
 func (s *services) State() any              { return map[string]string{"state": "operational"} }
+func (s *services) Metrics() []byte         { return []byte("yinjian_ready 1\n") }
 
 // A kit is a running appliance's face.
 type kit struct {

@@ -60,6 +60,7 @@ type Health interface {
 	Alive() error
 	Ready() (ok bool, reasons []string) // reasons are shown without authentication: no paths, labels or addresses
 	State() any                         // shown as its JSON to authenticated callers
+	Metrics() []byte                    // for a monitor on this machine, in Prometheus' text format 0.0.4
 }
 
 // Clock is the trusted time.

@@ -79,6 +79,12 @@ func TestConfigRefuses(t *testing.T) {
 		"rate":               {[2]string{"[hsm]", "[policy]\nrate = 10001\n[hsm]"}, []string{"policy.rate"}},
 		"negative limits":    {[2]string{"[hsm]", "[policy]\nburst = -1\nconcurrent = -1\nauth_failures = -1\n[hsm]"}, []string{"policy.burst", "policy.concurrent", "policy.auth_failures"}},
 		"too few":            {[2]string{"[hsm]", "[policy]\nmax_connections = 3\ndrain = \"10ms\"\n[hsm]"}, []string{"policy.max_connections", "policy.drain"}},
+		"machine's name":     {[2]string{"[time]", "[[hsm.machines]]\nname = 'B-1'\nmodule = 'x.so'\n[hsm.machines.slots.staff]\ntoken_label = 's'\npin_file = 'p'\n[time]"}, []string{"hsm.machines[0].name"}},
+		"machine":            {[2]string{"[time]", "[[hsm.machines]]\nname = 'main'\nweight = 101\n[hsm.machines.slots.other]\ntoken_label = 's'\n[time]"}, []string{"hsm.machines[0].name", ".module", ".weight", ".slots"}},
+		"machine twice":      {[2]string{"[time]", "[[hsm.machines]]\nname = 'b'\n[[hsm.machines]]\nname = 'b'\n[time]"}, []string{"hsm.machines[1].name"}},
+		"machine's key":      {[2]string{"[time]", "[[hsm.machines]]\nname = 'b'\nwieght = 1\n[time]"}, []string{"wieght"}},
+		"weight":             {[2]string{"[hsm]", "[hsm]\nweight = -1"}, []string{"hsm.weight"}},
+		"quota":              {[2]string{"[hsm]", "[policy]\nhsm_rate = -1\nhsm_sessions = 1001\n[hsm]"}, []string{"policy.hsm_rate", "policy.hsm_sessions"}},
 		"accuracy":           {[2]string{`min_sources = 1`, "min_sources = 1\naccuracy = \"1h\""}, []string{"time.accuracy"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -662,8 +663,8 @@ func (m *machines) states() []machineState {
 	return out
 }
 
-// missing says what cannot be done for want of a machine. Reasons are why signing is not ready; a machine that is away
-// and whose keys others hold is a warning.
+// missing says what cannot be done for want of a machine. Reasons are why signing is not ready, in words that anybody may
+// read; a machine that is away and whose keys others hold is a warning.
 func (m *machines) missing() (reasons, warnings []string) {
 	several := len(m.all()) > 1
 	for _, class := range hsm.Classes {
@@ -687,14 +688,13 @@ func (m *machines) missing() (reasons, warnings []string) {
 				what = "尚未接入 (not taken in yet)"
 			}
 			text := fmt.Sprintf("密码机 %s 的 %s 槽位：%s，%s", s.Machine, class, s.Phase, what)
+			if up && s.Only > 0 && class != hsm.Staff {
+				reasons = append(reasons, text) // the appliance's own keys: without them nothing is signed
+			}
 			if s.Reason != "" {
 				text += "：" + s.Reason
 			}
-			if up && s.Only > 0 && class != hsm.Staff {
-				reasons = append(reasons, text) // the appliance's own keys: without them nothing is signed
-			} else {
-				warnings = append(warnings, text)
-			}
+			warnings = append(warnings, text)
 		}
 	}
 	for _, c := range m.all() {
@@ -703,6 +703,56 @@ func (m *machines) missing() (reasons, warnings []string) {
 		}
 	}
 	return reasons, warnings
+}
+
+// Metrics answers how ready the appliance is, how far its journal is, and how each machine does.
+func (h health) Metrics() []byte {
+	var b bytes.Buffer
+	family := func(name, kind, help string) { fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind) }
+	one := func(v bool) int {
+		if v {
+			return 1
+		}
+		return 0
+	}
+	ready, _ := h.Ready()
+	family("yinjian_ready", "gauge", "Whether a signature asked for now would be made.")
+	fmt.Fprintf(&b, "yinjian_ready %d\n", one(ready))
+	family("yinjian_journal_entries", "counter", "Entries of the journal.")
+	fmt.Fprintf(&b, "yinjian_journal_entries %d\n", h.a.journal.Size())
+	states := h.a.machines.states()
+	for _, m := range []struct {
+		name, kind, help string
+		value            func(machineSlotState) any
+	}{
+		{"yinjian_hsm_up", "gauge", "Whether a cipher machine's slot gets operations.", func(s machineSlotState) any { return one(s.State == string(pool.Up)) }},
+		{"yinjian_hsm_since_seconds", "gauge", "When its state began, UTC by the appliance's clock; 0: not known.", func(s machineSlotState) any {
+			at, err := time.Parse(time.RFC3339, s.Since)
+			if err != nil {
+				return 0
+			}
+			return at.Unix()
+		}},
+		{"yinjian_hsm_operations_total", "counter", "Operations done.", func(s machineSlotState) any { return s.Done }},
+		{"yinjian_hsm_failures_total", "counter", "Operations that the machine failed.", func(s machineSlotState) any { return s.Failed }},
+		{"yinjian_hsm_under_way", "gauge", "Operations now.", func(s machineSlotState) any { return s.UnderWay }},
+		{"yinjian_hsm_waiting", "gauge", "Operations that wait for a session.", func(s machineSlotState) any { return s.Waiting }},
+		{"yinjian_hsm_latency_seconds", "gauge", "Moving mean of an operation's time; 0: not measured.", func(s machineSlotState) any { return s.LatencyMS / 1000 }},
+		{"yinjian_hsm_keys", "gauge", "Keys that it holds, where there are several machines.", func(s machineSlotState) any { return s.Keys }},
+		{"yinjian_hsm_keys_only_here", "gauge", "Of these those that no other machine holds.", func(s machineSlotState) any { return s.Only }},
+	} {
+		family(m.name, m.kind, m.help)
+		for _, c := range states {
+			for _, s := range c.Slots {
+				state := ""
+				if m.name == "yinjian_hsm_up" {
+					state = fmt.Sprintf(",state=%q", s.State)
+				}
+				fmt.Fprintf(&b, "%s{machine=%q,slot=%q%s} %v\n", m.name, c.Name, s.Slot, state, m.value(s))
+			}
+		}
+	}
+	return b.Bytes()
 }
 
 // steady is how long a machine must have been in a state for the journal to keep it: not every blip is kept.

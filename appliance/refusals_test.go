@@ -39,6 +39,7 @@ type frontParts struct{ h *testkit.House }
 func (p frontParts) Alive() error            { return nil }
 func (p frontParts) Ready() (bool, []string) { return true, nil }
 func (p frontParts) State() any              { return struct{}{} }
+func (p frontParts) Metrics() []byte         { return nil }
 func (p frontParts) Units() []string         { return nil }
 func (p frontParts) Respond(context.Context, string, string, []byte) ([]byte, error) {
 	return nil, errors.New("no unit")

@@ -380,7 +380,7 @@ func TestMachineLost(t *testing.T) {
 	t.Logf("%d signatures, the slowest %v", s.signed.Load(), time.Duration(s.slowest.Load()).Round(time.Millisecond))
 }
 
-// Three equal machines do equal shares; one that is slower does less; weights count.
+// Three equal machines do equal shares; with YINJIAN_LONG=1: one that is slower does less, and weights count.
 func TestShares(t *testing.T) {
 	ms := startMachines(t, []time.Duration{3 * time.Millisecond, 3 * time.Millisecond, 3 * time.Millisecond, 30 * time.Millisecond}, signerKey)
 	share := func(t *testing.T, weights []int, ms ...*machine) []float64 {
@@ -394,7 +394,7 @@ func TestShares(t *testing.T) {
 		s := startSigners(t, p, signerKey.Label, 9)
 		s.more(300) // sessions are open
 		before := p.States()
-		s.more(2000)
+		s.more(1500)
 		s.stop()
 		if n := s.failed.Load(); n > 0 {
 			t.Fatalf("%d failed: %v", n, s.last.Load())
@@ -418,6 +418,9 @@ func TestShares(t *testing.T) {
 			}
 		}
 	})
+	if os.Getenv("YINJIAN_LONG") != "1" {
+		return
+	}
 	t.Run("weights", func(t *testing.T) {
 		if s := share(t, []int{3, 1}, ms[:2]...); s[0] < 0.6 || s[0] > 0.85 {
 			t.Errorf("a weight of 3 to 1 does %.3f of the work", s[0])

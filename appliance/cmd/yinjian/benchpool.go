@@ -31,7 +31,7 @@ Software cipher machines in processes of their own, with the same sealed state, 
 interleaved; medians and ranges. Everything shares this machine's processors.
 
   (1) two ÷ one          signatures a second of two machines over one, service time 1 ms, 4 sessions each, 32 signers     ≥ 1.8
-  (2) shares             of three equal machines, service time 1 ms, 24 signers: the largest departure from a third        ≤ 10 %
+  (2) shares             of three equal machines, service time 1 ms, 12 signers: the largest departure from a third        ≤ 10 %
   (3) after kill -9      of one of two machines at 64 signers: the slowest answer over the call deadline (5 s), no error    ≤ 1
   (4) greedy             median latency of one application beside another at 10 × its quota, over the same alone;
                          one machine, service time 1 ms, 4 sessions, quota 200 signatures a second                         ≤ 1.25
@@ -165,7 +165,7 @@ func (b *poolBench) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	b.pin, b.source = []byte("bench-pin"), filepath.Join(b.dir, "source")
-	if err := errors.Join(os.MkdirAll(b.source, 0o700), os.WriteFile(filepath.Join(b.dir, "phrase"), []byte("bench\n"), 0o600)); err != nil {
+	if err := errors.Join(os.MkdirAll(b.source, 0o700), os.WriteFile(filepath.Join(b.dir, "phrase"), []byte("bench passphrase\n"), 0o600)); err != nil {
 		return err
 	}
 	m, err := b.start(ctx, b.source, 0)
@@ -342,13 +342,13 @@ func (b *poolBench) shares(ctx context.Context) ([]poolRatio, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := load(ctx, p, 24, b.each, b.first); err != nil { // sessions are open
+	if _, err := load(ctx, p, 12, b.each, b.first); err != nil { // sessions are open
 		return nil, err
 	}
 	r := poolRatio{Name: "(2) shares of three: largest departure from a third", Floor: 0.10}
 	for range b.rounds {
 		before := p.States()
-		if _, err := load(ctx, p, 24, 2*b.each, b.first); err != nil {
+		if _, err := load(ctx, p, 12, 2*b.each, b.first); err != nil {
 			return nil, err
 		}
 		sum, worst := int64(0), 0.0

@@ -79,6 +79,7 @@ func startCopy(t *testing.T, dir, passphrase string) *exec.Cmd {
 // and every signature of both machines is accounted for.
 func TestTwoMachines(t *testing.T) {
 	t.Parallel()
+	need(t, "curl")
 	dir := initAppliance(t, startTimeServer(t))
 	m := serve(t, dir)
 	his := m.register(t, "his", "--consent", "app-asserted")
@@ -177,6 +178,9 @@ func TestTwoMachines(t *testing.T) {
 		t.Errorf("ready %v, warnings %q", s.Ready, s.Warnings)
 	}
 	eventually(t, time.Minute, "the journal knows that b is down", func() bool { return journalled(t, dir, "hsm.machine.state", "b") == 1 })
+	if o := command(t, nil, "curl", "-sS", "--unix-socket", m.ends.Admin, "http://yinjian/metrics"); !strings.Contains(o.stdout, `yinjian_hsm_up{machine="b",slot="staff",state="down"} 0`) || !strings.Contains(o.stdout, `yinjian_hsm_up{machine="main",slot="staff",state="up"} 1`) {
+		t.Errorf("metrics: %v", o)
+	}
 	second = startCopy(t, b, filepath.Join(dir, "secrets", "softtoken.passphrase"))
 	state("b", "up")
 	works("b")
@@ -197,12 +201,23 @@ func TestTwoMachines(t *testing.T) {
 	stop()
 	m.stop(t)
 
+	// A machine of the configuration that is away does not keep the appliance from starting.
+	configure(t, dir, func(c *appliance.Config) {
+		c.HSM.Machines = []appliance.Machine{{
+			Name: "away", Module: built.module, ModuleArgs: "socket='" + filepath.Join(b, "nobody.sock") + "'",
+			Slots: map[string]appliance.Slot{"staff": {TokenLabel: "yinjian-staff", PINFile: "secrets/staff.pin"}},
+		}}
+	})
 	m = serve(t, dir)
 	m.trusted(t)
 	his = m.client(t, "his")
 	if l := m.machines(t)["b"]; l.State != "draining" || !l.Added {
 		t.Errorf("after a restart: %+v", l)
 	}
+	if l := m.machines(t)["away"]; l.State == "up" || l.Reason == "" || l.Added {
+		t.Errorf("a machine that is away: %+v", l)
+	}
+	mustRun(t, because("remove", "away")...)
 	mustRun(t, because("resume", "b")...)
 	stopped.Store(false)
 	sign(his, "second")
@@ -213,7 +228,23 @@ func TestTwoMachines(t *testing.T) {
 	if l := m.machines(t); len(l) != 1 {
 		t.Errorf("after its removal: %+v", l)
 	}
-	for kind, want := range map[string]int{"hsm.machine/intent": 4, "hsm.machine/outcome": 4} {
+	if kept, err := os.ReadFile(filepath.Join(dir, "machines.toml")); err != nil || !strings.Contains(string(kept), "away") || strings.Contains(string(kept), "'b'") {
+		t.Errorf("machines.toml: %s, %v", kept, err)
+	}
+	// An act that a kill interrupts has its outcome at the next start.
+	if err := second.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	adding := exec.Command(built.binary, because("add", file)...)
+	if err := adding.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "the intent is there", func() bool { return journalled(t, dir, "hsm.machine/intent", "b") == 5 })
+	m.kill(t)
+	_ = adding.Wait() // it lost its appliance
+	m = serve(t, dir)
+	m.trusted(t)
+	for kind, want := range map[string]int{"hsm.machine/intent": 5, "hsm.machine/outcome": 5} {
 		if n := journalled(t, dir, kind, "b"); n != want {
 			t.Errorf("%d entries %s, want %d", n, kind, want)
 		}
