@@ -91,3 +91,14 @@ func (d admin) Ceremony(ctx context.Context, actor string, req api.Ceremony) (an
 	}
 	return json.RawMessage(`{"journalled":true}`), nil
 }
+
+// custodyWarnings says what an evaluator would otherwise have to find out about custody keys.
+func (a *Appliance) custodyWarnings() (out []string) {
+	if n := a.directory.TokenSealed(); n > 0 {
+		out = append(out, fmt.Sprintf("%d 名签名人没有 PIN，其托管密钥只由密码机封存，凭应用声称即可使用 (%d signers have no PIN: the cipher machine alone opens their custody keys)", n, n))
+	}
+	if c := a.cfg.HSM.Custody; c != nil && c.Officers == "" {
+		out = append(out, "没有保管干部的公钥：忘记 PIN 的托管密钥无人能恢复 (no officers: nobody opens custody keys whose PIN was forgotten)")
+	}
+	return out
+}

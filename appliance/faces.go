@@ -210,6 +210,7 @@ func (h health) State() any {
 	for _, name := range slices.Sorted(maps.Keys(stopped)) {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("时间戳单元 %s 拒绝盖时间戳，须盖时间戳的签名也被拒绝 (the unit stamps nothing, and signatures that need it are refused): %v", name, stopped[name]))
 	}
+	s.Warnings = append(s.Warnings, a.custodyWarnings()...)
 	if a.cfg.Trust.Revocation == RevocationSoft {
 		s.Warnings = append(s.Warnings, "吊销策略为 soft：状态不明的证书也可签名 (revocation policy soft: certificates of unknown status sign)")
 	}

@@ -223,6 +223,18 @@ func (s *Service) keysWithoutPIN(ctx context.Context, g *Signer) (map[string]*hs
 	return keys, nil
 }
 
+// TokenSealed counts the signers whose custody keys the cipher machine alone opens, for want of a PIN.
+func (s *Service) TokenSealed() (n int) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, g := range s.signers {
+		if g.Sealing != nil && !g.Sealing.PIN && !g.Stopped {
+			n++
+		}
+	}
+	return n
+}
+
 // reseal puts the signer's keys under a new PIN. old is the present one, where the keys are sealed under one; a wrong one is
 // counted, as administrator's, and refused.
 func (s *Service) reseal(ctx context.Context, g *Signer, old, pin string) error {

@@ -201,6 +201,9 @@ func TestCustodyWithoutPIN(t *testing.T) {
 	if view := v.Directory.View(g); view.Custody != "token" {
 		t.Errorf("Custody = %q, want token", view.Custody)
 	}
+	if n := v.Directory.TokenSealed(); n != 1 {
+		t.Errorf("TokenSealed = %d, want 1", n)
+	}
 	for _, key := range []string{"a", "b"} {
 		if err := v.sign(t, key, "N1", ""); err != nil {
 			t.Fatal(err)
@@ -208,6 +211,9 @@ func TestCustodyWithoutPIN(t *testing.T) {
 	}
 	if _, err := v.Directory.SetPIN(t.Context(), "admin", "N1", "", "222222"); err != nil {
 		t.Fatal(err)
+	}
+	if n := v.Directory.TokenSealed(); n != 0 {
+		t.Errorf("TokenSealed = %d after a PIN was set", n)
 	}
 	wants(t, "the application's word, with a PIN", v.sign(t, "c", "N1", ""), problem.ConsentInsufficient)
 	grant, err := v.activate(t, "N1", "222222", 1)

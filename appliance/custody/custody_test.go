@@ -173,3 +173,39 @@ func TestCheckValue(t *testing.T) {
 		t.Errorf("OpenSSL says %s, we say %s", got, want)
 	}
 }
+
+// FuzzParseShare: what parses prints to what parses to the same, and nothing panics.
+func FuzzParseShare(f *testing.F) {
+	shares, commitments, err := custody.Split(make([]byte, custody.SecretSize), custody.PurposeKEK, "首次", holders, 3)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, s := range shares {
+		f.Add(s.String())
+	}
+	f.Add("share: 99999999999999999999 / 1，任 2")
+	f.Fuzz(func(t *testing.T, text string) {
+		s, err := custody.ParseShare(text)
+		if err != nil {
+			return
+		}
+		if again, err := custody.ParseShare(s.String()); err != nil || again != s {
+			t.Errorf("%q printed is %q: %v", text, s.String(), err)
+		}
+		_ = s.Check(commitments)
+		_, _ = custody.Combine([]custody.Share{s, s}, s.Purpose)
+	})
+}
+
+// FuzzParseMinutes: minutes that parse have a signature that verifies, and nothing panics.
+func FuzzParseMinutes(f *testing.F) {
+	f.Add([]byte(`{"body":{"version":1,"name":"x","check_key":{"label":"l","point":"","blob":""}},"signature":"MAA="}`))
+	f.Add([]byte(`{"body":{}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if m, err := custody.ParseMinutes(b); err == nil {
+			if err := m.Verify(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}

@@ -95,6 +95,44 @@ func objectsOf(t testing.TB, m *machine, tok *pkcs11.Token, class uint) int {
 	return n
 }
 
+// cannotLeave looks at an unwrapped key from outside the driver: its attributes, and that the trusted key itself does not wrap
+// it again.
+func cannotLeave(t *testing.T, m *machine, tok *pkcs11.Token) {
+	t.Helper()
+	ctx := p11.New(m.module)
+	s, err := ctx.OpenSession(slotOf(t, tok), p11.CKF_SERIAL_SESSION)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ctx.CloseSession(s)
+	find := func(class uint) p11.ObjectHandle {
+		t.Helper()
+		if err := ctx.FindObjectsInit(s, []*p11.Attribute{p11.NewAttribute(p11.CKA_CLASS, class)}); err != nil {
+			t.Fatal(err)
+		}
+		found, _, err := ctx.FindObjects(s, 1)
+		if err = errors.Join(err, ctx.FindObjectsFinal(s)); err != nil || len(found) != 1 {
+			t.Fatal(found, err)
+		}
+		return found[0]
+	}
+	key, kek := find(p11.CKO_PRIVATE_KEY), find(p11.CKO_SECRET_KEY)
+	for typ, want := range map[uint]byte{p11.CKA_SENSITIVE: 1, p11.CKA_EXTRACTABLE: 0, p11.CKA_TOKEN: 0, p11.CKA_PRIVATE: 1, p11.CKA_SIGN: 1, p11.CKA_DECRYPT: 0, p11.CKA_UNWRAP: 0} {
+		a, err := ctx.GetAttributeValue(s, key, []*p11.Attribute{p11.NewAttribute(typ, nil)})
+		if err != nil || len(a) != 1 || !bytes.Equal(a[0].Value, []byte{want}) {
+			t.Errorf("attribute %#x of an unwrapped key: %v, %v; want %d", typ, a, err, want)
+		}
+	}
+	if _, err := ctx.GetAttributeValue(s, key, []*p11.Attribute{p11.NewAttribute(p11.CKA_VALUE, nil)}); err != p11.Error(p11.CKR_ATTRIBUTE_SENSITIVE) {
+		t.Errorf("reading an unwrapped key: %v", err)
+	}
+	gcm := p11.NewGCMParams(nil, nil, 128)
+	defer gcm.Free()
+	if _, err := ctx.WrapKey(s, []*p11.Mechanism{p11.NewMechanism(0xFFFFF00B, gcm)}, kek, key); err != p11.Error(p11.CKR_KEY_UNEXTRACTABLE) {
+		t.Errorf("wrapping an unwrapped key: %v", err)
+	}
+}
+
 // TestWrapped: keys that are wrapped sign, gmsm and crypto/rsa verifying, and leave nothing on the token; a cache of a few
 // holds under many signers, and a restarted machine costs no more than unwrapping again.
 func TestWrapped(t *testing.T) {
@@ -147,6 +185,7 @@ func TestWrapped(t *testing.T) {
 	if keys, err := tok.Keys(ctx); err != nil || len(keys) != 1 || keys[0].Algorithm != hsm.SM4 || !keys[0].Trusted || !keys[0].Sensitive || keys[0].Extractable {
 		t.Errorf("Keys = %+v, %v; want the wrapping key alone, session objects must not be listed", keys, err)
 	}
+	cannotLeave(t, m, tok)
 	m.kill()
 	m.run(t)
 	everyone()
