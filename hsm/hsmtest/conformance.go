@@ -497,7 +497,7 @@ func (c *conformer) wrapped(t *testing.T) {
 func (c *conformer) concurrent(t *testing.T) {
 	var keys []hsm.KeyInfo
 	for _, a := range c.Algorithms {
-		if len(c.can(a)) > 0 {
+		if len(c.can(a)) > 0 && (a != hsm.RSA2048 || c.KEK != "" || c.quickest() == a) { // RSA keys take long to make: not on each vendor
 			keys = append(keys, c.key(t, "many/"+string(a), a))
 		}
 	}

@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"yinjian/hsm"
+	"yinjian/hsm/hsmtest"
 	"yinjian/hsm/pkcs11"
 	"yinjian/hsm/worker"
 )
@@ -1180,35 +1181,14 @@ func FuzzAnswers(f *testing.F) {
 	})
 }
 
-const softHSM = "/usr/lib/softhsm/libsofthsm2.so"
-
 // softHSMConfig makes a SoftHSM2 token, in a process of its own as ours must not load the module, and answers a
 // configuration for it.
 func softHSMConfig(t testing.TB) worker.Config {
 	t.Helper()
-	if _, err := os.Stat(softHSM); err != nil {
-		t.Skip("SoftHSM2 is not installed (Debian softhsm2)")
-	}
-	util, err := exec.LookPath("softhsm2-util")
-	if err != nil {
-		t.Skip("softhsm2-util is not installed (Debian softhsm2)")
-	}
-	dir := t.TempDir()
-	if err := os.Mkdir(dir+"/tokens", 0o700); err != nil {
-		t.Fatal(err)
-	}
-	conf := dir + "/softhsm2.conf"
-	if err := os.WriteFile(conf, []byte("directories.tokendir = "+dir+"/tokens\nlog.level = ERROR\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(util, "--init-token", "--free", "--label", "staff", "--so-pin", "87654321", "--pin", "123456")
-	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+conf)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("softhsm2-util: %v\n%s", err, out)
-	}
-	cfg := config(t, dir, "123456")
-	cfg.Env = cmd.Env
-	cfg.Params = worker.StartParams{Module: softHSM, TokenLabel: "staff", PIN: []byte("123456"), Profile: "softhsm2", MaxSessions: 8}
+	soft := hsmtest.NewSoftHSM2(t, "staff")
+	cfg := config(t, t.TempDir(), soft.PIN)
+	cfg.Env = soft.Env
+	cfg.Params = worker.StartParams{Module: hsmtest.SoftHSMModule, TokenLabel: soft.Label, PIN: []byte(soft.PIN), Profile: "softhsm2", MaxSessions: 8}
 	return cfg
 }
 
@@ -1297,7 +1277,7 @@ func BenchmarkDo(b *testing.B) {
 			b.Setenv("SOFTHSM2_CONF", v)
 		}
 	}
-	raw := p11.New(softHSM)
+	raw := p11.New(hsmtest.SoftHSMModule)
 	if raw == nil {
 		b.Fatal("miekg/pkcs11 cannot load SoftHSM2")
 	}
