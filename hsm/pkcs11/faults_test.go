@@ -342,7 +342,7 @@ func TestFaults(t *testing.T) {
 		rows = append(slices.Clone(rows), everyAnswer()...)
 	}
 	shared := newMachine(t)
-	shared.keys(t)
+	custody := shared.keys(t)
 	template := t.TempDir()
 	shared.copyTo(t, template)
 	dir := t.TempDir()
@@ -363,7 +363,7 @@ func TestFaults(t *testing.T) {
 			room <- struct{}{}
 			all.Go(func() {
 				defer func() { <-room }()
-				t.Run(fmt.Sprintf("%s/%d", f.name, signers), func(t *testing.T) { f.run(t, shared, template, module, real, signers, long) })
+				t.Run(fmt.Sprintf("%s/%d", f.name, signers), func(t *testing.T) { f.run(t, shared, custody, template, module, real, signers, long) })
 			})
 		}
 	}
@@ -423,7 +423,7 @@ const (
 	sessions                          = 8
 )
 
-func (f fault) run(t *testing.T, m *machine, template, module, real string, n int, long bool) {
+func (f fault) run(t *testing.T, m *machine, custody []*hsm.WrappedKey, template, module, real string, n int, long bool) {
 	if f.own {
 		m = placeMachine(t)
 		(&machine{root: template}).copyTo(t, m.root)
@@ -454,7 +454,7 @@ func (f fault) run(t *testing.T, m *machine, template, module, real string, n in
 	b.cfg = worker.Config{Command: []string{self, "worker"}, Env: append(os.Environ(), "FAULTS_CONTROL="+control), Class: hsm.Staff, Log: quiet(),
 		CallDeadline: f.call, OpenDeadline: f.open, RestartWait: restartWait, Abandoned: b.wasAbandoned,
 		Params: worker.StartParams{Module: module, ModuleArgs: control + "=" + real + "\n" + arguments, TokenLabel: m.cfg.TokenLabel,
-			PIN: []byte("user-pin"), Profile: "neutral", MaxSessions: sessions, Uses: worker.UseLog{Dir: uses, Life: [32]byte{1}}}}
+			PIN: []byte("user-pin"), Profile: "neutral", MaxSessions: sessions, WrappedKeys: len(custody) / 2, Uses: worker.UseLog{Dir: uses, Life: [32]byte{1}}}}
 	if b.w, err = worker.Start(b.cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -464,7 +464,7 @@ func (f fault) run(t *testing.T, m *machine, template, module, real string, n in
 	defer halt()
 
 	// 1. Everybody signs.
-	b.begin(n)
+	b.begin(n, custody)
 	b.progress()
 
 	// 2. The fault, and its end.
@@ -501,8 +501,8 @@ func (f fault) run(t *testing.T, m *machine, template, module, real string, n in
 	// 3. What is left.
 	state := b.w.State()
 	if f.mend == nil {
-		if s := openFiles(t, state.PID, "socket:"); len(s) > 1+1+sessions+1 { // the stream, the module's control connection, sessions, the pinned one
-			t.Errorf("the worker has %d sockets open, at most %d sessions and 2: %v", len(s), sessions+1, s)
+		if s := openFiles(t, state.PID, "socket:"); len(s) > 1+1+sessions+1+2 { // the stream, the module's control connection, sessions, the pinned one, two that unwrap
+			t.Errorf("the worker has %d sockets open, at most %d sessions and 2: %v", len(s), sessions+3, s)
 		}
 		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", state.PID))
 		if most := sessions + 4 + 2*runtime.GOMAXPROCS(0) + 8; err != nil || len(threads) > most {
@@ -525,7 +525,7 @@ func (f fault) run(t *testing.T, m *machine, template, module, real string, n in
 
 	// 4. The operator.
 	if f.mend != nil {
-		b.ctl.set(fnLogin, 0, nil)
+		b.ctl.clear()
 		b.cfg.Params.PIN = []byte(f.mend(b))
 		if b.w, err = worker.Start(b.cfg); err != nil {
 			t.Fatalf("after the operator's work: %v", err)
@@ -537,18 +537,23 @@ func (f fault) run(t *testing.T, m *machine, template, module, real string, n in
 	}
 }
 
-// keys makes those that the signers use.
-func (m *machine) keys(t *testing.T) {
+// keys makes those that the signers use, and answers those that are on no token.
+func (m *machine) keys(t *testing.T) (custody []*hsm.WrappedKey) {
 	t.Helper()
+	install(t, m.cfg, "officer-pin", "kek/1", randomBytes(16))
 	tok, err := pkcs11.Open(t.Context(), m.cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	generate(t, tok, "k", hsm.SM2)
 	generate(t, tok, "doomed", hsm.SM2)
+	for i := range 4 {
+		custody = append(custody, generateWrapped(t, tok, fmt.Sprintf("custody/%d", i), hsm.SM2, "kek/1"))
+	}
 	if err := tok.Close(); err != nil {
 		t.Fatal(err)
 	}
+	return custody
 }
 
 // copyTo copies the machine's files, which it must not be writing: making a token and its keys takes longer than most
@@ -606,8 +611,8 @@ func (b *bed) aside(do func(*p11.Ctx, p11.SessionHandle) error) {
 	}
 }
 
-// begin starts the signers.
-func (b *bed) begin(n int) {
+// begin starts the signers. Every fourth has a key in custody, unwrapped to sign, of which there are more than are kept.
+func (b *bed) begin(n int, custody []*hsm.WrappedKey) {
 	b.Helper()
 	infos := map[string]hsm.KeyInfo{}
 	for _, label := range []string{"k", "doomed"} {
@@ -623,11 +628,17 @@ func (b *bed) begin(n int) {
 			label = "doomed"
 		}
 		key, err := hsm.KeyOf(b.w, infos[label], true)
+		if i%4 == 2 {
+			w := custody[i/4%len(custody)]
+			key, err = hsm.KeyOfWrapped(b.w, w)
+			b.public[w.Label] = w.Public.(*ecdsa.PublicKey)
+		}
 		if err != nil {
 			b.Fatal(err)
 		}
-		s := &signer{n: i, key: key, hasty: i%4 == 3}
-		b.signers = append(b.signers, s)
+		b.signers = append(b.signers, &signer{n: i, key: key, hasty: i%4 == 3})
+	}
+	for _, s := range b.signers {
 		b.done.Go(func() { b.sign(s, time.Duration(n)*250*time.Microsecond) })
 	}
 }

@@ -33,7 +33,7 @@ func drive() int {
 	if err == nil {
 		err = worker.Serve(context.Background(), conn, func(ctx context.Context, p worker.StartParams) (hsm.Token, error) {
 			return pkcs11.Open(ctx, pkcs11.Config{Module: p.Module, ModuleArgs: p.ModuleArgs, TokenLabel: p.TokenLabel, PIN: p.PIN,
-				Profile: shipped("neutral"), MaxSessions: p.MaxSessions, BeforeLogin: p.BeforeLogin, Log: quiet()})
+				Profile: shipped("neutral"), MaxSessions: p.MaxSessions, WrappedKeys: p.WrappedKeys, BeforeLogin: p.BeforeLogin, Log: quiet()})
 		})
 	}
 	if err != nil {

@@ -215,7 +215,9 @@ func (t *Token) lend(ctx context.Context, write bool, f func(p11.SessionHandle, 
 		return gen, err
 	}
 	t.mu.Lock()
-	t.starved = time.Time{}
+	if err == nil { // a key that is not unwrapped, for instance, says nothing about the token
+		t.starved = time.Time{}
+	}
 	t.idle = append(t.idle, s)
 	t.mu.Unlock()
 	return gen, err

@@ -626,6 +626,13 @@ func (c control) set(fn int, times int64, fields map[int]int64) {
 	atomic.StoreInt64(c.field(fn, fieldTimes), times)
 }
 
+// clear ends every fault.
+func (c control) clear() {
+	for fn := range len(c) / controlFields / 8 {
+		c.set(fn, 0, nil)
+	}
+}
+
 // inject lets the next times calls of fn answer rv, after doing their work or instead.
 func (c control) inject(fn int, rv uint, times int64, after bool) {
 	fields := map[int]int64{fieldRV: int64(rv)}
