@@ -175,6 +175,12 @@ func (m *machine) drive(t *testing.T, module, args, profile string) {
 // get a copy of.
 func startMachines(t *testing.T, service []time.Duration, specs ...hsm.KeySpec) []*machine {
 	t.Helper()
+	return startMachinesWith(t, service, func(*machine) {}, specs...)
+}
+
+// startMachinesWith has prepare change the one that is copied, when its token is there.
+func startMachinesWith(t *testing.T, service []time.Duration, prepare func(*machine), specs ...hsm.KeySpec) []*machine {
+	t.Helper()
 	root, err := os.MkdirTemp(built.dir, "")
 	if err != nil {
 		t.Fatal(err)
@@ -197,6 +203,7 @@ func startMachines(t *testing.T, service []time.Duration, specs ...hsm.KeySpec) 
 	if _, err := pkcs11.Provision(pkcs11.ProvisionConfig{Module: built.module, ModuleArgs: first.args(), Slot: pkcs11.AnySlot, Label: "staff", SOPIN: []byte("officer-pin"), UserPIN: []byte(pin)}); err != nil {
 		t.Fatal(err)
 	}
+	prepare(first)
 	first.drive(t, built.module, first.args(), "neutral")
 	for _, s := range specs {
 		if _, err := first.client.GenerateKey(t.Context(), s); err != nil {
@@ -476,4 +483,57 @@ func TestMixed(t *testing.T) {
 	if len(names) == 0 || strings.Join(p.Only("a"), " ") == "" {
 		t.Errorf("SM2 keys %v", names)
 	}
+}
+
+// Keys that are wrapped under a key of two machines are used on both, and on the other one when one is killed: no
+// signature fails, and each verifies.
+func TestWrappedMachineLost(t *testing.T) {
+	ms := startMachinesWith(t, []time.Duration{0, 0}, func(m *machine) {
+		profile, err := pkcs11.ProfileByName("neutral")
+		if err == nil {
+			err = pkcs11.InstallKEK(pkcs11.KEKConfig{
+				Module: built.module, ModuleArgs: m.args(), TokenLabel: "staff", Profile: profile, Label: "kek",
+				Value: bytes.Repeat([]byte{7}, pkcs11.KEKSize), SOPIN: []byte("officer-pin"), UserPIN: []byte(pin),
+			})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	p := poolOf(t, ms...)
+	var keys []*hsm.Key
+	for n := range 12 {
+		label := fmt.Sprintf("staff/W%d", n)
+		info, blob, err := p.GenerateWrapped(t.Context(), hsm.KeySpec{Label: label, Algorithm: hsm.SM2}, "kek")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := hsm.NewWrappedKey(label, hsm.SM2, info.Public, "kek", blob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := hsm.KeyOfWrapped(p, w) // it verifies what it signs
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, k)
+	}
+	use := func(rounds int) {
+		t.Helper()
+		for range rounds {
+			for _, k := range keys {
+				if _, err := k.SignDigest(t.Context(), digest); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+	use(3)
+	for _, s := range p.States() {
+		if s.Done < 3 || s.Only > 0 || s.Keys != 1 {
+			t.Errorf("%+v", s)
+		}
+	}
+	ms[0].kill(t)
+	use(3)
 }

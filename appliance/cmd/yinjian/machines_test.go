@@ -224,6 +224,20 @@ func TestTwoMachines(t *testing.T) {
 	works("b")
 	stopped.Store(true)
 	wg.Wait()
+	// An application over its quota is told so, and for how long.
+	mustRun(t, "app", "limit", "his", "--dir", dir, "--hsm-rate", "1", "--reason", "试")
+	plain := m.clientConfig(t, "his")
+	plain.Retry = client.Retry{Attempts: 1}
+	once, err := client.New(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(once.Close)
+	for n := 0; err == nil && n < 100; n++ {
+		key := fmt.Sprintf("quota-%d", n)
+		_, err = once.Sign(t.Context(), key, asserted("D1", key))
+	}
+	wantCode(t, err, "rate_limited")
 	mustRun(t, because("remove", "b")...)
 	if l := m.machines(t); len(l) != 1 {
 		t.Errorf("after its removal: %+v", l)
