@@ -119,7 +119,7 @@ func TestTwoMachines(t *testing.T) {
 	stop := sync.OnceFunc(func() { stopped.Store(true); wg.Wait() })
 	defer stop()
 	sign := func(c *client.Client, run string) {
-		for i := range 4 {
+		for i := range 3 {
 			wg.Go(func() {
 				for n := 0; !stopped.Load(); n++ {
 					key := fmt.Sprintf("%s-%d-%d", run, i, n)
