@@ -149,7 +149,8 @@ func (p *prober) behaviour() {
 	loads := p.loads()
 	var kept *probeKey
 	if len(loads) > 0 {
-		saw("wrong-key", p.signInit(loads[0].mechanism, bogus), "CKR_KEY_HANDLE_INVALID", "CKR_OBJECT_HANDLE_INVALID")
+		_, err := p.sign(loads[0].mechanism, bogus, loads[0].input)
+		saw("wrong-key", err, "CKR_KEY_HANDLE_INVALID", "CKR_OBJECT_HANDLE_INVALID")
 		for _, k := range p.keys {
 			if k.err == nil && k.private == loads[0].key && !k.onToken {
 				kept = k
@@ -160,7 +161,7 @@ func (p *prober) behaviour() {
 	if p.report.Login == "accepted" {
 		saw("logout", p.call("C_Logout", func() error { return p.lib.ctx.Logout(p.session) }), "CKR_OK")
 		if kept != nil {
-			err := p.signInit(loads[0].mechanism, kept.private)
+			_, err := p.sign(loads[0].mechanism, kept.private, loads[0].input)
 			saw("key-after-logout", err, "CKR_KEY_HANDLE_INVALID", "CKR_OBJECT_HANDLE_INVALID", "CKR_USER_NOT_LOGGED_IN", "CKR_KEY_TYPE_INCONSISTENT",
 				"CKR_FUNCTION_FAILED")
 			if err == nil {

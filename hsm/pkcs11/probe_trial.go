@@ -369,17 +369,13 @@ func (p *prober) point(c *candidate) {
 
 // sign is C_SignInit and C_Sign, each announced.
 func (p *prober) sign(m Mechanism, key p11.ObjectHandle, data []byte) (out []byte, err error) {
-	if err := p.signInit(m, key); err != nil {
-		return nil, err
-	}
-	err = p.call("C_Sign", func() (err error) { out, err = p.lib.signOnly(p.session, data); return err })
-	return out, err
-}
-
-func (p *prober) signInit(m Mechanism, key p11.ObjectHandle) error {
-	return p.call("C_SignInit", func() error {
+	err = p.call("C_SignInit", func() error {
 		return p.lib.ctx.SignInit(p.session, []*p11.Mechanism{mechanismOf(m.Type, m.Parameter)}, key)
 	})
+	if err == nil {
+		err = p.call("C_Sign", func() (err error) { out, err = p.lib.signOnly(p.session, data); return err })
+	}
+	return out, err
 }
 
 func mechanismOf(number uint, parameter []byte) *p11.Mechanism {

@@ -1,18 +1,29 @@
 package probe
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 
 	"yinjian/hsm/pkcs11"
 )
 
-// Print writes a report for people.
-func Print(w io.Writer, r *pkcs11.ProbeReport) {
+// Print writes a report for people. What a module says of itself cannot steer their terminal.
+func Print(to io.Writer, r *pkcs11.ProbeReport) {
+	w := new(bytes.Buffer)
+	defer func() {
+		_, _ = to.Write(bytes.Map(func(c rune) rune {
+			if unicode.IsControl(c) && c != '\n' {
+				return '?'
+			}
+			return c
+		}, w.Bytes()))
+	}()
 	line := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
 	line("模块 module: %s", r.Module)
 	if l := r.Library; l != nil {
@@ -195,7 +206,7 @@ func trial(t pkcs11.ProbeTrial) string {
 var behaviours = map[string]string{
 	"double-login":     "重复登录 (C_Login twice)",
 	"wrong-session":    "错误的会话句柄 (C_GetSessionInfo of no session)",
-	"wrong-key":        "错误的密钥句柄 (C_SignInit with no key)",
+	"wrong-key":        "错误的密钥句柄 (signing with no key)",
 	"logout":           "退出登录 (C_Logout)",
-	"key-after-logout": "退出后用私钥 (C_SignInit after it)",
+	"key-after-logout": "退出后用私钥 (signing after it)",
 }

@@ -60,8 +60,11 @@ type message struct {
 	Error  string              `json:"error,omitempty"`
 }
 
-// maxRequest bounds a request and a PIN in bytes.
-const maxRequest = 64 << 10
+// Bounds in bytes: a request, and a PIN; all that a child says.
+const (
+	maxRequest = 64 << 10
+	maxAnswer  = 64 << 20
+)
 
 // Run probes in a child process. It answers a report also where the module crashed or hung. An [*Error] means that nothing
 // was learnt; the PIN was not presented then.
@@ -89,7 +92,7 @@ func Run(ctx context.Context, cfg Config) (*pkcs11.ProbeReport, error) {
 	// 2. What the child says, until it is done, dead, or silent for too long.
 	report := &pkcs11.ProbeReport{Module: cfg.Probe.Module, Verdict: pkcs11.VerdictNotChecked, SM1: "unavailable",
 		SM1Why: "没有试 (not tried)", Findings: []string{}, NotChecked: []string{}}
-	in, function := json.NewDecoder(conn), ""
+	in, function := json.NewDecoder(io.LimitReader(conn, maxAnswer)), ""
 	waited := cfg.Deadline
 	for err == nil {
 		var m message

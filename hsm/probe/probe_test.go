@@ -306,6 +306,17 @@ func TestSoftHSM2(t *testing.T) {
 	}
 }
 
+// TestPrintIsPlain: what a module says of itself does not steer a terminal.
+func TestPrintIsPlain(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	probe.Print(&out, &pkcs11.ProbeReport{Module: "m", Library: &pkcs11.ProbeLibrary{Description: "\x1b[2Jgone\r"},
+		Mechanisms: []pkcs11.ProbeMechanism{{Number: "0x1", Name: "\u009b1m"}}})
+	if s := out.String(); !strings.Contains(s, "?[2Jgone?") || !strings.Contains(s, "?1m") || strings.ContainsAny(s, "\x1b\r\u009b") {
+		t.Errorf("printed %q", s)
+	}
+}
+
 // TestOpenCryptoki: the software token of openCryptoki, named by itself.
 func TestOpenCryptoki(t *testing.T) {
 	t.Parallel()
