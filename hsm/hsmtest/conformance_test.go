@@ -3,6 +3,7 @@ package hsmtest_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -11,11 +12,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"yinjian/hsm"
 	"yinjian/hsm/hsmtest"
 	"yinjian/hsm/pkcs11"
 	"yinjian/hsm/pkcs11/profiles"
+	"yinjian/hsm/pool"
 	"yinjian/hsm/worker"
 )
 
@@ -121,6 +124,41 @@ func TestSoftToken(t *testing.T) {
 	for _, class := range []hsm.SlotClass{hsm.Staff, hsm.Log} {
 		conform("worker, "+string(class), byWorker(m.Config, class, nil))
 	}
+}
+
+// A pooled is a pool with its workers, as the appliance has them.
+type pooled struct {
+	*pool.Pool
+	workers []*worker.Client
+}
+
+func (p pooled) Close() error {
+	err := p.Pool.Close()
+	for _, w := range p.workers {
+		err = errors.Join(err, w.Close())
+	}
+	return err
+}
+
+// TestPool: two machines behind a pool are one token.
+func TestPool(t *testing.T) {
+	t.Parallel()
+	one, two := hsmtest.NewMachine(t), hsmtest.NewMachine(t)
+	s := byWorker(one.Config, hsm.Staff, nil)
+	s.Lent = true
+	s.Open = func(t testing.TB) hsm.Token {
+		t.Helper()
+		p := pooled{Pool: pool.New(pool.Config{Class: hsm.Staff, Now: func() time.Time { return time.Time{} }, Log: hsmtest.Quiet()})}
+		for i, m := range []*hsmtest.Machine{one, two} {
+			w := byWorker(m.Config, hsm.Staff, nil).Open(t).(*worker.Client)
+			p.workers = append(p.workers, w)
+			if err := p.Add(t.Context(), pool.Machine{Name: fmt.Sprint("machine ", i), Token: w, Weight: 1, Sessions: m.Config.MaxSessions}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return p
+	}
+	hsmtest.Conform(t, s)
 }
 
 // TestImpersonated: the software cipher machine answers to each shipped profile in turn, and to one with few sessions and

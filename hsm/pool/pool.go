@@ -530,6 +530,9 @@ func route[T any](ctx context.Context, p *Pool, n need, call func(context.Contex
 	if failure != nil {
 		return none, failure
 	}
+	if ctx.Err() != nil { // no machine was asked: the caller had gone
+		return none, fmt.Errorf("hsm/pool: key %q: %w", n.label, context.Cause(ctx))
+	}
 	return none, p.unavailable(fmt.Sprintf("key %q", n.label), from)
 }
 
