@@ -39,12 +39,14 @@ func ceremonyFile(t *testing.T, dirs ...string) string {
 
 // TestCustody is custody from the ceremony to a forgotten PIN, on two machines.
 func TestCustody(t *testing.T) {
+	t.Parallel()
 	need(t, "pkcs11-tool", "openssl")
 	server := startTimeServer(t)
 	dir, other := initAppliance(t, server), initAppliance(t, server)
 	m := serve(t, dir)
 	m.trusted(t)
-	defer startSofttoken(t, other)()
+	stopOther := startSofttoken(t, other)
+	defer stopOther()
 	folder := ceremonyFile(t, dir, other)
 	file := filepath.Join(folder, "ceremony.toml")
 	in := func(name string) string { return filepath.Join(folder, name) }
@@ -147,6 +149,43 @@ func TestCustody(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// A second machine that holds the wrapping key signs with the same keys, and its loss costs nobody a signature.
+	machine := in("b.toml")
+	text := fmt.Sprintf("name = 'b'\nmodule = %q\nmodule_args = \"socket='%s'\"\n[slots.staff]\ntoken_label = 'yinjian-staff'\npin_file = %q\n",
+		built.module, appliance.SofttokenSocket(other), filepath.Join(other, "secrets", "staff.pin"))
+	if err := os.WriteFile(machine, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "hsm", "add", machine, "--dir", dir, "--reason", "扩容")
+	grants := map[string]string{"D1": grant}
+	for _, id := range []string{"D2", "D3", "D4"} {
+		m.enrol(t, id, "482913", "--algorithms", "SM2")
+		g, err := his.Authorize(ctx, &wire.AuthorizationRequest{Signer: id, PIN: "482913", Count: 20, Seconds: 600})
+		if err != nil {
+			t.Fatal(err)
+		}
+		grants[id] = g.ID
+	}
+	everyone := func(round string) {
+		t.Helper()
+		for id, g := range grants {
+			q := asserted(id, round+"-"+id)
+			q.Consent = wire.Consent{AuthorizationID: g}
+			if _, err := his.Sign(ctx, round+"-"+id, q); err != nil {
+				t.Errorf("%s, %s: %v", round, id, err)
+			}
+		}
+	}
+	before, round := m.machines(t)["b"].done("staff"), 0
+	eventually(t, 30*time.Second, "the second machine signs too", func() bool {
+		round++
+		everyone(fmt.Sprintf("both-%d", round))
+		return m.machines(t)["b"].done("staff") > before || t.Failed()
+	})
+	stopOther()
+	everyone("one")
+	mustRun(t, "hsm", "remove", "b", "--dir", dir, "--reason", "损坏")
+
 	// 5. A forgotten PIN: an administrator cannot, one officer cannot, two can.
 	refused(t, 1, []string{"signer recover"}, "signer", "set-pin", "D1", "--dir", dir, "--pin-file", pinFile(t, "739155"))
 	recover := []string{"signer", "recover", "D1", "--dir", dir, "--pin-file", pinFile(t, "739155"), "--share", in("officer-1.txt")}
@@ -165,8 +204,8 @@ func TestCustody(t *testing.T) {
 		Custody string
 		Keys    []map[string]any
 	}
-	if err := json.Unmarshal([]byte(mustRun(t, "signer", "list", "--dir", dir, "-o", "json").stdout), &signers); err != nil || len(signers) != 1 || signers[0].Custody != "pin" {
-		t.Errorf("signer list: %+v, %v", signers, err)
+	if err := json.Unmarshal([]byte(mustRun(t, "signer", "list", "--dir", dir, "-o", "json").stdout), &signers); err != nil || len(signers) != len(grants) || signers[0].Custody != "pin" {
+		t.Errorf("signer list: %d signers, custody %q, %v", len(signers), signers[0].Custody, err)
 	}
 	for _, k := range signers[0].Keys {
 		if k["wrapped"] != nil {
@@ -193,8 +232,11 @@ func TestCustody(t *testing.T) {
 	inventory()
 	label, trusted := "", false
 	for _, k := range list.Keys {
-		if k.Owner == "signer:D1" {
-			if label = k.Label; k.Kind != "custody" || k.State != "sealed" || len(k.Machines) != 1 {
+		if strings.HasPrefix(k.Owner, "signer:") {
+			if k.Owner == "signer:D1" {
+				label = k.Label
+			}
+			if k.Kind != "custody" || k.State != "sealed" || len(k.Machines) != 1 {
 				t.Errorf("the signer's key: %+v", k)
 			}
 			continue
