@@ -87,8 +87,8 @@ func untilFinalize(fn int, rv uint, first ...func(*bed)) func(*bed) {
 	}
 }
 
-// A token that loses its sessions, and the handle of a key.
-var loseSessions, loseHandle = answering(fnSign, 0xB0, 1), answering(fnSignInit, 0x60, 1)
+// A token that loses its sessions, and handles of keys: some of them unwrapped ones, which are not looked for.
+var loseSessions, loseHandle = answering(fnSign, 0xB0, 1), answering(fnSignInit, 0x60, 4)
 
 // acting has the next call of fn crash or hang or log out.
 func acting(fn int, act int64) func(*bed) {
@@ -284,7 +284,8 @@ var faults = []fault{
 	{name: "key handles invalid", lives: true, strike: answering(fnSignInit, 0x60, 1)},
 	{name: "key handles invalid, until C_Finalize", lives: true, initialize: -1, logins: -1, strike: untilFinalize(fnSignInit, 0x82)},
 	{name: "not logged in, once", lives: true, logins: 1, strike: answering(fnSign, 0x101, 1)},
-	{name: "device error", lives: true, initialize: 1, logins: 1, strike: answering(fnSign, 0x30, 1)},
+	{name: "device error", lives: true, initialize: 1, logins: -1, strike: answering(fnSign, 0x30, 1)},
+	{name: "device removed", lives: true, initialize: 1, logins: 1, strike: answering(fnSign, 0x32, 1)},
 	{name: "device error, many", lives: true, initialize: -1, logins: -1, strike: answering(fnSign, 0x30, 30)},
 	{name: "device removed in C_OpenSession, until C_Finalize", lives: true, initialize: -1, logins: -1, strike: untilFinalize(fnOpenSession, 0x32, loseSessions)},
 	{name: "device error, for a while", lives: true, initialize: 8, logins: -1, strike: func(b *bed) {
@@ -321,7 +322,11 @@ func everyAnswer() []fault {
 			continue
 		}
 		for call, fn := range map[string]int{"C_SignInit": fnSignInit, "C_Sign": fnSign, "C_FindObjectsInit": fnFindInit, "C_OpenSession": fnOpenSession} {
-			for _, times := range []int64{1, 40} {
+			many := int64(40)
+			if fn == fnOpenSession {
+				many = 4 // a reconnect opens one too, and the breaker's pauses double
+			}
+			for _, times := range []int64{1, many} {
 				f := fault{name: fmt.Sprintf("%s from %s, %d times", hsm.RVName(rv), call, times), lives: class != hsm.ClassFatal, initialize: -1, logins: -1,
 					strike: answering(fn, rv, times, map[int][]func(*bed){fnFindInit: {loseHandle}, fnOpenSession: {loseSessions}}[fn]...)}
 				if class == hsm.ClassFatal {
@@ -721,7 +726,7 @@ func (b *bed) until(what string, yes func() bool) {
 	}
 }
 
-// meets waits until n calls of fn have gone wrong, beyond those that had when the fault was made.
+// meets waits until n calls of fn have gone wrong since the fault was made.
 func (b *bed) meets(fn int, n int64) {
 	b.Helper()
 	b.until(fmt.Sprintf("function %d goes wrong", fn), func() bool { return b.ctl.met(fn) >= n })
@@ -961,7 +966,7 @@ func (s *spoiledStream) Write(b []byte) (int, error) {
 		ours := binary.BigEndian.Uint64(frame[5:])
 		binary.BigEndian.PutUint64(frame[5:], binary.BigEndian.Uint64(s.kept[5:]))
 		binary.BigEndian.PutUint64(s.kept[5:], ours)
-		frame = append(frame, s.kept...)
+		frame, s.kept = append(frame, s.kept...), nil
 	}
 	if _, err := s.ReadWriteCloser.Write(frame); err != nil {
 		return 0, err

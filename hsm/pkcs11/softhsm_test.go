@@ -620,7 +620,7 @@ func (c control) field(fn, field int) *int64 {
 
 func (c control) set(fn int, times int64, fields map[int]int64) {
 	atomic.StoreInt64(c.field(fn, fieldTimes), 0)
-	for _, f := range []int{fieldRV, fieldAfter, fieldAct, fieldUntil} {
+	for _, f := range []int{fieldRV, fieldAfter, fieldAct, fieldUntil, fieldMet} {
 		atomic.StoreInt64(c.field(fn, f), fields[f])
 	}
 	atomic.StoreInt64(c.field(fn, fieldTimes), times)
