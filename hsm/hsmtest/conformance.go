@@ -513,11 +513,11 @@ func (c *conformer) concurrent(t *testing.T) {
 					return err
 				}
 				if found, err := c.token.FindKey(ctx, info.Label); err != nil || !same(found, info) {
-					return fmt.Errorf("FindKey = %+v, %w", found, err)
+					return fmt.Errorf("FindKey = %+v, %v", found, err)
 				}
 			}
 			if listed, err := c.token.Keys(ctx); err != nil || len(listed) < len(keys) {
-				return fmt.Errorf("Keys lists %d keys, %w", len(listed), err)
+				return fmt.Errorf("listing keys: %d, %v", len(listed), err)
 			}
 			_, err := c.token.Info(ctx)
 			return err
@@ -534,7 +534,7 @@ func (c *conformer) concurrent(t *testing.T) {
 		g.Go(func() error {
 			for {
 				if listed, err := c.token.Keys(ctx); err != nil || len(listed) < len(keys) {
-					return fmt.Errorf("Keys lists %d keys, %w", len(listed), err)
+					return fmt.Errorf("listing keys: %d, %v", len(listed), err)
 				}
 				select {
 				case <-made:

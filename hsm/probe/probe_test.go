@@ -378,8 +378,12 @@ func TestUnruly(t *testing.T) {
 			cfg := base
 			var logins func() int
 			cfg.Probe.Module, logins = unruly(t, hsmtest.SoftHSMModule, c.define)
-			if c.signal == "" {
-				cfg.Deadline = 5 * time.Second // SoftHSM2 makes an RSA key in it
+			switch {
+			case c.signal != "":
+			case c.logins == 0:
+				cfg.Deadline = 2 * time.Second
+			default:
+				cfg.Deadline = 10 * time.Second // SoftHSM2 makes an RSA key in it
 			}
 			r := run(t, cfg)
 			end := r.Crashed
