@@ -69,10 +69,7 @@ const forever = 1 << 40
 func answering(fn int, rv uint, times int64, first ...func(*bed)) func(*bed) {
 	return func(b *bed) {
 		b.ctl.inject(fn, rv, times, false)
-		for _, do := range first {
-			do(b)
-		}
-		b.meets(fn, 1)
+		b.provoke(fn, first)
 	}
 }
 
@@ -80,10 +77,7 @@ func answering(fn int, rv uint, times int64, first ...func(*bed)) func(*bed) {
 func untilFinalize(fn int, rv uint, first ...func(*bed)) func(*bed) {
 	return func(b *bed) {
 		b.ctl.set(fn, forever, map[int]int64{fieldRV: int64(rv), fieldUntil: 1})
-		for _, do := range first {
-			do(b)
-		}
-		b.meets(fn, 1)
+		b.provoke(fn, first)
 	}
 }
 
@@ -330,7 +324,7 @@ func everyAnswer() []fault {
 				f := fault{name: fmt.Sprintf("%s from %s, %d times", hsm.RVName(rv), call, times), lives: class != hsm.ClassFatal, initialize: -1, logins: -1,
 					strike: answering(fn, rv, times, map[int][]func(*bed){fnFindInit: {loseHandle}, fnOpenSession: {loseSessions}}[fn]...)}
 				if class == hsm.ClassFatal {
-					f.mend, f.logins = samePIN, 0
+					f.mend = samePIN
 				}
 				rows = append(rows, f)
 			}
@@ -698,6 +692,7 @@ func (b *bed) sign(s *signer, pause time.Duration) {
 				b.Errorf("signer %d: %v", s.n, err)
 			}
 		case s.hasty && errors.Is(err, context.DeadlineExceeded):
+		case b.f.spoils && errors.Is(err, hsm.ErrNotCached): // what another was told
 		case errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrDeadline), errors.As(err, &refusal):
 			if !b.struck.Load() {
 				b.Errorf("signer %d, before or long after the fault: %v", s.n, err)
@@ -724,6 +719,20 @@ func (b *bed) until(what string, yes func() bool) {
 			b.FailNow()
 		}
 	}
+}
+
+// provoke does what leads to a call of fn, until one has gone wrong: who is met by it may go another way.
+func (b *bed) provoke(fn int, by []func(*bed)) {
+	b.Helper()
+	for len(by) > 0 && b.ctl.met(fn) == 0 && !b.Failed() {
+		for _, do := range by {
+			do(b)
+		}
+		for end := time.Now().Add(time.Second); b.ctl.met(fn) == 0 && time.Now().Before(end); { // interval
+			time.Sleep(time.Millisecond)
+		}
+	}
+	b.meets(fn, 1)
 }
 
 // meets waits until n calls of fn have gone wrong since the fault was made.
