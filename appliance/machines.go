@@ -217,6 +217,9 @@ func (a *Appliance) startMachine(ctx context.Context, m *cipherMachine) error {
 		m.workers[class] = w
 		if aerr := p.Add(ctx, pool.Machine{Name: m.Name, Token: w, Weight: m.Weight, Sessions: slot.Sessions}); aerr != nil {
 			errs = append(errs, fmt.Errorf("slots.%s: %w", class, aerr))
+			if !slices.ContainsFunc(p.States(), func(s pool.State) bool { return s.Machine == m.Name }) {
+				m.failures[class] = aerr // the pool does not try it again
+			}
 		}
 		if m.draining {
 			errs = append(errs, p.Drain(m.Name))
