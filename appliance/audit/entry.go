@@ -185,6 +185,11 @@ func (e *Entry) Marshal() ([]byte, error) {
 	if err := e.check(); err != nil {
 		return nil, err
 	}
+	return e.encode()
+}
+
+// encode is Marshal of what was checked.
+func (e *Entry) encode() ([]byte, error) {
 	n := e.sizes()
 	if n.whole > MaxEntryBytes {
 		return nil, fmt.Errorf("audit: entry of %d bytes, at most %d are allowed", n.whole, MaxEntryBytes)

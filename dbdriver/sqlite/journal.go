@@ -465,11 +465,10 @@ func (s *segment) openWriter(ctx context.Context) error {
 		return fmt.Errorf("journal mode is %q, want wal: the file system does not allow it", mode)
 	}
 	for _, pragma := range []string{
-		`PRAGMA secure_delete = ON`, // replaced head seals leave nothing in the file
 		// References and digests are random, so that each new row changes a page of an index somewhere: the pages of a million
-		// entries' indexes fit in 64 MiB, and in a log of 16 MiB many are changed several times before they are copied to the file.
+		// entries' indexes fit in 64 MiB, and in a log of 32 MiB many are changed several times before they are copied to the file.
 		`PRAGMA cache_size = -65536`,
-		`PRAGMA wal_autocheckpoint = 4096`,
+		`PRAGMA wal_autocheckpoint = 8192`,
 	} {
 		if _, err := db.ExecContext(ctx, pragma); err != nil {
 			return classify(err)
@@ -880,7 +879,7 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		if b.Seal == nil {
 			return nil
 		}
-		return one(tx.StmtContext(ctx, s.write.head).ExecContext(ctx, int64(b.Seal.Size), b.Seal.MAC))
+		return s.write.putHead(ctx, tx, *b.Seal)
 	})
 	if err != nil {
 		j.doubt = true
@@ -931,12 +930,25 @@ func (w *writer) sameBlob(ctx context.Context, tx *sql.Tx, x audit.Blob) error {
 // PutHeadSeal implements audit.Store.
 func (j *Journal) PutHeadSeal(ctx context.Context, seal audit.HeadSeal) error {
 	err := j.put(ctx, func(tx *sql.Tx, w *writer) error {
-		return one(tx.Stmt(w.head).Exec(int64(seal.Size), seal.MAC))
+		return w.putHead(context.WithoutCancel(ctx), tx, seal)
 	})
 	if err != nil {
 		return fmt.Errorf("head seal: %w", err)
 	}
 	return nil
+}
+
+// putHead replaces the head seal, and leaves nothing of the one before in the file. Nothing else is deleted in a segment,
+// and overwriting what is moved when an index grows is a tenth of a record's time.
+func (w *writer) putHead(ctx context.Context, tx *sql.Tx, seal audit.HeadSeal) error {
+	if _, err := tx.ExecContext(ctx, `PRAGMA secure_delete = ON`); err != nil {
+		return err
+	}
+	if err := one(tx.StmtContext(ctx, w.head).ExecContext(ctx, int64(seal.Size), seal.MAC)); err != nil {
+		return err // the connection goes on overwriting, which harms nobody
+	}
+	_, err := tx.ExecContext(ctx, `PRAGMA secure_delete = OFF`)
+	return err
 }
 
 // HeadSeal implements audit.Store. A new segment has it from the one before.

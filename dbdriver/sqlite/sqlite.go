@@ -41,6 +41,7 @@ func open(file string, readOnly bool, conns int) (*sql.DB, error) {
 // openSynchronous is open with another https://www.sqlite.org/pragma.html#pragma_synchronous for what is written.
 func openSynchronous(file string, readOnly bool, conns int, synchronous string) (*sql.DB, error) {
 	q := url.Values{}
+	q.Set("_mutex", "no") // database/sql gives a connection to one goroutine at a time
 	q.Set("_busy_timeout", "10000")
 	q.Set("_stmt_cache_size", "32") // compiling a statement costs more than most of ours do
 	if readOnly {
