@@ -164,6 +164,9 @@ const (
 	forget = 100 * time.Millisecond
 	// smooth is the weight of a new latency in the moving mean: 1/smooth.
 	smooth = 16
+	// outlier is how many times the mean one latency can count for: a machine is slow when its calls are, not when a single
+	// one was.
+	outlier = 4
 )
 
 // New makes a pool without machines.
@@ -610,7 +613,7 @@ func (p *Pool) note(m *member, begun time.Time, took time.Duration, err error) {
 			if m.measured = now; m.latency == 0 {
 				m.latency = took
 			}
-			m.latency += (took - m.latency) / smooth
+			m.latency += (min(took, outlier*m.latency) - m.latency) / smooth
 		}
 		return
 	}

@@ -663,3 +663,26 @@ func TestWrapped(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// One slow answer does not make a slow machine: it would be idle until the mean has fallen again.
+func TestOneSlowAnswer(t *testing.T) {
+	t.Parallel()
+	ms := replicas("a", "b")
+	p := newPool(t, hsm.Staff, ms...)
+	if err := p.Drain("a"); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		if _, err := p.Do(t.Context(), "shared", hsm.SignSM2E, digest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := stateOf(p, "b").Latency
+	ms[1].failing(func(context.Context, string, string) error { time.Sleep(80 * time.Millisecond); return nil })
+	if _, err := p.Do(t.Context(), "shared", hsm.SignSM2E, digest); err != nil {
+		t.Fatal(err)
+	}
+	if after := stateOf(p, "b").Latency; after <= before || after > before+before/2 {
+		t.Errorf("the mean went from %v to %v", before, after)
+	}
+}
