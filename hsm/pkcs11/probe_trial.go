@@ -135,7 +135,13 @@ func (p *prober) leftovers() {
 		p.finding("查找标签为 %s 的密钥 (looking for keys of that label): %v", ProbeLabel, err)
 	}
 	for _, h := range found {
-		err := p.call("C_DestroyObject", func() error { return p.lib.ctx.DestroyObject(p.session, h) })
+		// A module that does not look at the template has found keys that are no probe's.
+		a, err := p.attributes(&candidate{}, h, p11.CKA_LABEL)
+		if err != nil || string(a[p11.CKA_LABEL]) != ProbeLabel {
+			p.finding("查找标签为 %s 的密钥却得到别的对象，未动 (looking for that label found another object, which was left alone)", ProbeLabel)
+			continue
+		}
+		err = p.call("C_DestroyObject", func() error { return p.lib.ctx.DestroyObject(p.session, h) })
 		p.finding("上次探测留下的密钥已销毁 (a key that an earlier probe had left was destroyed): %s", outcome(err))
 	}
 }

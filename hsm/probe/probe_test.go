@@ -439,6 +439,23 @@ func TestKeysGo(t *testing.T) {
 	}
 }
 
+// TestOthersKeysStay: a module that finds every object, whatever is looked for, does not have keys that are no probe's
+// destroyed.
+func TestOthersKeysStay(t *testing.T) {
+	t.Parallel()
+	c, s := softHSM(t, "others stay")
+	tool(t, s.Env, "--module", hsmtest.SoftHSMModule, "--token-label", s.Label, "--login", "--pin", s.PIN, "--keypairgen", "--key-type", "rsa:2048", "--label", "theirs")
+	c.Probe.Module, _ = unruly(t, hsmtest.SoftHSMModule, "-DFINDS_ALL")
+	r := run(t, c)
+	if !slices.ContainsFunc(r.Findings, func(f string) bool { return strings.Contains(f, "left alone") }) {
+		t.Errorf("findings %q", r.Findings)
+	}
+	out := tool(t, s.Env, "--module", hsmtest.SoftHSMModule, "--token-label", s.Label, "--login", "--pin", s.PIN, "-O")
+	if !strings.Contains(out, "Private Key Object;") || !strings.Contains(out, "Public Key Object;") {
+		t.Errorf("on the token:\n%s", out)
+	}
+}
+
 // profile writes the neutral profile with changes to a file.
 func profile(t *testing.T, name string, changes ...string) string {
 	t.Helper()

@@ -6,6 +6,7 @@
 //	HANG=n   does not return from it
 //	NO_SESSION_KEYS  C_GenerateKeyPair refuses session objects
 //	TWICE    a second C_Login is answered with CKR_OK
+//	FINDS_ALL  C_FindObjectsInit does not look at the template
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@ typedef struct { ul type; void *value; ul len; } attribute;
 
 static list mine;
 static ul (*real_login)(ul, ul, void *, ul);
+static ul (*real_find)(ul, attribute *, ul);
 static ul (*real_pair)(ul, void *, attribute *, ul, attribute *, ul, ul *, ul *);
 
 static ul crash(void) {
@@ -54,6 +56,10 @@ static ul pair(ul s, void *m, attribute *pub, ul np, attribute *priv, ul nq, ul 
 	return real_pair(s, m, pub, np, priv, nq, a, b);
 }
 
+static ul find(ul s, attribute *t, ul n) {
+	return real_find(s, NULL, 0);
+}
+
 ul C_GetFunctionList(list **out) {
 	ul (*get)(list **) = NULL;
 	list *l;
@@ -64,6 +70,10 @@ ul C_GetFunctionList(list **out) {
 	*(void **)&real_login = mine.fn[18];
 	*(void **)&real_pair = mine.fn[59];
 	mine.fn[18] = (void *)login;
+	*(void **)&real_find = mine.fn[26];
+#ifdef FINDS_ALL
+	mine.fn[26] = (void *)find;
+#endif
 #ifdef NO_SESSION_KEYS
 	mine.fn[59] = (void *)pair;
 #endif
