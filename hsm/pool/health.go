@@ -235,7 +235,7 @@ func (p *Pool) look(ctx context.Context, m *member, several bool) {
 		m.queue.resize(int64(w.Sessions))
 	}
 	p.mu.Lock()
-	known, open, refused, health := m.known, m.open, m.refused != nil, m.health
+	known, open, refused, health, well := m.known, m.open, m.refused != nil, m.health, m.well
 	p.judge(m)
 	p.mu.Unlock()
 	if !several || refused || w.Phase != worker.Ready {
@@ -248,7 +248,7 @@ func (p *Pool) look(ctx context.Context, m *member, several bool) {
 		return
 	}
 	begun := time.Now() // interval
-	if !open && m.well.Load() > begun.Add(-p.cfg.Interval).UnixNano() {
+	if !open && well.After(begun.Add(-p.cfg.Interval)) {
 		return
 	}
 	try, cancel := context.WithTimeoutCause(ctx, p.cfg.Probe, fmt.Errorf("%w (after %v)", hsm.ErrDeadline, p.cfg.Probe))
@@ -262,7 +262,7 @@ func (p *Pool) look(ctx context.Context, m *member, several bool) {
 	defer p.mu.Unlock()
 	switch {
 	case err == nil:
-		m.well.Store(now.UnixNano())
+		m.well = now
 		if m.latency == 0 || open {
 			m.latency = now.Sub(begun)
 		}
@@ -272,7 +272,7 @@ func (p *Pool) look(ctx context.Context, m *member, several bool) {
 			m.open, m.row, m.closed = false, 0, now
 		}
 		p.judge(m)
-	case m.well.Load() > begun.UnixNano(): // it had too much to do for this one
+	case m.well.After(begun): // it had too much to do for this one
 	default:
 		m.failed.Add(1)
 		if m.open {

@@ -63,6 +63,7 @@ type Machine struct {
 	Weight int   // share of the work, 1 to 100
 	// Sessions is how many operations may be under way until the token itself says how many.
 	Sessions int
+	Draining bool // it gets no operation before Resume
 }
 
 // Config makes a [Pool].
@@ -126,8 +127,7 @@ type member struct {
 	Machine
 	queue  queue
 	failed atomic.Int64
-	well   atomic.Int64 // when an operation last succeeded, since begun; only kept where there are several machines
-	looked atomic.Bool  // a look is under way
+	looked atomic.Bool // a look is under way
 
 	// Guarded by the pool's mu:
 	phase    Phase
@@ -140,6 +140,7 @@ type member struct {
 	open     bool      // the breaker
 	closed   time.Time // when the breaker last closed; monotonic
 	row      int       // failures in a row
+	well     time.Time // when an operation last succeeded; monotonic, and only kept where there are several machines
 	busy     int       // operations that were sent here
 	latency  time.Duration
 	measured time.Time // monotonic
@@ -222,7 +223,7 @@ func (p *Pool) Add(ctx context.Context, machine Machine) error {
 	if machine.Weight < 1 || machine.Weight > 100 || machine.Name == "" || len(p.all()) >= Most {
 		return fmt.Errorf("hsm/pool: machine %q of weight %d, after %d others", machine.Name, machine.Weight, len(p.all()))
 	}
-	m := &member{Machine: machine, phase: Starting, keys: map[string]hsm.KeyInfo{}, lacks: map[string]bool{}}
+	m := &member{Machine: machine, phase: Starting, draining: machine.Draining, keys: map[string]hsm.KeyInfo{}, lacks: map[string]bool{}}
 	m.queue.capacity.Store(int64(max(1, machine.Sessions)))
 	p.mu.Lock()
 	old := p.all()
@@ -289,6 +290,19 @@ func (p *Pool) Only(name string) []string {
 	return labels
 }
 
+// Unread names the machines of several whose keys are not known, so that they may hold any.
+func (p *Pool) Unread() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var names []string
+	for _, m := range p.all() {
+		if !m.known && len(p.all()) > 1 {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
 // Remove takes a machine out, when what it has is finished or ctx has ended, and answers its token. The first machine
 // stays.
 func (p *Pool) Remove(ctx context.Context, name string) (Token, error) {
@@ -317,10 +331,11 @@ func (p *Pool) Remove(ctx context.Context, name string) (Token, error) {
 	for label := range m.keys {
 		p.dropLocked(m, label)
 	}
-	if len(next) == 1 { // nobody follows its keys from now on
-		next[0].known = false
+	if len(next) == 1 { // nobody follows its keys from now on, and nobody would close its breaker
+		next[0].known, next[0].open, next[0].row = false, false, 0
 		clear(next[0].keys)
 		clear(p.holders)
+		p.judge(next[0])
 	}
 	return m.Token, nil
 }
@@ -405,6 +420,9 @@ func errorText(err error) string {
 
 // usable says whether the machine may get an operation. mu is held.
 func (p *Pool) usable(m *member) bool {
+	if ms := p.all(); len(ms) == 1 && ms[0] == m {
+		return true // the others were removed since the operation was begun
+	}
 	return m.known && !m.draining && !m.open && m.Token.State().Phase == worker.Ready
 }
 
@@ -608,7 +626,7 @@ func (p *Pool) note(m *member, begun time.Time, took time.Duration, err error) {
 		return // the caller has gone
 	}
 	if !again(err) {
-		m.well.Store(now.UnixNano())
+		m.well = now
 		if m.row = 0; err == nil && took > 0 {
 			if m.measured = now; m.latency == 0 {
 				m.latency = took
@@ -620,7 +638,7 @@ func (p *Pool) note(m *member, begun time.Time, took time.Duration, err error) {
 	m.failed.Add(1)
 	// A call that was sent before the breaker closed says nothing about now, and one that timed out says nothing of a
 	// machine that has answered others meanwhile: it had too much to do.
-	if begun.Before(m.closed) || late && m.well.Load() > begun.UnixNano() {
+	if begun.Before(m.closed) || late && m.well.After(begun) {
 		return
 	}
 	m.row++
@@ -662,6 +680,9 @@ func (p *Pool) dropLocked(m *member, label string) {
 }
 
 func (p *Pool) heldLocked(m *member, info hsm.KeyInfo) {
+	if !slices.Contains(p.all(), m) {
+		return // it was removed meanwhile
+	}
 	m.keys[info.Label] = info
 	if !hsm.IsHealth(info.Label) && !slices.Contains(p.holders[info.Label], m) {
 		p.holders[info.Label] = append(slices.Clone(p.holders[info.Label]), m)

@@ -533,6 +533,82 @@ func TestDrainAndRemove(t *testing.T) {
 	}
 }
 
+// A machine that is taken in to rest gets no key and no signature to make before it is told to work.
+func TestAddedToRest(t *testing.T) {
+	t.Parallel()
+	ms := replicas("a", "b")
+	p := newPool(t, hsm.Staff, ms[0])
+	if err := p.Add(t.Context(), pool.Machine{Name: "b", Token: ms[1], Weight: 1, Sessions: 4, Draining: true}); err != nil {
+		t.Fatal(err)
+	}
+	some := func(n int) {
+		t.Helper()
+		for i := range 4 {
+			if _, err := p.GenerateKey(t.Context(), hsm.KeySpec{Label: fmt.Sprint(n, i), Algorithm: hsm.SM2}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.Do(t.Context(), "shared", hsm.SignSM2E, digest); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	some(1)
+	if n := p.Only("b"); len(n) > 0 || ms[1].count("Do shared") > 0 || stateOf(p, "b").Phase != pool.Draining {
+		t.Errorf("it made the keys %v, state %+v", n, stateOf(p, "b"))
+	}
+	if err := p.Resume("b"); err != nil {
+		t.Fatal(err)
+	}
+	some(2)
+	if n := p.Only("b"); len(n) == 0 {
+		t.Error("it makes no keys")
+	}
+}
+
+// Who is left alone works, whatever was held against it while there were others, also for what was begun then.
+func TestLeftAlone(t *testing.T) {
+	t.Parallel()
+	ms := replicas("a", "b")
+	p := newPool(t, hsm.Staff, ms...)
+	run(t, p)
+	ms[0].failing(func(_ context.Context, call, _ string) error {
+		if call == "Do" {
+			return hsm.ErrUnavailable
+		}
+		return nil
+	})
+	eventually(t, 10*time.Second, "a is down", func() bool { return stateOf(p, "a").Phase == pool.Down })
+	// An operation is on its way to b when b is taken away, and fails there.
+	began, gone := make(chan struct{}), make(chan struct{})
+	ms[1].failing(func(_ context.Context, call, label string) error {
+		if call == "Do" && label == "shared" {
+			close(began)
+			<-gone
+			return hsm.ErrUnavailable
+		}
+		return nil
+	})
+	ended := make(chan error, 1)
+	go func() {
+		_, err := p.Do(context.Background(), "shared", hsm.SignSM2E, digest)
+		ended <- err
+	}()
+	<-began
+	ms[0].failing(nil)
+	now, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := p.Remove(now, "b"); err != nil {
+		t.Fatal(err)
+	}
+	close(gone)
+	if err := <-ended; err != nil {
+		t.Errorf("an operation that was begun before: %v", err)
+	}
+	if s := stateOf(p, "a"); s.Phase != pool.Up {
+		t.Errorf("left alone: %+v", s)
+	}
+}
+
 // Destroying takes a key from every machine, or from none while one of them is away.
 func TestDestroyKey(t *testing.T) {
 	t.Parallel()

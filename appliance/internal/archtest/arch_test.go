@@ -272,6 +272,14 @@ func clockCalls(name string, src []byte) ([]string, error) {
 	if imported["."] == "time" {
 		found = append(found, name+": imports time by dot, which hides time.Now")
 	}
+	for _, d := range file.Decls {
+		if f, ok := d.(*ast.FuncDecl); ok && f.Body != nil {
+			for _, n := range dates(fset, f.Body, excused) {
+				at := fset.Position(n.Pos())
+				found = append(found, fmt.Sprintf("%s:%d: the date of an interval's end", at.Filename, at.Line))
+			}
+		}
+	}
 	ast.Inspect(file, func(n ast.Node) bool {
 		sel, ok := n.(*ast.SelectorExpr)
 		if !ok {
@@ -292,6 +300,43 @@ func clockCalls(name string, src []byte) ([]string, error) {
 		return true
 	})
 	return found, nil
+}
+
+// dates finds where a function takes the date of a time that it has for an interval: a step of the clock is in it.
+func dates(fset *token.FileSet, body *ast.BlockStmt, interval map[int]bool) (found []ast.Node) {
+	ends := map[string]bool{}
+	ast.Inspect(body, func(n ast.Node) bool {
+		if a, ok := n.(*ast.AssignStmt); ok && interval[fset.Position(a.End()).Line] {
+			for _, l := range a.Lhs {
+				if id, ok := l.(*ast.Ident); ok {
+					ends[id.Name] = true
+				}
+			}
+		}
+		return true
+	})
+	ast.Inspect(body, func(n ast.Node) bool {
+		sel, ok := n.(*ast.SelectorExpr)
+		if !ok || !strings.HasPrefix(sel.Sel.Name, "Unix") && sel.Sel.Name != "Format" && sel.Sel.Name != "UTC" {
+			return true
+		}
+		for x := sel.X; ; {
+			switch at := x.(type) {
+			case *ast.CallExpr:
+				x = at.Fun
+			case *ast.SelectorExpr:
+				x = at.X
+			case *ast.Ident:
+				if ends[at.Name] {
+					found = append(found, sel)
+				}
+				return true
+			default:
+				return true
+			}
+		}
+	})
+	return found
 }
 
 var clockSyscalls = []string{"Adjtime", "Adjtimex", "ClockAdjtime", "ClockGetres", "ClockGettime", "ClockSettime",
@@ -421,6 +466,8 @@ func TestClockCallsFindsFaults(t *testing.T) {
 		"comment above":      {"// interval\nvar a = time.Now()", 1},
 		"system call":        {"var a = unix.ClockGettime(0, nil)", 1},
 		"system call, said":  {"var a = unix.ClockGettime(0, nil) // interval", 1},
+		"an interval's date": {"func f() int64 {\na := time.Now() // interval\nreturn a.Add(time.Second).UnixNano()\n}", 1},
+		"another date":       {"func f(b time.Time) int64 {\na := time.Now() // interval\n_ = a\nreturn b.UnixNano()\n}", 0},
 		"somebody's own Now": {"var t T; var a = t.Now()", 0},
 		"words":              {"var a = \"time.Now()\"", 0},
 	} {
