@@ -124,7 +124,7 @@ func (c *accounting) flush(ctx context.Context) error {
 func (c *accounting) counters(ctx context.Context, slot string) (map[string]uint64, error) {
 	w, _ := c.a.machines.slotOf(slot)
 	if w == nil {
-		return nil, nil // the machine was removed
+		return nil, nil // the machine was removed, is being added, or has refused its PIN
 	}
 	keys, err := w.Keys(ctx)
 	out := map[string]uint64{}

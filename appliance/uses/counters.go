@@ -44,7 +44,9 @@ func (r *Reconciler) readCounters(ctx context.Context) map[string]map[string]uin
 			r.cfg.Log.WithError(err).WithField("slot", name).Warning("the cipher machine's counts of uses were not read; they are next time")
 			continue
 		}
-		out[name] = counts
+		if counts != nil {
+			out[name] = counts
+		}
 	}
 	if len(out) == 0 {
 		return nil

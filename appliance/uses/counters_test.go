@@ -78,6 +78,43 @@ func TestCounters(t *testing.T) {
 	}
 }
 
+// A machine whose log is found before the machine itself can be asked (it is being added, or has refused its PIN) begins
+// with what it says when it is first asked.
+func TestCountersOfMachineAskedLater(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	log, err := uselog.Open(b.dir, "staff.b", b.life)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	var machine machineCount
+	config := func(c *uses.Config) {
+		atOnce(c)
+		c.Sessions = func(string) int { return 4 }
+		c.Counters = func(_ context.Context, slot string) (map[string]uint64, error) {
+			if slot != "staff.b" {
+				return nil, nil
+			}
+			return maps.Clone(machine), nil
+		}
+	}
+	r := b.reconciler(config)
+	b.pass(r, false)
+	b.pass(r, false)
+	machine = machineCount{"staff/D1": 500}
+	b.pass(r, false)
+	if s := b.pass(r, false); s.Alarms != 0 {
+		t.Errorf("what a key had signed before: %+v", s)
+	}
+	machine["staff/D1"]++
+	r = b.reconciler(config)
+	b.pass(r, false)
+	if s := b.pass(r, false); s.Alarms != 1 {
+		t.Errorf("what it signed past the worker: %+v", s)
+	}
+}
+
 // While a key is used, what is under way is no difference; when it rests, the least one is.
 func TestCountersUnderLoad(t *testing.T) {
 	t.Parallel()

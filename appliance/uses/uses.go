@@ -133,7 +133,7 @@ type Config struct {
 	// Append writes an entry; nil: nothing is written, and nothing is kept.
 	Append func(context.Context, audit.Draft) (audit.Receipt, error)
 	// Counters answers how often each key of a slot has signed as the cipher machine itself counts; none, where it does
-	// not. nil: nobody is asked. Sessions is how many signatures can be under way in a slot; Idle names the slots that
+	// not, and nothing at all where there is nobody to ask now. nil: nobody is asked. Sessions is how many signatures can be under way in a slot; Idle names the slots that
 	// nobody uses before the first pass is over.
 	Counters func(ctx context.Context, slot string) (map[string]uint64, error)
 	Sessions func(slot string) int
@@ -282,7 +282,7 @@ func (r *Reconciler) follow(names []string) error {
 		r.slots = append(r.slots, name)
 		s := r.st.Slots[name]
 		if s == nil {
-			s = &slot{Keys: map[string]*Count{}, Based: r.young}
+			s = &slot{Keys: map[string]*Count{}, Based: r.young && slices.Contains(r.cfg.Slots, name)} // a machine that is added may be older
 			r.st.Slots[name] = s
 		}
 		s.reader, err = uselog.OpenReader(r.cfg.Dir, name, &s.At)
