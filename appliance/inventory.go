@@ -3,9 +3,13 @@ package appliance
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"yinjian/api"
+	"yinjian/appliance/account"
+	"yinjian/appliance/problem"
 	"yinjian/hsm"
 )
 
@@ -184,6 +188,15 @@ func (c *accounting) keyUses(class, label string) (n uint64) {
 }
 
 func (d admin) DestroyKey(ctx context.Context, actor string, req api.DestroyKey) (any, error) {
+	// A copy on a machine whose keys nobody has read would go on, and the record would say that the key is gone.
+	m := d.a.machines
+	m.acts.Lock()
+	defer m.acts.Unlock()
+	wrapped := slices.ContainsFunc(d.a.directory.KeyRecords(), func(r account.KeyRecord) bool { return r.Label == req.Label && r.KEK != "" })
+	if away := m.unread(hsm.Staff); len(away) > 0 && !wrapped {
+		return nil, problem.New(problem.HSMUnavailable, fmt.Sprintf("密码机 %s 的密钥尚未读出，其中可能有这把密钥的副本；没有销毁 (a copy may be on a machine whose keys were not read; nothing was destroyed)", strings.Join(away, "、")),
+			"待其恢复，或先 yinjian hsm remove；见 yinjian hsm list (wait until it is back, or remove it first)")
+	}
 	if err := d.a.directory.DestroyKey(ctx, actor, req.Label, req.Reason); err != nil {
 		return nil, err
 	}

@@ -187,17 +187,55 @@ func (a *Appliance) startMachines(ctx context.Context, command []string) error {
 			if err := a.startMachine(ctx, m); err != nil {
 				a.log.WithError(err).WithField("machine", m.Name).Error("a cipher machine could not be taken in; the appliance goes on without it")
 			}
+			if !m.draining {
+				a.machines.employ(m)
+			}
 		})
 	}
 	wg.Wait()
+	return a.resumeDraining(first)
+}
+
+// resumeDraining goes on draining the first machine after a restart, where the others can still do its work: without it
+// there would be no appliance.
+func (a *Appliance) resumeDraining(first *cipherMachine) error {
+	f, err := readMachines(a.dir)
+	if err != nil || !slices.ContainsFunc(f.Machines, func(l machineLine) bool { return l.Name == FirstMachine && l.State == machineDraining }) {
+		return err
+	}
+	if err := a.machines.mayGo(FirstMachine, false); err != nil {
+		a.log.WithError(err).WithField("machine", FirstMachine).Warning("the machine was draining; it is used again, for the others cannot do its work")
+		return nil
+	}
+	for class := range first.workers {
+		if err := a.machines.pools[class].Drain(FirstMachine); err != nil {
+			return err
+		}
+	}
+	first.draining = true
 	return nil
 }
 
-// startMachine starts a machine's workers and takes it into the pools. What fails is in the error and does not keep the
+// startMachine starts a machine's workers and takes it into the pools, as one that drains. What fails is in the error and does not keep the
 // rest from being tried.
 func (a *Appliance) startMachine(ctx context.Context, m *cipherMachine) error {
 	m.workers, m.failures = map[hsm.SlotClass]*worker.Client{}, map[hsm.SlotClass]error{}
 	var errs []error
+	type started struct {
+		w   *worker.Client
+		err error
+	}
+	slots := map[hsm.SlotClass]chan started{} // one that hangs must not keep the next from being started
+	for _, class := range hsm.Classes {
+		if _, ok := m.Slots[string(class)]; ok && a.machines.pools[class] != nil {
+			done := make(chan started, 1)
+			slots[class] = done
+			go func() {
+				w, err := a.startSlot(ctx, a.machines.command, &m.Machine, class)
+				done <- started{w, err}
+			}()
+		}
+	}
 	for _, class := range hsm.Classes {
 		slot, ok := m.Slots[string(class)]
 		p := a.machines.pools[class]
@@ -208,24 +246,32 @@ func (a *Appliance) startMachine(ctx context.Context, m *cipherMachine) error {
 			errs = append(errs, fmt.Errorf("slots.%s: %s 没有这个槽位 (machine main has no such slot)", class, FirstMachine))
 			continue
 		}
-		w, err := a.startSlot(ctx, a.machines.command, &m.Machine, class)
+		s := <-slots[class]
+		w, err := s.w, s.err
 		if w == nil {
 			m.failures[class] = err
 			errs = append(errs, fmt.Errorf("slots.%s: %w", class, err))
 			continue
 		}
 		m.workers[class] = w
-		if aerr := p.Add(ctx, pool.Machine{Name: m.Name, Token: w, Weight: m.Weight, Sessions: slot.Sessions}); aerr != nil {
+		if aerr := p.Add(ctx, pool.Machine{Name: m.Name, Token: w, Weight: m.Weight, Sessions: slot.Sessions, Draining: true}); aerr != nil {
 			errs = append(errs, fmt.Errorf("slots.%s: %w", class, aerr))
 			if !slices.ContainsFunc(p.States(), func(s pool.State) bool { return s.Machine == m.Name }) {
 				m.failures[class] = aerr // the pool does not try it again
 			}
 		}
-		if m.draining {
-			errs = append(errs, p.Drain(m.Name))
-		}
 	}
 	return errors.Join(errs...)
+}
+
+// employ gives a machine work. Before, it has none: a key that is made in one slot would be lost when the machine is not
+// taken in because of another.
+func (m *machines) employ(c *cipherMachine) {
+	for class := range c.workers {
+		if err := m.pools[class].Resume(c.Name); err != nil {
+			m.a.log.WithError(err).WithField("machine", c.Name).Debug("it is in no pool")
+		}
+	}
 }
 
 // stopMachine takes a machine out of the pools, lets it finish, and ends its workers.
@@ -249,6 +295,17 @@ func (m *machines) close() {
 			}
 		}
 	}
+}
+
+// unread names the machines whose keys of a class are not known.
+func (m *machines) unread(class hsm.SlotClass) (names []string) {
+	starting := m.pools[class].Unread()
+	for _, c := range m.all() {
+		if _, has := c.Slots[string(class)]; has && (c.failures[class] != nil || slices.Contains(starting, c.Name)) {
+			names = append(names, c.Name)
+		}
+	}
+	return names
 }
 
 // run looks after the pools, and journals what becomes of the machines.
@@ -503,6 +560,7 @@ func (d admin) AddMachine(ctx context.Context, actor string, req api.AddMachine)
 			d.a.stopMachine(context.WithoutCancel(ctx), c)
 			return nil, machineProblem(err)
 		}
+		m.employ(c)
 		return append(m.all(), c), nil
 	})
 	if err != nil {
@@ -681,7 +739,7 @@ func (m *machines) missing() (reasons, warnings []string) {
 			reasons = append(reasons, fmt.Sprintf("密码机 %s 不可用 (cipher machine unavailable)", class))
 		}
 		for _, s := range states {
-			if s.Phase == pool.Up || !several {
+			if s.Phase == pool.Up || !several || m.find(s.Machine) == nil { // one that is being added is nobody's loss
 				continue
 			}
 			what := "其密钥另有密码机持有，照常使用 (others hold its keys)"

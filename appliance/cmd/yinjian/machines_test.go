@@ -84,6 +84,7 @@ func TestTwoMachines(t *testing.T) {
 	m := serve(t, dir)
 	his := m.register(t, "his", "--consent", "app-asserted")
 	m.enrol(t, "D1", "")
+	m.enrol(t, "D2", "")
 	m.stop(t)
 	// Its sealed state is copied: b holds the same keys.
 	b := filepath.Join(tempDir(t), "b")
@@ -217,8 +218,37 @@ func TestTwoMachines(t *testing.T) {
 	if l := m.machines(t)["away"]; l.State == "up" || l.Reason == "" || l.Added {
 		t.Errorf("a machine that is away: %+v", l)
 	}
+	// A key is not destroyed while a machine may hold a copy that nobody has seen.
+	mustRun(t, "signer", "stop", "D2", "--dir", dir, "--reason", "离职")
+	var keys struct {
+		Keys []struct{ Label, Owner string }
+	}
+	if err := json.Unmarshal([]byte(mustRun(t, "hsm", "keys", "--dir", dir, "-o", "json").stdout), &keys); err != nil {
+		t.Fatal(err)
+	}
+	gone := ""
+	for _, k := range keys.Keys {
+		if k.Owner == "signer:D2" {
+			gone = k.Label
+		}
+	}
+	refused(t, 1, []string{"hsm_unavailable", "away"}, because("destroy", gone)...)
 	mustRun(t, because("remove", "away")...)
+	mustRun(t, because("destroy", gone)...)
 	mustRun(t, because("resume", "b")...)
+	// The first machine rests over a restart, too.
+	mustRun(t, because("drain", "main")...)
+	m.stop(t)
+	m = serve(t, dir)
+	m.trusted(t)
+	his = m.client(t, "his")
+	if l := m.machines(t)["main"]; l.State != "draining" {
+		t.Errorf("main after a restart: %+v", l)
+	}
+	if _, err := his.Sign(t.Context(), "main-rests", asserted("D1", "main-rests")); err != nil {
+		t.Error(err)
+	}
+	mustRun(t, because("resume", "main")...)
 	stopped.Store(false)
 	sign(his, "second")
 	works("b")
@@ -296,6 +326,21 @@ func TestTwoMachines(t *testing.T) {
 		}
 	}
 	t.Logf("%d signatures; uses by slot %v", signed.Load(), slots)
+	if os.Getenv("YINJIAN_LONG") == "" {
+		return
+	}
+	// A machine that hangs (b still does) costs a start one wait, not one for each of its slots: see readyWithin.
+	m.stop(t)
+	if f, err := os.OpenFile(filepath.Join(dir, "machines.toml"), os.O_APPEND|os.O_WRONLY, 0); err != nil {
+		t.Fatal(err)
+	} else if _, err := f.WriteString("[[machines]]\nname = 'b'\nstate = ''\n[machines.machine]\n" + strings.ReplaceAll(text, "[slots.", "[machines.machine.slots.")); err != nil || f.Close() != nil {
+		t.Fatal(err)
+	}
+	m = serve(t, dir)
+	m.trusted(t)
+	if _, err := m.client(t, "his").Sign(t.Context(), "b-hangs", asserted("D1", "b-hangs")); err != nil {
+		t.Error(err)
+	}
 }
 
 // journalled counts the entries of a kind about an object.
