@@ -19,15 +19,15 @@ type KEKConfig struct {
 	Label      string // CKA_LABEL
 	// Value is the key, KEKSize bytes. It is passed to C_CreateObject; the caller wipes it.
 	Value          []byte
-	SOPIN, UserPIN []byte // each is presented once; the caller wipes them
+	SOPIN, UserPIN []byte // each is presented once, the user's again after a failure of the officer's; the caller wipes them
 }
 
 // KEKSize is how many bytes a wrapping key has.
 const KEKSize = 16
 
 // InstallKEK brings a wrapping key onto a token, as its user, and has the security officer mark it as trusted. It reads
-// the attributes back, and destroys a key that is not sensitive or could leave. A key with that label is an error
-// ([hsm.ErrKeyExists]): it is neither replaced nor marked.
+// the attributes back, and destroys a key that is not sensitive, could leave, or was not marked. A key with that label is an
+// error ([hsm.ErrKeyExists]): it is neither replaced, marked nor destroyed.
 //
 // No Token may be open on the token in this process: login is for all of its sessions. A value that went through C_CreateObject
 // was outside, so CKA_LOCAL and CKA_NEVER_EXTRACTABLE stay false for ever. The module's copy of the value lies in memory that
@@ -88,26 +88,61 @@ func installKEK(cfg KEKConfig) error {
 		return err
 	}
 
-	// 2. The officer marks it. A stop before this leaves a key that wraps nothing that wants a trusted one.
-	if err := cfg.Profile.translate(lib.login(s, p11.CKU_SO, cfg.SOPIN)); err != nil {
-		return err
+	// 2. The officer marks it. A stop before this leaves a key that wraps nothing that wants a trusted one; a failure, a wrong
+	// PIN say, must not leave one that stands in the way of the next attempt.
+	if err = t.trustKEK(s, cfg); err == nil {
+		return nil
 	}
-	defer func() { _ = lib.ctx.Logout(s) }()
-	found, err := t.objects(s, 2, p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_SECRET_KEY)), p11.NewAttribute(p11.CKA_LABEL, cfg.Label))
+	if derr := t.withdrawKEK(s, cfg); derr != nil {
+		return fmt.Errorf("%w; the key is still there, destroying it: %w", err, derr)
+	}
+	return fmt.Errorf("%w; the key was destroyed", err)
+}
+
+// labelled finds the one secret key with the label.
+func (t *Token) labelled(s p11.SessionHandle, label string) (p11.ObjectHandle, error) {
+	found, err := t.objects(s, 2, p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_SECRET_KEY)), p11.NewAttribute(p11.CKA_LABEL, label))
 	if err == nil {
 		err = exactlyOne(len(found))
 	}
 	if err != nil {
+		return 0, err
+	}
+	return found[0], nil
+}
+
+// trustKEK has the security officer mark the key.
+func (t *Token) trustKEK(s p11.SessionHandle, cfg KEKConfig) error {
+	lib := t.lib
+	if err := cfg.Profile.translate(lib.login(s, p11.CKU_SO, cfg.SOPIN)); err != nil {
+		return err
+	}
+	defer func() { _ = lib.ctx.Logout(s) }()
+	key, err := t.labelled(s, cfg.Label)
+	if err != nil {
 		return fmt.Errorf("as the security officer sees it: %w", err)
 	}
-	if err := lib.ctx.SetAttributeValue(s, found[0], []*p11.Attribute{p11.NewAttribute(p11.CKA_TRUSTED, true)}); err != nil {
+	if err := lib.ctx.SetAttributeValue(s, key, []*p11.Attribute{p11.NewAttribute(p11.CKA_TRUSTED, true)}); err != nil {
 		return fmt.Errorf("marking it as trusted: %w", call("C_SetAttributeValue", err))
 	}
-	a, err := t.attributes(s, found[0], p11.CKA_TRUSTED)
+	a, err := t.attributes(s, key, p11.CKA_TRUSTED)
 	if err == nil && !boolean(a[p11.CKA_TRUSTED]) {
 		err = errors.New("the token says that it is not trusted")
 	}
 	return err
+}
+
+// withdrawKEK has the user destroy the key that createKEK made.
+func (t *Token) withdrawKEK(s p11.SessionHandle, cfg KEKConfig) error {
+	if err := t.login(s, cfg.UserPIN, false); err != nil {
+		return err
+	}
+	defer func() { _ = t.lib.ctx.Logout(s) }()
+	key, err := t.labelled(s, cfg.Label)
+	if err != nil {
+		return err
+	}
+	return call("C_DestroyObject", t.lib.ctx.DestroyObject(s, key))
 }
 
 // createKEK is C_CreateObject, unless the label is taken, and a look at what came of it.

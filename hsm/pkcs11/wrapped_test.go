@@ -371,6 +371,33 @@ func TestWrappingKeyMustBeTrusted(t *testing.T) {
 	}
 }
 
+// TestWrappingKeyIsNotLeftBehind: where the security officer's step fails, the wrapping key goes, and the next attempt is not
+// in its own way; a key that was there under the label stays.
+func TestWrappingKeyIsNotLeftBehind(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	if err := pkcs11.InstallKEK(kekConfig(m.cfg, "not-the-officer", "kek", randomBytes(16))); err == nil || errors.Is(err, hsm.ErrKeyExists) {
+		t.Errorf("with a wrong officer's PIN: %v", err)
+	}
+	value := randomBytes(16)
+	install(t, m.cfg, "officer-pin", "kek", value)
+	tok := open(t, m.cfg)
+	w := generateWrapped(t, tok, "x", hsm.SM2, "kek")
+	if err := tok.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, so := range []string{"not-the-officer", "officer-pin"} {
+		if err := pkcs11.InstallKEK(kekConfig(m.cfg, so, "kek", randomBytes(16))); !errors.Is(err, hsm.ErrKeyExists) {
+			t.Errorf("over a key that is there: %v", err)
+		}
+	}
+	tok = open(t, m.cfg)
+	defer tok.Close()
+	if _, err := tok.DoWrapped(t.Context(), w, hsm.SignSM2E, randomBytes(32)); err != nil {
+		t.Errorf("the key that was there: %v", err)
+	}
+}
+
 // TestWrappedNotHere: a machine whose profile names no wrapping operation says so, before anything is asked of it.
 func TestWrappedNotHere(t *testing.T) {
 	cfg := newToken(t)
