@@ -29,6 +29,7 @@ import (
 	"yinjian/appliance/custody"
 	"yinjian/hsm"
 	"yinjian/hsm/pkcs11"
+	"yinjian/hsm/pkcs11/profiles"
 	"yinjian/hsm/worker"
 	"yinjian/ntp/sysclock"
 )
@@ -120,6 +121,9 @@ func (c *ceremony) paths() []*string {
 	for i := range c.Machines {
 		m := &c.Machines[i]
 		out = append(out, &m.Module, &m.PINFile, &m.SOPINFile)
+		if profiles.IsPath(m.Profile) {
+			out = append(out, &m.Profile)
+		}
 	}
 	return out
 }
@@ -467,7 +471,17 @@ func writeNew(name string, data []byte, perm os.FileMode, undo *[]func() error) 
 	}
 	*undo = append(*undo, func() error { return os.Remove(name) })
 	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	folder, err := os.Open(filepath.Dir(name)) // the name, too, must outlive a power cut
+	if err != nil {
+		return err
+	}
+	if err = folder.Sync(); errors.Is(err, unix.EINVAL) {
+		err = nil // a medium whose file system does not know that
+	}
+	return errors.Join(err, folder.Close())
 }
 
 func publicPEM(point []byte) ([]byte, error) {

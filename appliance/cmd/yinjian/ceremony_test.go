@@ -20,8 +20,8 @@ func ceremonyFile(t *testing.T, dirs ...string) string {
 	var b strings.Builder
 	b.WriteString("# 密钥仪式\nname = \"2026 首次\"\nkek = \"kek/2026\"\nminutes = \"minutes.json\"\nthreshold = 3\n")
 	for i, dir := range dirs {
-		fmt.Fprintf(&b, "[[machine]]\nname = \"%d 号机\"\nmodule = %q\nmodule_args = \"socket='%s'\"\nprofile = \"neutral\"\ntoken = \"yinjian-staff\"\npin_file = %q\nso_pin_file = %q\n",
-			i+1, built.module, appliance.SofttokenSocket(dir), filepath.Join(dir, "secrets", "staff.pin"), filepath.Join(dir, "secrets", "staff.so-pin"))
+		fmt.Fprintf(&b, "[[machine]]\nname = \"%d 号机\"\nmodule = %q\nmodule_args = \"socket='%s'\"\nprofile = %q\ntoken = \"yinjian-staff\"\npin_file = %q\nso_pin_file = %q\n",
+			i+1, built.module, appliance.SofttokenSocket(dir), []string{"neutral", "profiles/ours.toml"}[i], filepath.Join(dir, "secrets", "staff.pin"), filepath.Join(dir, "secrets", "staff.so-pin"))
 	}
 	for i, name := range []string{"张三", "李四", "王五", "赵六", "钱七"} {
 		fmt.Fprintf(&b, "[[custodian]]\nname = %q\nshare = \"custodian-%d.txt\"\n", name, i+1)
@@ -31,6 +31,13 @@ func ceremonyFile(t *testing.T, dirs ...string) string {
 		fmt.Fprintf(&b, "[[officers.holder]]\nname = \"干部%s\"\nshare = \"officer-%d.txt\"\n", name, i+1)
 	}
 	folder := tempDir(t)
+	if err := os.Mkdir(filepath.Join(folder, "profiles"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	neutral := readFile(t, filepath.Join("..", "..", "..", "hsm", "pkcs11", "profiles", "neutral.toml"))
+	if err := os.WriteFile(filepath.Join(folder, "profiles", "ours.toml"), []byte(neutral), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(folder, "ceremony.toml"), []byte(b.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -59,8 +66,19 @@ func TestCustody(t *testing.T) {
 		t.Errorf("the dry run says:\n%s", out)
 	}
 	refused(t, 2, []string{"--read-by"}, "ceremony", "run", file, "--read-by", "甲")
-	if left, _ := filepath.Glob(in("*")); len(left) != 1 {
+	if left, _ := filepath.Glob(in("*")); len(left) != 2 {
 		t.Errorf("looking left files: %v", left)
+	}
+	// The officer's PIN is not the one: what was written and made goes, so that the ceremony can be held again as it is.
+	wrong := strings.Replace(readFile(t, file), filepath.Join(other, "secrets", "staff.so-pin"), "wrong.pin", 1)
+	for name, text := range map[string]string{"wrong.toml": wrong, "wrong.pin": "00000000\n"} {
+		if err := os.WriteFile(in(name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused(t, 1, []string{"2 号机"}, "ceremony", "run", in("wrong.toml"), "--read-by", "主持", "--read-by", "见证")
+	if left, _ := filepath.Glob(in("*")); len(left) != 4 {
+		t.Errorf("a ceremony that failed left files: %v", left)
 	}
 	run := []string{"ceremony", "run", file, "--read-by", "主持", "--read-by", "见证", "--dir", dir}
 	if out := mustRun(t, run...).stdout; !strings.Contains(out, "校验值") {
