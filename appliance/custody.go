@@ -97,6 +97,9 @@ func (a *Appliance) custodyWarnings() (out []string) {
 	if n := a.directory.TokenSealed(); n > 0 {
 		out = append(out, fmt.Sprintf("%d 名签名人没有 PIN，其托管密钥只由密码机封存，凭应用声称即可使用 (%d signers have no PIN: the cipher machine alone opens their custody keys)", n, n))
 	}
+	if n := a.directory.NotEscrowed(); n > 0 {
+		out = append(out, fmt.Sprintf("%d 名签名人的密钥未交现任保管干部，忘记 PIN 时现任干部不能恢复；换一次 PIN 即补交 (%d signers' keys are not sealed to the present officers; their next PIN does it)", n, n))
+	}
 	if c := a.cfg.HSM.Custody; c != nil && c.Officers == "" {
 		out = append(out, "没有保管干部的公钥：忘记 PIN 的托管密钥无人能恢复 (no officers: nobody opens custody keys whose PIN was forgotten)")
 	}

@@ -110,6 +110,9 @@ func KeyOfWrapped(token Token, w *WrappedKey) (*Key, error) {
 	return k, nil
 }
 
+// Wrapped answers what a key that is on no token was made from, nil of one that is.
+func (k *Key) Wrapped() *WrappedKey { return k.wrapped }
+
 // do performs op with the key, wherever its private half is.
 func (k *Key) do(ctx context.Context, op Operation, digest []byte) ([]byte, error) {
 	if k.wrapped != nil {

@@ -248,6 +248,11 @@ func (s *Service) apply(ctx context.Context, e *audit.Entry, body, appKey []byte
 	switch {
 	case e.Kind == kindSigner:
 		s.consents.dropSigner(signer.ID)
+		s.dropTokenSealed(signer.ID)
+	case e.Kind == kindDestroyed:
+		id := strings.TrimPrefix(e.Object, signerOwner)
+		s.consents.dropSigner(id)
+		s.dropTokenSealed(id)
 	case e.Kind == kindApplication && app.Stopped:
 		s.consents.dropApplication(app.ID)
 	}

@@ -42,8 +42,9 @@ type consents struct {
 	apps  map[string]int                // guarded by mu: estimated bytes
 	all   int                           // guarded by mu: estimated bytes
 
-	holds map[[32]byte]int   // guarded by mu: live authorisations that hold a custody key
-	ended func(d [][32]byte) // told of custody keys that none holds any more; does not wait
+	holds  map[[32]byte]int      // guarded by mu: live authorisations, and uses under way, that hold a custody key
+	ended  func(d [][32]byte)    // told of custody keys that none holds any more; does not wait
+	missed map[[32]byte]struct{} // guarded by mu: those that a machine has not forgotten yet
 }
 
 type pair struct{ application, signer string }
@@ -136,9 +137,7 @@ func (c *consents) add(a *evidence.Authorization, stored []byte, notAfter time.T
 	if c.live == nil {
 		c.live, c.pairs, c.apps, c.holds = map[string]*liveAuthorization{}, map[pair]int{}, map[string]int{}, map[[32]byte]int{}
 	}
-	for _, k := range keys {
-		c.holds[k.Digest()]++
-	}
+	c.hold(keys)
 	c.live[a.ID] = l
 	c.pairs[l.pair]++
 	c.weigh(l, l.bytes)
@@ -163,23 +162,29 @@ func (c *consents) forget(id string) {
 	l := c.live[id]
 	delete(c.live, id)
 	c.weigh(l, -l.bytes)
-	c.letGo(l)
+	c.letGo(l.keys)
+	l.keys = nil
 	if l.auth != nil {
 		c.leavePair(l)
 	}
 }
 
-// letGo gives up an authorisation's custody keys.
-func (c *consents) letGo(l *liveAuthorization) {
+func (c *consents) hold(keys map[string]*hsm.WrappedKey) {
+	for _, k := range keys {
+		c.holds[k.Digest()]++
+	}
+}
+
+// letGo gives up what hold took.
+func (c *consents) letGo(keys map[string]*hsm.WrappedKey) {
 	var gone [][32]byte
-	for _, k := range l.keys {
+	for _, k := range keys {
 		d := k.Digest()
 		if c.holds[d]--; c.holds[d] == 0 {
 			delete(c.holds, d)
 			gone = append(gone, d)
 		}
 	}
-	l.keys = nil
 	if len(gone) > 0 {
 		c.ended(gone)
 	}
@@ -241,9 +246,13 @@ func (c *consents) reserve(id, application, signer string, digest evidence.Diges
 	}
 	l.free--
 	l.reserved++
-	return &Reservation{Stored: l.stored, Auth: l.auth, Keys: l.keys, settle: func(kept bool) {
+	// A use under way unwraps the keys again if the authorisation ends meanwhile: they are forgotten after it.
+	keys := l.keys
+	c.hold(keys)
+	return &Reservation{Stored: l.stored, Auth: l.auth, Keys: keys, settle: func(kept bool) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		c.letGo(keys)
 		l.reserved--
 		if !kept {
 			l.free++
@@ -255,8 +264,8 @@ func (c *consents) reserve(id, application, signer string, digest evidence.Diges
 		if l.free == 0 && l.reserved == 0 && c.live[id] == l {
 			c.leavePair(l)
 			c.weigh(l, spentBytes-l.bytes)
-			c.letGo(l)
-			l.auth, l.stored, l.digests, l.bytes = nil, nil, nil, spentBytes
+			c.letGo(l.keys)
+			l.auth, l.stored, l.digests, l.keys, l.bytes = nil, nil, nil, nil, spentBytes
 		}
 	}}, nil
 }
@@ -308,7 +317,15 @@ func (s *Service) Reserve(ctx context.Context, app *Application, signer *Signer,
 	if err != nil {
 		return nil, err
 	}
-	return &Reservation{Stored: stored, Auth: a, Keys: keys}, nil
+	r := &Reservation{Stored: stored, Auth: a, Keys: keys}
+	if len(keys) > 0 {
+		r.settle = func(bool) {
+			if now, _ := s.Signer(signer.ID); now != signer {
+				s.forgetKeys(digestsOf(keys)) // they were taken back meanwhile
+			}
+		}
+	}
+	return r, nil
 }
 
 // number draws id and nonce and answers the stored form, read back as a verifier will read it.
@@ -456,7 +473,7 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
 	defer cancel()
 	if !good {
-		return nil, s.wrongPIN(ctx, app, g)
+		return nil, s.wrongPIN(ctx, "application/"+app.ID, app.ID, g)
 	}
 	keys, err := s.openKeys(ctx, g, q.PIN)
 	if err != nil {
@@ -515,14 +532,14 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 var errSignerChanged = problem.New(problem.AuthorizationBad, "签名人或其 PIN 刚被变更 (the signer or the PIN was changed meanwhile)", "重新申请授权 (ask again)")
 
 // wrongPIN counts a failure, durably, and answers the refusal.
-func (s *Service) wrongPIN(ctx context.Context, app *Application, g *Signer) error {
-	if err := s.note(ctx, audit.Draft{Kind: kindPINFailed, Actor: "application/" + app.ID, Object: g.ID, Fields: []audit.Field{text("application", app.ID)}}); err != nil {
+func (s *Service) wrongPIN(ctx context.Context, actor, application string, g *Signer) error {
+	if err := s.note(ctx, audit.Draft{Kind: kindPINFailed, Actor: actor, Object: g.ID, Fields: []audit.Field{text("application", application)}}); err != nil {
 		s.mu.Lock()
-		s.countWrongPIN(app.ID, g.ID)
+		s.countWrongPIN(application, g.ID)
 		s.mu.Unlock()
 		return err
 	}
-	failures, all := s.pinCount(app.ID, g.ID)
+	failures, all := s.pinCount(application, g.ID)
 	if err := pinLocked(failures, all); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,14 +53,27 @@ type Wrapped struct {
 func (s *Service) newSealing(ctx context.Context, signer, pin string) (*Sealing, error) {
 	seed, point := custody.NewPair()
 	defer clear(seed)
-	l := &Sealing{Point: point, Officers: s.cfg.Custody.Officers}
-	if l.Officers != nil {
-		var err error
-		if l.Escrow, err = custody.SealTo(l.Officers, seed, sealingName(signer)); err != nil {
-			return nil, err
-		}
+	l := &Sealing{Point: point}
+	return l, s.closeSealing(ctx, l, signer, pin, seed)
+}
+
+// closeSealing seals what opens the keys under another PIN, and to the officers of the present policy; without any of those
+// it stays with the officers who have it.
+func (s *Service) closeSealing(ctx context.Context, l *Sealing, signer, pin string, seed []byte) error {
+	if s.escrowed(l) {
+		return l.close(ctx, s.cfg.MAC, signer, pin, seed)
 	}
-	return l, l.close(ctx, s.cfg.MAC, signer, pin, seed)
+	l.Officers = s.cfg.Custody.Officers
+	var err error
+	if l.Escrow, err = custody.SealTo(l.Officers, seed, sealingName(signer)); err != nil {
+		return err
+	}
+	return l.close(ctx, s.cfg.MAC, signer, pin, seed)
+}
+
+// escrowed says whether the present officers, if there are any, can open what the sealing guards.
+func (s *Service) escrowed(l *Sealing) bool {
+	return s.cfg.Custody == nil || s.cfg.Custody.Officers == nil || bytes.Equal(l.Officers, s.cfg.Custody.Officers)
 }
 
 func sealingName(signer string) string { return "yinjian/custody-signer/v1 " + signer }
@@ -181,15 +195,9 @@ func (s *Service) openKeys(ctx context.Context, g *Signer, pin string) (map[stri
 	return out, nil
 }
 
-// maxTokenSealed bounds the signers without a PIN whose opened blobs are kept.
+// maxTokenSealed bounds the signers without a PIN whose opened blobs are kept: what openKeys said of them, so that the cipher
+// machine need not be asked for each signature.
 const maxTokenSealed = 1024
-
-// A tokenSealed is what openKeys said of a signer without a PIN, so that the cipher machine need not be asked for each
-// signature.
-type tokenSealed struct {
-	version, held int
-	keys          map[string]*hsm.WrappedKey
-}
 
 var errCustodyPIN = problem.New(problem.ConsentInsufficient,
 	"签名人的密钥由其 PIN 封存，须凭 PIN 授权 (the signer's keys are sealed under the PIN; the application's word does not open them)",
@@ -207,8 +215,8 @@ func (s *Service) keysWithoutPIN(ctx context.Context, g *Signer) (map[string]*hs
 	s.mu.RLock()
 	known, ok := s.tokenSealed[g.ID]
 	s.mu.RUnlock()
-	if ok && known.version == g.Version && known.held == len(held) {
-		return known.keys, nil
+	if ok && !slices.ContainsFunc(held, func(k *heldKey) bool { return known[k.label] == nil }) {
+		return known, nil
 	}
 	keys, err := s.openKeys(ctx, g, "")
 	if err != nil {
@@ -219,8 +227,28 @@ func (s *Service) keysWithoutPIN(ctx context.Context, g *Signer) (map[string]*hs
 	if len(s.tokenSealed) >= maxTokenSealed {
 		clear(s.tokenSealed)
 	}
-	s.tokenSealed[g.ID] = tokenSealed{g.Version, len(held), keys}
+	if s.signers[g.ID] == g { // else it was changed meanwhile
+		s.tokenSealed[g.ID] = keys
+	}
 	return keys, nil
+}
+
+// dropTokenSealed forgets the opened keys of a signer without a PIN: the signer was stopped or has one now.
+func (s *Service) dropTokenSealed(signer string) {
+	s.mu.Lock()
+	keys := s.tokenSealed[signer]
+	delete(s.tokenSealed, signer)
+	s.mu.Unlock()
+	if len(keys) > 0 {
+		s.forgetKeys(digestsOf(keys))
+	}
+}
+
+func digestsOf(keys map[string]*hsm.WrappedKey) (out [][32]byte) {
+	for _, k := range keys {
+		out = append(out, k.Digest())
+	}
+	return out
 }
 
 // TokenSealed counts the signers whose custody keys the cipher machine alone opens, for want of a PIN.
@@ -235,9 +263,22 @@ func (s *Service) TokenSealed() (n int) {
 	return n
 }
 
+// NotEscrowed counts the signers whose custody keys the present officers cannot open: they were sealed before these were
+// appointed. The next PIN seals them to these.
+func (s *Service) NotEscrowed() (n int) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, g := range s.signers {
+		if g.Sealing != nil && !s.escrowed(g.Sealing) && !g.Stopped {
+			n++
+		}
+	}
+	return n
+}
+
 // reseal puts the signer's keys under a new PIN. old is the present one, where the keys are sealed under one; a wrong one is
 // counted, as administrator's, and refused.
-func (s *Service) reseal(ctx context.Context, g *Signer, old, pin string) error {
+func (s *Service) reseal(ctx context.Context, actor string, g *Signer, old, pin string) error {
 	switch {
 	case g.Sealing == nil && s.cfg.Custody == nil:
 		return nil
@@ -252,26 +293,32 @@ func (s *Service) reseal(ctx context.Context, g *Signer, old, pin string) error 
 				"签名人的密钥由其现有 PIN 封存：须给出现有 PIN，忘记时由保管干部恢复 (the keys are sealed under the present PIN: give it, or have the officers recover it)",
 				"加 --old-pin-file；忘记时用 signer recover (give --old-pin-file, or use signer recover)")
 		}
-		failures, all := s.pinCount(resealing.ID, g.ID)
-		if err := pinLocked(failures, min(all, MaxPINTriesAll-1)); err != nil {
-			return err
+		if failures, _ := s.pinCount(resealing, g.ID); failures >= MaxPINTries {
+			return errResealingLocked
 		}
 	}
 	seed, err := g.Sealing.open(ctx, s.cfg.MAC, g.ID, old)
 	if err != nil {
 		if errors.Is(err, custody.ErrSealed) {
-			return s.wrongPIN(ctx, resealing, g)
+			err = s.wrongPIN(ctx, actor, resealing, g)
+			if failures, _ := s.pinCount(resealing, g.ID); failures >= MaxPINTries {
+				err = errResealingLocked
+			}
 		}
 		return err
 	}
 	defer clear(seed)
 	l := *g.Sealing
 	g.Sealing = &l
-	return l.close(ctx, s.cfg.MAC, g.ID, pin, seed)
+	return s.closeSealing(ctx, &l, g.ID, pin, seed)
 }
 
-// resealing is as whom an administrator's wrong PINs are counted.
-var resealing = &Application{ID: "administrator"}
+// resealing is as what administrators' wrong PINs are counted; no application has this id.
+const resealing = "admin:set-pin"
+
+var errResealingLocked = problem.New(problem.PINLocked,
+	"更换 PIN 时现有 PIN 已输错五次，不再接受 (the present PIN was given wrongly five times; it is not looked at any more)",
+	"由保管干部恢复：yinjian signer recover (have the officers recover it)")
 
 const actRecover = "recover"
 
@@ -289,7 +336,11 @@ func (s *Service) RecoverPIN(ctx context.Context, actor, id, pin string, shares 
 	defer clear(secret)
 	var holders []string
 	for i := range shares {
-		holders = append(holders, shares[i].Holder)
+		if err := problem.CheckText("shares", shares[i].Holder, maxName); err != nil {
+			return nil, err
+		}
+		// The number is what the share proves; the name is what stands on the paper.
+		holders = append(holders, fmt.Sprintf("%d %s", shares[i].Number, shares[i].Holder))
 	}
 	return s.changeSigner(ctx, actor, id, actRecover, "", func(g *Signer) error {
 		if g.Sealing == nil || g.Sealing.Escrow == nil {
@@ -305,7 +356,7 @@ func (s *Service) RecoverPIN(ctx context.Context, actor, id, pin string, shares 
 		defer clear(seed)
 		l := *g.Sealing
 		g.Sealing = &l
-		if err := l.close(ctx, s.cfg.MAC, id, pin, seed); err != nil {
+		if err := s.closeSealing(ctx, &l, id, pin, seed); err != nil {
 			return err
 		}
 		g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, id, pin)
@@ -330,10 +381,19 @@ func (s *Service) Ceremony(ctx context.Context, actor, kek string, minutes, sign
 // EndConsents forgets the authorisations that have ended, and has the cipher machine forget their custody keys. It is called
 // from time to time.
 func (s *Service) EndConsents() {
+	s.consents.mu.Lock()
+	defer s.consents.mu.Unlock()
 	if now := s.cfg.Clock.Now(); now.Trusted() {
-		s.consents.mu.Lock()
-		defer s.consents.mu.Unlock()
 		s.consents.prune(now.Time)
+	}
+	var again [][32]byte
+	for d := range s.consents.missed {
+		if s.consents.holds[d] == 0 {
+			again = append(again, d)
+		}
+	}
+	if len(again) > 0 {
+		s.forgetKeys(again)
 	}
 }
 
@@ -341,16 +401,25 @@ func (s *Service) EndConsents() {
 const forgetLimit = 10 * time.Second
 
 // forgetKeys has the cipher machine destroy the session objects of keys that no live authorisation holds. It does not wait;
-// what it misses goes when others need the room.
+// what a machine that is away misses, EndConsents tries again.
 func (s *Service) forgetKeys(digests [][32]byte) {
 	token := s.cfg.Slots[hsm.Staff]
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), forgetLimit)
 		defer cancel()
+		c := &s.consents
 		for _, d := range digests {
-			if err := token.ForgetWrapped(ctx, d); err != nil {
-				s.cfg.Log.WithError(err).Warning("a custody key stays unwrapped until its room is needed")
-				return
+			err := token.ForgetWrapped(ctx, d)
+			c.mu.Lock()
+			first := err != nil && len(c.missed) == 0
+			if err == nil {
+				delete(c.missed, d)
+			} else {
+				c.missed[d] = struct{}{}
+			}
+			c.mu.Unlock()
+			if first {
+				s.cfg.Log.WithError(err).Warning("a custody key stays unwrapped until the cipher machine answers again")
 			}
 		}
 	}()

@@ -2,7 +2,10 @@ package account_test
 
 import (
 	"bytes"
+	"math/big"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +19,7 @@ import (
 	"yinjian/appliance/problem"
 	"yinjian/appliance/sign"
 	"yinjian/hsm"
+	"yinjian/ntp"
 )
 
 // A vault is a house whose staff keys are in custody, with three officers of whom any two suffice.
@@ -130,6 +134,9 @@ func TestCustody(t *testing.T) {
 	wants(t, "a new PIN without the old one", err, problem.ConsentInsufficient)
 	_, err = v.Directory.SetPIN(t.Context(), "admin", "D001", "000000", "222222")
 	wants(t, "a new PIN with a wrong one", err, problem.PINWrong)
+	if e := v.last(t, "consent.pin/failed"); e.Actor != "admin" {
+		t.Errorf("the journal says that %s gave it", e.Actor)
+	}
 	if _, err = v.Directory.SetPIN(t.Context(), "admin", "D001", testkit.PIN, "222222"); err != nil {
 		t.Fatal(err)
 	}
@@ -145,6 +152,115 @@ func TestCustody(t *testing.T) {
 		_, err = v.Directory.SetPIN(t.Context(), "admin", "D001", "000000", "333333")
 	}
 	wants(t, "an administrator's guesses", err, problem.PINLocked)
+	_, err = v.Directory.SetPIN(t.Context(), "admin", "D001", "222222", "333333")
+	if wants(t, "the right PIN after them", err, problem.PINLocked); !strings.Contains(err.Error(), "已输错五次") {
+		t.Errorf("an administrator reads: %v", err)
+	}
+	if grant, err = v.activate(t, "D001", "222222", 1); err != nil {
+		t.Errorf("the signer after an administrator's guesses: %v", err)
+	}
+}
+
+// TestCustodyEndsDuringUse: an activation that ends while a signature is under way leaves no key unwrapped, nor does a
+// cipher machine that is away at the end of one.
+func TestCustodyEndsDuringUse(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	v.Doctor("D001", "SM2")
+	grant, err := v.activate(t, "D001", testkit.PIN, 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var under, early atomic.Bool
+	v.Staff.Before(func(call, _ string) error {
+		switch call {
+		case "DoWrapped":
+			under.Store(true)
+			_, err := v.Directory.StopSigner(t.Context(), "admin", "D001", true, "离职")
+			return err
+		case "ForgetWrapped":
+			early.Store(under.Load())
+		}
+		return nil
+	})
+	wants(t, "a signature under way when the signer is stopped", v.sign(t, "a", "D001", grant), problem.SignerStopped)
+	under.Store(false)
+	if v.until(t, "no key is unwrapped", func() bool { return v.Staff.Unwrapped() == 0 }); early.Load() {
+		t.Error("it was forgotten while it was in use")
+	}
+
+	v.Staff.Before(nil)
+	v.Doctor("D002")
+	if grant, err = v.activate(t, "D002", testkit.PIN, 2); err != nil {
+		t.Fatal(err)
+	}
+	for _, alg := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048} {
+		if alg == hsm.RSA2048 { // the last use
+			v.Staff.Before(func(call, _ string) error {
+				if call == "ForgetWrapped" {
+					return hsm.ErrUnavailable
+				}
+				return nil
+			})
+		}
+		q := testkit.Request(string(alg), "D002")
+		q.Algorithm, q.Consent = string(alg), sign.Consent{AuthorizationID: grant}
+		if _, err := v.Signing.Sign(t.Context(), v.app, q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.until(t, "the machine is asked", func() bool { return v.Staff.Calls("ForgetWrapped") > 1 })
+	v.Staff.Before(nil)
+	v.until(t, "no key is unwrapped once it answers", func() bool {
+		v.Directory.EndConsents()
+		return v.Staff.Unwrapped() == 0
+	})
+}
+
+// TestCustodyOfficersChange: officers who came later open what a PIN has sealed since, and those of before do not; a key that
+// the old officers recovered is the new ones'.
+func TestCustodyOfficersChange(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	v.Doctor("D001", "SM2")
+	v.Doctor("D002", "SM2")
+	seed, point := custody.NewPair()
+	later, _, err := custody.Split(seed, custody.PurposeOfficers, "次年", []string{"丁", "戊"}, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Custody = &account.CustodyPolicy{KEK: "kek/1", Officers: point}
+	v.Restart()
+	if n := v.Directory.NotEscrowed(); n != 2 {
+		t.Errorf("NotEscrowed = %d, want 2", n)
+	}
+	ctx := t.Context()
+	_, err = v.Directory.RecoverPIN(ctx, "admin", "D001", "333333", later)
+	wants(t, "the new officers, before the PIN was changed", err, problem.Forbidden)
+	if _, err = v.Directory.SetPIN(ctx, "admin", "D001", testkit.PIN, "222222"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = v.Directory.RecoverPIN(ctx, "admin", "D002", "222222", v.officers[:2]); err != nil {
+		t.Fatal(err)
+	}
+	v.Restart()
+	if n := v.Directory.NotEscrowed(); n != 0 {
+		t.Errorf("NotEscrowed = %d, want 0", n)
+	}
+	for _, id := range []string{"D001", "D002"} {
+		_, err = v.Directory.RecoverPIN(ctx, "admin", id, "333333", v.officers[:2])
+		wants(t, "the old officers", err, problem.Forbidden)
+		if _, err = v.Directory.RecoverPIN(ctx, "admin", id, "333333", later); err != nil {
+			t.Errorf("%s: the new officers: %v", id, err)
+		}
+		grant, err := v.activate(t, id, "333333", 1)
+		if err == nil {
+			err = v.sign(t, id, id, grant)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
 }
 
 // TestCustodyRecovery: two officers of three open what was sealed under a forgotten PIN; one does not, nor do shares of
@@ -184,7 +300,7 @@ func TestCustodyRecovery(t *testing.T) {
 	if err := v.sign(t, "a", "D001", grant); err != nil {
 		t.Error(err)
 	}
-	if entry := v.last(t, "account.signer/outcome"); entry.Text("act") != "recover" || entry.Text("officers") != "乙、丙" {
+	if entry := v.last(t, "account.signer/outcome"); entry.Text("act") != "recover" || entry.Text("officers") != "2 乙、3 丙" {
 		t.Errorf("the journal says %q by %q", entry.Text("act"), entry.Text("officers"))
 	}
 }
@@ -209,9 +325,35 @@ func TestCustodyWithoutPIN(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for _, stop := range []bool{true, false} {
+		if _, err := v.Directory.StopSigner(t.Context(), "admin", "N1", stop, "休假"); err != nil {
+			t.Fatal(err)
+		}
+		v.until(t, "a stopped signer's key is not unwrapped", func() bool { return v.Staff.Unwrapped() == 0 })
+	}
+	if err := v.sign(t, "after-the-leave", "N1", ""); err != nil {
+		t.Fatal(err)
+	}
+	// Stopped while a signature is under way.
+	forgotten := v.Staff.Calls("ForgetWrapped")
+	v.Staff.Before(func(call, _ string) error {
+		if call != "DoWrapped" {
+			return nil
+		}
+		_, err := v.Directory.StopSigner(t.Context(), "admin", "N1", true, "离职")
+		v.until(t, "the machine is asked to forget", func() bool { return v.Staff.Calls("ForgetWrapped") > forgotten })
+		return err
+	})
+	wants(t, "a signature under way when the signer is stopped", v.sign(t, "under-way", "N1", ""), problem.SignerStopped)
+	v.Staff.Before(nil)
+	v.until(t, "what it unwrapped is forgotten", func() bool { return v.Staff.Unwrapped() == 0 })
+	if _, err := v.Directory.StopSigner(t.Context(), "admin", "N1", false, "返聘"); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := v.Directory.SetPIN(t.Context(), "admin", "N1", "", "222222"); err != nil {
 		t.Fatal(err)
 	}
+	v.until(t, "a key that has a PIN now is not unwrapped", func() bool { return v.Staff.Unwrapped() == 0 })
 	if n := v.Directory.TokenSealed(); n != 0 {
 		t.Errorf("TokenSealed = %d after a PIN was set", n)
 	}
@@ -274,6 +416,7 @@ func TestCustodyRequests(t *testing.T) {
 	if err != nil || !first.NewKey || first.Wrapped == nil {
 		t.Fatalf("%+v, %v", first, err)
 	}
+	v.until(t, "the key that signed its request is not unwrapped", func() bool { return v.Staff.Unwrapped() == 0 })
 	again, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001"})
 	if err != nil || !bytes.Equal(again.CSR, first.CSR) {
 		t.Errorf("asked again, it is another request: %v", err)
@@ -355,6 +498,8 @@ func TestCustodyRotation(t *testing.T) {
 	}
 	wants(t, "destroying it again", v.Directory.DestroyKey(ctx, "admin", first.Label, "换发"), problem.KeyUnknown)
 	wants(t, "destroying the one that took its place", v.Directory.DestroyKey(ctx, "admin", second.Label, "换发"), problem.Forbidden)
+	late := c.sub.issue(first.CSR, func(x *smx509.Certificate) { x.SerialNumber = big.NewInt(7001) })
+	wants(t, "a certificate for the destroyed key", c.take(late), problem.CertificateKeyUnknown)
 	v.Restart()
 	signed("after-the-restart")
 	if r := c.judge(old.RecordID); r.Verdict != pki.Valid {
@@ -379,5 +524,60 @@ func TestCustodyRotation(t *testing.T) {
 	}
 	if err := v.Directory.DestroyKey(ctx, "admin", label, "离职"); err != nil || slices.Contains(v.Staff.Labels(), label) {
 		t.Errorf("DestroyKey = %v, and the machine has %v", err, v.Staff.Labels())
+	}
+	// One who comes back gets another.
+	if _, err := v.Directory.StopSigner(ctx, "admin", "D008", false, "返聘"); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, "signing without a key", v.sign(t, "without", "D008", ""), problem.KeyUnknown)
+	if _, err := v.Directory.AddSignerKey(ctx, "admin", "D008", "SM2", false); err != nil {
+		t.Fatal(err)
+	}
+	v.Restart()
+	if err := v.sign(t, "back", "D008", ""); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCustodyKeyOfNobodysPIN: of a signer without a PIN, too, the key in place of the old one signs at once, and what was
+// destroyed is opened no more, by a live authorisation neither; while time is not trusted nobody can say which is the present
+// one, so nothing is destroyed.
+func TestCustodyKeyOfNobodysPIN(t *testing.T) {
+	t.Parallel()
+	c := newClinic(t)
+	c.Custody = &account.CustodyPolicy{KEK: "kek/1"}
+	c.Restart()
+	v := &vault{c.House, c.app, nil}
+	ctx := t.Context()
+	c.must(v.Directory.Enrol(ctx, "admin", account.Enrolment{ID: "N7", Name: "护士", Department: "急诊", Campus: "本部", Algorithms: []string{"SM2"}, External: true}))
+	replace := func() (label string) {
+		t.Helper()
+		r := c.ask(account.RequestSpec{For: "signer:N7", NewKey: true})
+		v.Clock.Advance(time.Hour)
+		accept := account.Import{File: c.sub.issue(r.CSR, nil).Raw, AcceptSubject: true}
+		c.must(v.Directory.ImportCertificates(ctx, "admin", accept))
+		return r.Label
+	}
+	first := replace()
+	if err := v.sign(t, "a", "N7", ""); err != nil {
+		t.Fatal(err)
+	}
+	second := replace()
+	v.Clock.State(ntp.Untrusted)
+	wants(t, "destroying a key while time is not trusted", v.Directory.DestroyKey(ctx, "admin", first, "换发"), problem.TimeUntrusted)
+	v.Clock.State(ntp.Trusted)
+	if err := v.Directory.DestroyKey(ctx, "admin", first, "换发"); err != nil {
+		t.Fatal(err)
+	}
+	v.until(t, "the destroyed key is not unwrapped", func() bool { return v.Staff.Unwrapped() == 0 })
+	if err := v.sign(t, "b", "N7", ""); err != nil {
+		t.Errorf("the key in its place, %s: %v", second, err)
+	}
+	g, _ := v.Directory.Signer("N7")
+	if err := v.Directory.DestroyKey(ctx, "admin", g.Keys[0].Label, "未用"); err != nil {
+		t.Fatal(err)
+	}
+	if g, _ = v.Directory.Signer("N7"); len(g.Keys[0].Wrapped.Sealed) > 0 {
+		t.Error("the next entry of the signer would repeat what opens the destroyed key")
 	}
 }

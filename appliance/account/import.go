@@ -196,6 +196,10 @@ func (s *Service) judgeImport(c *smx509.Certificate, above []*smx509.Certificate
 		return nil, false, problem.New(problem.CertificateKeyUnknown, fmt.Sprintf("证书属于 %s 的密钥，不是 %s 的 (the certificate is for another owner's key)", owner, q.Owner),
 			"核对清单与证书文件 (compare the list with the files)")
 	}
+	if !key.destroyed.IsZero() {
+		return nil, false, problem.New(problem.CertificateKeyUnknown, fmt.Sprintf("证书“%s”的密钥已销毁 (the certificate's key was destroyed)", c.Subject.CommonName),
+			"为现用密钥申请证书：cert csr (request one for a key that is there)")
+	}
 	// One that is there already keeps its path for as long as it leads somewhere. After that, a CA that renewed its root
 	// for example, importing it again finds it another.
 	for _, h := range key.certs {

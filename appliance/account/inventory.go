@@ -78,6 +78,16 @@ func (d *destruction) set(s *Service, e *audit.Entry) error {
 	k := *old
 	k.destroyed, k.wrapped, k.request = entryTime(e), destroyedWrapped(old.wrapped), nil
 	s.hold(&k)
+	if id := strings.TrimPrefix(d.Owner, signerOwner); old.wrapped != nil && s.signers[id] != nil {
+		g := *s.signers[id] // later entries do not repeat what could be opened
+		g.Keys = slices.Clone(g.Keys)
+		for i := range g.Keys {
+			if g.Keys[i].Label == d.Label {
+				g.Keys[i].Wrapped = k.wrapped
+			}
+		}
+		s.signers[id] = &g
+	}
 	return nil
 }
 
@@ -91,8 +101,8 @@ func destroyedWrapped(w *Wrapped) *Wrapped {
 
 // DestroyKey destroys a signer's key that is not needed any more: one that another has taken the place of, or of a signer
 // who was stopped. Signatures made with it stay valid. A resident key is destroyed in the cipher machine; of a custody key
-// the directory forgets what opens it, while the journal, which forgets nothing, keeps the sealed blob: it opens with the
-// PIN of then, the cipher machine and its wrapping key together, and with nothing less.
+// the directory forgets it, while the journal, which forgets nothing, keeps the sealed blob: it opens with a PIN that the
+// signer had since, the cipher machine and its wrapping key together, and with nothing less. Live authorisations are void.
 //
 // Order: 1. the intent; 2. the cipher machine; 3. the outcome. After a stop in between, ask again.
 func (s *Service) DestroyKey(ctx context.Context, actor, label, reason string) error {
@@ -119,6 +129,9 @@ func (s *Service) DestroyKey(ctx context.Context, actor, label, reason string) e
 	}
 	id := strings.TrimPrefix(key.owner, signerOwner)
 	g, _ := s.Signer(id)
+	if !g.Stopped && !s.cfg.Clock.Now().Trusted() {
+		return untrustedTime("which key is the present one")
+	}
 	if used, _, err := s.choose(key.owner, key.algorithm); !g.Stopped && (err != nil || used.label == label) {
 		return problem.New(problem.Forbidden, "这是签名人现用的密钥 (the signer's present key)",
 			"先换发新密钥并待其生效，或停用签名人 (have another take its place, or stop the signer)")

@@ -179,6 +179,9 @@ func (s *Service) requestNew(ctx context.Context, actor, owner string, present *
 	if err != nil {
 		return nil, fmt.Errorf("account: a new key for %s: %w", owner, err)
 	}
+	if w := signer.Wrapped(); w != nil {
+		defer s.forgetKeys([][32]byte{w.Digest()}) // it signs its request, and then not without its owner
+	}
 	spki, err := smx509.MarshalPKIXPublicKey(signer.Public())
 	if err != nil {
 		return nil, err

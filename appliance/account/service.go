@@ -77,7 +77,7 @@ type Service struct {
 	foreign       map[string]*foreignCRL         // guarded by mu, by listKey; values are never changed in place
 	issued        map[string][]*pki.CRL          // guarded by mu, by RawIssuer: our CAs' lists and foreign ones
 
-	tokenSealed map[string]tokenSealed // guarded by mu, by signer
+	tokenSealed map[string]map[string]*hsm.WrappedKey // guarded by mu, by signer, then label
 
 	laterLists map[string]laterList // of the replay, by fieldList
 
@@ -105,9 +105,9 @@ func New(cfg Config) *Service {
 		openIntents: map[string]intent{}, chains: map[string][][]byte{},
 		anchors: map[string]*Anchor{}, intermediates: map[string]*smx509.Certificate{}, above: map[string]*smx509.Certificate{}, held: map[string][]*heldKey{},
 		ownerOf: map[string]string{}, foreign: map[string]*foreignCRL{}, issued: map[string][]*pki.CRL{},
-		laterLists: map[string]laterList{}, tokenSealed: map[string]tokenSealed{},
+		laterLists: map[string]laterList{}, tokenSealed: map[string]map[string]*hsm.WrappedKey{},
 	}
-	s.consents.ended = s.forgetKeys
+	s.consents.ended, s.consents.missed = s.forgetKeys, map[[32]byte]struct{}{}
 	for alg, c := range cfg.CAs {
 		s.chains[alg] = [][]byte{c.Certificate().Raw}
 		s.addCertificate(c.Certificate().Raw, nil, "ca", "appliance")

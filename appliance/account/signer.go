@@ -190,8 +190,11 @@ func (s *Service) AddSignerKey(ctx context.Context, actor, id, algorithm string,
 	if !ok {
 		return nil, errSignerUnknown
 	}
-	for _, k := range old.Keys {
-		if k.Algorithm == algorithm {
+	s.mu.RLock()
+	held := s.held[signerOwner+id]
+	s.mu.RUnlock()
+	for _, k := range held {
+		if k.algorithm == algorithm && k.destroyed.IsZero() {
 			return nil, problem.New(problem.Exists, "该签名人已有此算法的密钥 (the signer has a key of this algorithm)", "换发用 cert csr --new-key (for another one request a certificate with --new-key)")
 		}
 	}
@@ -277,7 +280,7 @@ func (s *Service) SetPIN(ctx context.Context, actor, id, old, pin string) (*Sign
 		if err := checkPINForm(pin); err != nil {
 			return err
 		}
-		if err := s.reseal(ctx, g, old, pin); err != nil {
+		if err := s.reseal(ctx, actor, g, old, pin); err != nil {
 			return err
 		}
 		g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, id, pin)

@@ -208,6 +208,9 @@ func (t *Token) DoWrapped(ctx context.Context, w *hsm.WrappedKey, op hsm.Operati
 
 // ForgetWrapped forgets an unwrapped key.
 func (t *Token) ForgetWrapped(_ context.Context, digest [32]byte) error {
+	if err := t.enter("ForgetWrapped", ""); err != nil {
+		return err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.keys, t.cached[digest])
