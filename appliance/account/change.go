@@ -284,6 +284,7 @@ func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer
 		if err := s.holdSigner(g, entryTime(e)); err != nil {
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 		}
+		s.reholdSealed(g)
 		s.signers[g.ID] = g
 		if set, _ := e.Field("pin_set").(audit.Bool); bool(set) {
 			delete(s.pinFailures, g.ID)

@@ -477,7 +477,7 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 	}
 	keys, err := s.openKeys(ctx, g, q.PIN)
 	if err != nil {
-		return nil, fmt.Errorf("account: opening the custody keys of %s: %w", g.ID, err)
+		return nil, s.orChanged(g, fmt.Errorf("account: opening the custody keys of %s: %w", g.ID, err))
 	}
 
 	a := &evidence.Authorization{

@@ -41,6 +41,8 @@ type Sealing struct {
 	Private  []byte `json:"private"`
 	Officers []byte `json:"officers,omitempty"` // the officers' point
 	Escrow   []byte `json:"escrow,omitempty"`   // sealed to it
+	// Keys are the custody keys that were there when the pair was made, by label: they were sealed to another before.
+	Keys map[string][]byte `json:"keys,omitempty"`
 }
 
 // A Wrapped is a custody key's private half: the blob that the cipher machine wrapped, sealed to the signer.
@@ -60,15 +62,49 @@ func (s *Service) newSealing(ctx context.Context, signer, pin string) (*Sealing,
 // closeSealing seals what opens the keys under another PIN, and to the officers of the present policy; without any of those
 // it stays with the officers who have it.
 func (s *Service) closeSealing(ctx context.Context, l *Sealing, signer, pin string, seed []byte) error {
-	if s.escrowed(l) {
-		return l.close(ctx, s.cfg.MAC, signer, pin, seed)
+	if c := s.cfg.Custody; c != nil && c.Officers != nil {
+		l.Officers = c.Officers
 	}
-	l.Officers = s.cfg.Custody.Officers
-	var err error
-	if l.Escrow, err = custody.SealTo(l.Officers, seed, sealingName(signer)); err != nil {
-		return err
+	if l.Officers != nil {
+		var err error
+		if l.Escrow, err = custody.SealTo(l.Officers, seed, sealingName(signer)); err != nil {
+			return err
+		}
 	}
 	return l.close(ctx, s.cfg.MAC, signer, pin, seed)
+}
+
+// renew gives a signer whose present pair is open another one, under another PIN, and seals the keys to it: what opened the
+// old one opens no key that is made from now on.
+func (s *Service) renew(ctx context.Context, g *Signer, pin string, seed []byte) error {
+	fresh, point := custody.NewPair()
+	defer clear(fresh)
+	l := &Sealing{Point: point, Officers: g.Sealing.Officers, Keys: map[string][]byte{}}
+	for _, k := range s.wrappedKeys(g.ID) {
+		blob, err := custody.OpenWith(seed, k.wrapped.Sealed, wrappedName(k.label))
+		if err == nil {
+			l.Keys[k.label], err = custody.SealTo(point, blob, wrappedName(k.label))
+		}
+		if err != nil {
+			return fmt.Errorf("account: custody key %s: %w", k.label, err)
+		}
+	}
+	g.Sealing = l
+	return s.closeSealing(ctx, l, g.ID, pin, fresh)
+}
+
+// reholdSealed takes the keys as a signer's new pair has them. The caller holds s.mu.
+func (s *Service) reholdSealed(g *Signer) {
+	if g.Sealing == nil {
+		return
+	}
+	for _, k := range s.held[signerOwner+g.ID] {
+		if sealed := g.Sealing.Keys[k.label]; sealed != nil && k.wrapped != nil && k.destroyed.IsZero() {
+			anew := *k
+			anew.wrapped = &Wrapped{KEK: k.wrapped.KEK, Sealed: sealed}
+			s.hold(&anew)
+		}
+	}
 }
 
 // escrowed says whether the present officers, if there are any, can open what the sealing guards.
@@ -195,6 +231,14 @@ func (s *Service) openKeys(ctx context.Context, g *Signer, pin string) (map[stri
 	return out, nil
 }
 
+// orChanged is err, or that the signer was changed while the keys were opened.
+func (s *Service) orChanged(g *Signer, err error) error {
+	if present, _ := s.Signer(g.ID); present != g {
+		return errSignerChanged
+	}
+	return err
+}
+
 // maxTokenSealed bounds the signers without a PIN whose opened blobs are kept: what openKeys said of them, so that the cipher
 // machine need not be asked for each signature.
 const maxTokenSealed = 1024
@@ -220,7 +264,7 @@ func (s *Service) keysWithoutPIN(ctx context.Context, g *Signer) (map[string]*hs
 	}
 	keys, err := s.openKeys(ctx, g, "")
 	if err != nil {
-		return nil, err
+		return nil, s.orChanged(g, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -308,9 +352,7 @@ func (s *Service) reseal(ctx context.Context, actor string, g *Signer, old, pin 
 		return err
 	}
 	defer clear(seed)
-	l := *g.Sealing
-	g.Sealing = &l
-	return s.closeSealing(ctx, &l, g.ID, pin, seed)
+	return s.renew(ctx, g, pin, seed)
 }
 
 // resealing is as what administrators' wrong PINs are counted; no application has this id.
@@ -354,9 +396,7 @@ func (s *Service) RecoverPIN(ctx context.Context, actor, id, pin string, shares 
 			return refuse(err)
 		}
 		defer clear(seed)
-		l := *g.Sealing
-		g.Sealing = &l
-		if err := s.closeSealing(ctx, &l, id, pin, seed); err != nil {
+		if err := s.renew(ctx, g, pin, seed); err != nil {
 			return err
 		}
 		g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, id, pin)

@@ -217,6 +217,69 @@ func TestCustodyEndsDuringUse(t *testing.T) {
 	})
 }
 
+// TestCustodyNewPair: what opened a signer's keys before the PIN was changed opens none that was made since; the keys there
+// were go on, over restarts and further PINs.
+func TestCustodyNewPair(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	g := v.Doctor("D001", "SM2")
+	ctx := t.Context()
+	secret, err := custody.Combine(v.officers[:2], custody.PurposeOfficers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := custody.OpenWith(secret, g.Sealing.Escrow, "yinjian/custody-signer/v1 D001")
+	if err != nil {
+		t.Fatal(err)
+	}
+	opens := func(w *account.Wrapped, label string) bool {
+		_, err := custody.OpenWith(before, w.Sealed, "yinjian/custody-key/v1 "+label)
+		return err == nil
+	}
+	waiting, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !opens(g.Keys[0].Wrapped, g.Keys[0].Label) || !opens(waiting.Wrapped, waiting.Label) {
+		t.Fatal("the pair does not open the keys of its time")
+	}
+	if _, err = v.Directory.SetPIN(ctx, "admin", "D001", testkit.PIN, "222222"); err != nil {
+		t.Fatal(err)
+	}
+	later, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001", Replace: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if opens(later.Wrapped, later.Label) {
+		t.Error("what opened the keys before the PIN was changed opens one that was made since")
+	}
+	v.Restart()
+	if _, err = v.Directory.RecoverPIN(ctx, "admin", "D001", "333333", v.officers[1:]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = v.Directory.SetPIN(ctx, "admin", "D001", "333333", "444444"); err != nil {
+		t.Fatal(err)
+	}
+	v.Restart()
+	grant, err := v.activate(t, "D001", "444444", 1) // opens all three
+	if err == nil {
+		err = v.sign(t, "a", "D001", grant)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	// What is destroyed is in no later entry.
+	if err := v.Directory.DestroyKey(ctx, "admin", waiting.Label, "未用"); err != nil {
+		t.Fatal(err)
+	}
+	if g, _ = v.Directory.Signer("D001"); len(g.Sealing.Keys) != 2 || g.Sealing.Keys[waiting.Label] != nil {
+		t.Errorf("the next entry of the signer would have %d keys", len(g.Sealing.Keys))
+	}
+	if _, err = v.Directory.SetPIN(ctx, "admin", "D001", "444444", "555555"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCustodyOfficersChange: officers who came later open what a PIN has sealed since, and those of before do not; a key that
 // the old officers recovered is the new ones'.
 func TestCustodyOfficersChange(t *testing.T) {

@@ -3,6 +3,7 @@ package account
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -81,6 +82,12 @@ func (d *destruction) set(s *Service, e *audit.Entry) error {
 	if id := strings.TrimPrefix(d.Owner, signerOwner); old.wrapped != nil && s.signers[id] != nil {
 		g := *s.signers[id] // later entries do not repeat what could be opened
 		g.Keys = slices.Clone(g.Keys)
+		if g.Sealing != nil {
+			l := *g.Sealing
+			l.Keys = maps.Clone(l.Keys)
+			delete(l.Keys, d.Label)
+			g.Sealing = &l
+		}
 		for i := range g.Keys {
 			if g.Keys[i].Label == d.Label {
 				g.Keys[i].Wrapped = k.wrapped
@@ -102,7 +109,7 @@ func destroyedWrapped(w *Wrapped) *Wrapped {
 // DestroyKey destroys a signer's key that is not needed any more: one that another has taken the place of, or of a signer
 // who was stopped. Signatures made with it stay valid. A resident key is destroyed in the cipher machine; of a custody key
 // the directory forgets it, while the journal, which forgets nothing, keeps the sealed blob: it opens with a PIN that the
-// signer had since, the cipher machine and its wrapping key together, and with nothing less. Live authorisations are void.
+// signer had while it lived, the cipher machine and its wrapping key together, and with nothing less. Live authorisations are void.
 //
 // Order: 1. the intent; 2. the cipher machine; 3. the outcome. After a stop in between, ask again.
 func (s *Service) DestroyKey(ctx context.Context, actor, label, reason string) error {
