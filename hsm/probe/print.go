@@ -13,18 +13,18 @@ import (
 	"yinjian/hsm/pkcs11"
 )
 
-// Print writes a report for people. What a module says of itself cannot steer their terminal.
+// Print writes a report for people. What a module says of itself cannot steer their terminal, nor stand on a line of its own.
 func Print(to io.Writer, r *pkcs11.ProbeReport) {
 	w := new(bytes.Buffer)
 	defer func() {
 		_, _ = to.Write(bytes.Map(func(c rune) rune {
-			if unicode.IsControl(c) && c != '\n' {
+			if unicode.In(c, unicode.Cc, unicode.Cf) && c != '\n' {
 				return '?'
 			}
 			return c
 		}, w.Bytes()))
 	}()
-	line := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
+	line := func(format string, args ...any) { fmt.Fprintf(w, format+"\n", plain(args)...) }
 	line("模块 module: %s", r.Module)
 	if l := r.Library; l != nil {
 		line("  %s %s，%s，Cryptoki %s", l.Description, l.Version, l.Manufacturer, l.Cryptoki)
@@ -131,6 +131,16 @@ func Print(to io.Writer, r *pkcs11.ProbeReport) {
 	}
 	list("发现 findings", r.Findings)
 	list("未查 not checked", r.NotChecked)
+}
+
+// plain keeps each text on its line.
+func plain(args []any) []any {
+	for i, a := range args {
+		if s, ok := a.(string); ok {
+			args[i] = strings.ReplaceAll(s, "\n", "?")
+		}
+	}
+	return args
 }
 
 // known groups what profiles take a mechanism for: "rsa-pkcs1-sha256 (neutral、tass)".

@@ -310,9 +310,9 @@ func TestSoftHSM2(t *testing.T) {
 func TestPrintIsPlain(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	probe.Print(&out, &pkcs11.ProbeReport{Module: "m", Library: &pkcs11.ProbeLibrary{Description: "\x1b[2Jgone\r"},
+	probe.Print(&out, &pkcs11.ProbeReport{Module: "m", Library: &pkcs11.ProbeLibrary{Description: "\x1b[2Jgone\r", Manufacturer: "a\n\u202everdict: b"},
 		Mechanisms: []pkcs11.ProbeMechanism{{Number: "0x1", Name: "\u009b1m"}}})
-	if s := out.String(); !strings.Contains(s, "?[2Jgone?") || !strings.Contains(s, "?1m") || strings.ContainsAny(s, "\x1b\r\u009b") {
+	if s := out.String(); !strings.Contains(s, "?[2Jgone?") || !strings.Contains(s, "?1m") || !strings.Contains(s, "a??verdict") || strings.ContainsAny(s, "\x1b\r\u009b\u202e") {
 		t.Errorf("printed %q", s)
 	}
 }
