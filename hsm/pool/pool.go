@@ -853,10 +853,15 @@ func (p *Pool) GenerateWrapped(ctx context.Context, spec hsm.KeySpec, kek string
 	return hsm.KeyInfo{}, nil, err
 }
 
-// ForgetWrapped implements hsm.Token, on every machine. One that cannot be asked is an error: it may have the key.
+// ForgetWrapped implements hsm.Token, on every machine. One that cannot be asked is an error: it may have the key. It is not
+// waited for, so that the others forget in time.
 func (p *Pool) ForgetWrapped(ctx context.Context, digest [32]byte) error {
 	var errs []error
 	for _, m := range p.all() {
+		if p.single() == nil && m.Token.State().Phase != worker.Ready {
+			errs = append(errs, p.unavailable("forgetting a wrapped key", []*member{m}))
+			continue
+		}
 		if err := m.Token.ForgetWrapped(ctx, digest); err != nil {
 			errs = append(errs, fmt.Errorf("hsm/pool: machine %s: %w", m.Name, err))
 		}

@@ -735,6 +735,15 @@ func TestWrapped(t *testing.T) {
 	if err := p.ForgetWrapped(t.Context(), keys[0].Digest()); err != nil || a.count("ForgetWrapped ") != 1 || b.count("ForgetWrapped ") != 1 {
 		t.Errorf("ForgetWrapped = %v", err)
 	}
+	b.mu.Lock()
+	b.phase = worker.Restarting
+	b.mu.Unlock()
+	if err := p.ForgetWrapped(t.Context(), keys[1].Digest()); !errors.Is(err, hsm.ErrUnavailable) || a.count("ForgetWrapped ") != 2 || b.count("ForgetWrapped ") != 1 {
+		t.Errorf("ForgetWrapped while b is away = %v", err)
+	}
+	b.mu.Lock()
+	b.phase = worker.Ready
+	b.mu.Unlock()
 	if _, _, err := p.GenerateWrapped(t.Context(), hsm.KeySpec{Label: "x", Algorithm: hsm.SM2}, "no such key"); !errors.Is(err, hsm.ErrNoWrapping) && !errors.Is(err, hsm.ErrUnavailable) {
 		t.Error(err)
 	}
