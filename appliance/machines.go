@@ -39,6 +39,8 @@ type cipherMachine struct {
 	draining bool
 	workers  map[hsm.SlotClass]*worker.Client
 	failures map[hsm.SlotClass]error // of slots that could not be started: a PIN refused, a file missing
+	// presented are the PIN files as they were read, of workers whose PIN was not refused; watch's own once they run.
+	presented map[hsm.SlotClass]os.FileInfo
 }
 
 // machines are the cipher machines and the pools that they make up, one for each slot class.
@@ -97,25 +99,24 @@ func (m *machines) slotOf(uses string) (*worker.Client, int) {
 
 // startSlot starts the worker of one slot and presents its PIN, once. A worker that is answered with an error is running
 // and goes on trying; nil means that nothing runs.
-func (a *Appliance) startSlot(ctx context.Context, command []string, m *Machine, class hsm.SlotClass) (*worker.Client, error) {
+func (a *Appliance) startSlot(ctx context.Context, command []string, m *Machine, class hsm.SlotClass) (w *worker.Client, presented os.FileInfo, err error) {
 	slot := m.Slots[string(class)]
 	latch := a.pinLatch(class, m.Name, slot.PINFile)
 	if err := latch.check(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	presented, err := os.Stat(slot.PINFile)
-	if err != nil {
-		return nil, err
+	if presented, err = os.Stat(slot.PINFile); err != nil {
+		return nil, nil, err
 	}
 	pin, err := ReadSecret(slot.PINFile)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var counted worker.UseLog
 	if slices.Contains(UsesSlots(), string(class)) {
 		counted = worker.UseLog{Dir: UsesDir(a.dir), Slot: usesSlot(class, m.Name), Life: a.accounting.life}
 	}
-	w, err := worker.Start(worker.Config{
+	w, err = worker.Start(worker.Config{
 		Command: command, Class: class, CallDeadline: time.Duration(a.cfg.HSM.CallDeadline), Log: a.log.WithField("slot_class", class).WithField("machine", m.Name),
 		Params: worker.StartParams{
 			Module: m.Module, ModuleArgs: m.ModuleArgs, TokenLabel: slot.TokenLabel, PIN: pin, Profile: m.Profile, MaxSessions: slot.Sessions,
@@ -132,12 +133,30 @@ func (a *Appliance) startSlot(ctx context.Context, command []string, m *Machine,
 			w.Close()
 		}
 		err = errors.Join(err, latch.set(presented))
-		return nil, fmt.Errorf("密码机拒绝了口令文件 %s，只出示了一次：改正后重启 (the PIN was refused and is not tried again): %w", slot.PINFile, err)
+		return nil, nil, fmt.Errorf("密码机拒绝了口令文件 %s，只出示了一次：改正后重启 (the PIN was refused and is not tried again): %w", slot.PINFile, err)
 	}
 	if err == nil {
 		err = latch.clear()
 	}
-	return w, err
+	return w, presented, err
+}
+
+// latchPINs keeps over a restart that a PIN was refused later than at the start of its slot: by a machine that was away then,
+// or whose PIN was changed.
+func (m *machines) latchPINs() {
+	for _, c := range m.all() {
+		for class, w := range c.workers {
+			presented := c.presented[class]
+			if presented == nil || w.State().Phase != worker.NeedsOperator {
+				continue
+			}
+			if err := m.a.pinLatch(class, c.Name, c.Slots[string(class)].PINFile).set(presented); err != nil {
+				m.a.log.WithError(err).WithField("machine", c.Name).Error("that the PIN was refused could not be kept; it is tried again")
+				continue
+			}
+			delete(c.presented, class)
+		}
+	}
 }
 
 // startMachines starts the first machine, without which there is no appliance, and the others, which may be away.
@@ -146,7 +165,7 @@ func (a *Appliance) startMachines(ctx context.Context, command []string) error {
 		Machine: Machine{
 			Name: FirstMachine, Module: a.cfg.HSM.Module, ModuleArgs: a.cfg.HSM.ModuleArgs, Profile: a.cfg.HSM.Profile, Weight: a.cfg.HSM.Weight, Slots: a.cfg.HSM.Slots,
 		},
-		workers: map[hsm.SlotClass]*worker.Client{},
+		workers: map[hsm.SlotClass]*worker.Client{}, presented: map[hsm.SlotClass]os.FileInfo{},
 	}
 	if a.cfg.Evaluation.Softtoken {
 		first.ModuleArgs = "socket='" + SofttokenSocket(a.dir) + "'"
@@ -160,9 +179,9 @@ func (a *Appliance) startMachines(ctx context.Context, command []string) error {
 		if _, ok := a.cfg.HSM.Slots[string(class)]; !ok {
 			continue
 		}
-		w, err := a.startSlot(ctx, command, &first.Machine, class)
+		w, presented, err := a.startSlot(ctx, command, &first.Machine, class)
 		if w != nil {
-			first.workers[class] = w
+			first.workers[class], first.presented[class] = w, presented
 		}
 		if err != nil {
 			return fmt.Errorf("hsm.slots.%s: cipher machine, slot %s: %w", class, class, err)
@@ -219,11 +238,12 @@ func (a *Appliance) resumeDraining(first *cipherMachine) error {
 // startMachine starts a machine's workers and takes it into the pools, as one that drains. What fails is in the error and does not keep the
 // rest from being tried.
 func (a *Appliance) startMachine(ctx context.Context, m *cipherMachine) error {
-	m.workers, m.failures = map[hsm.SlotClass]*worker.Client{}, map[hsm.SlotClass]error{}
+	m.workers, m.failures, m.presented = map[hsm.SlotClass]*worker.Client{}, map[hsm.SlotClass]error{}, map[hsm.SlotClass]os.FileInfo{}
 	var errs []error
 	type started struct {
-		w   *worker.Client
-		err error
+		w         *worker.Client
+		presented os.FileInfo
+		err       error
 	}
 	slots := map[hsm.SlotClass]chan started{} // one that hangs must not keep the next from being started
 	for _, class := range hsm.Classes {
@@ -231,8 +251,8 @@ func (a *Appliance) startMachine(ctx context.Context, m *cipherMachine) error {
 			done := make(chan started, 1)
 			slots[class] = done
 			go func() {
-				w, err := a.startSlot(ctx, a.machines.command, &m.Machine, class)
-				done <- started{w, err}
+				w, presented, err := a.startSlot(ctx, a.machines.command, &m.Machine, class)
+				done <- started{w, presented, err}
 			}()
 		}
 	}
@@ -253,7 +273,7 @@ func (a *Appliance) startMachine(ctx context.Context, m *cipherMachine) error {
 			errs = append(errs, fmt.Errorf("slots.%s: %w", class, err))
 			continue
 		}
-		m.workers[class] = w
+		m.workers[class], m.presented[class] = w, s.presented
 		if aerr := p.Add(ctx, pool.Machine{Name: m.Name, Token: w, Weight: m.Weight, Sessions: slot.Sessions, Draining: true}); aerr != nil {
 			errs = append(errs, fmt.Errorf("slots.%s: %w", class, aerr))
 			if !slices.ContainsFunc(p.States(), func(s pool.State) bool { return s.Machine == m.Name }) {
@@ -835,6 +855,7 @@ func (m *machines) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		m.latchPINs()
 		states := m.states()
 		for _, s := range states {
 			o := of[s.Name]

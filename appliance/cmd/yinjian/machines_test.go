@@ -101,6 +101,13 @@ func TestTwoMachines(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	third := filepath.Join(tempDir(t), "c")
+	if err := os.CopyFS(third, os.DirFS(b)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(third, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	second := startCopy(t, b, filepath.Join(dir, "secrets", "softtoken.passphrase"))
 	text := fmt.Sprintf("name = 'b'\nmodule = '%s'\nmodule_args = \"socket='%s'\"\n", built.module, filepath.Join(b, "p11.sock"))
 	for _, class := range []string{"staff", "tsa", "log", "ca", "tls"} {
@@ -205,8 +212,8 @@ func TestTwoMachines(t *testing.T) {
 	// A machine of the configuration that is away does not keep the appliance from starting.
 	configure(t, dir, func(c *appliance.Config) {
 		c.HSM.Machines = []appliance.Machine{{
-			Name: "away", Module: built.module, ModuleArgs: "socket='" + filepath.Join(b, "nobody.sock") + "'",
-			Slots: map[string]appliance.Slot{"staff": {TokenLabel: "yinjian-staff", PINFile: "secrets/staff.pin"}},
+			Name: "away", Module: built.module, ModuleArgs: "socket='" + filepath.Join(third, "p11.sock") + "'",
+			Slots: map[string]appliance.Slot{"staff": {TokenLabel: "yinjian-staff", PINFile: pinFile(t, "00000000")}},
 		}}
 	})
 	m = serve(t, dir)
@@ -233,6 +240,13 @@ func TestTwoMachines(t *testing.T) {
 		}
 	}
 	refused(t, 1, []string{"hsm_unavailable", "away"}, because("destroy", gone)...)
+	// It comes, and refuses its PIN: the next start will not present it again.
+	startCopy(t, third, filepath.Join(dir, "secrets", "softtoken.passphrase"))
+	state("away", "needs_operator")
+	eventually(t, time.Minute, "the refusal is kept", func() bool {
+		_, err := os.Stat(filepath.Join(dir, "run", "pin-refused-staff.away.json"))
+		return err == nil
+	})
 	mustRun(t, because("remove", "away")...)
 	mustRun(t, because("destroy", gone)...)
 	mustRun(t, because("resume", "b")...)
