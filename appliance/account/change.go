@@ -38,6 +38,7 @@ const (
 	kindInterrupted       = "account.interrupted/outcome" // closes an intent without its change
 	kindWithdrawn         = "account.withdrawn/outcome"   // takes the reference of an outcome that was not written
 	kindPINFailed         = "consent.pin/failed"
+	kindRecoveryFailed    = "custody.recovery/failed"
 	kindGrant             = "consent.authorization/granted"
 )
 

@@ -365,9 +365,27 @@ var errResealingLocked = problem.New(problem.PINLocked,
 const actRecover = "recover"
 
 // RecoverPIN opens what the officers hold for a signer who forgot the PIN, and seals it under a new one. Fewer shares than
-// the officers' threshold open nothing. The journal says whose shares they were.
+// the officers' threshold open nothing. The journal says whose shares they were,
+// those that opened nothing too.
 func (s *Service) RecoverPIN(ctx context.Context, actor, id, pin string, shares []custody.Share) (*Signer, error) {
+	if _, ok := s.Signer(id); !ok {
+		return nil, errSignerUnknown
+	}
+	var holders []string
+	set := ""
+	for i := range shares {
+		if err := errors.Join(problem.CheckText("shares", shares[i].Holder, custody.MaxHolderName), problem.CheckText("shares", shares[i].Set, maxName)); err != nil {
+			return nil, firstProblem(err)
+		}
+		// The number is what the share proves; the name is what stands on the paper.
+		holders = append(holders, fmt.Sprintf("%d %s", shares[i].Number, shares[i].Holder))
+		set = shares[i].Set
+	}
+	who := []audit.Field{text("officers", strings.Join(holders, "、")), text("share_set", set)}
 	refuse := func(err error) error {
+		if _, jerr := s.cfg.Journal.Append(ctx, audit.Draft{Kind: kindRecoveryFailed, Actor: actor, Object: id, Fields: who}); jerr != nil {
+			return journalProblem(jerr)
+		}
 		return problem.New(problem.Forbidden, "份额不能打开该签名人的密钥 (the shares do not open the signer's keys): "+err.Error(),
 			"核对份额是否齐全、是否属于同一套 (are there enough, and of one set?)")
 	}
@@ -376,14 +394,6 @@ func (s *Service) RecoverPIN(ctx context.Context, actor, id, pin string, shares 
 		return nil, refuse(err)
 	}
 	defer clear(secret)
-	var holders []string
-	for i := range shares {
-		if err := problem.CheckText("shares", shares[i].Holder, maxName); err != nil {
-			return nil, err
-		}
-		// The number is what the share proves; the name is what stands on the paper.
-		holders = append(holders, fmt.Sprintf("%d %s", shares[i].Number, shares[i].Holder))
-	}
 	return s.changeSigner(ctx, actor, id, actRecover, "", func(g *Signer) error {
 		if g.Sealing == nil || g.Sealing.Escrow == nil {
 			return problem.New(problem.KeyUnknown, "该签名人没有交干部保管的密钥 (nothing of the signer's is with the officers)", "重新登记签名密钥 (give the signer a new key)")
@@ -401,7 +411,7 @@ func (s *Service) RecoverPIN(ctx context.Context, actor, id, pin string, shares 
 		}
 		g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, id, pin)
 		return err
-	}, text("officers", strings.Join(holders, "、")), text("share_set", shares[0].Set))
+	}, who...)
 }
 
 // Ceremony journals the minutes of a key ceremony, which are signed with a key that was made under the new wrapping key.

@@ -348,6 +348,19 @@ func TestCustodyRecovery(t *testing.T) {
 	lied[0].Threshold = 1
 	_, err = v.Directory.RecoverPIN(ctx, "admin", "D001", "222222", lied)
 	wants(t, "one officer who says one suffices", err, problem.Forbidden)
+	var tried []string
+	err = v.Journal.Range(ctx, 0, func(r audit.Record) error {
+		if r.Entry.Kind == "custody.recovery/failed" {
+			tried = append(tried, r.Entry.Actor+": "+r.Entry.Text("officers"))
+		}
+		return nil
+	})
+	if want := []string{"admin: 1 甲", "admin: 1 甲、2 乙", "admin: 1 甲、2 乙", "admin: 1 甲"}; err != nil || !slices.Equal(tried, want) {
+		t.Errorf("the journal has the attempts %q, %v; want %q", tried, err, want)
+	}
+	lied[0].Holder = "甲\x1b[2J"
+	_, err = v.Directory.RecoverPIN(ctx, "admin", "D001", "222222", lied)
+	wants(t, "a name that steers a terminal", err, problem.InvalidRequest)
 	if _, err := v.activate(t, "D001", testkit.PIN, 1); err != nil {
 		t.Fatalf("the PIN after attempts that failed: %v", err)
 	}

@@ -22,6 +22,8 @@ const (
 	scalarSize = 32
 	// MaxHolders bounds the shares of a secret.
 	MaxHolders = 16
+	// MaxHolderName bounds a holder's name, in bytes; those of all holders fit into a field of the journal.
+	MaxHolderName = 4 * 62
 )
 
 // A Share is one holder's part of a secret.

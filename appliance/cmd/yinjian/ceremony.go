@@ -27,6 +27,7 @@ import (
 	"yinjian/api/wire"
 	"yinjian/appliance"
 	"yinjian/appliance/custody"
+	"yinjian/appliance/problem"
 	"yinjian/hsm"
 	"yinjian/hsm/pkcs11"
 	"yinjian/hsm/pkcs11/profiles"
@@ -136,8 +137,9 @@ func (c *ceremony) check() error {
 	}
 	names := map[string]string{}
 	word := func(key, v string) {
-		if !reCeremonyName.MatchString(v) {
-			bad(key, "须为 2–62 个字符，首尾无空格 (2 to 62 characters)")
+		// Who recovers a key is journalled by name: what the journal refuses must not be on a share.
+		if !reCeremonyName.MatchString(v) || problem.CheckText(key, v, custody.MaxHolderName) != nil {
+			bad(key, "须为 2–62 个字符，首尾无空格，不含看不见的字符 (2 to 62 characters that can be seen)")
 		}
 		kind, _, _ := strings.Cut(key, "[")
 		if names[kind+v] != "" {

@@ -69,6 +69,11 @@ func TestCustody(t *testing.T) {
 	if left, _ := filepath.Glob(in("*")); len(left) != 2 {
 		t.Errorf("looking left files: %v", left)
 	}
+	unseen := strings.Replace(readFile(t, file), "干部甲", "干部甲\U000E0100", 1)
+	if err := os.WriteFile(in("wrong.toml"), []byte(unseen), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, 2, []string{"officers.holder[1]", "看不见"}, "ceremony", "read", in("wrong.toml"))
 	// The officer's PIN is not the one: what was written and made goes, so that the ceremony can be held again as it is.
 	wrong := strings.Replace(readFile(t, file), filepath.Join(other, "secrets", "staff.so-pin"), "wrong.pin", 1)
 	for name, text := range map[string]string{"wrong.toml": wrong, "wrong.pin": "00000000\n"} {
