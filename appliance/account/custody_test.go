@@ -2,6 +2,7 @@ package account_test
 
 import (
 	"bytes"
+	"errors"
 	"math/big"
 	"slices"
 	"strings"
@@ -655,5 +656,52 @@ func TestCustodyKeyOfNobodysPIN(t *testing.T) {
 	}
 	if g, _ = v.Directory.Signer("N7"); len(g.Keys[0].Wrapped.Sealed) > 0 {
 		t.Error("the next entry of the signer would repeat what opens the destroyed key")
+	}
+}
+
+// TestCustodyInterrupted: a destruction and a new PIN whose outcomes are lost, with and without a restart after, can be asked
+// for again; until then the key is as it was, and the PIN is the old one.
+func TestCustodyInterrupted(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	ctx := t.Context()
+	lost := errors.New("power")
+	for i, landed := range []bool{false, true} {
+		id := []string{"D001", "D002"}[i]
+		g := v.Doctor(id, "SM2")
+		v.Journal.FailKind("account.signer/outcome", 1, landed, lost)
+		if _, err := v.Directory.SetPIN(ctx, "admin", id, testkit.PIN, "222222"); err == nil {
+			t.Fatal("the outcome was not lost")
+		}
+		v.Restart()
+		pin := map[bool]string{false: testkit.PIN, true: "222222"}[landed]
+		if _, err := v.Directory.SetPIN(ctx, "admin", id, pin, "333333"); err != nil {
+			t.Fatalf("landed %v: %v", landed, err)
+		}
+		grant, err := v.activate(t, id, "333333", 1)
+		if err == nil {
+			err = v.sign(t, id, id, grant)
+		}
+		if err != nil {
+			t.Errorf("landed %v: %v", landed, err)
+		}
+
+		if _, err := v.Directory.StopSigner(ctx, "admin", id, true, "离职"); err != nil {
+			t.Fatal(err)
+		}
+		label := g.Keys[0].Label
+		v.Journal.FailKind("key.destruction/outcome", 1, landed, lost)
+		if err := v.Directory.DestroyKey(ctx, "admin", label, "离职"); err == nil {
+			t.Fatal("the outcome was not lost")
+		}
+		if i == 0 {
+			v.Restart()
+		}
+		again := v.Directory.DestroyKey(ctx, "admin", label, "离职")
+		if landed {
+			wants(t, "what was destroyed", again, problem.KeyUnknown)
+		} else if again != nil {
+			t.Errorf("asked again: %v", again)
+		}
 	}
 }
