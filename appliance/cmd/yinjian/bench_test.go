@@ -64,7 +64,7 @@ func TestBench(t *testing.T) {
 			t.Errorf("case %s is not measured", name)
 		}
 	}
-	if len(found.Floors) != 7 || found.Machine["cores"] == nil {
+	if len(found.Floors) != 10 || found.Machine["cores"] == nil {
 		t.Errorf("floors %v, machine %v", found.Floors, found.Machine)
 	}
 	for _, f := range found.Floors {
