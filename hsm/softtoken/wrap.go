@@ -3,6 +3,7 @@ package softtoken
 import (
 	"crypto/rsa"
 	"crypto/x509"
+	"math/big"
 
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/smx509"
@@ -162,6 +163,13 @@ func (p *profile) unwrap(w wrapping, kek *object, wrapped []byte, templ []attrib
 	return p.privateKey(attrs, plain)
 }
 
+// usableSM2 is whether d is in [1, n-2] (GM/T 0003.1-2012 §6.1). The parser takes zero, and n-1, for which 1+d has no
+// inverse.
+func usableSM2(k *sm2.PrivateKey) bool {
+	most := new(big.Int).Sub(k.Params().N, big.NewInt(2))
+	return k.D.Sign() > 0 && k.D.Cmp(most) <= 0
+}
+
 // privateKey makes the private key of a PKCS#8, which must be of the template's type.
 func (p *profile) privateKey(attrs attributes, der []byte) (*object, rv) {
 	keyType := attrs.ulong(ckaKeyType)
@@ -183,7 +191,7 @@ func (p *profile) privateKey(attrs attributes, der []byte) (*object, rv) {
 	s := new(secret)
 	switch k := key.(type) {
 	case *sm2.PrivateKey:
-		if keyType == ckkRSA {
+		if keyType == ckkRSA || !usableSM2(k) {
 			return nil, ckrWrappedKeyInvalid
 		}
 		s.sm2, attrs[ckaECParams] = k, sm2Params

@@ -5,15 +5,17 @@ import (
 	"crypto/cipher"
 	"encoding/binary"
 	"encoding/hex"
+	"math/big"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"yinjian/hsm/softtoken"
 
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/sm4"
 	"github.com/emmansun/gmsm/smx509"
 	"github.com/miekg/pkcs11"
-	"yinjian/hsm/softtoken"
 )
 
 // kek is what a key that carries keys is for.
@@ -459,5 +461,44 @@ func TestTightenedForGood(t *testing.T) {
 		if v := value(t, p, s, key, pkcs11.CKA_EXTRACTABLE); v[0] != 0 {
 			t.Fatal("a key that was made unextractable is extractable again")
 		}
+	}
+}
+
+// A wrapped SM2 key outside [1, n-2] cannot sign: it is refused, and not found out at its first signature.
+func TestUnwrapRange(t *testing.T) {
+	m := newMachine(t)
+	p := m.module(t)
+	initToken(t, p, 0, "a")
+	s := openRW(t, p, 0)
+	must(t, p.Login(s, pkcs11.CKU_USER, userPIN))
+	outer := importSM4(t, p, s, sm4Key, kek...)
+	key, err := sm2.NewPrivateKey(bytes.Repeat([]byte{7}, 32))
+	must(t, err)
+	pkcs8, err := smx509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	order := sm2.P256().Params().N
+	for name, tt := range map[string]struct {
+		d    *big.Int
+		good bool
+	}{
+		"0": {big.NewInt(0), false}, "1": {big.NewInt(1), true}, "n-2": {new(big.Int).Sub(order, big.NewInt(2)), true},
+		"n-1": {new(big.Int).Sub(order, big.NewInt(1)), false}, "n": {order, false},
+	} {
+		der := bytes.Replace(pkcs8, bytes.Repeat([]byte{7}, 32), tt.d.FillBytes(make([]byte, 32)), 1)
+		h, err := p.UnwrapKey(s, gcm(nil, nil), outer, wrapOutside(t, der), []*pkcs11.Attribute{
+			attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), attr(pkcs11.CKA_KEY_TYPE, softtoken.CKKNeutralSM2), attr(pkcs11.CKA_SIGN, true)})
+		if !tt.good {
+			if err == nil {
+				t.Errorf("d = %s was unwrapped", name)
+				continue
+			}
+			wantRV(t, "C_UnwrapKey with d = "+name, err, pkcs11.CKR_WRAPPED_KEY_INVALID)
+			continue
+		}
+		if err != nil {
+			t.Errorf("d = %s: %v", name, err)
+			continue
+		}
+		mustSign(t, p, s, mech(softtoken.CKMNeutralSM2, nil), h, bytes.Repeat([]byte{7}, 32))
 	}
 }
