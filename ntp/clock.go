@@ -19,15 +19,16 @@ type BootClock interface {
 
 // Config are the policies of a [Clock]. The zero value of each field is its default.
 type Config struct {
-	// MinSources is the number of groups that must agree, at least. Default 3, the fewest that outvote a liar. With 1
-	// whoever owns that source owns the time, within what the clock's own prediction catches.
+	// MinSources is the number of groups that must agree, at least. Default 3, the fewest that outvote a liar: n tolerate
+	// (n−1)/2 liars, even liars who can silence the others. With 1 whoever owns that source owns the time, within what the
+	// clock's own prediction catches.
 	MinSources int
 	// MaxBound is the accuracy the policy promises: beyond it the clock is Untrusted. Default 1 s.
 	MaxBound time.Duration
 	// HoldoverMax is how long the clock is trusted without a fresh agreement, however small the bound. Default 24 h.
 	HoldoverMax time.Duration
 	// DriftPPM is by how much the oscillator may be off, 15 to 500 parts per million; the bound grows by it. Default 50.
-	// It holds only while nobody else slews the kernel's clock: run chronyd with -x.
+	// What adjtimex(2) bends the kernel's clock by comes on top, so run chronyd with -x.
 	DriftPPM int
 	// AgreeRounds is how many rounds in a row must agree, and with one another, before the clock is Trusted. Default 3.
 	AgreeRounds int
@@ -35,7 +36,9 @@ type Config struct {
 	MaxRootDistance time.Duration
 	MaxReferenceAge time.Duration
 	// ReentryLimit is how far from the clock's own prediction a majority may be taken without an operator (Readmit)
-	// once the clock was Suspect or Untrusted. Default MaxBound. Below 600 ms a leap second needs the operator too.
+	// once the clock was Suspect or Untrusted, in all: what such entries have moved the clock beyond its bound is added up
+	// until none has for HoldoverMax, or an operator confirms one. Default MaxBound. Below 600 ms a leap second needs the
+	// operator too.
 	ReentryLimit time.Duration
 	// FreshFor is how old the last agreement may be for the clock to be called Trusted and not Holdover, so that one lost
 	// packet is no event; three poll intervals or more. Sources that answer and contradict one another end Trusted at
@@ -97,22 +100,33 @@ const (
 	slewPPM = 500
 	// minBound is the smallest bound ever published: scheduling, interrupt latency and the reading itself.
 	minBound = time.Millisecond
-	// leapBefore and leapAfter surround the end of the month by our own count, in which neither genTime nor a round is
-	// taken. After an inserted second our count is one second ahead, hence 3: that is 00:00:02 UTC.
+	// leapBefore and leapAfter surround the end of the month by our own count, from the first instant that it may be to the
+	// last; between them neither genTime nor a round is taken. After an inserted second our count is one second ahead, hence
+	// 3: that is 00:00:02 UTC.
 	leapBefore = time.Second
 	leapAfter  = 3 * time.Second
 )
 
-// An anchor is an interval of UTC at an instant of BOOTTIME. Everything later is predicted from it.
-type anchor struct {
+// An instant is a reading of BOOTTIME with what it takes to judge how far the kernel's clock can be relied on since another
+// one.
+type instant struct {
 	boot time.Duration
+	bent time.Duration // MONOTONIC−RAW: what adjtimex(2) has bent the clock by, but for a constant
+	torn time.Duration // by how much bent may be wrong, its two clocks not having been read at one instant
+}
+
+// An anchor is an interval of UTC at an instant. Everything later is predicted from it.
+type anchor struct {
+	instant
 	span span
 }
 
-// at carries the anchor to boot, widened by the drift of the way.
-func (a anchor) at(boot time.Duration, ppm int) span {
-	way := boot - a.boot
-	g := int64(growth(way, ppm))
+// at carries the anchor to t, widened by the drift of the way and by what the clock was bent on it. The oscillator keeps
+// within ppm; BOOTTIME is the oscillator as adjtimex(2) has it, which a root user may set to 500 ppm for good and to ten
+// per cent for a while. MONOTONIC is bent alike, and sleep shows in neither it nor RAW.
+func (a anchor) at(t instant, ppm int) span {
+	way := t.boot - a.boot
+	g := int64(growth(way, ppm) + (t.bent - a.bent).Abs() + t.torn + a.torn)
 	return span{a.span.low + int64(way) - g, a.span.high + int64(way) + g}
 }
 
@@ -134,6 +148,8 @@ type view struct {
 	slept      time.Duration // BOOTTIME−MONOTONIC, likewise
 	leapAt     int64         // end of the month that a majority announced a leap second for; 0: none
 	leap       Leap
+	moved      time.Duration // by how much re-entries without an operator have moved the clock beyond its bound
+	movedAt    time.Duration // BOOTTIME of the last of them
 	provenance string
 }
 
@@ -186,6 +202,7 @@ type Clock struct {
 	cand     *candidate
 	raw      time.Duration
 	rawBoot  time.Duration
+	order    time.Duration // BOOTTIME since which nobody is known to have disturbed the machine's clocks
 	last     Round
 	onChange func(from, to State, reason string, r Reading)
 	pending  []func()
@@ -222,36 +239,42 @@ func (c *Clock) OnChange(f func(from, to State, reason string, r Reading)) {
 // Trusted may be looked at and not signed; its Time is zero while the clock is Cold or Acquiring for the first time.
 func (c *Clock) Now() Reading {
 	for try := 1; ; try++ {
-		v := c.view.Load() // before Boot, so that the anchor is never in the future
-		boot := c.clock.Boot()
+		v := c.view.Load() // before the clocks, so that the anchor is never in the future
+		s := c.glance()
+		if try > 1 {
+			s = c.sample()
+		}
 		if v.usable() {
-			if to, _ := c.verdict(v, sample{boot: boot, boot2: boot, mono: c.clock.Monotonic(), wall: c.clock.Realtime()}, 0); to != v.state {
+			if to, _ := c.verdict(v, s, 0); to != v.state {
 				if c.settle(v) {
 					continue
 				}
 				// Two clock readings torn apart by the scheduler looked like a step. The careful look found none.
 			}
 		}
-		if r, ok := c.reading(v, boot); ok {
+		if r, ok := c.reading(v, s.instant()); ok {
 			return r
 		}
 		if try < 4 {
 			continue // a faster caller was handed a later time while we were off the processor: look again
 		}
-		c.fail(Untrusted, "ntp: holding the time back from going backwards exceeds the bound")
+		c.fail(Untrusted, "ntp: bound exceeded by holding the time back from going backwards, or by a busy processor")
 	}
 }
 
 func (v *view) usable() bool { return v.state == Trusted || v.state == Holdover }
 
-// reading makes the reading of v at boot. It is false if v is usable but the time would have to be held back so far that
-// the bound exceeds its ceiling.
-func (c *Clock) reading(v *view, boot time.Duration) (Reading, bool) {
+// reading makes the reading of v at t. It is false if v is usable but the bound exceeds its ceiling: the time would have to
+// be held back too far, or the clocks were read too far apart.
+func (c *Clock) reading(v *view, t instant) (Reading, bool) {
 	r := Reading{State: v.state, Provenance: v.provenance}
 	if !v.anchored {
 		return r, true
 	}
-	s := v.anchor.at(boot, c.cfg.DriftPPM)
+	s := v.anchor.at(t, c.cfg.DriftPPM)
+	if v.usable() && s.half() > c.cfg.MaxBound {
+		return Reading{}, false
+	}
 	now, bound := s.mid(), s.half()
 	for {
 		last := c.emitted.Load()
@@ -277,6 +300,15 @@ type sample struct {
 	wall                   time.Time
 }
 
+func (s sample) instant() instant { return instant{s.boot, s.mono - s.raw, s.boot2 - s.boot} }
+
+// glance looks once. MONOTONIC stands in for the second look at BOOTTIME: it is cheaper, and the two differ by sleep.
+func (c *Clock) glance() sample {
+	s := sample{boot: c.clock.Boot(), mono: c.clock.Monotonic(), raw: c.clock.Raw(), wall: c.clock.Realtime()}
+	s.boot2 = s.boot + max(c.clock.Monotonic()-s.mono, 0)
+	return s
+}
+
 // sample looks until the clocks were read within a millisecond of one another, or gives up and returns the tightest.
 func (c *Clock) sample() sample {
 	var best sample
@@ -295,7 +327,7 @@ func (c *Clock) sample() sample {
 
 // verdict is the state that v should have at s, and why. Only clocks in use are judged. Extra is added to the tolerances.
 func (c *Clock) verdict(v *view, s sample, extra time.Duration) (State, string) {
-	own := v.anchor.at(s.boot, c.cfg.DriftPPM)
+	own := v.anchor.at(s.instant(), c.cfg.DriftPPM)
 	bound, age := own.half(), s.boot-v.agreed
 	if s.boot < v.anchor.boot {
 		return Suspect, "ntp: CLOCK_BOOTTIME went back: the machine was restored from a snapshot"
@@ -308,7 +340,7 @@ func (c *Clock) verdict(v *view, s sample, extra time.Duration) (State, string) 
 	if d := time.Duration(s.wall.UnixNano() - int64(s.boot) - v.wall); d.Abs() > max(stepTolerance, bound)+extra {
 		return Suspect, fmt.Sprintf("ntp: CLOCK_REALTIME was stepped by %v", d.Round(time.Millisecond))
 	}
-	if v.leapAt != 0 && own.mid() >= v.leapAt-int64(leapBefore) {
+	if v.leapAt != 0 && own.high >= v.leapAt-int64(leapBefore) {
 		return Suspect, ErrLeap.Error()
 	}
 	if bound > c.cfg.MaxBound {
@@ -386,7 +418,7 @@ func (c *Clock) refer(s sample) {
 	v := *c.view.Load()
 	v.wall, v.slept = s.wall.UnixNano()-int64(s.boot), s.boot-s.mono
 	c.view.Store(&v)
-	c.raw, c.rawBoot = s.raw, s.boot
+	c.raw, c.rawBoot, c.order = s.raw, s.boot, s.boot
 }
 
 // move stores a view in state to, changed further by f, and queues the news. Callers hold mu and drain after.
@@ -410,7 +442,7 @@ func (c *Clock) move(to State, reason string, f func(*view)) {
 func (c *Clock) peek(v *view) Reading {
 	r := Reading{State: v.state, Provenance: v.provenance}
 	if v.anchored {
-		s := v.anchor.at(c.clock.Boot(), c.cfg.DriftPPM)
+		s := v.anchor.at(c.glance().instant(), c.cfg.DriftPPM)
 		now := max(s.mid(), c.emitted.Load())
 		r.Time, r.Bound = unixNano(now), s.half()+time.Duration(now-s.mid())
 	}
@@ -467,23 +499,28 @@ func (c *Clock) update(ms []Measurement) Round {
 	}
 	// 2. Around a leap second no two clocks agree what time it is. Afterwards our count has to find its place again.
 	if v := c.view.Load(); v.leapAt != 0 && v.anchored {
-		now := v.anchor.at(s.boot, c.cfg.DriftPPM).mid()
+		now := v.anchor.at(s.instant(), c.cfg.DriftPPM)
 		switch {
-		case now >= v.leapAt+int64(leapAfter):
+		case now.low >= v.leapAt+int64(leapAfter):
 			c.afterLeap()
-		case now >= v.leapAt-int64(leapBefore):
+		case now.high >= v.leapAt-int64(leapBefore):
 			c.cand = nil
 			r.Err = ErrLeap
 			return r
 		}
 	}
-	// 3. Who is fit to vote? An old or a future answer is a mistake of the caller, and not used.
+	// 3. Who is fit to vote? An old or a future answer is a mistake of the caller, and not used. One from before a
+	// disturbance that a caller of Now has noticed meanwhile is not fresh either.
 	limits := Limits{MaxRootDistance: c.cfg.MaxRootDistance, MaxReferenceAge: c.cfg.MaxReferenceAge}
 	var fit []Measurement
 	for _, m := range ms {
 		err := m.Check(limits)
-		if err == nil && (m.Boot > s.boot2 || s.boot-m.Boot > time.Minute) {
+		switch {
+		case err != nil:
+		case m.Boot > s.boot2 || s.boot-m.Boot > time.Minute:
 			err = fmt.Errorf("%w: taken at %v of CLOCK_BOOTTIME, now is %v", ErrUnfit, m.Boot, s.boot)
+		case m.Boot < c.order:
+			err = fmt.Errorf("%w: taken at %v of CLOCK_BOOTTIME, before the machine's clocks were disturbed at %v", ErrUnfit, m.Boot, c.order)
 		}
 		if err != nil {
 			r.Unfit[m.Source] = err
@@ -503,15 +540,15 @@ func (c *Clock) update(ms []Measurement) Round {
 		return r
 	}
 	// A clock that has just started must not begin its count within a leap second, before or after the jump.
-	if mid := sel.span().mid(); sel.Leap != LeapNone && monthEnd(mid)-mid < int64(2*leapBefore) {
+	if s := sel.span(); sel.Leap != LeapNone && monthEnd(s.mid())-s.high < int64(2*leapBefore) {
 		c.cand = nil
 		r.Err = ErrLeap
 		return r
 	}
 	if v := c.view.Load(); v.anchored {
-		r.Offset = time.Duration(sel.span().mid() - v.anchor.at(sel.At, c.cfg.DriftPPM).mid())
+		r.Offset = time.Duration(sel.span().mid() - v.anchor.at(s.instant(), c.cfg.DriftPPM).mid())
 	}
-	r.Err = c.agree(sel)
+	r.Err = c.agree(sel, s.instant())
 	return r
 }
 
@@ -528,12 +565,12 @@ func (c *Clock) disagree(err error, groups int) {
 	}
 }
 
-// agree is a round with a majority.
-func (c *Clock) agree(sel Selection) error {
+// agree is a round with a majority, at t.
+func (c *Clock) agree(sel Selection, t instant) error {
 	v := c.view.Load()
-	now := anchor{boot: sel.At, span: sel.span()}
+	now := anchor{t, sel.span()}
 	if v.usable() {
-		own := v.anchor.at(sel.At, c.cfg.DriftPPM)
+		own := v.anchor.at(t, c.cfg.DriftPPM)
 		if !own.touches(now.span) {
 			err := fmt.Errorf("%w: %v away, own bound %v, majority's %v", ErrJump,
 				time.Duration(now.span.mid()-own.mid()).Round(time.Microsecond), own.half().Round(time.Microsecond), now.span.half().Round(time.Microsecond))
@@ -548,14 +585,14 @@ func (c *Clock) agree(sel Selection) error {
 
 	// Not trusted: the rounds must first agree with one another.
 	if c.cand != nil {
-		if own := c.cand.anchor.at(sel.At, c.cfg.DriftPPM); own.touches(now.span) {
-			c.cand = &candidate{anchor{sel.At, floored(own.intersect(now.span))}, c.cand.rounds + 1, c.cand.readmit}
+		if own := c.cand.anchor.at(t, c.cfg.DriftPPM); own.touches(now.span) {
+			c.cand = &candidate{anchor{t, floored(own.intersect(now.span))}, c.cand.rounds + 1, c.cand.readmit}
 		} else {
 			c.cand = nil
 		}
 	}
 	if c.cand == nil {
-		c.cand = &candidate{anchor: anchor{sel.At, floored(now.span)}, rounds: 1}
+		c.cand = &candidate{anchor: anchor{t, floored(now.span)}, rounds: 1}
 	}
 	if v.state == Cold || v.state == Untrusted {
 		c.move(Acquiring, fmt.Sprintf("%s agree", strings.Join(sel.Agreed, "+")), func(*view) {})
@@ -569,11 +606,19 @@ func (c *Clock) agree(sel Selection) error {
 	if bound := found.span.half(); bound > c.cfg.MaxBound {
 		return fmt.Errorf("%w: the majority's bound %v exceeds %v", ErrNoMajority, bound, c.cfg.MaxBound)
 	}
+	var moved time.Duration
 	if v.anchored && !c.cand.readmit {
-		own := v.anchor.at(sel.At, c.cfg.DriftPPM)
+		own := v.anchor.at(t, c.cfg.DriftPPM)
 		off := time.Duration(found.span.mid() - own.mid())
-		if off.Abs() > c.cfg.ReentryLimit {
-			err := fmt.Errorf("%w: %v away, limit %v", ErrOperator, off.Round(time.Microsecond), c.cfg.ReentryLimit)
+		// Small jumps add up. Otherwise whoever has the majority could move the clock by the limit again and again.
+		before := v.moved
+		if t.boot-v.movedAt > c.cfg.HoldoverMax {
+			before = 0
+		}
+		moved = before + max(off.Abs()-own.half(), 0)
+		if max(off.Abs(), moved) > c.cfg.ReentryLimit {
+			err := fmt.Errorf("%w: %v away, and earlier ones without an operator %v, limit %v", ErrOperator,
+				off.Round(time.Microsecond), before.Round(time.Microsecond), c.cfg.ReentryLimit)
 			c.suspect(err)
 			return err
 		}
@@ -591,6 +636,11 @@ func (c *Clock) agree(sel Selection) error {
 		return err
 	}
 	c.cand = nil
+	if moved != v.moved {
+		w := *v
+		w.moved, w.movedAt = moved, t.boot
+		c.view.Store(&w)
+	}
 	c.trust(found, sel)
 	return nil
 }

@@ -18,6 +18,7 @@ type machine struct {
 	mu                         sync.Mutex
 	boot, mono, raw, wall, now time.Duration // wall and now (true time) since noon
 	ppm                        int           // the oscillator's error: boot, mono and raw gain ppm on now
+	bend                       int           // by adjtimex(2): boot, mono and wall gain ppm on raw
 }
 
 func (m *machine) read(d *time.Duration) time.Duration { m.mu.Lock(); defer m.mu.Unlock(); return *d }
@@ -33,7 +34,9 @@ func (m *machine) pass(d time.Duration) {
 	defer m.mu.Unlock()
 	m.now += d
 	d += d / 1_000_000 * time.Duration(m.ppm)
-	m.boot, m.mono, m.raw, m.wall = m.boot+d, m.mono+d, m.raw+d, m.wall+d
+	m.raw += d
+	d += d / 1_000_000 * time.Duration(m.bend)
+	m.boot, m.mono, m.wall = m.boot+d, m.mono+d, m.wall+d
 }
 
 func (m *machine) change(f func()) { m.mu.Lock(); defer m.mu.Unlock(); f() }
@@ -396,6 +399,106 @@ func TestDisturbances(t *testing.T) {
 	}
 }
 
+// TestBentClock: a frequency correction within what adjtimex(2) may set for good is no disturbance, but the bound has to
+// grow by it, in Holdover and from round to round.
+func TestBentClock(t *testing.T) {
+	t.Parallel()
+	for _, bend := range []int{450, -450} {
+		b := newBench(t, ntp.Config{}).trusted(10 * ms)
+		b.change(func() { b.bend = bend })
+		for i := range 200 {
+			b.pass(15 * time.Second)
+			if r := b.round(time.Duration(i%19-9)*ms, 10*ms); r.Err != nil {
+				t.Fatal(r.Err)
+			}
+			b.want(ntp.Trusted) // and wrong by no more than it admits
+		}
+		b.pass(1000 * time.Second)
+		if r := b.want(ntp.Holdover); r.Bound < 500*ms {
+			t.Errorf("bound %v after 1000 s at %d ppm, want 450 ppm and the oscillator's 50", r.Bound, bend)
+		}
+		raw, err := json.Marshal(b.Snapshot("boot-1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var snap ntp.Snapshot
+		if err := json.Unmarshal(raw, &snap); err != nil {
+			t.Fatal(err)
+		}
+		c, err := ntp.NewClock(ntp.Config{}, b.machine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Restore(snap, "boot-1"); err != nil {
+			t.Fatal(err)
+		}
+		if r, was := c.Now(), b.want(ntp.Holdover); (r.Bound-was.Bound).Abs() > 1 || r.State != ntp.Holdover {
+			t.Errorf("restored %v, %s, want %v", r.Bound, r.State, was.Bound)
+		}
+		b.pass(1100 * time.Second)
+		b.want(ntp.Untrusted)
+	}
+}
+
+// TestAnswerFromBeforeADisturbance does not count as fresh, even if the disturbance was noticed before the round.
+func TestAnswerFromBeforeADisturbance(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{MinSources: 1, AgreeRounds: 1})
+	b.at(0, 60*ms, "a")
+	b.want(ntp.Trusted)
+	early := b.measure("a", 0, 60*ms)
+	b.change(func() { b.boot += 30 * time.Second; b.wall += 30 * time.Second; b.now += 31 * time.Second }) // sleep, badly counted
+	b.want(ntp.Suspect)
+	if r := b.Update([]ntp.Measurement{early}); !errors.Is(r.Unfit["a"], ntp.ErrUnfit) {
+		t.Errorf("round %+v, want the answer from before the sleep unfit", r)
+	}
+	b.want(ntp.Suspect)
+}
+
+// TestSmallJumpsAddUp: who owns the majority may move a clock by the re-entry limit, not by that much each minute.
+func TestSmallJumpsAddUp(t *testing.T) {
+	t.Parallel()
+	jump := func(b *bench, lie time.Duration) ntp.Round {
+		for range 3 {
+			b.round(lie, 10*ms)
+		}
+		return b.round(lie, 10*ms)
+	}
+	b := newBench(t, ntp.Config{MinSources: 1}).trusted(10*ms, "a")
+	if r := jump(b, 600*ms); r.Err != nil || b.Now().State != ntp.Trusted {
+		t.Fatalf("within the limit: %v, %s", r.Err, b.Now().State)
+	}
+	if r := jump(b, 1200*ms); !errors.Is(r.Err, ntp.ErrOperator) || b.Now().State != ntp.Suspect {
+		t.Fatalf("the second: %v, %s, want ErrOperator", r.Err, b.Now().State)
+	}
+	// A restart forgets nothing.
+	c, err := ntp.NewClock(ntp.Config{MinSources: 1}, b.machine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Restore(b.Snapshot("boot-1"), "boot-1"); err != nil {
+		t.Fatal(err)
+	}
+	if r := jump(&bench{T: t, machine: b.machine, Clock: c}, 1200*ms); !errors.Is(r.Err, ntp.ErrOperator) {
+		t.Errorf("after a restart: %v, want ErrOperator", r.Err)
+	}
+	// An operator's word begins a new count, and so does a day without a jump.
+	if err := b.Readmit(); err != nil {
+		t.Fatal(err)
+	}
+	b.round(1200*ms, 10*ms)
+	if r := jump(b, 1800*ms); r.Err != nil {
+		t.Errorf("after an operator's word: %v", r.Err)
+	}
+	for range 25 * 4 {
+		b.pass(15 * time.Minute)
+		b.round(1800*ms, 10*ms)
+	}
+	if r := jump(b, 2400*ms); r.Err != nil {
+		t.Errorf("a day later: %v", r.Err)
+	}
+}
+
 // TestDisturbedWhileAcquiring: what rounds agreed on before a step does not count.
 func TestDisturbedWhileAcquiring(t *testing.T) {
 	t.Parallel()
@@ -465,6 +568,35 @@ func TestLeapSecond(t *testing.T) {
 				t.Errorf("bound %v", r.Bound)
 			}
 		})
+	}
+}
+
+// TestLeapSecondWithAWideBound: the refusal begins when the first of the instants that it may be now is in the leap second,
+// and ends after the last.
+func TestLeapSecondWithAWideBound(t *testing.T) {
+	t.Parallel()
+	month := time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)
+	for _, off := range []time.Duration{-1900 * ms, 0, 1900 * ms} {
+		b := newBench(t, ntp.Config{MinSources: 1, AgreeRounds: 1, MaxBound: 3 * time.Second})
+		b.pass(month.Sub(noon) - 20*time.Second)
+		m := b.measure("a", off, 2*time.Second)
+		m.Leap = ntp.LeapInsert
+		b.Update([]ntp.Measurement{m})
+		b.want(ntp.Trusted)
+		for i := range 300 {
+			b.pass(100 * ms)
+			if i == 209 { // 23:59:60 is over
+				b.change(func() { b.now -= time.Second })
+			}
+			if r := b.Now(); r.Trusted() && b.truth().Sub(r.Time).Abs() > r.Bound {
+				t.Fatalf("source %v off: reading is %v off, bound %v", off, b.truth().Sub(r.Time), r.Bound)
+			}
+			if b.truth().After(month.Add(-time.Second)) && b.truth().Before(month.Add(2*time.Second)) {
+				if r := b.Update([]ntp.Measurement{b.measure("a", off, 2*time.Second)}); r.Err == nil {
+					t.Fatalf("source %v off: a round was taken at %v", off, b.truth())
+				}
+			}
+		}
 	}
 }
 

@@ -14,11 +14,14 @@ type Snapshot struct {
 	Boot       time.Duration `json:"boot_ns"` // CLOCK_BOOTTIME of UTC
 	UTC        time.Time     `json:"utc"`     // zero: the clock had no anchor
 	Bound      time.Duration `json:"bound_ns"`
+	Bent       time.Duration `json:"bent_ns"`   // CLOCK_MONOTONIC−CLOCK_MONOTONIC_RAW at Boot
 	Agreed     time.Duration `json:"agreed_ns"` // CLOCK_BOOTTIME of the last agreement
 	Wall       time.Time     `json:"wall"`      // CLOCK_REALTIME when CLOCK_BOOTTIME was 0: shows a step while we were away
 	Slept      time.Duration `json:"slept_ns"`  // CLOCK_BOOTTIME−CLOCK_MONOTONIC
 	LeapAt     time.Time     `json:"leap_at"`   // zero: none announced
 	Leap       Leap          `json:"leap"`
+	Moved      time.Duration `json:"moved_ns"` // by re-entries without an operator, see Config.ReentryLimit
+	MovedAt    time.Duration `json:"moved_at_ns"`
 	Provenance string        `json:"provenance"`
 	Emitted    time.Time     `json:"emitted"` // the latest time vouched for; zero: none
 }
@@ -28,9 +31,9 @@ func (c *Clock) Snapshot(bootID string) Snapshot {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v := c.view.Load()
-	s := Snapshot{BootID: bootID, State: v.state, Agreed: v.agreed, Slept: v.slept, Wall: unixNano(v.wall), Leap: v.leap, Provenance: v.provenance}
-	if v.anchored {
-		s.Boot, s.UTC, s.Bound = v.anchor.boot, unixNano(v.anchor.span.mid()), v.anchor.span.half()
+	s := Snapshot{BootID: bootID, State: v.state, Agreed: v.agreed, Slept: v.slept, Wall: unixNano(v.wall), Leap: v.leap, Moved: v.moved, MovedAt: v.movedAt, Provenance: v.provenance}
+	if a := v.anchor; v.anchored {
+		s.Boot, s.UTC, s.Bound, s.Bent = a.boot, unixNano(a.span.mid()), a.span.half()+a.torn, a.bent
 	}
 	if v.leapAt != 0 {
 		s.LeapAt = unixNano(v.leapAt)
@@ -69,7 +72,7 @@ func (c *Clock) Restore(s Snapshot, bootID string) error {
 	switch {
 	case !inRange(s.UTC) || s.Bound < 0 || s.Bound > 24*time.Hour,
 		!s.LeapAt.IsZero() && (!inRange(s.LeapAt) || s.Leap != LeapInsert && s.Leap != LeapDelete),
-		s.Agreed < 0 || s.Boot < 0:
+		s.Agreed < 0 || s.Boot < 0, s.Bent.Abs() > 10*366*24*time.Hour, s.Moved < 0 || s.Moved > 24*time.Hour || s.MovedAt < 0:
 		return fmt.Errorf("%w: values out of range", ErrSnapshot)
 	case s.Boot > now.boot || s.Agreed > now.boot:
 		return fmt.Errorf("%w: taken at %v of CLOCK_BOOTTIME, which is %v now", ErrSnapshot, max(s.Boot, s.Agreed), now.boot)
@@ -81,7 +84,8 @@ func (c *Clock) Restore(s Snapshot, bootID string) error {
 	mid := s.UTC.UnixNano()
 	c.move(to, "restarted in the same boot", func(v *view) {
 		v.anchored = true
-		v.anchor = anchor{s.Boot, span{mid - int64(s.Bound), mid + int64(s.Bound)}}
+		v.anchor = anchor{instant{boot: s.Boot, bent: s.Bent}, span{mid - int64(s.Bound), mid + int64(s.Bound)}}
+		v.moved, v.movedAt = s.Moved, s.MovedAt
 		v.agreed, v.wall, v.slept = s.Agreed, s.Wall.UnixNano(), s.Slept
 		v.leap, v.provenance = s.Leap, s.Provenance
 		if !s.LeapAt.IsZero() {
