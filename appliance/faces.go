@@ -19,6 +19,7 @@ import (
 	"yinjian/appliance/uses"
 	"yinjian/hsm"
 	"yinjian/ntp"
+	"yinjian/tsa"
 )
 
 // What the listeners see of the appliance: small adapters to package api's interfaces, one type for each.
@@ -44,8 +45,13 @@ func (s stamps) Respond(ctx context.Context, unit, requester string, der []byte)
 	if !ok {
 		return nil, fmt.Errorf("no timestamp unit %q", unit)
 	}
+	// Before anything is signed: a signature that is thrown away takes room in the journal, too.
+	if err := s.a.tokenReserve(); err != nil {
+		s.a.log.WithError(err).WithField("unit", unit).Error("timestamp refused: no room")
+		return tsa.Reject(tsa.SystemFailure, "the authority cannot serve the request now"), nil
+	}
 	ctx = hsm.WithCaller(ctx, hsm.Caller{Application: requester})
-	return u.Respond(context.WithValue(ctx, requesterKey{}, requester), der), nil
+	return u.Respond(WithRequester(ctx, requester), der), nil
 }
 
 type health struct{ a *Appliance }

@@ -55,7 +55,7 @@ func (u *unit) refresh(ctx context.Context) error {
 	}
 	next, err := tsa.New(tsa.Config{
 		Name: u.name, Policy: unitPolicies[u.name], Accuracy: time.Duration(u.a.cfg.Time.Accuracy), Signer: key, Chain: path,
-		Clock: u.a.clock, Serials: u.a.serials, Recorder: tokenRecorder{u.a, u.name}, Discarded: u.a.accounting.discard, Log: u.a.log,
+		Clock: u.a.clock, Serials: u.a.serials, Recorder: TokenRecorder{u.a.journal, u.name}, Discarded: u.a.accounting.discard, Log: u.a.log,
 	})
 	if err != nil {
 		return err

@@ -17,7 +17,6 @@ import (
 
 	"github.com/emmansun/gmsm/smx509"
 
-	"yinjian/appliance/audit"
 	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
 	"yinjian/hsm"
@@ -236,37 +235,6 @@ func (c checkpointStamper) Stamp(ctx context.Context, data []byte) ([]byte, erro
 		return nil, err
 	}
 	return t.DER, nil
-}
-
-type requesterKey struct{}
-
-// tokenRecorder journals free-standing tokens before they leave.
-type tokenRecorder struct {
-	a    *Appliance
-	unit string
-}
-
-func (r tokenRecorder) RecordToken(ctx context.Context, t *tsa.Token) error {
-	if err := r.a.tokenReserve(); err != nil {
-		return err
-	}
-	requester, _ := ctx.Value(requesterKey{}).(string)
-	if requester == "" {
-		requester = "unknown"
-	}
-	_, err := r.a.journal.Append(ctx, audit.Draft{
-		Kind: kindToken, Actor: requester, Object: "unit/" + r.unit,
-		Fields: []audit.Field{
-			{Name: "imprint.algorithm", Value: audit.Text(t.Imprint.Algorithm.String())},
-			{Name: "imprint.digest", Value: audit.Octets(t.Imprint.Digest)},
-			{Name: "policy", Value: audit.Text(t.Policy.String())},
-			{Name: "serial", Value: audit.Octets(t.Serial.Bytes())},
-			{Name: "time.bound_us", Value: audit.Int(t.Provenance.Bound.Microseconds())},
-			{Name: "time.provenance", Value: audit.Text(t.Provenance.Provenance)},
-		},
-		Payloads: []audit.Attachment{{Name: "token", MediaType: "application/timestamp-token", Data: t.DER}},
-	})
-	return err
 }
 
 // checkRoom refuses to start on a full volume, where each part would fail in words of its own.

@@ -1,0 +1,43 @@
+package appliance
+
+import (
+	"context"
+
+	"yinjian/appliance/audit"
+	"yinjian/tsa"
+)
+
+// A TokenRecorder journals free-standing tokens before they leave, one entry each, with the time's provenance. It satisfies
+// tsa.Recorder.
+type TokenRecorder struct {
+	Journal *audit.Journal
+	Unit    string // its name
+}
+
+type requesterKey struct{}
+
+// WithRequester lets a [TokenRecorder] find who asked for the token.
+func WithRequester(ctx context.Context, requester string) context.Context {
+	return context.WithValue(ctx, requesterKey{}, requester)
+}
+
+// RecordToken returns when the entry is on disk.
+func (r TokenRecorder) RecordToken(ctx context.Context, t *tsa.Token) error {
+	requester, _ := ctx.Value(requesterKey{}).(string)
+	if requester == "" {
+		requester = "unknown"
+	}
+	_, err := r.Journal.Append(ctx, audit.Draft{
+		Kind: kindToken, Actor: requester, Object: "unit/" + r.Unit,
+		Fields: []audit.Field{
+			{Name: "imprint.algorithm", Value: audit.Text(t.Imprint.Algorithm.String())},
+			{Name: "imprint.digest", Value: audit.Octets(t.Imprint.Digest)},
+			{Name: "policy", Value: audit.Text(t.Policy.String())},
+			{Name: "serial", Value: audit.Octets(t.Serial.Bytes())},
+			{Name: "time.bound_us", Value: audit.Int(t.Provenance.Bound.Microseconds())},
+			{Name: "time.provenance", Value: audit.Text(t.Provenance.Provenance)},
+		},
+		Payloads: []audit.Attachment{{Name: "token", MediaType: "application/timestamp-token", Data: t.DER}},
+	})
+	return err
+}
