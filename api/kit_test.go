@@ -75,7 +75,8 @@ type services struct {
 	unready   []string
 	apps      map[string]*account.Application
 
-	connections int // of the listener; 4096
+	connections int  // of the listener; 4096
+	ask         bool // for a client certificate
 }
 
 var (
@@ -195,7 +196,7 @@ func startWith(t *testing.T, sv *services, options ...option) *kit {
 	if sv.connections > 0 {
 		most = sv.connections
 	}
-	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, k.clock, false, most)
+	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, k.clock, false, sv.ask, most)
 	if err != nil {
 		t.Fatal(err)
 	}

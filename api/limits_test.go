@@ -288,16 +288,16 @@ func TestTLSVersions(t *testing.T) {
 func TestListenersRefuseTheWrongPlace(t *testing.T) {
 	t.Parallel()
 	for _, addr := range []string{"0.0.0.0:0", ":0", "192.0.2.1:0", "localhost:0", "nonsense"} {
-		if ln, err := api.ListenPlain(addr, 16); err == nil {
+		if ln, err := api.ListenPlain(addr, false, 16); err == nil {
 			ln.Close()
 			t.Errorf("plain HTTP on %s", addr)
 		}
 	}
-	if _, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return new(tls.Certificate) }, newClock(), false, 16); err == nil {
+	if _, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return new(tls.Certificate) }, newClock(), false, false, 16); err == nil {
 		t.Error("TLS without a certificate")
 	}
 	cert, _ := certificate(t)
-	if _, err := api.ListenTLS("256.0.0.1:0", func() *tls.Certificate { return &cert }, newClock(), false, 16); err == nil {
+	if _, err := api.ListenTLS("256.0.0.1:0", func() *tls.Certificate { return &cert }, newClock(), false, false, 16); err == nil {
 		t.Error("TLS on no address")
 	}
 }
@@ -592,7 +592,7 @@ func TestDrainEnds(t *testing.T) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	ln, err := api.ListenPlain("127.0.0.1:0", 16)
+	ln, err := api.ListenPlain("127.0.0.1:0", false, 16)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -88,8 +88,9 @@ func (k addressKey) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) 
 // AEAD alone, and never for anything older. certificate is asked at each full handshake, so it may be another each time;
 // it has the certificate and its key from the start. Sessions are resumed by tickets, under keys that are in memory
 // alone, change daily and are forgotten after seven days (crypto/tls's own): a restart forgets them. Time is clock's. At
-// most connections are open at once, and a quarter of them from one address, as [Limited] has it.
-func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tls12 bool, connections int) (net.Listener, error) {
+// most connections are open at once, and a quarter of them from one address, as [Limited] has it. With ask clients are asked
+// for a certificate and may go without; whoever shows one has its key, and nothing else of it is judged here.
+func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tls12, ask bool, connections int) (net.Listener, error) {
 	if cert := certificate(); cert == nil || len(cert.Certificate) == 0 || cert.PrivateKey == nil {
 		return nil, errors.New("api: TLS certificate or key missing")
 	}
@@ -106,6 +107,9 @@ func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tl
 		Time:       func() time.Time { return clock.Now().Time },
 		NextProtos: []string{"http/1.1"},
 	}
+	if ask {
+		cfg.ClientAuth = tls.RequestClientCert
+	}
 	if tls12 {
 		cfg.MinVersion, cfg.CipherSuites = tls.VersionTLS12, oldSuites
 	}
@@ -116,20 +120,30 @@ func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tl
 	return tls.NewListener(Limited(ln, connections, max(1, connections/4)), cfg), nil
 }
 
-// ListenPlain listens without TLS, on a loopback address only, for at most connections at once.
-func ListenPlain(addr string, connections int) (net.Listener, error) {
+// ListenPlain listens without TLS for at most connections at once: on a loopback address, or with open on any, where a
+// quarter of the connections may be from one address; the handler then refuses whoever is no listed source.
+func ListenPlain(addr string, open bool, connections int) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, fmt.Errorf("api: listening: %w", err)
 	}
-	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+	if !open && !IsLoopback(host) {
 		return nil, fmt.Errorf("api: %s is not a loopback address, plain HTTP is not offered there", addr)
 	}
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("api: listening: %w", err)
 	}
-	return Limited(ln, connections, connections), nil
+	if IsLoopback(host) {
+		return Limited(ln, connections, connections), nil
+	}
+	return Limited(ln, connections, max(1, connections/4)), nil
+}
+
+// IsLoopback says whether host is a loopback address, and no name that could mean another.
+func IsLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
 }
 
 // Serve serves ln until ctx ends, then lets running requests finish for at most drain, and answers nil. Another error

@@ -120,17 +120,22 @@ func stampQuery(most int64) body {
 // as the body, so that a client that does not read holds its own share alone.
 func (s *Server) received(b body, h func(c echo.Context, body []byte) error) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		r := c.Request()
-		if err := first(acceptable(r, b.gives), b.readable(r)); err != nil {
-			return err
-		}
-		data, release, err := s.read(c, b.most)
+		data, release, err := s.receive(c, b)
 		defer release()
 		if err != nil {
 			return err
 		}
 		return h(c, data)
 	}
+}
+
+// receive is the body. release is never nil.
+func (s *Server) receive(c echo.Context, b body) (data []byte, release func(), err error) {
+	r := c.Request()
+	if err := first(acceptable(r, b.gives), b.readable(r)); err != nil {
+		return nil, func() {}, err
+	}
+	return s.read(c, b.most)
 }
 
 // admitted runs h when there is room for one more request of who, within the time for handling. The place is given back

@@ -4,7 +4,7 @@
 // Three handlers stand side by side. [Server.Handler] serves business systems over TLS 1.3, each request
 // authenticated by HMAC-SM3 (package wire, docs/api-auth.md); openapi.json is its contract. [Server.AdminHandler]
 // serves the local socket, where the kernel says who calls (SO_PEERCRED). [Server.TSAPlainHandler] serves RFC 3161
-// §3.4 without TLS on the loopback address, for programs that speak nothing else.
+// §3.4 without TLS to this machine and to listed sources, for programs that speak nothing else.
 //
 // The interfaces below are what api asks of the services; appliance joins the two.
 package api
@@ -82,6 +82,8 @@ type Limits struct {
 	// Rate answers how many requests a second an application may make, and how many at once. Nil means 3000 and
 	// 6000 for each. It is asked for each request.
 	Rate func(app *account.Application) (perSecond, burst int)
+	// LoopbackRate and LoopbackBurst are the quota of [LoopbackSource]; 3000 and 6000.
+	LoopbackRate, LoopbackBurst int
 	// Nonces remembered of one application. 0 means what its rate can bring within both halves of the window: at 3000 a
 	// second some 2 million, 100 MB at worst, for an application that does so.
 	Nonces int
@@ -121,13 +123,19 @@ func (l Limits) filled() Limits {
 	if l.Window == 0 {
 		l.Window = 5 * time.Minute
 	}
+	if l.LoopbackRate == 0 {
+		l.LoopbackRate = 3000
+	}
+	if l.LoopbackBurst == 0 {
+		l.LoopbackBurst = 2 * l.LoopbackRate
+	}
 	if l.Rate == nil {
 		l.Rate = func(*account.Application) (int, int) { return 3000, 6000 }
 	}
 	return l
 }
 
-// Config is what a Server is made of. All fields but Limits and ReplayFile are required.
+// Config is what a Server is made of. All fields but Limits, Sources and ReplayFile are required.
 type Config struct {
 	Signing   Signing
 	Directory Directory
@@ -138,6 +146,7 @@ type Config struct {
 	Log       logrus.FieldLogger
 	Version   string
 	Limits    Limits
+	Sources   []Source // who may use /tsa/{unit} without a key
 	// ReplayFile keeps, over a restart, up to which time each application's requests were let through. Its folder
 	// exists; nobody else writes it. Without it a request dated after the restart (by a client whose clock is ahead)
 	// could be let through once more.
@@ -146,13 +155,14 @@ type Config struct {
 
 // A Server is the HTTP face. Its handlers may be used by several http.Servers at once.
 type Server struct {
-	cfg    Config
-	limits Limits
-	guard  *replayGuard
-	failed *failures
-	rates  rates
-	bodies *shares // bytes, by address
-	slots  *shares // requests, by application
+	cfg     Config
+	limits  Limits
+	guard   *replayGuard
+	failed  *failures
+	rates   rates
+	sources *sources
+	bodies  *shares // bytes, by address
+	slots   *shares // requests, by application
 
 	signing, admin, plain *echo.Echo
 }
@@ -171,7 +181,7 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 	l := cfg.Limits.filled()
-	for _, n := range []int64{l.Body, l.SmallBody, l.StampQuery, l.InFlight, int64(l.Concurrent), int64(l.Handling), int64(l.Sending), int64(l.Window), int64(l.Failures), int64(l.Nonces)} {
+	for _, n := range []int64{l.Body, l.SmallBody, l.StampQuery, l.InFlight, int64(l.Concurrent), int64(l.Handling), int64(l.Sending), int64(l.Window), int64(l.Failures), int64(l.LoopbackRate), int64(l.LoopbackBurst), int64(l.Nonces)} {
 		if n < 0 {
 			return nil, errors.New("api: config: negative limit")
 		}
@@ -179,16 +189,21 @@ func New(cfg Config) (*Server, error) {
 	if l.InFlight < 2*(l.Body+1) {
 		return nil, errors.New("api: config: InFlight is less than two Bodies") // one address gets half
 	}
+	known, err := newSources(cfg.Sources, l.LoopbackRate, l.LoopbackBurst)
+	if err != nil {
+		return nil, err
+	}
 	guard, err := openReplayGuard(cfg.ReplayFile, cfg.Clock.Now().Time, l.Window, cfg.Log)
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{
 		cfg: cfg, limits: l, guard: guard,
-		failed: newFailures(l.Failures),
-		rates:  rates{limit: l.Rate, of: map[string]*rate.Limiter{}},
-		bodies: newShares(l.InFlight),
-		slots:  newShares(int64(l.Concurrent)),
+		failed:  newFailures(l.Failures),
+		rates:   rates{limit: l.Rate, of: map[string]*rate.Limiter{}},
+		sources: known,
+		bodies:  newShares(l.InFlight),
+		slots:   newShares(int64(l.Concurrent)),
 	}
 	s.signing, s.admin, s.plain = s.echo(), s.echo(), s.echo()
 	s.signing.Pre(s.plainly)
@@ -209,7 +224,7 @@ func (s *Server) Handler() http.Handler { return s.signing }
 // other caller is refused.
 func (s *Server) AdminHandler() http.Handler { return s.admin }
 
-// TSAPlainHandler serves /tsa/{unit} and /health/alive without authentication; for a loopback address only.
+// TSAPlainHandler serves /tsa/{unit} to listed sources and to this machine itself, and /health/alive, without TLS.
 func (s *Server) TSAPlainHandler() http.Handler { return s.plain }
 
 func (s *Server) echo() *echo.Echo {
@@ -231,9 +246,9 @@ func (s *Server) signingRoutes(e *echo.Echo) {
 	post("/v1/authorizations", s.authenticated(jsonBody(l.SmallBody), account.RightSign, s.authorize))
 	get("/v1/evidence/:id", s.authenticated(noBody, "", s.evidence))
 	get("/v1/certs/:serial", s.authenticated(noBody, "", s.certificate))
-	post("/tsa/:unit", s.authenticated(stampQuery(l.StampQuery), account.RightTimestamp, func(c echo.Context, app *account.Application, body []byte) error {
+	post("/tsa/:unit", s.bySource(false, s.authenticated(stampQuery(l.StampQuery), account.RightTimestamp, func(c echo.Context, app *account.Application, body []byte) error {
 		return s.stamp(c, app.ID, body)
-	}))
+	})))
 	get("/health/alive", s.alive)
 	get("/health/ready", s.ready)
 	get("/health/state", s.authenticated(noBody, "", func(c echo.Context, _ *account.Application, _ []byte) error {
@@ -245,9 +260,6 @@ func (s *Server) signingRoutes(e *echo.Echo) {
 }
 
 func (s *Server) plainRoutes(e *echo.Echo) {
-	e.POST("/tsa/:unit", s.received(stampQuery(s.limits.StampQuery), func(c echo.Context, body []byte) error {
-		requester := "plain:" + c.RealIP()
-		return s.admitted(c, requester, func() error { return s.stamp(c, requester, body) })
-	}))
+	e.POST("/tsa/:unit", s.bySource(true, s.unlisted))
 	e.GET("/health/alive", s.alive)
 }

@@ -60,12 +60,12 @@ func TestPlainListener(t *testing.T) {
 	sv := newServices()
 	k := startWith(t, sv)
 	sv.respond = func(_ context.Context, unit, requester string, der []byte) ([]byte, error) {
-		if requester != "plain:127.0.0.1" {
+		if requester != "source:loopback" {
 			t.Errorf("requester = %s", requester)
 		}
 		return []byte{0x30, 0}, nil
 	}
-	ln, err := api.ListenPlain("127.0.0.1:0", 16)
+	ln, err := api.ListenPlain("127.0.0.1:0", false, 16)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -629,13 +629,19 @@ func (a *Appliance) startSigning() error {
 }
 
 func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
+	sources, err := a.cfg.Listen.sources()
+	if err != nil {
+		return nil, err
+	}
 	server, err := api.New(api.Config{
 		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Health: health{a}, Admin: admin{a},
 		Clock: apiClock{a}, Log: a.log, Version: Version,
 		// Requests beyond the cipher machine's sessions wait for one.
 		Limits: api.Limits{
 			Body: int64(a.cfg.Policy.MaxBodyBytes), Concurrent: a.cfg.Policy.Concurrent, Failures: a.cfg.Policy.AuthFailures, Rate: a.cfg.Policy.rateOf,
+			LoopbackRate: a.cfg.Policy.Rate, LoopbackBurst: a.cfg.Policy.Burst,
 		},
+		Sources:    sources,
 		ReplayFile: filepath.Join(a.dir, "run", "replay.json"),
 	})
 	if err != nil {
@@ -651,7 +657,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 		}
 	}
 	drain := time.Duration(a.cfg.Policy.Drain)
-	ln, err := api.ListenTLS(a.cfg.Listen.API, a.listener.certificate.Load, apiClock{a}, a.cfg.Listen.TLS12, a.cfg.Policy.MaxConnections)
+	ln, err := api.ListenTLS(a.cfg.Listen.API, a.listener.certificate.Load, apiClock{a}, a.cfg.Listen.TLS12, a.cfg.Listen.asks(), a.cfg.Policy.MaxConnections)
 	if err != nil {
 		return nil, err
 	}
@@ -665,7 +671,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	e := &Endpoints{API: "https://" + ln.Addr().String(), Admin: adminPath, Units: map[string]string{}, TLSRoots: filepath.Join(a.dir, "tls-ca.pem")}
 	var plainLn net.Listener
 	if addr := a.cfg.Listen.TSAPlain; addr != "" {
-		if plainLn, err = api.ListenPlain(addr, a.cfg.Policy.MaxConnections); err != nil {
+		if plainLn, err = api.ListenPlain(addr, a.cfg.Listen.plainOpen(), a.cfg.Policy.MaxConnections); err != nil {
 			ln.Close()
 			adminLn.Close()
 			return nil, err

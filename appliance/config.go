@@ -5,16 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/emmansun/gmsm/smx509"
 	"github.com/pelletier/go-toml/v2"
 
+	"yinjian/api"
 	"yinjian/api/fetch"
 	"yinjian/appliance/account"
+	"yinjian/appliance/pki"
 	"yinjian/hsm"
 	"yinjian/hsm/pkcs11/profiles"
 	"yinjian/hsm/pool"
@@ -42,9 +47,103 @@ type Listen struct {
 	API string `toml:"api"` // host:port, TLS 1.3; port 0 picks a free one
 	// TLS12 lets old clients (Java 8, .NET Framework, Mono) use TLS 1.2, with ECDHE and AEAD alone. /health/state says so.
 	TLS12 bool `toml:"tls12"`
-	// TSAPlain is a second listener for /tsa without TLS or credentials, loopback only, off when empty. It is named
-	// in /health/state.
+	// TSAPlain is a second listener for /tsa without TLS, off when empty: on a loopback address, or on another for the
+	// sources that are listed by their addresses. It is named in /health/state.
 	TSAPlain string `toml:"tsa_plain"`
+	// TSASources may use /tsa without a key.
+	TSASources []TSASource `toml:"tsa_sources,omitempty"`
+}
+
+// A TSASource is a client of RFC 3161 that is known by its address, its TLS client certificate, or by both together.
+type TSASource struct {
+	Name         string   `toml:"name"`         // [a-z0-9.-], journalled as "source:" and the name
+	Addresses    []string `toml:"addresses"`    // addresses and networks
+	Certificates []string `toml:"certificates"` // PEM files with the very certificates that it may show
+	Rate         int      `toml:"rate"`         // requests a second; default policy.rate
+	Burst        int      `toml:"burst"`        // requests at once; default twice the rate
+}
+
+// source is s for the API, its certificates still to be read.
+func (s *TSASource) source() (api.Source, error) {
+	out := api.Source{Name: s.Name, Certificates: make([]*smx509.Certificate, len(s.Certificates)), Rate: s.Rate, Burst: s.Burst}
+	for _, text := range s.Addresses {
+		p, err := netip.ParsePrefix(text)
+		if a, aerr := netip.ParseAddr(text); aerr == nil {
+			p, err = a.Prefix(a.BitLen())
+		}
+		if err != nil {
+			return out, fmt.Errorf("addresses: %q 须为地址或网段 (want an address or a network)", text)
+		}
+		out.Addresses = append(out.Addresses, p)
+	}
+	return out, nil
+}
+
+// sources are those for the API.
+func (l *Listen) sources() ([]api.Source, error) {
+	var out []api.Source
+	for i, s := range l.TSASources {
+		one, err := s.source()
+		if err != nil {
+			return nil, err // validate has looked already
+		}
+		one.Certificates = nil
+		for _, name := range s.Certificates {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				return nil, fmt.Errorf("listen.tsa_sources[%d].certificates: %w", i, err)
+			}
+			certs, err := pki.ParseCertificatePEMs(b)
+			if err != nil {
+				return nil, fmt.Errorf("listen.tsa_sources[%d].certificates: %s: %w", i, name, err)
+			}
+			one.Certificates = append(one.Certificates, certs...)
+		}
+		out = append(out, one)
+	}
+	return out, nil
+}
+
+// asks says whether TLS clients are asked for a certificate.
+func (l *Listen) asks() bool {
+	return slices.ContainsFunc(l.TSASources, func(s TSASource) bool { return len(s.Certificates) > 0 })
+}
+
+// plainOpen says whether the plain listener is for others than this machine.
+func (l *Listen) plainOpen() bool {
+	host, _, err := net.SplitHostPort(l.TSAPlain)
+	return err == nil && !api.IsLoopback(host)
+}
+
+func (l *Listen) validate(bad func(key, format string, args ...any)) {
+	if _, _, err := net.SplitHostPort(l.API); err != nil {
+		bad("listen.api", "须为 host:port (%v)", err)
+	}
+	listed := slices.ContainsFunc(l.TSASources, func(s TSASource) bool { return len(s.Addresses) > 0 && len(s.Certificates) == 0 })
+	if p := l.TSAPlain; p != "" {
+		host, _, err := net.SplitHostPort(p)
+		switch {
+		case err != nil || host != "" && net.ParseIP(host) == nil:
+			bad("listen.tsa_plain", "须为 IP:port，如 127.0.0.1:0 (want IP:port)")
+		case l.plainOpen() && !listed:
+			bad("listen.tsa_plain", "没有按地址登记的 listen.tsa_sources 时只能是回环地址，如 127.0.0.1:0 (loopback only, unless sources are listed by address)")
+		}
+	}
+	var all []api.Source
+	for i, s := range l.TSASources {
+		one, err := s.source()
+		if err != nil {
+			bad(fmt.Sprintf("listen.tsa_sources[%d]", i), "%v", err)
+			continue
+		}
+		if one.Rate > account.MaxRate || one.Burst > account.MaxBurst {
+			bad(fmt.Sprintf("listen.tsa_sources[%d]", i), "rate、burst 至多 %d、%d (at most)", account.MaxRate, account.MaxBurst)
+		}
+		all = append(all, one)
+	}
+	if err := api.CheckSources(all); err != nil {
+		bad("listen.tsa_sources", "%v", err)
+	}
 }
 
 // HSM says how the cipher machine is reached.
@@ -341,6 +440,11 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 	for i := range c.Time.Sources {
 		abs(&c.Time.Sources[i].KeyFile)
 	}
+	for i := range c.Listen.TSASources {
+		for j := range c.Listen.TSASources[i].Certificates {
+			abs(&c.Listen.TSASources[i].Certificates[j])
+		}
+	}
 	return c, c.validate()
 }
 
@@ -384,6 +488,10 @@ func (c *Config) setDefaults() {
 	def(&c.Policy.AuthFailures, 120)
 	def(&c.Policy.MaxConnections, 4096)
 	def(&c.Policy.Drain, Duration(20*time.Second))
+	for i := range c.Listen.TSASources {
+		def(&c.Listen.TSASources[i].Rate, c.Policy.Rate)
+		def(&c.Listen.TSASources[i].Burst, 2*c.Listen.TSASources[i].Rate)
+	}
 	def(&c.Trust.Revocation, RevocationHard)
 	for i := range c.Trust.CRL {
 		def(&c.Trust.CRL[i].Interval, Duration(time.Hour))
@@ -416,15 +524,7 @@ func (c *Config) validate() error {
 	if c.Campus == "" || len(c.Campus) > 64 {
 		bad("campus", "须为 1–64 字节 (1 to 64 bytes)")
 	}
-	if _, _, err := net.SplitHostPort(c.Listen.API); err != nil {
-		bad("listen.api", "须为 host:port (%v)", err)
-	}
-	if p := c.Listen.TSAPlain; p != "" {
-		host, _, err := net.SplitHostPort(p)
-		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-			bad("listen.tsa_plain", "只能是回环地址，如 127.0.0.1:0 (loopback only)")
-		}
-	}
+	c.Listen.validate(bad)
 	if _, err := profiles.Load(c.HSM.Profile); err != nil {
 		bad("hsm.profile", "%v", err)
 	}

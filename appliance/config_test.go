@@ -61,6 +61,22 @@ func TestConfigDefaults(t *testing.T) {
 	}
 }
 
+// Sources of timestamp requests: an address is a network of one, quotas follow policy.rate, and the plain listener may be
+// anywhere when one is listed by address.
+func TestConfigSources(t *testing.T) {
+	t.Parallel()
+	c, err := appliance.ParseConfig([]byte(strings.Replace(goodConfig, "[hsm]",
+		"tsa_plain = \":3180\"\n[[listen.tsa_sources]]\nname = \"pacs\"\naddresses = [\"10.0.0.1\", \"2001:db8::/48\"]\n"+
+			"[[listen.tsa_sources]]\nname = \"ris\"\ncertificates = [\"secrets/ris.pem\"]\nrate = 7\n[policy]\nrate = 50\n[hsm]", 1)), "/dir")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pacs, ris := c.Listen.TSASources[0], c.Listen.TSASources[1]
+	if pacs.Rate != 50 || pacs.Burst != 100 || ris.Rate != 7 || ris.Burst != 14 || ris.Certificates[0] != "/dir/secrets/ris.pem" {
+		t.Errorf("%+v, %+v", pacs, ris)
+	}
+}
+
 // Everything that can be wrong is named, all at once, with its key.
 func TestConfigRefuses(t *testing.T) {
 	t.Parallel()
@@ -74,6 +90,10 @@ func TestConfigRefuses(t *testing.T) {
 		"shared token":       {[2]string{`token_label = "b"`, `token_label = "a"`}, []string{"hsm.slots"}},
 		"slot missing":       {[2]string{`[hsm.slots.ca]`, `[hsm.slots.other]`}, []string{"hsm.slots.ca"}},
 		"plain elsewhere":    {[2]string{`api = "127.0.0.1:8443"`, "api = \"127.0.0.1:8443\"\ntsa_plain = \"0.0.0.0:80\""}, []string{"listen.tsa_plain"}},
+		"plain, unlisted":    {[2]string{"[hsm]", "tsa_plain = \"192.0.2.1:80\"\n[[listen.tsa_sources]]\nname = \"ris\"\naddresses = [\"10.0.0.1\"]\ncertificates = [\"c.pem\"]\n[hsm]"}, []string{"listen.tsa_plain"}},
+		"plain by name":      {[2]string{`api = "127.0.0.1:8443"`, "api = \"127.0.0.1:8443\"\ntsa_plain = \"localhost:80\""}, []string{"listen.tsa_plain"}},
+		"source":             {[2]string{"[hsm]", "[[listen.tsa_sources]]\nname = \"PACS\"\naddresses = [\"10.0.0.1/8\"]\nrate = -1\n[hsm]"}, []string{"listen.tsa_sources", "name", "10.0.0.1/8", "rate"}},
+		"source's address":   {[2]string{"[hsm]", "[[listen.tsa_sources]]\nname = \"pacs\"\naddresses = [\"pacs.local\"]\nburst = 1000000000\n[[listen.tsa_sources]]\nname = \"ris\"\nburst = 1000000000\n[hsm]"}, []string{"tsa_sources[0]", "pacs.local", "tsa_sources[1]"}},
 		"too few groups":     {[2]string{`min_sources = 1`, `min_sources = 2`}, []string{"time.min_sources"}},
 		"two faults at once": {[2]string{`campus = "本部"`, "campus = \"\"\n"}, []string{"campus"}},
 		"rate":               {[2]string{"[hsm]", "[policy]\nrate = 10001\n[hsm]"}, []string{"policy.rate"}},

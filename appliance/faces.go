@@ -118,7 +118,14 @@ type state struct {
 	Projection projectionState      `json:"projection"`
 	Uses       usesState            `json:"uses"`
 	Listeners  map[string]string    `json:"listeners"`
-	Warnings   []string             `json:"warnings"`
+	// TimestampSources are the callers of /tsa without a key, and what they asked for since the start.
+	TimestampSources sourcesState `json:"timestamp_sources"`
+	Warnings         []string     `json:"warnings"`
+}
+
+type sourcesState struct {
+	Sources  []api.SourceState `json:"sources"`
+	Unlisted uint64            `json:"unlisted"` // requests without a key from elsewhere, all refused
 }
 
 type timeState struct {
@@ -177,7 +184,13 @@ func (h health) State() any {
 	if a.plain != "" {
 		s.Listeners["tsa_plain"] = a.plain + " (明文，仅回环 plain, loopback only)"
 		s.Warnings = append(s.Warnings, "时间戳明文端口已打开 (the plain timestamp listener is open)")
+		if a.cfg.Listen.plainOpen() {
+			s.Listeners["tsa_plain"] = a.plain + " (明文，限登记的来源 plain, listed sources only)"
+			s.Warnings = append(s.Warnings, "红色警告：时间戳明文端口对网络开放，线路上的人可读、可改请求与应答，可冒用登记的地址；客户端须自行核验时间戳 "+
+				"(RED: plain timestamps over the network; whoever is on the wire can read and change them and borrow a listed address; clients must verify their tokens)")
+		}
 	}
+	s.TimestampSources.Sources, s.TimestampSources.Unlisted = a.server.Sources()
 	s.Machines = a.machines.states()
 	_, away := a.machines.missing()
 	s.Warnings = append(s.Warnings, away...)
