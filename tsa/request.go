@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"math/big"
+	"slices"
 
 	"github.com/emmansun/gmsm/sm3"
 	"golang.org/x/crypto/cryptobyte"
@@ -34,29 +35,47 @@ type Imprint struct {
 // oidSM3Other is SM3 as GB/T 33560 numbers its use without a key. Some clients send it for imprints.
 var oidSM3Other = asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 401, 1}
 
-// imprintHash lists the hash algorithms that imprints may use. SHA-1 and older are not among them (ETSI EN 319 422).
-func imprintHash(oid asn1.ObjectIdentifier) hash.Hash {
-	switch {
-	case oid.Equal(cms.OIDSM3), oid.Equal(oidSM3Other):
-		return sm3.New()
-	case oid.Equal(cms.OIDSHA256):
-		return sha256.New()
-	case oid.Equal(cms.OIDSHA384):
-		return sha512.New384()
-	case oid.Equal(cms.OIDSHA512):
-		return sha512.New()
+// An imprintAlgorithm is a hash algorithm that imprints may use.
+type imprintAlgorithm struct {
+	oid  asn1.ObjectIdentifier
+	der  []byte // of the OID
+	size int    // of its digest in bytes
+	hash func() hash.Hash
+}
+
+// imprintAlgorithms are all. SHA-1 and older are not among them (ETSI EN 319 422).
+var imprintAlgorithms = []imprintAlgorithm{
+	newImprintAlgorithm(cms.OIDSM3, sm3.Size, sm3.New),
+	newImprintAlgorithm(oidSM3Other, sm3.Size, sm3.New),
+	newImprintAlgorithm(cms.OIDSHA256, sha256.Size, sha256.New),
+	newImprintAlgorithm(cms.OIDSHA384, sha512.Size384, sha512.New384),
+	newImprintAlgorithm(cms.OIDSHA512, sha512.Size, sha512.New),
+}
+
+func newImprintAlgorithm(oid asn1.ObjectIdentifier, size int, hash func() hash.Hash) imprintAlgorithm {
+	var b cryptobyte.Builder
+	b.AddASN1ObjectIdentifier(oid)
+	return imprintAlgorithm{oid, b.BytesOrPanic(), size, hash}
+}
+
+// imprintAlgorithmOf is nil for an algorithm that is not accepted.
+func imprintAlgorithmOf(oid asn1.ObjectIdentifier) *imprintAlgorithm {
+	for i := range imprintAlgorithms {
+		if imprintAlgorithms[i].oid.Equal(oid) {
+			return &imprintAlgorithms[i]
+		}
 	}
 	return nil
 }
 
 // NewImprint is the imprint of a digest: algorithm is SM3, SHA-256, SHA-384 or SHA-512, digest of its length.
 func NewImprint(algorithm asn1.ObjectIdentifier, digest []byte) (Imprint, error) {
-	h := imprintHash(algorithm)
-	if h == nil {
+	known := imprintAlgorithmOf(algorithm)
+	if known == nil {
 		return Imprint{}, fmt.Errorf("tsa: imprint algorithm %v is not accepted", algorithm)
 	}
-	if len(digest) != h.Size() {
-		return Imprint{}, fmt.Errorf("tsa: imprint of %d bytes, want %d", len(digest), h.Size())
+	if len(digest) != known.size {
+		return Imprint{}, fmt.Errorf("tsa: imprint of %d bytes, want %d", len(digest), known.size)
 	}
 	var b cryptobyte.Builder
 	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -146,25 +165,31 @@ func ParseRequest(reqDER []byte) (*Request, error) {
 
 // readImprint takes a MessageImprint off s; the errors are *RequestError.
 func readImprint(s *cryptobyte.String) (Imprint, error) {
-	broken := &RequestError{BadDataFormat, "messageImprint is not DER"}
-	var element, seq, algorithm, digest cryptobyte.String
+	broken := func() (Imprint, error) {
+		return Imprint{}, &RequestError{BadDataFormat, "messageImprint is not DER"}
+	}
+	var element, seq, algorithm, oid, digest cryptobyte.String
 	if !s.ReadASN1Element(&element, der.SEQUENCE) {
-		return Imprint{}, broken
+		return broken()
 	}
 	imprint := Imprint{raw: element}
 	if !element.ReadASN1(&seq, der.SEQUENCE) || !seq.ReadASN1(&algorithm, der.SEQUENCE) ||
-		!algorithm.ReadASN1ObjectIdentifier(&imprint.Algorithm) || !seq.ReadASN1(&digest, der.OCTET_STRING) || !seq.Empty() {
-		return Imprint{}, broken
+		!algorithm.ReadASN1Element(&oid, der.OBJECT_IDENTIFIER) || !seq.ReadASN1(&digest, der.OCTET_STRING) || !seq.Empty() {
+		return broken()
 	}
-	h := imprintHash(imprint.Algorithm)
-	if h == nil {
+	known := slices.IndexFunc(imprintAlgorithms, func(a imprintAlgorithm) bool { return bytes.Equal(a.der, oid) })
+	if known < 0 {
+		if !oid.ReadASN1ObjectIdentifier(&imprint.Algorithm) {
+			return broken()
+		}
 		return Imprint{}, &RequestError{BadAlg, fmt.Sprintf("hash algorithm %v is not accepted", imprint.Algorithm)}
 	}
+	imprint.Algorithm = imprintAlgorithms[known].oid
 	if !algorithm.Empty() && !bytes.Equal(algorithm, []byte{5, 0}) {
 		return Imprint{}, &RequestError{BadAlg, "hash algorithm with parameters"}
 	}
-	if len(digest) != h.Size() {
-		return Imprint{}, &RequestError{BadDataFormat, fmt.Sprintf("hashedMessage of %d bytes, want %d", len(digest), h.Size())}
+	if want := imprintAlgorithms[known].size; len(digest) != want {
+		return Imprint{}, &RequestError{BadDataFormat, fmt.Sprintf("hashedMessage of %d bytes, want %d", len(digest), want)}
 	}
 	imprint.Digest = digest
 	return imprint, nil

@@ -55,13 +55,14 @@ const (
 	maxStatus             = 5
 )
 
-func encodeGranted(token []byte) []byte {
-	b := cryptobyte.NewBuilder(make([]byte, 0, len(token)+16))
-	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes([]byte{0x30, 3, 2, 1, StatusGranted})
-		b.AddBytes(token)
-	})
-	return b.BytesOrPanic()
+// encodeGranted is a TimeStampResp with a token, which is appended last so that both share one array.
+func encodeGranted(size int, token func([]byte) []byte) (response, tokenDER []byte) {
+	status := [...]byte{0x30, 3, 2, 1, StatusGranted}
+	b := appendHeader(make([]byte, 0, 5+len(status)+size), len(status)+size)
+	b = append(b, status[:]...)
+	at := len(b)
+	b = token(b)
+	return b, b[at:]
 }
 
 // encodeRejection is a TimeStampResp without token. failInfo is a named bit list: DER drops the trailing zero bits.

@@ -25,7 +25,8 @@ type Token struct {
 	Ordering   bool
 	Provenance ntp.Reading // of a token just issued; zero in a parsed one, to which it does not belong
 
-	message *cms.SignedData // of a parsed token
+	response []byte          // of a token just issued: the TimeStampResp that grants it, whose end DER is
+	message  *cms.SignedData // of a parsed token
 }
 
 // The checks that [Token.Verify] adds to those of package cms.
@@ -130,10 +131,11 @@ func (t *Token) VerifyDigest(algorithm asn1.ObjectIdentifier, digest []byte, ext
 
 // VerifyData is [Token.Verify] for the stamped data itself, hashed as the token says.
 func (t *Token) VerifyData(data []byte, extra ...*smx509.Certificate) (*cms.Report, error) {
-	h := imprintHash(t.Imprint.Algorithm)
-	if h == nil {
+	known := imprintAlgorithmOf(t.Imprint.Algorithm)
+	if known == nil {
 		return t.Verify(Imprint{}, extra...) // fails on the imprint
 	}
+	h := known.hash()
 	h.Write(data)
 	return t.VerifyDigest(t.Imprint.Algorithm, h.Sum(nil), extra...)
 }

@@ -69,6 +69,7 @@ type Authority struct {
 	template *cms.Template
 	head     []byte // DER of TSTInfo's version and policy
 	validity [2]time.Time
+	log      logrus.FieldLogger
 }
 
 // New checks the configuration and the unit's certificate: it must be for the signer's key, have extended key usage
@@ -92,7 +93,7 @@ func New(c Config) (*Authority, error) {
 	if len(errs) > 0 {
 		return nil, fmt.Errorf("tsa: unit %q: %w", c.Name, errors.Join(errs...))
 	}
-	a := &Authority{config: c, head: head}
+	a := &Authority{config: c, head: head, log: c.Log.WithField("unit", c.Name)}
 	for i, cert := range c.Chain[1:] {
 		if err := c.Chain[i].CheckSignatureFrom(cert); err != nil {
 			errs = append(errs, fmt.Errorf("chain: certificate %d is not signed by the next: %w", i, err))
@@ -183,27 +184,26 @@ func (a *Authority) Issue(ctx context.Context, req *Request) (*Token, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tsa: signing TSTInfo: %w", err)
 	}
-	token.DER = signed.Bytes()
+	token.response, token.DER = encodeGranted(signed.Len(), signed.Append)
 	return token, nil
 }
 
 // Respond answers a DER TimeStampReq with a DER TimeStampResp, always: granted, or a rejection with its PKIFailureInfo.
 // A token leaves only after it is recorded. What goes wrong inside is logged and shown as systemFailure, no more.
 func (a *Authority) Respond(ctx context.Context, reqDER []byte) []byte {
-	log := a.config.Log.WithField("unit", a.config.Name)
 	token, err := a.respond(ctx, reqDER)
 	var fault *RequestError
 	switch {
 	case err == nil:
-		return encodeGranted(token.DER)
+		return token.response
 	case errors.As(err, &fault):
-		log.WithError(err).Debug("timestamp request refused")
+		a.log.WithError(err).Debug("timestamp request refused")
 		return encodeRejection(fault.Failure, fault.Detail)
 	case errors.Is(err, ErrTimeNotAvailable):
-		log.WithError(err).Warn("timestamp refused: time not available")
+		a.log.WithError(err).Warn("timestamp refused: time not available")
 		return encodeRejection(TimeNotAvailable, "trusted time is not available")
 	}
-	log.WithError(err).Error("timestamp failed")
+	a.log.WithError(err).Error("timestamp failed")
 	return encodeRejection(SystemFailure, "the authority cannot serve the request now")
 }
 

@@ -4,6 +4,8 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"math/big"
+	"slices"
 	"strconv"
 	"time"
 
@@ -32,32 +34,78 @@ func (t *Token) encodeInfo(head []byte) ([]byte, error) {
 	if t.Imprint.raw == nil {
 		return nil, errors.New("no imprint")
 	}
+	if t.Nonce != nil && t.Nonce.BitLen() > 8*maxNonceBytes {
+		return nil, fmt.Errorf("nonce of %d bits", t.Nonce.BitLen())
+	}
 	if year := t.GenTime.Year(); year < 1970 || year > 9999 {
 		return nil, fmt.Errorf("genTime %v", t.GenTime)
 	}
-	b := cryptobyte.NewBuilder(make([]byte, 0, 192))
-	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes(head)
-		b.AddBytes(t.Imprint.raw)
-		b.AddASN1BigInt(t.Serial)
-		b.AddASN1(der.GeneralizedTime, func(b *cryptobyte.Builder) {
-			// RFC 3161 §2.4.2: Z, and ".999" drops trailing zeros and the point with them
-			b.AddBytes(t.GenTime.AppendFormat(make([]byte, 0, 24), "20060102150405.999Z"))
-		})
-		seconds, millis := int64(t.Accuracy/time.Second), int64(t.Accuracy%time.Second/time.Millisecond)
-		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-			if seconds > 0 {
-				b.AddASN1Int64(seconds)
-			}
-			if millis > 0 {
-				b.AddASN1Int64WithTag(millis, 0x80)
-			}
-		})
-		if t.Nonce != nil {
-			b.AddASN1BigInt(t.Nonce)
-		}
-	})
-	return b.Bytes()
+	const room = 4 // for the header, whose length is known last
+	b := append(make([]byte, room, 256), head...)
+	b = append(b, t.Imprint.raw...)
+	b = appendInteger(b, t.Serial)
+
+	// RFC 3161 §2.4.2: Z, and ".999" drops trailing zeros and the point with them
+	at := len(b) + 2
+	b = t.GenTime.AppendFormat(append(b, byte(der.GeneralizedTime), 0), "20060102150405.999Z")
+	b[at-1] = byte(len(b) - at)
+
+	at = len(b) + 2
+	b = append(b, byte(der.SEQUENCE), 0)
+	if seconds := t.Accuracy / time.Second; seconds > 0 {
+		b = appendSmall(b, der.INTEGER, int(seconds))
+	}
+	if millis := t.Accuracy % time.Second / time.Millisecond; millis > 0 {
+		b = appendSmall(b, 0x80, int(millis))
+	}
+	b[at-1] = byte(len(b) - at)
+
+	if t.Nonce != nil {
+		b = appendInteger(b, t.Nonce)
+	}
+	var header [room]byte
+	h := appendHeader(header[:0], len(b)-room)
+	b = b[room-len(h):]
+	copy(b, h)
+	return b, nil
+}
+
+// appendHeader writes the header of a SEQUENCE; a token is far below 16 MiB.
+func appendHeader(b []byte, content int) []byte {
+	switch {
+	case content > 0xffff:
+		return append(b, byte(der.SEQUENCE), 0x83, byte(content>>16), byte(content>>8), byte(content))
+	case content > 0xff:
+		return append(b, byte(der.SEQUENCE), 0x82, byte(content>>8), byte(content))
+	case content > 0x7f:
+		return append(b, byte(der.SEQUENCE), 0x81, byte(content))
+	}
+	return append(b, byte(der.SEQUENCE), byte(content))
+}
+
+// appendInteger writes an INTEGER; serial numbers and nonces are far below 127 octets.
+func appendInteger(b []byte, n *big.Int) []byte {
+	// two's complement: a negative number is -n-1 with each bit turned round
+	flip := byte(0)
+	if n.Sign() < 0 {
+		n, flip = new(big.Int).Not(n), 0xff
+	}
+	octets := n.BitLen()/8 + 1 // one bit more, for the sign
+	at := len(b) + 2
+	b = slices.Grow(append(b, byte(der.INTEGER), byte(octets)), octets)[:at+octets]
+	n.FillBytes(b[at:])
+	for i := range b[at:] {
+		b[at+i] ^= flip
+	}
+	return b
+}
+
+// appendSmall writes an INTEGER in [0, 32767] under a tag.
+func appendSmall(b []byte, tag der.Tag, n int) []byte {
+	if n > 0x7f {
+		return append(b, byte(tag), 2, byte(n>>8), byte(n))
+	}
+	return append(b, byte(tag), 1, byte(n))
 }
 
 var errTSTInfo = errors.New("tsa: not DER of a TSTInfo")

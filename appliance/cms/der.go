@@ -3,6 +3,7 @@ package cms
 import (
 	"bytes"
 	"encoding/asn1"
+	"math/bits"
 	"slices"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -96,6 +97,71 @@ func addAll(b *cryptobyte.Builder, elements [][]byte) {
 	for _, e := range elements {
 		b.AddBytes(e)
 	}
+}
+
+// size is the length of an element with so many octets of content.
+func size(content int) int { return 2 + lengthOctets(content) + content }
+
+// lengthOctets is how many octets follow the first of DER's length octets.
+func lengthOctets(content int) int {
+	if content <= 0x7f {
+		return 0
+	}
+	return (bits.Len(uint(content)) + 7) / 8
+}
+
+// appendHeader writes identifier and length of an element with so many octets of content.
+func appendHeader(b []byte, tag der.Tag, content int) []byte {
+	n := lengthOctets(content)
+	if n == 0 {
+		return append(b, byte(tag), byte(content))
+	}
+	b = append(b, byte(tag), 0x80|byte(n))
+	for n--; n >= 0; n-- {
+		b = append(b, byte(content>>(8*n)))
+	}
+	return b
+}
+
+func appendElement(b []byte, tag der.Tag, content []byte) []byte {
+	return append(appendHeader(b, tag, len(content)), content...)
+}
+
+// appendOID writes a valid OBJECT IDENTIFIER.
+func appendOID(b []byte, oid asn1.ObjectIdentifier) []byte {
+	content := make([]byte, 0, 32)
+	for i, arc := range oid {
+		switch i {
+		case 0:
+			continue
+		case 1:
+			arc += 40 * oid[0]
+		}
+		for n := (bits.Len(uint(arc)|1) - 1) / 7; n > 0; n-- {
+			content = append(content, 0x80|byte(arc>>(7*n)))
+		}
+		content = append(content, byte(arc)&0x7f)
+	}
+	return appendElement(b, der.OBJECT_IDENTIFIER, content)
+}
+
+func sizeOID(oid asn1.ObjectIdentifier) int {
+	var b [40]byte
+	return len(appendOID(b[:0], oid))
+}
+
+func appendAll(b []byte, elements [][]byte) []byte {
+	for _, e := range elements {
+		b = append(b, e...)
+	}
+	return b
+}
+
+func sizeAll(elements [][]byte) (n int) {
+	for _, e := range elements {
+		n += len(e)
+	}
+	return n
 }
 
 // checkDER walks every element of in and refuses what BER allows and DER does not, as far as it shows without a schema:

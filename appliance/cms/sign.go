@@ -1,10 +1,13 @@
 package cms
 
 import (
+	"bytes"
 	"context"
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
+	"sync/atomic"
 
 	"github.com/emmansun/gmsm/smx509"
 	"golang.org/x/crypto/cryptobyte"
@@ -34,11 +37,23 @@ type Template struct {
 	profile      Profile
 	suite        *suite
 	signature    AlgorithmIdentifier
+	digests      []AlgorithmIdentifier // the suite's alone
 	certificate  *smx509.Certificate
 	certificates [][]byte // DER, in SET OF order
 	sid          []byte
 	signingCert  []byte // encoded attribute
 	protection   []byte // encoded attribute
+
+	// plain are the attributes of the last message that had none of the caller's: in those of the next of its kind, only
+	// the digest differs.
+	plain atomic.Pointer[plainAttributes]
+}
+
+type plainAttributes struct {
+	contentType asn1.ObjectIdentifier
+	protection  bool
+	der         []byte
+	digest      int // where it begins
 }
 
 // NewTemplate prepares signing by signer, whose certificate is the first of certificates (DER); the others, its chain,
@@ -55,7 +70,9 @@ func NewTemplate(signer Signer, certificates [][]byte, profile Profile) (*Templa
 	if !ok {
 		return nil, fmt.Errorf("cms: profile %v with this key: %w", profile, ErrUnsupported)
 	}
-	t := &Template{signer: signer, profile: profile, suite: suite, signature: signature}
+	t := &Template{
+		signer: signer, profile: profile, suite: suite, signature: signature, digests: []AlgorithmIdentifier{suite.digest},
+	}
 	for i, raw := range certificates {
 		cert, err := smx509.ParseCertificate(raw)
 		if err != nil || !checkDER(raw, 0) {
@@ -94,16 +111,24 @@ func NewTemplate(signer Signer, certificates [][]byte, profile Profile) (*Templa
 type Signed struct {
 	SignatureValue      []byte // what a signature-time-stamp stamps: DER of SM2Signature, or RSA's plain octets
 	SignedAttributesDER []byte // the DER of SET OF Attribute that was signed
-	message             *SignedData
+	message             SignedData
+	signer              SignerInfo // message's only one
+	signers             [1]*SignerInfo
 }
 
 // AddUnsignedAttribute adds a, for instance OIDSignatureTimeStamp over SignatureValue.
 func (s *Signed) AddUnsignedAttribute(a Attribute) error {
-	return s.message.SignerInfos[0].AddUnsignedAttribute(a)
+	return s.signer.AddUnsignedAttribute(a)
 }
 
 // Bytes is the DER of the ContentInfo.
 func (s *Signed) Bytes() []byte { return s.message.Bytes() }
+
+// Len is how many bytes Bytes answers.
+func (s *Signed) Len() int { return s.message.measure().whole }
+
+// Append writes what Bytes answers after b.
+func (s *Signed) Append(b []byte) []byte { return s.message.append(b, s.message.measure()) }
 
 // Sign is [Template.Sign] for a single message.
 func Sign(ctx context.Context, signer Signer, p Params) (*Signed, error) {
@@ -126,18 +151,20 @@ func (t *Template) Sign(ctx context.Context, p Params) (*Signed, error) {
 	}
 	digest := p.Digest
 	if p.Content != nil {
-		digest = sum(t.suite.newHash(), p.Content)
+		sum := t.suite.sum(p.Content)
+		digest = sum[:]
 	} else if !p.Detached {
 		return nil, errors.New("cms: a digest can only be signed detached")
 	}
 	if len(digest) != 32 {
 		return nil, fmt.Errorf("cms: digest of %d bytes, want 32", len(digest))
 	}
-	message := &SignedData{
+	signed := &Signed{message: SignedData{
 		OuterType:        OIDSignedData,
 		ContentType:      p.ContentType,
-		DigestAlgorithms: []AlgorithmIdentifier{t.suite.digest},
-	}
+		DigestAlgorithms: t.digests,
+	}}
+	message := &signed.message
 	data := OIDData
 	if t.profile == GM0010 {
 		message.OuterType, data = OIDGMSignedData, OIDGMData
@@ -163,8 +190,10 @@ func (t *Template) Sign(ctx context.Context, p Params) (*Signed, error) {
 			return nil, fmt.Errorf("cms: CRL %d: %w", i, ErrMalformed)
 		}
 	}
-	message.CRLs = append(message.CRLs, p.CRLs...)
-	sortSetOf(message.CRLs)
+	if len(p.CRLs) > 0 {
+		message.CRLs = slices.Clone(p.CRLs)
+		sortSetOf(message.CRLs)
+	}
 
 	tbs, err := t.signedAttributes(message.ContentType, digest, p)
 	if err != nil {
@@ -177,19 +206,28 @@ func (t *Template) Sign(ctx context.Context, p Params) (*Signed, error) {
 	if err := t.suite.wellFormed(t.signer.Public(), signature); err != nil {
 		return nil, fmt.Errorf("cms: signing: %w", err)
 	}
-	message.SignerInfos = []*SignerInfo{{
+	signed.SignatureValue, signed.SignedAttributesDER = signature, tbs
+	signed.signer = SignerInfo{
 		Version:            1,
 		DigestAlgorithm:    t.suite.digest,
 		SignatureAlgorithm: t.signature,
 		Signature:          signature,
 		sid:                t.sid,
 		signedAttrs:        tbs,
-	}}
-	return &Signed{SignatureValue: signature, SignedAttributesDER: tbs, message: message}, nil
+	}
+	signed.signers[0] = &signed.signer
+	message.SignerInfos = signed.signers[:]
+	return signed, nil
 }
 
 // signedAttributes is the DER of the SET OF Attribute to be signed.
 func (t *Template) signedAttributes(contentType asn1.ObjectIdentifier, digest []byte, p Params) ([]byte, error) {
+	extra := len(p.SignedAttributes) > 0
+	if plain := t.plain.Load(); !extra && plain != nil && plain.protection == p.AlgorithmProtection && plain.contentType.Equal(contentType) {
+		out := bytes.Clone(plain.der)
+		copy(out[plain.digest:], digest)
+		return out, nil
+	}
 	encoded := make([][]byte, 0, 4+len(p.SignedAttributes))
 	encoded = append(encoded, t.signingCert)
 	if p.AlgorithmProtection {
@@ -210,27 +248,37 @@ func (t *Template) signedAttributes(contentType asn1.ObjectIdentifier, digest []
 		b.AddASN1ObjectIdentifier(OIDMessageDigest)
 		b.AddASN1(der.SET, func(b *cryptobyte.Builder) { b.AddASN1OctetString(digest) })
 	})
-	encoded = append(encoded, b.BytesOrPanic())
+	messageDigest := b.BytesOrPanic() // ends with the digest
+	encoded = append(encoded, messageDigest)
 
-	for i, extra := range p.SignedAttributes {
+	for i, more := range p.SignedAttributes {
 		for _, oid := range singleValued {
-			if extra.Type.Equal(oid) {
+			if more.Type.Equal(oid) {
 				return nil, fmt.Errorf("cms: signed attribute %v is not for the caller to set: %w", oid, ErrAttributes)
 			}
 		}
 		for _, other := range p.SignedAttributes[:i] {
-			if extra.Type.Equal(other.Type) {
-				return nil, fmt.Errorf("cms: signed attribute %v twice: %w", extra.Type, ErrAttributes)
+			if more.Type.Equal(other.Type) {
+				return nil, fmt.Errorf("cms: signed attribute %v twice: %w", more.Type, ErrAttributes)
 			}
 		}
-		a, err := extra.encode()
+		a, err := more.encode()
 		if err != nil {
 			return nil, err
 		}
 		encoded = append(encoded, a)
 	}
 	sortSetOf(encoded)
-	var set cryptobyte.Builder
-	set.AddASN1(der.SET, func(b *cryptobyte.Builder) { addAll(b, encoded) })
-	return set.BytesOrPanic(), nil
+	n := sizeAll(encoded)
+	out := appendHeader(make([]byte, 0, size(n)), der.SET, n)
+	at := 0
+	for _, e := range encoded {
+		if out = append(out, e...); &e[0] == &messageDigest[0] {
+			at = len(out) - len(digest)
+		}
+	}
+	if !extra {
+		t.plain.Store(&plainAttributes{slices.Clone(contentType), p.AlgorithmProtection, bytes.Clone(out), at})
+	}
+	return out, nil
 }

@@ -107,6 +107,62 @@ func TestSignVerify(t *testing.T) {
 	}
 }
 
+// TestLengths: every form of DER's length octets, and OIDs with arcs of every length, are read back as they were meant.
+func TestLengths(t *testing.T) {
+	t.Parallel()
+	who := sm2Person()
+	template, err := cms.NewTemplate(who.key, who.chain(), cms.RFC5652)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oids := []asn1.ObjectIdentifier{
+		cms.OIDTSTInfo, {0, 39}, {2, 47}, {2, 48}, {2, 999, 127, 128, 16383, 16384, 1<<21 - 1, 1 << 21, 1<<28 - 1, 1 << 28, 1<<31 - 1},
+	}
+	for i, n := range []int{0, 1, 0x7f, 0x80, 0xff, 0x100, 0xffff, 0x10000, 0xffffff, 0x1000000} {
+		p := cms.Params{Content: bytes.Repeat([]byte{0x5a}, n), ContentType: oids[i%len(oids)], OmitCertificates: i%2 == 1}
+		for range 2 { // the second time with the attributes of the first
+			p.Content = append([]byte{}, p.Content...)
+			if n > 0 {
+				p.Content[n-1]++
+			}
+			signed, err := template.Sign(t.Context(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var whole struct {
+				Type asn1.ObjectIdentifier
+				Data struct {
+					Version int
+					Digests asn1.RawValue
+					Content struct {
+						Type    asn1.ObjectIdentifier
+						Content []byte `asn1:"explicit,tag:0"`
+					}
+					Certificates asn1.RawValue `asn1:"optional,tag:0"`
+					Signers      asn1.RawValue
+				} `asn1:"explicit,tag:0"`
+			}
+			out := signed.Bytes()
+			if rest, err := asn1.Unmarshal(out, &whole); err != nil || len(rest) > 0 {
+				t.Fatalf("%d bytes: %v, %d bytes left", n, err, len(rest))
+			}
+			if !whole.Data.Content.Type.Equal(p.ContentType) || !bytes.Equal(whole.Data.Content.Content, p.Content) {
+				t.Errorf("%d bytes: another content, or its type %v is not %v", n, whole.Data.Content.Type, p.ContentType)
+			}
+			if after := signed.Append([]byte("before")); string(after) != "before"+string(out) || signed.Len() != len(out) {
+				t.Errorf("%d bytes: Append and Len differ from Bytes", n)
+			}
+			sd, err := cms.Parse(out)
+			if err != nil {
+				t.Fatalf("%d bytes: %v", n, err)
+			}
+			if report, err := sd.Verify(p.Content, who.cert); err != nil {
+				t.Errorf("%d bytes: %v: %v", n, err, report.Checks)
+			}
+		}
+	}
+}
+
 func TestSignedAttributesAreSorted(t *testing.T) {
 	t.Parallel()
 	who := sm2Person()

@@ -303,18 +303,8 @@ func parseSignerInfo(in []byte) (*SignerInfo, error) {
 
 // Bytes encodes the message in DER. What Parse has read comes out as it went in.
 func (sd *SignedData) Bytes() []byte {
-	size := 1024 + len(sd.Content)
-	for _, e := range sd.certificates {
-		size += len(e)
-	}
-	b := cryptobyte.NewBuilder(make([]byte, 0, size))
-	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1ObjectIdentifier(sd.OuterType)
-		b.AddASN1(tagContext0, func(b *cryptobyte.Builder) {
-			b.AddASN1(der.SEQUENCE, sd.encode)
-		})
-	})
-	return b.BytesOrPanic() // every part was parsed or checked, and Sign bounds the content: nothing can fail
+	l := sd.measure()
+	return sd.append(make([]byte, 0, l.whole), l)
 }
 
 // WithContent is the same message with content inside it, or detached for nil. What was signed does not change; whether
@@ -328,52 +318,98 @@ func (sd *SignedData) WithContent(content []byte) (*SignedData, error) {
 	return &other, nil
 }
 
-func (sd *SignedData) encode(b *cryptobyte.Builder) {
-	b.AddASN1Int64(int64(sd.Version))
-	b.AddASN1(der.SET, func(b *cryptobyte.Builder) {
-		for _, a := range sd.DigestAlgorithms {
-			b.AddBytes(a.raw)
-		}
-	})
-	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1ObjectIdentifier(sd.ContentType)
-		if sd.Content != nil {
-			b.AddASN1(tagContext0, func(b *cryptobyte.Builder) { b.AddASN1OctetString(sd.Content) })
-		}
-	})
-	if len(sd.certificates) > 0 {
-		b.AddASN1(tagContext0, func(b *cryptobyte.Builder) { addAll(b, sd.certificates) })
-	}
-	if len(sd.CRLs) > 0 {
-		b.AddASN1(tagContext1, func(b *cryptobyte.Builder) { addAll(b, sd.CRLs) })
-	}
-	b.AddASN1(der.SET, func(b *cryptobyte.Builder) {
-		if len(sd.SignerInfos) == 1 {
-			b.AddASN1(der.SEQUENCE, sd.SignerInfos[0].encode)
-			return
-		}
-		encoded := make([][]byte, 0, len(sd.SignerInfos))
-		for _, si := range sd.SignerInfos {
-			var one cryptobyte.Builder
-			one.AddASN1(der.SEQUENCE, si.encode)
-			encoded = append(encoded, one.BytesOrPanic())
-		}
-		sortSetOf(encoded) // an added attribute may have changed the order
-		addAll(b, encoded)
-	})
+// A layout holds the lengths of a message's elements, content octets unless said otherwise: DER writes each before what it
+// measures, so that they are counted first and every octet is then written once.
+type layout struct {
+	digests, encapsulated       int
+	certificates, crls          int
+	signers, signer             int      // signer: of the only one
+	several                     [][]byte // several signers, whole, in SET OF order
+	body, explicit, info, whole int      // of SignedData, [0] and ContentInfo; the last with its header
 }
 
-func (si *SignerInfo) encode(b *cryptobyte.Builder) {
-	b.AddASN1Int64(int64(si.Version))
-	b.AddBytes(si.sid)
-	b.AddBytes(si.DigestAlgorithm.raw)
+func (sd *SignedData) measure() (l layout) {
+	for _, a := range sd.DigestAlgorithms {
+		l.digests += len(a.raw)
+	}
+	l.encapsulated = sizeOID(sd.ContentType)
+	if sd.Content != nil {
+		l.encapsulated += size(size(len(sd.Content)))
+	}
+	l.body = 3 + size(l.digests) + size(l.encapsulated)
+	if l.certificates = sizeAll(sd.certificates); l.certificates > 0 {
+		l.body += size(l.certificates)
+	}
+	if l.crls = sizeAll(sd.CRLs); l.crls > 0 {
+		l.body += size(l.crls)
+	}
+	if len(sd.SignerInfos) == 1 {
+		l.signer = sd.SignerInfos[0].measure()
+		l.signers = size(l.signer)
+	} else {
+		for _, si := range sd.SignerInfos {
+			n := si.measure()
+			l.several = append(l.several, si.append(make([]byte, 0, size(n)), n))
+		}
+		sortSetOf(l.several) // an added attribute may have changed the order
+		l.signers = sizeAll(l.several)
+	}
+	l.body += size(l.signers)
+	l.explicit = size(l.body)
+	l.info = sizeOID(sd.OuterType) + size(l.explicit)
+	l.whole = size(l.info)
+	return l
+}
+
+func (sd *SignedData) append(b []byte, l layout) []byte {
+	b = appendOID(appendHeader(b, der.SEQUENCE, l.info), sd.OuterType)
+	b = appendHeader(b, tagContext0, l.explicit)
+	b = appendHeader(b, der.SEQUENCE, l.body)
+	b = append(b, byte(der.INTEGER), 1, byte(sd.Version))
+	b = appendHeader(b, der.SET, l.digests)
+	for _, a := range sd.DigestAlgorithms {
+		b = append(b, a.raw...)
+	}
+	b = appendOID(appendHeader(b, der.SEQUENCE, l.encapsulated), sd.ContentType)
+	if sd.Content != nil {
+		b = appendHeader(b, tagContext0, size(len(sd.Content)))
+		b = appendElement(b, der.OCTET_STRING, sd.Content)
+	}
+	if l.certificates > 0 {
+		b = appendAll(appendHeader(b, tagContext0, l.certificates), sd.certificates)
+	}
+	if l.crls > 0 {
+		b = appendAll(appendHeader(b, tagContext1, l.crls), sd.CRLs)
+	}
+	b = appendHeader(b, der.SET, l.signers)
+	if len(sd.SignerInfos) == 1 {
+		return sd.SignerInfos[0].append(b, l.signer)
+	}
+	return appendAll(b, l.several)
+}
+
+// measure counts the content octets.
+func (si *SignerInfo) measure() int {
+	n := 3 + len(si.sid) + len(si.DigestAlgorithm.raw) + len(si.signedAttrs) + len(si.SignatureAlgorithm.raw) + size(len(si.Signature))
+	if unsigned := sizeAll(si.unsigned); unsigned > 0 {
+		n += size(unsigned)
+	}
+	return n
+}
+
+func (si *SignerInfo) append(b []byte, content int) []byte {
+	b = appendHeader(b, der.SEQUENCE, content)
+	b = append(b, byte(der.INTEGER), 1, byte(si.Version))
+	b = append(b, si.sid...)
+	b = append(b, si.DigestAlgorithm.raw...)
 	if si.signedAttrs != nil {
-		b.AddUint8(byte(tagContext0))
-		b.AddBytes(si.signedAttrs[1:])
+		b = append(b, byte(tagContext0))
+		b = append(b, si.signedAttrs[1:]...)
 	}
-	b.AddBytes(si.SignatureAlgorithm.raw)
-	b.AddASN1OctetString(si.Signature)
-	if len(si.unsigned) > 0 {
-		b.AddASN1(tagContext1, func(b *cryptobyte.Builder) { addAll(b, si.unsigned) })
+	b = append(b, si.SignatureAlgorithm.raw...)
+	b = appendElement(b, der.OCTET_STRING, si.Signature)
+	if unsigned := sizeAll(si.unsigned); unsigned > 0 {
+		b = appendAll(appendHeader(b, tagContext1, unsigned), si.unsigned)
 	}
+	return b
 }

@@ -6,8 +6,6 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"fmt"
-	"hash"
-	"math/big"
 
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/sm3"
@@ -17,8 +15,8 @@ import (
 
 // A suite is a pair of digest and signature algorithm, and the work done with it.
 type suite struct {
-	digest  AlgorithmIdentifier
-	newHash func() hash.Hash
+	digest AlgorithmIdentifier
+	sum    func([]byte) [32]byte
 	// signature algorithms by profile, as written
 	signature map[Profile]AlgorithmIdentifier
 	// verify checks sig over message, not over a digest.
@@ -29,8 +27,8 @@ type suite struct {
 
 var (
 	suiteSM2 = &suite{
-		digest:  newAlgorithm(OIDSM3, nil),
-		newHash: sm3.New,
+		digest: newAlgorithm(OIDSM3, nil),
+		sum:    sm3.Sum,
 		signature: map[Profile]AlgorithmIdentifier{
 			RFC5652: newAlgorithm(OIDSM2WithSM3, nil), // RFC 8998 §3.2.1: no parameters
 			GM0010:  newAlgorithm(OIDSM2Sign, nil),
@@ -40,7 +38,7 @@ var (
 	}
 	suiteRSA = &suite{
 		digest:     newAlgorithm(OIDSHA256, nil), // RFC 5754 §2: absent
-		newHash:    sha256.New,
+		sum:        sha256.Sum256,
 		signature:  map[Profile]AlgorithmIdentifier{RFC5652: newAlgorithm(OIDSHA256WithRSA, derNULL)}, // RFC 5754 §3.2
 		verify:     verifyRSA,
 		wellFormed: wellFormedRSA,
@@ -103,13 +101,20 @@ func verifySM2(pub crypto.PublicKey, message, sig []byte) error {
 // wellFormedSM2 insists on the DER of SM2Signature ::= SEQUENCE { r INTEGER, s INTEGER } (GM/T 0009-2012 §7.3).
 func wellFormedSM2(_ crypto.PublicKey, sig []byte) error {
 	in := cryptobyte.String(sig)
-	var seq cryptobyte.String
-	r, s := new(big.Int), new(big.Int)
-	if !in.ReadASN1(&seq, der.SEQUENCE) || !in.Empty() || !seq.ReadASN1Integer(r) || !seq.ReadASN1Integer(s) || !seq.Empty() ||
-		r.Sign() <= 0 || s.Sign() <= 0 || r.BitLen() > 256 || s.BitLen() > 256 {
+	var seq, r, s cryptobyte.String
+	if !in.ReadASN1(&seq, der.SEQUENCE) || !in.Empty() || !seq.ReadASN1(&r, der.INTEGER) || !seq.ReadASN1(&s, der.INTEGER) || !seq.Empty() ||
+		!positive256(r) || !positive256(s) {
 		return fmt.Errorf("not an SM2Signature: %w", ErrBadSignature)
 	}
 	return nil
+}
+
+// positive256 reports whether the content of an INTEGER is DER of a number in [1, 2^256).
+func positive256(n []byte) bool {
+	if len(n) == 0 || n[0]&0x80 != 0 || len(n) > 1 && n[0] == 0 && n[1]&0x80 == 0 {
+		return false
+	}
+	return len(n) <= 32 && (len(n) > 1 || n[0] != 0) || len(n) == 33 && n[0] == 0
 }
 
 func verifyRSA(pub crypto.PublicKey, message, sig []byte) error {

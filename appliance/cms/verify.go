@@ -158,7 +158,8 @@ func (sd *SignedData) verify(content, digest []byte, extra []*smx509.Certificate
 		err = ErrNoContent
 	}
 	if content != nil {
-		r.ContentDigest = sum(s.newHash(), content)
+		of := s.sum(content)
+		r.ContentDigest = of[:]
 		if err == nil && digest != nil && !bytes.Equal(digest, r.ContentDigest) {
 			err = ErrContentMismatch
 		}
