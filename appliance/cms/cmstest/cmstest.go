@@ -135,7 +135,9 @@ var errNoBouncyCastle = errors.New("javac, java or Bouncy Castle (libbcpkix-java
 var source []byte
 
 // Compile compiles BCCheck.java in a folder and answers the command that runs it. The error says that it cannot be had.
-func Compile(folder string) ([]string, error) {
+func Compile(folder string) ([]string, error) { return compile(folder, "BCCheck", source) }
+
+func compile(folder, class string, source []byte) ([]string, error) {
 	for _, tool := range []string{"java", "javac"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return nil, errNoBouncyCastle
@@ -147,14 +149,35 @@ func Compile(folder string) ([]string, error) {
 		}
 	}
 	path := strings.Join(jars, ":")
-	file := filepath.Join(folder, "BCCheck.java")
+	file := filepath.Join(folder, class+".java")
 	if err := os.WriteFile(file, source, 0o600); err != nil {
 		return nil, err
 	}
 	if out, err := exec.Command("javac", "-cp", path, "-d", folder, file).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("javac: %w\n%s", err, out)
 	}
-	return []string{"java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", folder + ":" + path, "BCCheck"}, nil
+	return []string{"java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", folder + ":" + path, class}, nil
+}
+
+// JudgeOf compiles another class with Bouncy Castle beside it, whose successes begin with OK as BCCheck's do, and answers
+// what runs it: its output, and an error when it refused. Without Bouncy Castle the test is skipped.
+func JudgeOf(t testing.TB, class string, source []byte) func(args ...string) (string, error) {
+	t.Helper()
+	java, err := compile(t.TempDir(), class, source)
+	if errors.Is(err, errNoBouncyCastle) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(args ...string) (string, error) {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), java[0], append(slices.Clone(java[1:]), args...)...).CombinedOutput()
+		if err == nil && !strings.HasPrefix(string(out), "OK") {
+			t.Fatalf("%s %v: no verdict: %s", class, args, out)
+		}
+		return string(out), err
+	}
 }
 
 var command = sync.OnceValues(func() ([]string, error) { return Compile(folder) })
