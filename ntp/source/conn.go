@@ -55,8 +55,9 @@ func (c *conn) Read(b []byte) (int, error) {
 		if n < headerSize || n > maxAnswer || !bytes.Equal(b[24:32], c.origin) || b[0]&7 != 4 {
 			continue
 		}
-		// beevik v1.6.0 negates poll and precision as int8 and panics at −128 (TestFaults, "precision −128").
-		if b[2] == 0x80 || b[3] == 0x80 {
+		// beevik v1.6.0 negates poll and precision as int8 and panics at −128; and a precision above 2^33 s overflows into
+		// anything, 0 included (TestFaults, "precision −128" and "precision absurd").
+		if b[2] == 0x80 || b[3] == 0x80 || int8(b[3]) > 33 {
 			continue
 		}
 		return n, nil
