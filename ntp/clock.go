@@ -105,6 +105,9 @@ const (
 	// 3: that is 00:00:02 UTC.
 	leapBefore = time.Second
 	leapAfter  = 3 * time.Second
+	// leapNotice is how long before the end of the month every server announces a leap second; chronyd does so for a day. A
+	// clock that has heard nobody since cannot know.
+	leapNotice = 12 * time.Hour
 )
 
 // An instant is a reading of BOOTTIME with what it takes to judge how far the kernel's clock can be relied on since another
@@ -146,8 +149,8 @@ type view struct {
 	agreed     time.Duration // BOOTTIME of the last agreement
 	wall       int64         // REALTIME−BOOTTIME in Unix nanoseconds, when last found in order
 	slept      time.Duration // BOOTTIME−MONOTONIC, likewise
-	leapAt     int64         // end of the month that a majority announced a leap second for; 0: none
-	leap       Leap
+	leapAt     int64         // end of a month at which a leap second may come; 0: none
+	leap       Leap          // what a majority announced for it; LeapNone: it is too early to know
 	moved      time.Duration // by how much re-entries without an operator have moved the clock beyond its bound
 	movedAt    time.Duration // BOOTTIME of the last of them
 	provenance string
@@ -203,6 +206,7 @@ type Clock struct {
 	raw      time.Duration
 	rawBoot  time.Duration
 	order    time.Duration // BOOTTIME since which nobody is known to have disturbed the machine's clocks
+	seen     time.Duration // BOOTTIME of the latest look
 	last     Round
 	onChange func(from, to State, reason string, r Reading)
 	pending  []func()
@@ -325,12 +329,14 @@ func (c *Clock) sample() sample {
 	return best
 }
 
+const wentBack = "ntp: CLOCK_BOOTTIME went back: the machine was restored from a snapshot"
+
 // verdict is the state that v should have at s, and why. Only clocks in use are judged. Extra is added to the tolerances.
 func (c *Clock) verdict(v *view, s sample, extra time.Duration) (State, string) {
 	own := v.anchor.at(s.instant(), c.cfg.DriftPPM)
 	bound, age := own.half(), s.boot-v.agreed
 	if s.boot < v.anchor.boot {
-		return Suspect, "ntp: CLOCK_BOOTTIME went back: the machine was restored from a snapshot"
+		return Suspect, wentBack
 	}
 	if d := s.boot - s.mono - v.slept; d > stepTolerance+extra || d < -stepTolerance-extra {
 		return Suspect, fmt.Sprintf("ntp: the machine slept for %v: drift meanwhile is unknown", d.Round(time.Millisecond))
@@ -341,6 +347,9 @@ func (c *Clock) verdict(v *view, s sample, extra time.Duration) (State, string) 
 		return Suspect, fmt.Sprintf("ntp: CLOCK_REALTIME was stepped by %v", d.Round(time.Millisecond))
 	}
 	if v.leapAt != 0 && own.high >= v.leapAt-int64(leapBefore) {
+		if v.leap == LeapNone {
+			return Suspect, fmt.Sprintf("ntp: there may be a leap second, and no agreement for %v that could have announced it", age.Round(time.Second))
+		}
 		return Suspect, ErrLeap.Error()
 	}
 	if bound > c.cfg.MaxBound {
@@ -392,6 +401,11 @@ func (c *Clock) look(s sample) error {
 		// from, survives a step or a sleep untouched.
 		reason = fmt.Sprintf("ntp: CLOCK_REALTIME was stepped by %v or the machine slept for %v", wall, slept)
 	}
+	// The machine may have been restored to an instant later than the anchor's.
+	if reason == "" && s.boot < c.seen {
+		reason = wentBack
+	}
+	c.seen = s.boot
 	// Has anybody bent the clock? The baseline is a minute or more, so that a slew just below the tolerance cannot go on
 	// for ever unseen.
 	way := s.boot - c.rawBoot
@@ -656,12 +670,20 @@ func (c *Clock) trust(a anchor, sel Selection) {
 	prov := fmt.Sprintf("%s, %d of %d groups; %s", strings.Join(sel.Names, "+"), len(sel.Agreed), len(sel.Agreed)+len(sel.Rejected), c.cfg.PolicyNote)
 	c.move(Trusted, strings.Join(sel.Agreed, "+")+" agree", func(v *view) {
 		v.anchored, v.anchor, v.agreed, v.provenance = true, a, a.boot, prov
-		// Leap seconds are inserted at the end of a month of UTC (RFC 5905 §7.3, leap indicator).
+		// Leap seconds are inserted at the end of a month of UTC (RFC 5905 §7.3, leap indicator), up to now of June or December.
+		now := a.span.mid()
 		v.leapAt, v.leap = 0, sel.Leap
-		if sel.Leap != LeapNone {
-			v.leapAt = monthEnd(a.span.mid())
+		if end := halfYearEnd(now); sel.Leap != LeapNone {
+			v.leapAt = monthEnd(now)
+		} else if end-now > int64(leapNotice) {
+			v.leapAt = end
 		}
 	})
+}
+
+func halfYearEnd(ns int64) int64 {
+	t := unixNano(ns)
+	return time.Date(t.Year(), (t.Month()-1)/6*6+7, 1, 0, 0, 0, 0, time.UTC).UnixNano()
 }
 
 func monthEnd(ns int64) int64 {
@@ -675,9 +697,10 @@ func monthEnd(ns int64) int64 {
 func (c *Clock) afterLeap() {
 	c.cand = nil
 	v := *c.view.Load()
-	if v.leap == LeapInsert {
+	if v.leap != LeapDelete {
 		v.anchor.span.low -= int64(time.Second)
-	} else {
+	}
+	if v.leap != LeapInsert {
 		v.anchor.span.high += int64(time.Second)
 	}
 	v.leapAt, v.leap = 0, LeapNone

@@ -364,17 +364,25 @@ func TestDisturbances(t *testing.T) {
 	for name, c := range map[string]struct {
 		disturb func(m *machine)
 		inNow   bool
+		why     string // if it is found by a round
 	}{
-		"wall clock forward":   {func(m *machine) { m.wall += time.Second }, true},
-		"wall clock back":      {func(m *machine) { m.wall -= 200 * ms }, true},
-		"sleep":                {func(m *machine) { m.boot += time.Minute; m.wall += time.Minute; m.now += time.Minute }, true},
-		"snapshot restored":    {func(m *machine) { m.boot, m.mono, m.wall = m.boot-time.Minute, m.mono-time.Minute, m.wall-time.Minute }, true},
-		"slewed by 300 ms":     {func(m *machine) { m.boot, m.mono, m.wall = m.boot+300*ms, m.mono+300*ms, m.wall+300*ms }, false},
-		"step below the bound": {func(m *machine) { m.wall += 20 * ms }, true},
+		"wall clock forward": {func(m *machine) { m.wall += time.Second }, true, ""},
+		"wall clock back":    {func(m *machine) { m.wall -= 200 * ms }, true, ""},
+		"sleep":              {func(m *machine) { m.boot += time.Minute; m.wall += time.Minute; m.now += time.Minute }, true, ""},
+		"snapshot restored":  {func(m *machine) { m.boot, m.mono, m.wall = m.boot-time.Minute, m.mono-time.Minute, m.wall-time.Minute }, true, ""},
+		"restored to after the last round": {func(m *machine) {
+			m.boot, m.mono, m.raw, m.wall = m.boot-30*time.Second, m.mono-30*time.Second, m.raw-30*time.Second, m.wall-30*time.Second
+		}, false, "went back"},
+		"slewed by 300 ms":     {func(m *machine) { m.boot, m.mono, m.wall = m.boot+300*ms, m.mono+300*ms, m.wall+300*ms }, false, "slewed by 300ms"},
+		"step below the bound": {func(m *machine) { m.wall += 20 * ms }, true, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := newBench(t, ntp.Config{}).trusted(60 * ms)
+			if name == "restored to after the last round" { // a minute without an answer, nor a caller of Now
+				b.pass(40 * time.Second)
+				b.Update(nil)
+			}
 			b.change(func() { c.disturb(b.machine) })
 			if name == "step below the bound" {
 				b.want(ntp.Trusted)
@@ -382,7 +390,7 @@ func TestDisturbances(t *testing.T) {
 			}
 			if c.inNow {
 				b.want(ntp.Suspect)
-			} else if r := b.round(0, 60*ms); r.Err == nil || !strings.Contains(r.Err.Error(), "slewed by 300ms") {
+			} else if r := b.round(0, 60*ms); r.Err == nil || !strings.Contains(r.Err.Error(), c.why) {
 				t.Errorf("round %+v", r)
 			}
 			b.want(ntp.Suspect)
@@ -390,7 +398,7 @@ func TestDisturbances(t *testing.T) {
 				b.want(ntp.Suspect)
 				b.round(0, 60*ms)
 			}
-			if name == "snapshot restored" { // our count has lost a minute: nobody but an operator can tell who is right
+			if strings.Contains(name, "restored") { // our count has lost a minute: nobody but an operator can tell who is right
 				b.want(ntp.Suspect)
 				return
 			}
@@ -600,6 +608,44 @@ func TestLeapSecondWithAWideBound(t *testing.T) {
 	}
 }
 
+// TestUnheardLeapSecond: at the end of June and December a clock that has heard nobody for longer than a leap second is
+// announced cannot know whether there is one. At the end of other months it goes on.
+func TestUnheardLeapSecond(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		end   time.Time
+		away  time.Duration
+		shift time.Duration // by which the second that nobody announced moves Unix time
+		stops bool
+	}{
+		{time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC), 13 * time.Hour, -time.Second, true},
+		{time.Date(2027, 7, 1, 0, 0, 0, 0, time.UTC), 13 * time.Hour, time.Second, true},
+		{time.Date(2027, 7, 1, 0, 0, 0, 0, time.UTC), 13 * time.Hour, 0, true},
+		{time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC), 11 * time.Hour, 0, false},
+		{time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC), 13 * time.Hour, 0, false},
+	} {
+		b := newBench(t, ntp.Config{MaxBound: 5 * time.Second})
+		b.pass(c.end.Sub(noon) - c.away - 3*time.Second)
+		b.trusted(10 * ms)
+		b.pass(c.away - 4*time.Second) // the bound is 2.3 s or so
+		b.want(ntp.Holdover)
+		b.pass(4 * time.Second)
+		if !c.stops {
+			b.want(ntp.Holdover)
+			continue
+		}
+		b.want(ntp.Suspect)
+		b.pass(time.Second)
+		b.change(func() { b.now += c.shift })
+		b.pass(10 * time.Second)
+		for range 3 {
+			b.want(ntp.Suspect)
+			b.round(0, 10*ms)
+		}
+		b.want(ntp.Trusted) // without an operator
+	}
+}
+
 // TestStartInLeapSecond: rounds within the last two seconds are not counted.
 func TestStartInLeapSecond(t *testing.T) {
 	t.Parallel()
@@ -688,7 +734,11 @@ func TestSnapshot(t *testing.T) {
 			"negative": func(s *ntp.Snapshot) { s.Bound = -1 },
 			"year":     func(s *ntp.Snapshot) { s.UTC = s.UTC.AddDate(900, 0, 0) },
 			"emitted":  func(s *ntp.Snapshot) { s.Emitted = s.Emitted.AddDate(900, 0, 0) },
-			"leap":     func(s *ntp.Snapshot) { s.LeapAt = noon },
+			"leap":     func(s *ntp.Snapshot) { s.Leap = ntp.LeapUnsynchronized },
+			"leapless": func(s *ntp.Snapshot) { s.Leap, s.LeapAt = ntp.LeapInsert, time.Time{} },
+			"leap at":  func(s *ntp.Snapshot) { s.LeapAt = s.LeapAt.AddDate(900, 0, 0) },
+			"bent":     func(s *ntp.Snapshot) { s.Bent = -1 << 63 },
+			"moved":    func(s *ntp.Snapshot) { s.Moved = -1 },
 			"state":    func(s *ntp.Snapshot) { s.State = "excellent" },
 		} {
 			s := snap

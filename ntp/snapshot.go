@@ -18,7 +18,7 @@ type Snapshot struct {
 	Agreed     time.Duration `json:"agreed_ns"` // CLOCK_BOOTTIME of the last agreement
 	Wall       time.Time     `json:"wall"`      // CLOCK_REALTIME when CLOCK_BOOTTIME was 0: shows a step while we were away
 	Slept      time.Duration `json:"slept_ns"`  // CLOCK_BOOTTIME−CLOCK_MONOTONIC
-	LeapAt     time.Time     `json:"leap_at"`   // zero: none announced
+	LeapAt     time.Time     `json:"leap_at"`   // end of a month at which a leap second may come; zero: none
 	Leap       Leap          `json:"leap"`
 	Moved      time.Duration `json:"moved_ns"` // by re-entries without an operator, see Config.ReentryLimit
 	MovedAt    time.Duration `json:"moved_at_ns"`
@@ -71,7 +71,7 @@ func (c *Clock) Restore(s Snapshot, bootID string) error {
 	now := c.sample()
 	switch {
 	case !inRange(s.UTC) || s.Bound < 0 || s.Bound > 24*time.Hour,
-		!s.LeapAt.IsZero() && (!inRange(s.LeapAt) || s.Leap != LeapInsert && s.Leap != LeapDelete),
+		!s.LeapAt.IsZero() && !inRange(s.LeapAt), s.Leap > LeapDelete, s.LeapAt.IsZero() && s.Leap != LeapNone,
 		s.Agreed < 0 || s.Boot < 0, s.Bent.Abs() > 10*366*24*time.Hour, s.Moved < 0 || s.Moved > 24*time.Hour || s.MovedAt < 0:
 		return fmt.Errorf("%w: values out of range", ErrSnapshot)
 	case s.Boot > now.boot || s.Agreed > now.boot:
