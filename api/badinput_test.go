@@ -64,10 +64,15 @@ func goodBodies() map[string][]m {
 	byDigests := authorizationBody()
 	byDigests["digest_algorithm"] = "SM3"
 	return map[string][]m{
-		"/v1/sign":           {signBody(), byDigest},
-		"/v1/verify":         {verifyBody(), {"cms": "MAA=", "digest": digest("SM3")}, {"token": "MAA="}, {"evidence": m{"format": "x"}}},
-		"/v1/timestamp":      {timestampBody(), {"data": "YWJj"}},
-		"/v1/authorizations": {byDigests, {"signer": "D1001", "pin": "1", "count": 1, "seconds": 1}},
+		"/v1/sign":                {signBody(), byDigest},
+		"/v1/verify":              {verifyBody(), {"cms": "MAA=", "digest": digest("SM3")}, {"token": "MAA="}, {"evidence": m{"format": "x"}}},
+		"/v1/timestamp":           {timestampBody(), {"data": "YWJj"}},
+		"/v1/stf/create-request":  {{"data": "YWJj", "req_type": 0, "hash_alg": 4}},
+		"/v1/stf/create-response": {{"request": b64(stampUnit().query), "sig_alg": 131585}},
+		"/v1/stf/verify":          {{"response": b64(stampUnit().response), "hash_alg": 1, "sig_alg": 131585, "certificate": b64(stampUnit().cert.Raw)}},
+		"/v1/stf/info":            {{"response": b64(stampUnit().response)}},
+		"/v1/stf/detail":          {{"response": b64(stampUnit().response), "item": 7}},
+		"/v1/authorizations":      {byDigests, {"signer": "D1001", "pin": "1", "count": 1, "seconds": 1}},
 	}
 }
 

@@ -108,7 +108,7 @@ func (d *decoder) value(v reflect.Value, path string) *problem.Problem {
 			return p
 		}
 		n, err := strconv.ParseInt(string(s), 10, 32) // every integer we take fits easily
-		if err != nil {
+		if err != nil || string(s) == "-0" {
 			return problem.Invalid(path, "应为整数 (want an integer)")
 		}
 		v.SetInt(n)

@@ -67,6 +67,7 @@ var faces = map[problem.Code]face{
 	problem.CRLUntrusted:          {http.StatusUnprocessableEntity, "吊销列表不可信", wire.RetryNever, 0},
 	problem.CRLOlder:              {http.StatusConflict, "吊销列表不是最新", wire.RetryNever, 0},
 	problem.CRLFuture:             {http.StatusConflict, "吊销列表来自将来", wire.RetryNever, 0},
+	problem.TimestampInvalid:      {http.StatusUnprocessableEntity, "时间戳无效", wire.RetryNever, 0},
 	problem.TimeUntrusted:         {http.StatusServiceUnavailable, "时间不可信", wire.RetryLater, 5},
 	problem.JournalUnwritable:     {http.StatusServiceUnavailable, "日志不可写", wire.RetrySameKey, 5},
 	problem.DiskReserve:           {http.StatusServiceUnavailable, "磁盘余量不足", wire.RetryLater, 30},
@@ -166,6 +167,7 @@ func (s *Server) fail(err error, c echo.Context) {
 		h.Set(echo.HeaderRetryAfter, strconv.Itoa(max(f.after, int((p.After+time.Second-1)/time.Second))))
 	}
 	body := wire.Problem{
+		STF:  stfNumber(p.Err),
 		Type: "urn:yinjian:problem:" + string(p.Code), Title: f.title, Status: f.status, Detail: p.Detail,
 		Instance: "urn:yinjian:request:" + id, Code: string(p.Code), Field: p.Field, Next: p.Next, Retry: f.retry,
 	}

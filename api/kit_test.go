@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/emmansun/gmsm/smx509"
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
@@ -38,6 +39,8 @@ import (
 	"yinjian/appliance/problem"
 	"yinjian/appliance/sign"
 	"yinjian/ntp"
+	"yinjian/tsa"
+	"yinjian/tsa/stf"
 )
 
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -71,6 +74,7 @@ type services struct {
 	bundle    func(ctx context.Context, app *account.Application, id string) ([]byte, error)
 	authorize func(ctx context.Context, app *account.Application, req account.GrantRequest) (*account.Grant, error)
 	respond   func(ctx context.Context, unit, requester string, der []byte) ([]byte, error)
+	known     func(ctx context.Context, token *tsa.Token) (*stf.Known, error)
 	dead      error
 	unready   []string
 	apps      map[string]*account.Application
@@ -102,6 +106,7 @@ func newServices() *services {
 			return &account.Grant{ID: "00ff", Method: evidence.SignerPIN, Signer: req.Signer, Remaining: 1, NotAfter: epoch}, nil
 		},
 		respond: func(context.Context, string, string, []byte) ([]byte, error) { return []byte{0x30, 0}, nil },
+		known:   func(context.Context, *tsa.Token) (*stf.Known, error) { return nil, nil },
 		apps: map[string]*account.Application{
 			"his":     {ID: "his", Rights: []string{account.RightSign, account.RightVerify, account.RightTimestamp}},
 			"emr":     {ID: "emr", Rights: []string{account.RightSign}},
@@ -141,6 +146,15 @@ func (s *services) Units() []string { return []string{"sm2", "rsa"} }
 func (s *services) Respond(ctx context.Context, unit, requester string, der []byte) ([]byte, error) {
 	return s.respond(ctx, unit, requester, der)
 }
+func (s *services) Unit(alg stf.SignatureAlgorithm) string {
+	return map[stf.SignatureAlgorithm]string{stf.SM3SM2: "sm2"}[alg]
+}
+func (s *services) Known(ctx context.Context, token *tsa.Token) (*stf.Known, error) {
+	return s.known(ctx, token)
+}
+func (s *services) Judge(leaf *smx509.Certificate, others []*smx509.Certificate, at time.Time) *pki.PathReport {
+	return pki.VerifyPath(pki.Options{Leaf: leaf, Intermediates: others, Anchors: []*smx509.Certificate{stampUnit().ca}, At: at, Purpose: pki.TimeStamping})
+}
 func (s *services) Alive() error            { return s.dead }
 func (s *services) Ready() (bool, []string) { return len(s.unready) == 0, s.unready }
 func (s *services) State() any              { return map[string]string{"state": "operational"} }
@@ -175,7 +189,7 @@ func startWith(t *testing.T, sv *services, options ...option) *kit {
 	log.SetOutput(k.log)
 	log.SetFormatter(&logrus.JSONFormatter{})
 	log.SetLevel(logrus.DebugLevel)
-	cfg := api.Config{Signing: sv, Directory: sv, Stamps: sv, Health: sv, Admin: k.admin, Clock: k.clock, Log: log, Version: "test"}
+	cfg := api.Config{Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: k.admin, Clock: k.clock, Log: log, Version: "test"}
 	for _, o := range options {
 		o(&cfg, &http.Server{})
 	}

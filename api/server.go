@@ -140,6 +140,7 @@ type Config struct {
 	Signing   Signing
 	Directory Directory
 	Stamps    Stamps
+	Tokens    Tokens
 	Health    Health
 	Admin     Admin
 	Clock     Clock
@@ -173,7 +174,7 @@ var openAPI []byte
 // New builds the handlers. It reads the clock once: requests older than that reading are refused.
 func New(cfg Config) (*Server, error) {
 	for name, missing := range map[string]bool{
-		"Signing": cfg.Signing == nil, "Directory": cfg.Directory == nil, "Stamps": cfg.Stamps == nil, "Health": cfg.Health == nil,
+		"Signing": cfg.Signing == nil, "Directory": cfg.Directory == nil, "Stamps": cfg.Stamps == nil, "Tokens": cfg.Tokens == nil, "Health": cfg.Health == nil,
 		"Admin": cfg.Admin == nil, "Clock": cfg.Clock == nil, "Log": cfg.Log == nil, "Version": cfg.Version == "",
 	} {
 		if missing {
@@ -249,6 +250,7 @@ func (s *Server) signingRoutes(e *echo.Echo) {
 	post("/tsa/:unit", s.bySource(false, s.authenticated(stampQuery(l.StampQuery), account.RightTimestamp, func(c echo.Context, app *account.Application, body []byte) error {
 		return s.stamp(c, app.ID, body)
 	})))
+	s.stfRoutes(e)
 	get("/health/alive", s.alive)
 	get("/health/ready", s.ready)
 	get("/health/state", s.authenticated(noBody, "", func(c echo.Context, _ *account.Application, _ []byte) error {

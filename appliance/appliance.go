@@ -634,7 +634,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 		return nil, err
 	}
 	server, err := api.New(api.Config{
-		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Health: health{a}, Admin: admin{a},
+		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Tokens: tokens{a}, Health: health{a}, Admin: admin{a},
 		Clock: apiClock{a}, Log: a.log, Version: Version,
 		// Requests beyond the cipher machine's sessions wait for one.
 		Limits: api.Limits{

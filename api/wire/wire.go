@@ -165,4 +165,5 @@ type Problem struct {
 	Next      string `json:"next"`                 // what to do, Chinese first
 	Retry     Retry  `json:"retry"`                // what to do, for programs
 	TriesLeft *int   `json:"tries_left,omitempty"` // with pin_wrong
+	STF       string `json:"stf,omitempty"`        // of /v1/stf: GM/T 0033's number, "0x04000007"
 }

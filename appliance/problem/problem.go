@@ -50,6 +50,7 @@ const (
 	CRLUntrusted          Code = "crl_untrusted"           // not by a known CA that may
 	CRLOlder              Code = "crl_older"               // not newer than the one at hand
 	CRLFuture             Code = "crl_future"              //
+	TimestampInvalid      Code = "timestamp_invalid"       // what the caller brought does not verify
 	TimeUntrusted         Code = "time_untrusted"          //
 	JournalUnwritable     Code = "journal_unwritable"      //
 	DiskReserve           Code = "disk_reserve"            // too little room left to sign safely
