@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"yinjian/appliance/audit"
+	"yinjian/dbdriver/central"
 	"yinjian/dbdriver/sqlite"
 )
 
@@ -16,7 +17,7 @@ type projection struct {
 	a *Appliance
 
 	mu      sync.Mutex // guards what follows
-	central *sqlite.Central
+	central *central.Store
 	shipper *audit.Shipper
 	err     error // why it is not open
 }
@@ -38,29 +39,34 @@ func (p *projection) run(ctx context.Context) error {
 	}
 }
 
-func (p *projection) set(c *sqlite.Central, s *audit.Shipper, err error) {
+func (p *projection) set(c *central.Store, s *audit.Shipper, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.central, p.shipper, p.err = c, s, err
 }
 
 func (p *projection) once(ctx context.Context) error {
-	central, err := sqlite.OpenCentral(ctx, filepath.Join(p.a.dir, "central.db"))
+	store, err := sqlite.OpenCentral(ctx, filepath.Join(p.a.dir, "central.db"), p.author())
 	if err != nil {
 		return err
 	}
 	defer func() {
 		p.set(nil, nil, p.err)
-		central.Close()
+		store.Close()
 	}()
 	shipper, err := audit.NewShipper(audit.ShipperConfig{
-		Journal: p.a.journal, Projection: central, MAC: p.a.batchMAC(), MACKeyID: batchLabel, Log: p.a.log,
+		Journal: p.a.journal, Projection: store, MAC: p.a.batchMAC(), MACKeyID: batchLabel, Log: p.a.log,
 	})
 	if err != nil {
 		return err
 	}
-	p.set(central, shipper, nil)
+	p.set(store, shipper, nil)
 	return shipper.Run(ctx)
+}
+
+// author is who changes the schema of the database, and when.
+func (p *projection) author() central.Author {
+	return central.Author{Name: p.a.cfg.Node, Micros: p.a.clock.Now().Time.UnixMicro()}
 }
 
 // status is what /health/state shows.
@@ -78,10 +84,10 @@ func (p *projection) status() projectionState {
 // compare derives every row again. It answers a nil report when the database is not open.
 func (p *projection) compare(ctx context.Context) (*audit.CompareReport, error) {
 	p.mu.Lock()
-	central, err := p.central, p.err
+	store, err := p.central, p.err
 	p.mu.Unlock()
-	if central == nil {
+	if store == nil {
 		return nil, err
 	}
-	return audit.Compare(ctx, p.a.journal, central, p.a.batchMAC())
+	return audit.Compare(ctx, p.a.journal, store, p.a.batchMAC())
 }

@@ -13,6 +13,13 @@ var (
 	ErrUnavailable = errors.New("database: unavailable")
 	// ErrFull means that the disk has no room. It is an ErrUnavailable too.
 	ErrFull = errors.New("database: disk full")
+	// ErrReadOnly means that the server is a standby, or reads only for another reason. It is an ErrUnavailable too.
+	ErrReadOnly = errors.New("database: this server takes no writes")
+	// ErrDeadlock means that the database ended a statement or a transaction for the sake of another. Whatever the
+	// database keeps open after it, the transaction is over for us. It is an ErrUnavailable too.
+	ErrDeadlock = errors.New("database: deadlock or lock timeout")
+	// ErrUnfit means that the database's settings or tables are not such that this program may use it.
+	ErrUnfit = errors.New("database: unfit for use")
 	// ErrDamaged means that the database's files are malformed.
 	ErrDamaged = errors.New("database: damaged")
 	// ErrInUse means that another process holds the database.

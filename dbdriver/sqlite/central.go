@@ -3,27 +3,26 @@ package sqlite
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
+	"sync"
 
-	"yinjian/appliance/audit"
-	"yinjian/dbdriver"
+	"yinjian/dbdriver/central"
 )
 
-// Central is the embedded central database, an audit.Projection. Its text keeps to what DM8 and PostgreSQL take too:
-// absent text is NULL, times are BIGINT microseconds UTC, hashes lower-case hexadecimal.
-type Central struct {
-	db     *sql.DB
-	schema *schema
-	insert []*sql.Stmt // of the lengths of rowsPerStatement
+// Seam is SQLite's, without the guard against a changed schema that [OpenCentral] adds.
+func Seam() *central.Seam {
+	return &central.Seam{
+		Name: "sqlite", Bytes: "BLOB", Classify: classify, TableExists: tableExists, IndexExists: indexExists,
+		Settings: centralSettings,
+	}
 }
 
-// OpenCentral opens or makes the database file (mode 0600) and applies the migrations. A file whose schema is another
-// one than they make is refused with dbdriver.ErrDamaged.
-func OpenCentral(ctx context.Context, file string) (*Central, error) {
+// OpenCentral opens or makes the embedded central database, for the installation of one campus that has no database
+// server: a file (mode 0600). A file whose schema is another one than the migrations make is refused with
+// dbdriver.ErrDamaged.
+func OpenCentral(ctx context.Context, file string, by central.Author) (*central.Store, error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: opening central database: %w", err)
@@ -38,216 +37,59 @@ func OpenCentral(ctx context.Context, file string) (*Central, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Central{db: db}
-	if c.schema, err = centralSchema(); err != nil {
-		db.Close()
-		return nil, err
-	}
-	var mode string
-	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode = WAL`).Scan(&mode); err != nil || mode != "wal" {
-		db.Close()
-		return nil, fmt.Errorf("sqlite: opening central database: journal mode %q: %w", mode, classify(err))
-	}
-	err = migrate(ctx, db, "central", math.MaxInt64)
-	if err == nil {
-		err = c.schema.check(ctx, db)
-	}
-	if err == nil {
-		c.insert, err = prepareRows(ctx, db, insertRecord)
-		err = classify(err)
-	}
+	s, err := openCentral(ctx, db, by)
 	if err != nil {
 		db.Close()
 		return nil, fmt.Errorf("sqlite: opening central database: %w", err)
 	}
-	return c, nil
+	return s, nil
 }
 
-// Close closes the file.
-func (c *Central) Close() error { return c.db.Close() }
-
-// text is NULL for "".
-func text(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }
-
-// Apply implements audit.Projection. The keys are read first and missing rows inserted; a unique violation can then
-// only come from another writer, and is an error that the shipper retries.
-func (c *Central) Apply(ctx context.Context, b audit.ProjectedBatch) error {
-	err := inTx(ctx, c.db, func(tx *sql.Tx) error {
-		if err := c.schema.unchanged(ctx, tx, nil); err != nil {
-			return err
-		}
-		there, err := shippedLeaves(ctx, tx, b)
-		if err != nil {
-			return err
-		}
-		var missing []*audit.ProjectedRow
-		for i := range b.Rows {
-			r := &b.Rows[i]
-			switch leaf, ok := there[r.Sequence]; {
-			case !ok:
-				missing = append(missing, r)
-			case leaf != r.LeafHash:
-				return fmt.Errorf("%w: %s, epoch %s, sequence %d", audit.ErrFork, r.Node, r.Epoch, r.Sequence)
-			}
-		}
-		err = insertRows(ctx, tx, c.insert, len(missing), func(args []any, i int) []any {
-			r := missing[i]
-			return append(args, r.Node, r.Epoch, int64(r.Sequence), r.LeafHash, text(r.RecordID), r.Kind,
-				text(r.Application), text(r.Signer), text(r.Department), text(r.DocumentType), text(r.Campus), r.SignedAt,
-				r.Bound, r.Status, r.CreatedBy, r.CreatedAt, r.ModifiedBy, r.ModifiedAt)
-		}, all)
-		if err != nil {
-			return err
-		}
-		var last int64
-		var mac, key string
-		err = tx.QueryRowContext(ctx, selectBatch, b.Node, b.Epoch, int64(b.First)).Scan(&last, &mac, &key)
-		if err == nil {
-			if uint64(last) != b.Last || mac != b.MAC || key != b.KeyID {
-				return fmt.Errorf("%w: the batch from %d is stored with another end or MAC", dbdriver.ErrConflict, b.First)
-			}
-			return nil
-		}
-		if !errors.Is(err, sql.ErrNoRows) || len(b.Rows) == 0 {
-			return err
-		}
-		by, at := b.Rows[0].CreatedBy, b.Rows[len(b.Rows)-1].CreatedAt
-		return one(tx.ExecContext(ctx, insertBatch, b.Node, b.Epoch, int64(b.First), int64(b.Last), b.MAC, b.KeyID, by, at, by, at))
-	})
-	if err != nil {
-		return fmt.Errorf("sqlite: applying entries %d to %d: %w", b.First, b.Last, err)
-	}
-	return nil
-}
-
-// shippedLeaves reads the leaf hashes of the batch's rows that are there, by sequence.
-func shippedLeaves(ctx context.Context, tx *sql.Tx, b audit.ProjectedBatch) (map[uint64]string, error) {
-	rows, err := tx.QueryContext(ctx, selectLeaves, b.Node, b.Epoch, int64(b.First), int64(b.Last))
+func openCentral(ctx context.Context, db *sql.DB, by central.Author) (*central.Store, error) {
+	schema, err := centralSchema()
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	there := map[uint64]string{}
-	for rows.Next() {
-		var seq int64
-		var leaf string
-		if err := rows.Scan(&seq, &leaf); err != nil {
-			return nil, err
-		}
-		there[uint64(seq)] = leaf
+	var mode string
+	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode = WAL`).Scan(&mode); err != nil || mode != "wal" {
+		return nil, fmt.Errorf("journal mode %q: %w", mode, classify(err))
 	}
-	return there, rows.Err()
+	if err := forgetOldList(ctx, db); err != nil {
+		return nil, err
+	}
+	seam := Seam()
+	seam.Guard = func(ctx context.Context, tx *sql.Tx) error { return schema.unchanged(ctx, tx, nil) }
+	return central.Open(ctx, db, seam, by)
 }
 
-// Shipped implements audit.Projection.
-func (c *Central) Shipped(ctx context.Context, node, epoch string) (uint64, error) {
-	var last sql.NullInt64
-	if err := c.db.QueryRowContext(ctx, selectLastSeq, node, epoch).Scan(&last); err != nil {
-		return 0, fmt.Errorf("sqlite: last shipped entry: %w", classify(err))
+// forgetOldList removes the list of migrations that files of before have: the tables are the same, and are found and
+// listed anew.
+func forgetOldList(ctx context.Context, db *sql.DB) error {
+	var n int
+	if err := db.QueryRowContext(ctx, tableExists, migrationTable).Scan(&n); err != nil || n == 0 {
+		return classify(err)
 	}
-	if !last.Valid {
-		return 0, fmt.Errorf("sqlite: last shipped entry: %w", errNoRow)
-	}
-	return uint64(last.Int64), nil
+	_, err := db.ExecContext(ctx, dropMigrations)
+	return classify(err)
 }
 
-// Leaf implements audit.Projection.
-func (c *Central) Leaf(ctx context.Context, node, epoch string, sequence uint64) (string, error) {
-	var leaf string
-	if err := c.db.QueryRowContext(ctx, selectShipped, node, epoch, int64(sequence)).Scan(&leaf); err != nil {
-		return "", fmt.Errorf("sqlite: row %d: %w", sequence, classify(err))
+// centralSchema is what the migrations make, applied in memory.
+var centralSchema = sync.OnceValues(func() (*schema, error) {
+	return readSchema(func(ctx context.Context, db *sql.DB) error { return central.Migrate(ctx, db, Seam(), central.Author{}) })
+})
+
+// centralSettings are those of a file: they could be others only if somebody else had made it.
+func centralSettings(ctx context.Context, db *sql.DB) ([]central.Setting, error) {
+	var version, encoding string
+	if err := db.QueryRowContext(ctx, selectVersion).Scan(&version); err != nil {
+		return nil, err
 	}
-	return leaf, nil
-}
-
-// Epochs implements audit.Projection.
-func (c *Central) Epochs(ctx context.Context, node string) ([]string, error) {
-	return c.texts(ctx, "epochs", selectEpochs, node, node)
-}
-
-// Nodes implements audit.Projection.
-func (c *Central) Nodes(ctx context.Context) ([]string, error) {
-	return c.texts(ctx, "nodes", selectNodes)
-}
-
-// texts reads one column.
-func (c *Central) texts(ctx context.Context, what, query string, args ...any) ([]string, error) {
-	rows, err := c.db.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, fmt.Errorf("sqlite: %s: %w", what, classify(err))
+	if err := db.QueryRowContext(ctx, `PRAGMA encoding`).Scan(&encoding); err != nil {
+		return nil, err
 	}
-	defer rows.Close()
-	var out []string
-	for rows.Next() {
-		var s string
-		if err := rows.Scan(&s); err != nil {
-			return nil, fmt.Errorf("sqlite: %s: %w", what, classify(err))
-		}
-		out = append(out, s)
+	s := central.Setting{Name: "encoding", Value: encoding, Verdict: central.Fit}
+	if encoding != "UTF-8" {
+		s.Verdict, s.Why = central.Unfit, "须为 UTF-8 (UTF-8 is wanted)"
 	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("sqlite: %s: %w", what, classify(err))
-	}
-	return out, nil
-}
-
-// Rows implements audit.Projection, by keyset pages.
-func (c *Central) Rows(ctx context.Context, node, epoch string, from uint64, fn func(audit.ProjectedRow) error) error {
-	return pages(ctx, c.db, selectRecords, node, epoch, int64(from), func(rows *sql.Rows) (audit.ProjectedRow, int64, error) {
-		var r audit.ProjectedRow
-		var seq int64
-		var id, app, signer, dept, doc, campus sql.NullString
-		err := rows.Scan(&r.Node, &r.Epoch, &seq, &r.LeafHash, &id, &r.Kind, &app, &signer, &dept, &doc, &campus,
-			&r.SignedAt, &r.Bound, &r.Status, &r.CreatedBy, &r.CreatedAt, &r.ModifiedBy, &r.ModifiedAt)
-		r.Sequence, r.RecordID, r.Application, r.Signer = uint64(seq), id.String, app.String, signer.String
-		r.Department, r.DocumentType, r.Campus = dept.String, doc.String, campus.String
-		return r, seq, err
-	}, fn)
-}
-
-// Batches implements audit.Projection.
-func (c *Central) Batches(ctx context.Context, node, epoch string, fn func(audit.ProjectedBatch) error) error {
-	return pages(ctx, c.db, selectBatches, node, epoch, 0, func(rows *sql.Rows) (audit.ProjectedBatch, int64, error) {
-		var b audit.ProjectedBatch
-		var first, last, createdAt, modifiedAt int64
-		var createdBy, modifiedBy string
-		err := rows.Scan(&b.Node, &b.Epoch, &first, &last, &b.MAC, &b.KeyID, &createdBy, &createdAt, &modifiedBy, &modifiedAt)
-		b.First, b.Last = uint64(first), uint64(last)
-		return b, first, err
-	}, fn)
-}
-
-// pages reads pages by key and hands the values to fn while no query runs.
-func pages[T any](ctx context.Context, db *sql.DB, query, node, epoch string, from int64,
-	scan func(*sql.Rows) (T, int64, error), fn func(T) error) error {
-	const what = "reading the central database"
-	for {
-		var page []T
-		rows, err := db.QueryContext(ctx, query, node, epoch, from, pageRows)
-		if err != nil {
-			return fmt.Errorf("sqlite: %s: %w", what, classify(err))
-		}
-		for rows.Next() {
-			v, key, err := scan(rows)
-			if err != nil {
-				rows.Close()
-				return fmt.Errorf("sqlite: %s: %w", what, classify(err))
-			}
-			page = append(page, v)
-			from = key + 1
-		}
-		err = rows.Err()
-		rows.Close()
-		if err != nil {
-			return fmt.Errorf("sqlite: %s: %w", what, classify(err))
-		}
-		for _, v := range page {
-			if err := fn(v); err != nil {
-				return err
-			}
-		}
-		if len(page) < pageRows {
-			return nil
-		}
-	}
+	return []central.Setting{{Name: "version", Value: version, Verdict: central.Fit}, s}, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/emmansun/gmsm/sm3"
 
 	"yinjian/appliance/audit"
+	"yinjian/dbdriver/central"
 	"yinjian/dbdriver/sqlite"
 )
 
@@ -27,9 +28,9 @@ func (k macKey) MAC(_ context.Context, data []byte) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-func openCentral(t testing.TB, file string) *sqlite.Central {
+func openCentral(t testing.TB, file string) *central.Store {
 	t.Helper()
-	c, err := sqlite.OpenCentral(t.Context(), file)
+	c, err := sqlite.OpenCentral(t.Context(), file, central.Author{Name: "test", Micros: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,6 +165,28 @@ func TestShipperSeesAFork(t *testing.T) {
 				t.Errorf("the fork stopped the journal: %v", err)
 			}
 		})
+	}
+}
+
+// A file that an earlier version made goes on, rows and all.
+func TestOldCentral(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	j := start(t, openStore(t, filepath.Join(dir, "journal"), nil), nil)
+	appendN(t, j.Journal, 0, 20)
+	file := filepath.Join(dir, "central.db")
+	store := openCentral(t, file)
+	ship(t, j.Journal, store, caughtUp)
+	store.Close()
+	plant(t, dir, "central.db", `DROP TABLE yj_schema_change`,
+		`CREATE TABLE yj_migration (migration_no BIGINT NOT NULL, file_name VARCHAR(128) NOT NULL, file_sm3 VARCHAR(64) NOT NULL, PRIMARY KEY (migration_no))`,
+		`INSERT INTO yj_migration VALUES (1, '0001_yj_record.sql', 'x'), (2, '0002_yj_record_by_id.sql', 'x'), (3, '0003_yj_record_by_time.sql', 'x'), (4, '0004_yj_batch.sql', 'x')`)
+	for range 2 {
+		store = openCentral(t, file)
+		if r := compare(t, j.Journal, store); !r.OK() || r.Rows != j.Size() || r.NotShipped != 0 {
+			t.Errorf("compare = %+v, want all rows of before", r)
+		}
+		store.Close()
 	}
 }
 

@@ -47,27 +47,13 @@ var (
 		1: sync.OnceValues(func() (*schema, error) { return buildSchema("journal", formatMigrations[1]) }),
 		2: sync.OnceValues(func() (*schema, error) { return buildSchema("journal", formatMigrations[2]) }),
 	}
-	centralSchema = sync.OnceValues(func() (*schema, error) { return buildSchema("central", math.MaxInt64) })
-	indexSchema   = sync.OnceValues(func() (*schema, error) { return buildSchema("index", math.MaxInt64) })
+	indexSchema = sync.OnceValues(func() (*schema, error) { return buildSchema("index", math.MaxInt64) })
 )
 
 // buildSchema applies the migrations up to number last in memory and reads what they made.
 func buildSchema(folder string, last int64) (*schema, error) {
-	ctx := context.Background()
-	db, err := sql.Open(driverName, ":memory:")
+	s, err := readSchema(func(ctx context.Context, db *sql.DB) error { return migrate(ctx, db, folder, last) })
 	if err != nil {
-		return nil, classify(err)
-	}
-	defer db.Close()
-	db.SetMaxOpenConns(1) // each connection has a memory of its own
-	if err := migrate(ctx, db, folder, last); err != nil {
-		return nil, err
-	}
-	s := &schema{applied: map[int64]string{}}
-	if err := db.QueryRowContext(ctx, schemaText).Scan(&s.text); err != nil {
-		return nil, classify(err)
-	}
-	if s.objects, err = objects(ctx, db); err != nil {
 		return nil, err
 	}
 	files, err := migrationFiles(folder, last)
@@ -76,6 +62,28 @@ func buildSchema(folder string, last int64) (*schema, error) {
 	}
 	for _, m := range files {
 		s.applied[m.no] = m.name + " " + m.sum
+	}
+	return s, nil
+}
+
+// readSchema answers what migrations make of an empty database.
+func readSchema(migrations func(context.Context, *sql.DB) error) (*schema, error) {
+	ctx := context.Background()
+	db, err := sql.Open(driverName, ":memory:")
+	if err != nil {
+		return nil, classify(err)
+	}
+	defer db.Close()
+	db.SetMaxOpenConns(1) // each connection has a memory of its own
+	if err := migrations(ctx, db); err != nil {
+		return nil, err
+	}
+	s := &schema{applied: map[int64]string{}}
+	if err := db.QueryRowContext(ctx, schemaText).Scan(&s.text); err != nil {
+		return nil, classify(err)
+	}
+	if s.objects, err = objects(ctx, db); err != nil {
+		return nil, err
 	}
 	return s, nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver"
+	"yinjian/dbdriver/central"
 	"yinjian/dbdriver/sqlite"
 )
 
@@ -135,16 +136,16 @@ func TestPlantedInCentral(t *testing.T) {
 	j := start(t, openStore(t, filepath.Join(dir, "journal"), nil), nil)
 	appendN(t, j.Journal, 0, 3)
 	file := filepath.Join(dir, "central.db")
-	central := openCentral(t, file)
-	ship(t, j.Journal, central, caughtUp)
+	store := openCentral(t, file)
+	ship(t, j.Journal, store, caughtUp)
 	plant(t, dir, "central.db", `CREATE TRIGGER t BEFORE INSERT ON yj_record BEGIN SELECT RAISE(IGNORE); END`)
 	appendN(t, j.Journal, 3, 1)
-	st := ship(t, j.Journal, central, func(s audit.ShipperStatus) bool { return s.LastError != nil })
+	st := ship(t, j.Journal, store, func(s audit.ShipperStatus) bool { return s.LastError != nil })
 	if !errors.Is(st.LastError, dbdriver.ErrDamaged) {
 		t.Errorf("the shipper says %v, want %v", st.LastError, dbdriver.ErrDamaged)
 	}
-	central.Close()
-	if c, err := sqlite.OpenCentral(t.Context(), file); !errors.Is(err, dbdriver.ErrDamaged) || !strings.Contains(err.Error(), `trigger "t"`) {
+	store.Close()
+	if c, err := sqlite.OpenCentral(t.Context(), file, central.Author{Name: "test", Micros: 1}); !errors.Is(err, dbdriver.ErrDamaged) || !strings.Contains(err.Error(), `trigger "t"`) {
 		t.Errorf("OpenCentral = %v, %v, want %v that names the trigger", c, err, dbdriver.ErrDamaged)
 	}
 }

@@ -1,8 +1,8 @@
-// Package sqlite keeps the journal and the embedded central database in SQLite files.
+// Package sqlite keeps the journal in SQLite files, and opens the embedded central database.
 //
 // [Journal] is an audit.Store: segments journal-000001.db … in one folder, each a database in WAL mode with
 // synchronous=FULL, so that a commit returns after fsync (https://www.sqlite.org/pragma.html#pragma_synchronous).
-// [Central] is an audit.Projection, for the installation of one campus that has no database server.
+// [OpenCentral] opens a file for dbdriver/central.
 //
 // What is written in which order, and what a stop at any point leaves, is said at the functions that write. All SQL
 // is in statements.go and in migrations/.

@@ -1,8 +1,7 @@
 package sqlite
 
-// Every statement of the package is here. Columns are listed by name. Those of the segments are SQLite's own; those of
-// the central database keep to the subset that DM8, PostgreSQL and SQLite share: no quoting, no upsert, an underscore in every
-// name.
+// Every statement of the package is here. Columns are listed by name. They are SQLite's own; those of the central
+// database are in dbdriver/central.
 
 // Segments.
 const (
@@ -71,19 +70,9 @@ const (
 	schemaText    = `SELECT group_concat(quote(type) || quote(name) || quote(tbl_name) || quote(sql)) FROM (SELECT type, name, tbl_name, sql FROM main.sqlite_master ORDER BY name, type)`
 )
 
-// The central database.
+// Beside the central database's registry.
 const (
-	recordColumns = `node_id, epoch_id, seq_no, leaf_hash, record_id, kind_name, application_id, signer_id, department_name, document_type, campus_name, signed_at_us, bound_us, status_code, created_by, created_at, modified_by, modified_at`
-	insertRecord  = `INSERT INTO yj_record (` + recordColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
-	selectRecords = `SELECT ` + recordColumns + ` FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ? ORDER BY seq_no LIMIT ?`
-	selectShipped = `SELECT leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no = ?`
-	selectLeaves  = `SELECT seq_no, leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no BETWEEN ? AND ?`
-	selectLastSeq = `SELECT MAX(seq_no) FROM yj_record WHERE node_id = ? AND epoch_id = ?`
-	selectEpochs  = `SELECT epoch_id FROM yj_record WHERE node_id = ? UNION SELECT epoch_id FROM yj_batch WHERE node_id = ? ORDER BY 1`
-	selectNodes   = `SELECT node_id FROM yj_record UNION SELECT node_id FROM yj_batch ORDER BY 1`
-
-	batchColumns  = `node_id, epoch_id, first_seq, last_seq, batch_mac, mac_key_id, created_by, created_at, modified_by, modified_at`
-	insertBatch   = `INSERT INTO yj_batch (` + batchColumns + `) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`
-	selectBatches = `SELECT ` + batchColumns + ` FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq >= ? ORDER BY first_seq LIMIT ?`
-	selectBatch   = `SELECT last_seq, batch_mac, mac_key_id FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq = ?`
+	indexExists    = `SELECT COUNT(*) FROM sqlite_master WHERE type = 'index' AND name = ?`
+	dropMigrations = `DROP TABLE yj_migration`
+	selectVersion  = `SELECT sqlite_version()`
 )

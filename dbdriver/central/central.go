@@ -1,0 +1,334 @@
+// Package central keeps the central database, which people query: a projection of the appliances' journals. The same
+// statements serve SQLite (the embedded default), PostgreSQL and what speaks its wire, and DM8; a [Seam] holds what
+// differs. Every write is in a transaction, with keys that the caller made, so that a driver that repeats a statement
+// whose answer was lost repeats nothing; any error ends the transaction, also where the database would keep it open.
+package central
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"yinjian/appliance/audit"
+	"yinjian/dbdriver"
+)
+
+// A Store is the central database, an audit.Projection. Safe for concurrent use. Each call lasts as long as its context
+// allows.
+type Store struct {
+	db       *sql.DB
+	seam     *Seam
+	settings []Setting
+}
+
+// Open reads the server's settings, applies the migrations and has each statement compiled. It refuses a database whose
+// settings or tables do not fit (dbdriver.ErrUnfit) and a standby (dbdriver.ErrReadOnly). The store closes db; after an
+// error the caller does.
+func Open(ctx context.Context, db *sql.DB, seam *Seam, by Author) (*Store, error) {
+	s := &Store{db: db, seam: seam}
+	if err := db.PingContext(ctx); err != nil {
+		return nil, fmt.Errorf("central database: %w", classify(seam, err))
+	}
+	if seam.Settings != nil {
+		var err error
+		if s.settings, err = seam.Settings(ctx, db); err != nil {
+			return nil, fmt.Errorf("central database: reading its settings: %w", classify(seam, err))
+		}
+		if err := refusal(s.settings); err != nil {
+			return nil, fmt.Errorf("central database: %w", err)
+		}
+	}
+	if err := Migrate(ctx, db, seam, by); err != nil {
+		return nil, err
+	}
+	if err := inTx(ctx, db, seam, func(*sql.Tx) error { return nil }); err != nil { // the guard looks
+		return nil, fmt.Errorf("central database: %w", err)
+	}
+	for _, r := range registry {
+		if strings.HasPrefix(r.Text, "CREATE ") {
+			continue
+		}
+		stmt, err := db.PrepareContext(ctx, seam.text(r.Text))
+		if err != nil {
+			return nil, fmt.Errorf("central database: statement %s: %w", r.Name, classify(seam, err))
+		}
+		stmt.Close()
+	}
+	return s, nil
+}
+
+// Close closes the database.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Settings are the server's, as they were when it was opened.
+func (s *Store) Settings() []Setting { return slices.Clone(s.settings) }
+
+// Name is the seam's: which kind of database it is.
+func (s *Store) Name() string { return s.seam.Name }
+
+var errNoRow = fmt.Errorf("%w (%w)", audit.ErrNotFound, dbdriver.ErrNotFound)
+
+// ours are the errors that classify leaves as they are.
+var ours = []error{
+	context.Canceled, context.DeadlineExceeded, audit.ErrFork, audit.ErrCorrupt, audit.ErrNotFound, dbdriver.ErrConflict,
+	dbdriver.ErrUnavailable, dbdriver.ErrUnfit,
+}
+
+func classify(seam *Seam, err error) error {
+	if err == nil || slices.ContainsFunc(ours, func(o error) bool { return errors.Is(err, o) }) {
+		return err
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		return errNoRow
+	}
+	return seam.Classify(err)
+}
+
+// inTx runs fn in a transaction. Whatever fails ends it.
+func inTx(ctx context.Context, db *sql.DB, seam *Seam, fn func(*sql.Tx) error) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return classify(seam, err)
+	}
+	if seam.Guard != nil {
+		err = seam.Guard(ctx, tx)
+	}
+	if err == nil {
+		err = fn(tx)
+	}
+	if err != nil {
+		tx.Rollback() // the cause is err
+		return classify(seam, err)
+	}
+	// An error here leaves it open whether the transaction is in the database. Whoever ships asks for the position.
+	return classify(seam, tx.Commit())
+}
+
+// text is NULL for "".
+func text(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }
+
+// wrote checks that a statement wrote as many rows as it had.
+func wrote(rows int, res sql.Result, err error) error {
+	if err != nil {
+		return err
+	}
+	n, err := res.RowsAffected()
+	if err == nil && n != int64(rows) {
+		err = fmt.Errorf("%w (%w): a statement that writes %d rows wrote %d", dbdriver.ErrDamaged, audit.ErrCorrupt, rows, n)
+	}
+	return err
+}
+
+// rowsPerStatement are the lengths of statements that insert several rows, the longest first: each statement costs a
+// message to the server and back. 64 rows of yj_record have 1152 values; DM8 takes 6056.
+var rowsPerStatement = [...]int{64, 16, 4, 1}
+
+// severalRows is an INSERT … VALUES (…) for n rows.
+func severalRows(insert string, n int) string {
+	values := insert[strings.LastIndex(insert, "VALUES ")+len("VALUES "):]
+	return insert + strings.Repeat(", "+values, n-1)
+}
+
+// Apply implements audit.Projection. The keys are read first and missing rows inserted; a unique violation can then
+// only come from another writer, and is an error that the shipper retries.
+func (s *Store) Apply(ctx context.Context, b audit.ProjectedBatch) error {
+	err := inTx(ctx, s.db, s.seam, func(tx *sql.Tx) error {
+		there, err := s.shippedLeaves(ctx, tx, b)
+		if err != nil {
+			return err
+		}
+		var missing []*audit.ProjectedRow
+		for i := range b.Rows {
+			r := &b.Rows[i]
+			switch leaf, ok := there[r.Sequence]; {
+			case !ok:
+				missing = append(missing, r)
+			case leaf != r.LeafHash:
+				return fmt.Errorf("%w: %s, epoch %s, sequence %d", audit.ErrFork, r.Node, r.Epoch, r.Sequence)
+			}
+		}
+		if err := s.insert(ctx, tx, missing); err != nil {
+			return err
+		}
+		var last int64
+		var mac, key string
+		err = tx.QueryRowContext(ctx, s.seam.text(selectBatch.Text), b.Node, b.Epoch, int64(b.First)).Scan(&last, &mac, &key)
+		if err == nil {
+			if uint64(last) != b.Last || mac != b.MAC || key != b.KeyID {
+				return fmt.Errorf("%w: the batch from %d is stored with another end or MAC", dbdriver.ErrConflict, b.First)
+			}
+			return nil
+		}
+		if !errors.Is(err, sql.ErrNoRows) || len(b.Rows) == 0 {
+			return err
+		}
+		by, at := b.Rows[0].CreatedBy, b.Rows[len(b.Rows)-1].CreatedAt
+		res, err := tx.ExecContext(ctx, s.seam.text(insertBatch.Text), b.Node, b.Epoch, int64(b.First), int64(b.Last), b.MAC, b.KeyID, by, at, by, at)
+		return wrote(1, res, err)
+	})
+	if err != nil {
+		return fmt.Errorf("central database: applying entries %d to %d: %w", b.First, b.Last, err)
+	}
+	return nil
+}
+
+// insert inserts rows in order.
+func (s *Store) insert(ctx context.Context, tx *sql.Tx, rows []*audit.ProjectedRow) error {
+	var args []any
+	for _, n := range rowsPerStatement {
+		for ; len(rows) >= n; rows = rows[n:] {
+			args = args[:0]
+			for _, r := range rows[:n] {
+				args = append(args, r.Node, r.Epoch, int64(r.Sequence), r.LeafHash, text(r.RecordID), r.Kind, text(r.Application),
+					text(r.Signer), text(r.Department), text(r.DocumentType), text(r.Campus), r.SignedAt, r.Bound, r.Status,
+					r.CreatedBy, r.CreatedAt, r.ModifiedBy, r.ModifiedAt)
+			}
+			res, err := tx.ExecContext(ctx, s.seam.text(severalRows(insertRecord.Text, n)), args...)
+			if err := wrote(n, res, err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// shippedLeaves reads the leaf hashes of the batch's rows that are there, by sequence.
+func (s *Store) shippedLeaves(ctx context.Context, tx *sql.Tx, b audit.ProjectedBatch) (map[uint64]string, error) {
+	rows, err := tx.QueryContext(ctx, s.seam.text(selectLeaves.Text), b.Node, b.Epoch, int64(b.First), int64(b.Last))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	there := map[uint64]string{}
+	for rows.Next() {
+		var seq int64
+		var leaf string
+		if err := rows.Scan(&seq, &leaf); err != nil {
+			return nil, err
+		}
+		there[uint64(seq)] = leaf
+	}
+	return there, rows.Err()
+}
+
+// Shipped implements audit.Projection.
+func (s *Store) Shipped(ctx context.Context, node, epoch string) (uint64, error) {
+	var last sql.NullInt64
+	if err := s.db.QueryRowContext(ctx, s.seam.text(selectLastSeq.Text), node, epoch).Scan(&last); err != nil {
+		return 0, fmt.Errorf("central database: last shipped entry: %w", classify(s.seam, err))
+	}
+	if !last.Valid {
+		return 0, fmt.Errorf("central database: last shipped entry: %w", errNoRow)
+	}
+	return uint64(last.Int64), nil
+}
+
+// Leaf implements audit.Projection.
+func (s *Store) Leaf(ctx context.Context, node, epoch string, sequence uint64) (string, error) {
+	var leaf string
+	if err := s.db.QueryRowContext(ctx, s.seam.text(selectLeaf.Text), node, epoch, int64(sequence)).Scan(&leaf); err != nil {
+		return "", fmt.Errorf("central database: row %d: %w", sequence, classify(s.seam, err))
+	}
+	return leaf, nil
+}
+
+// Epochs implements audit.Projection.
+func (s *Store) Epochs(ctx context.Context, node string) ([]string, error) {
+	return s.texts(ctx, []Statement{recordEpochs, batchEpochs}, node)
+}
+
+// Nodes implements audit.Projection.
+func (s *Store) Nodes(ctx context.Context) ([]string, error) {
+	return s.texts(ctx, []Statement{recordNodes, batchNodes})
+}
+
+// texts reads one column by several statements, each value once, sorted by bytes, which databases do not all do.
+func (s *Store) texts(ctx context.Context, statements []Statement, args ...any) ([]string, error) {
+	var out []string
+	for _, st := range statements {
+		rows, err := s.db.QueryContext(ctx, s.seam.text(st.Text), args...)
+		if err != nil {
+			return nil, fmt.Errorf("central database: %s: %w", st.Name, classify(s.seam, err))
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var v string
+			if err := rows.Scan(&v); err != nil {
+				return nil, fmt.Errorf("central database: %s: %w", st.Name, classify(s.seam, err))
+			}
+			out = append(out, v)
+		}
+		if err := rows.Err(); err != nil {
+			return nil, fmt.Errorf("central database: %s: %w", st.Name, classify(s.seam, err))
+		}
+		rows.Close()
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}
+
+// Rows implements audit.Projection, by keyset pages.
+func (s *Store) Rows(ctx context.Context, node, epoch string, from uint64, fn func(audit.ProjectedRow) error) error {
+	return pages(ctx, s, selectRecords, node, epoch, int64(from), func(rows *sql.Rows) (audit.ProjectedRow, int64, error) {
+		var r audit.ProjectedRow
+		var seq int64
+		var id, app, signer, dept, doc, campus sql.NullString
+		err := rows.Scan(&r.Node, &r.Epoch, &seq, &r.LeafHash, &id, &r.Kind, &app, &signer, &dept, &doc, &campus,
+			&r.SignedAt, &r.Bound, &r.Status, &r.CreatedBy, &r.CreatedAt, &r.ModifiedBy, &r.ModifiedAt)
+		r.Sequence, r.RecordID, r.Application, r.Signer = uint64(seq), id.String, app.String, signer.String
+		r.Department, r.DocumentType, r.Campus = dept.String, doc.String, campus.String
+		return r, seq, err
+	}, fn)
+}
+
+// Batches implements audit.Projection.
+func (s *Store) Batches(ctx context.Context, node, epoch string, fn func(audit.ProjectedBatch) error) error {
+	return pages(ctx, s, selectBatches, node, epoch, 0, func(rows *sql.Rows) (audit.ProjectedBatch, int64, error) {
+		var b audit.ProjectedBatch
+		var first, last, createdAt, modifiedAt int64
+		var createdBy, modifiedBy string
+		err := rows.Scan(&b.Node, &b.Epoch, &first, &last, &b.MAC, &b.KeyID, &createdBy, &createdAt, &modifiedBy, &modifiedAt)
+		b.First, b.Last = uint64(first), uint64(last)
+		return b, first, err
+	}, fn)
+}
+
+// pageRows is how many rows a query answers.
+const pageRows = 512
+
+// pages reads pages by key and hands the values to fn while no query runs.
+func pages[T any](ctx context.Context, s *Store, query Statement, node, epoch string, from int64,
+	scan func(*sql.Rows) (T, int64, error), fn func(T) error) error {
+	for {
+		var page []T
+		rows, err := s.db.QueryContext(ctx, s.seam.text(query.Text), node, epoch, from, int64(pageRows))
+		if err != nil {
+			return fmt.Errorf("central database: %s: %w", query.Name, classify(s.seam, err))
+		}
+		for rows.Next() {
+			v, key, err := scan(rows)
+			if err != nil {
+				rows.Close()
+				return fmt.Errorf("central database: %s: %w", query.Name, classify(s.seam, err))
+			}
+			page = append(page, v)
+			from = key + 1
+		}
+		err = rows.Err()
+		rows.Close()
+		if err != nil {
+			return fmt.Errorf("central database: %s: %w", query.Name, classify(s.seam, err))
+		}
+		for _, v := range page {
+			if err := fn(v); err != nil {
+				return err
+			}
+		}
+		if len(page) < pageRows {
+			return nil
+		}
+	}
+}

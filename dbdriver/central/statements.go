@@ -1,0 +1,54 @@
+package central
+
+// Every statement that the central database is asked lies in the registry: one text for DM8, PostgreSQL's wire and
+// SQLite. The subset (lint_test.go holds each text against it): names with an underscore and never quoted, bound
+// values as question marks, columns listed by name, no upsert, no empty text, times as BIGINT microseconds UTC,
+// hashes as lower-case hexadecimal. The migrations keep to it too, with {{bytes}} for a column of bytes.
+
+// A Statement is a text of the registry under its name.
+type Statement struct{ Name, Text string }
+
+var registry []Statement
+
+// register is called for package variables only, so that the registry is whole before anything runs.
+func register(name, text string) Statement {
+	s := Statement{name, text}
+	registry = append(registry, s)
+	return s
+}
+
+// Registry lists all statements, in the order of the source.
+func Registry() []Statement { return append([]Statement(nil), registry...) }
+
+// What was signed.
+const recordColumns = `node_id, epoch_id, seq_no, leaf_hash, record_id, kind_name, application_id, signer_id, department_name, document_type, campus_name, signed_at_us, bound_us, status_code, created_by, created_at, modified_by, modified_at`
+
+var (
+	insertRecord  = register("record.insert", `INSERT INTO yj_record (`+recordColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
+	selectRecords = register("record.page", `SELECT `+recordColumns+` FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ? ORDER BY seq_no LIMIT ?`)
+	selectLeaf    = register("record.leaf", `SELECT leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no = ?`)
+	selectLeaves  = register("record.leaves", `SELECT seq_no, leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ? AND seq_no <= ? ORDER BY seq_no`)
+	selectLastSeq = register("record.last", `SELECT MAX(seq_no) FROM yj_record WHERE node_id = ? AND epoch_id = ?`)
+	recordNodes   = register("record.nodes", `SELECT DISTINCT node_id FROM yj_record`)
+	recordEpochs  = register("record.epochs", `SELECT DISTINCT epoch_id FROM yj_record WHERE node_id = ?`)
+)
+
+// What was shipped together.
+const batchColumns = `node_id, epoch_id, first_seq, last_seq, batch_mac, mac_key_id, created_by, created_at, modified_by, modified_at`
+
+var (
+	insertBatch   = register("batch.insert", `INSERT INTO yj_batch (`+batchColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
+	selectBatches = register("batch.page", `SELECT `+batchColumns+` FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq >= ? ORDER BY first_seq LIMIT ?`)
+	selectBatch   = register("batch.get", `SELECT last_seq, batch_mac, mac_key_id FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq = ?`)
+	batchNodes    = register("batch.nodes", `SELECT DISTINCT node_id FROM yj_batch`)
+	batchEpochs   = register("batch.epochs", `SELECT DISTINCT epoch_id FROM yj_batch WHERE node_id = ?`)
+)
+
+// The migrations that were applied. This table is made before the first of them.
+const historyTable = "yj_schema_change"
+
+var (
+	createHistory = register("history.create", `CREATE TABLE yj_schema_change (change_no BIGINT NOT NULL, file_name VARCHAR(128) NOT NULL, statement_sm3 VARCHAR(64) NOT NULL, review_id VARCHAR(64) NOT NULL, created_by VARCHAR(64) NOT NULL, created_at BIGINT NOT NULL, modified_by VARCHAR(64) NOT NULL, modified_at BIGINT NOT NULL, PRIMARY KEY (change_no))`)
+	insertHistory = register("history.insert", `INSERT INTO yj_schema_change (change_no, file_name, statement_sm3, review_id, created_by, created_at, modified_by, modified_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`)
+	selectHistory = register("history.list", `SELECT change_no, file_name, statement_sm3, review_id FROM yj_schema_change ORDER BY change_no`)
+)

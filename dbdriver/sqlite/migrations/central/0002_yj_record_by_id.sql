@@ -1,1 +1,0 @@
-CREATE INDEX yj_record_by_id ON yj_record (record_id)
