@@ -7,13 +7,16 @@ import (
 	"math/big"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/cryptobyte"
 	der "golang.org/x/crypto/cryptobyte/asn1"
 
 	"yinjian/appliance/cms"
 	"yinjian/appliance/cms/cmstest"
+	"yinjian/ntp"
 	"yinjian/tsa"
 )
 
@@ -79,7 +82,16 @@ func TestParseRequest(t *testing.T) {
 	}
 }
 
-// TestEveryFailure: what is sent for each fault, through the authority, as a whole response.
+// opensslWords are OpenSSL's for the bits of PKIFailureInfo.
+var opensslWords = map[tsa.Failure]string{
+	tsa.BadAlg: "unrecognized or unsupported algorithm identifier", tsa.BadRequest: "transaction not permitted or supported",
+	tsa.BadDataFormat: "the data submitted has the wrong format", tsa.TimeNotAvailable: "the TSA's time source is not available",
+	tsa.UnacceptedPolicy:    "the requested TSA policy is not supported by the TSA",
+	tsa.UnacceptedExtension: "the requested extension is not supported by the TSA",
+	tsa.SystemFailure:       "the request cannot be handled due to system failure",
+}
+
+// TestEveryFailure: what is sent for each fault, through the authority, as a whole response, and how OpenSSL reads it.
 func TestEveryFailure(t *testing.T) {
 	t.Parallel()
 	good := imprint(cms.OIDSM3, 32)
@@ -87,16 +99,24 @@ func TestEveryFailure(t *testing.T) {
 	extension := tlv(0x30, marshal(asn1.ObjectIdentifier{1, 2, 3}), tlv(4, null))
 	critical := tlv(0x30, marshal(asn1.ObjectIdentifier{1, 2, 3}), isTrue, tlv(4, null))
 	a := newAuthority(t, sm2Unit().config())
+	lost, gone := sm2Unit().config(), sm2Unit().config()
+	lost.Clock = fixedClock{Time: now, Bound: time.Millisecond, State: ntp.Suspect}
+	gone.Signer = softKey{key: sm2Unit().key.key, fail: errors.New("CKR_DEVICE_REMOVED")}
 	for name, row := range map[string]struct {
 		in   []byte
 		want tsa.Failure
 	}{
+		"time lost":            {tlv(0x30, body), tsa.TimeNotAvailable},
+		"token gone":           {tlv(0x30, body), tsa.SystemFailure},
 		"empty":                {nil, tsa.BadDataFormat},
 		"garbage":              {[]byte("GET / HTTP/1.1"), tsa.BadDataFormat},
 		"oversized":            {tlv(0x30, body, tlv(0xa0, make([]byte, 20000))), tsa.BadDataFormat},
 		"trailing byte":        {append(tlv(0x30, body), 0), tsa.BadDataFormat},
 		"truncated":            {tlv(0x30, body)[:40], tsa.BadDataFormat},
 		"indefinite":           {slices.Concat([]byte{0x30, 0x80}, body, []byte{0, 0}), tsa.BadDataFormat},
+		"indefinite inside":    {tlv(0x30, one, slices.Concat([]byte{0x30, 0x80}, good[2:], []byte{0, 0})), tsa.BadDataFormat},
+		"length too long":      {[]byte{0x30, 0x84, 0xff, 0xff, 0xff, 0xff}, tsa.BadDataFormat},
+		"another request":      {tlv(0x30, tlv(0x30, marshal(policy))), tsa.BadDataFormat},
 		"long length":          {slices.Concat([]byte{0x30, 0x81, byte(len(body))}, body), tsa.BadDataFormat},
 		"a set":                {tlv(0x31, body), tsa.BadDataFormat},
 		"no version":           {tlv(0x30, good), tsa.BadDataFormat},
@@ -118,6 +138,8 @@ func TestEveryFailure(t *testing.T) {
 		"algorithm parameters": {tlv(0x30, one, imprint(cms.OIDSM3, 32, one)), tsa.BadAlg},
 		"policy":               {tlv(0x30, body, marshal(asn1.ObjectIdentifier{1, 2, 3})), tsa.UnacceptedPolicy},
 		"policy broken":        {tlv(0x30, body, []byte{6, 1, 0x80}), tsa.BadDataFormat},
+		"huge nonce":           {tlv(0x30, body, append([]byte{2, 0x82, 16, 0, 1}, make([]byte, 4095)...)), tsa.BadDataFormat},
+		"nonce empty":          {tlv(0x30, body, []byte{2, 0}), tsa.BadDataFormat},
 		"nonce of 21 bytes":    {tlv(0x30, body, append([]byte{2, 21, 1}, make([]byte, 20)...)), tsa.BadDataFormat},
 		"loose nonce":          {tlv(0x30, body, []byte{2, 2, 0, 1}), tsa.BadDataFormat},
 		"loose negative nonce": {tlv(0x30, body, []byte{2, 2, 0xff, 0x80}), tsa.BadDataFormat},
@@ -130,13 +152,29 @@ func TestEveryFailure(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			wantRejected(t, a.Respond(t.Context(), row.in), row.want)
-			if row.want == tsa.UnacceptedPolicy {
-				return // the parser does not know the policy
+			a := a
+			switch row.want {
+			case tsa.TimeNotAvailable:
+				a = newAuthority(t, lost)
+			case tsa.SystemFailure:
+				a = newAuthority(t, gone)
 			}
+			reply := a.Respond(t.Context(), row.in)
+			wantRejected(t, reply, row.want)
 			var fault *tsa.RequestError
-			if _, err := tsa.ParseRequest(row.in); !errors.As(err, &fault) || fault.Failure != row.want {
-				t.Errorf("ParseRequest = %v, want %v", err, row.want)
+			switch _, err := tsa.ParseRequest(row.in); row.want {
+			case tsa.UnacceptedPolicy, tsa.TimeNotAvailable, tsa.SystemFailure: // not the parser's to know
+				if err != nil {
+					t.Errorf("ParseRequest = %v", err)
+				}
+			default:
+				if !errors.As(err, &fault) || fault.Failure != row.want {
+					t.Errorf("ParseRequest = %v, want %v", err, row.want)
+				}
+			}
+			text := cmstest.MustOpenSSL(t, "ts", "-reply", "-in", cmstest.Write(t, filepath.Join(t.TempDir(), "r.tsr"), reply), "-text")
+			if !strings.Contains(text, "Status: Rejected.") || !strings.Contains(text, "Failure info: "+opensslWords[row.want]) {
+				t.Errorf("openssl says %s, want %q", text, opensslWords[row.want])
 			}
 		})
 	}
@@ -149,6 +187,10 @@ func TestReject(t *testing.T) {
 		wantRejected(t, tsa.Reject(f, "too much"), f)
 	}
 	wantRejected(t, tsa.Reject(-3, "too much"), tsa.SystemFailure)
+	file := cmstest.Write(t, filepath.Join(t.TempDir(), "r.tsr"), tsa.Reject(tsa.BadRequest, "too much"))
+	if text := cmstest.MustOpenSSL(t, "ts", "-reply", "-in", file, "-text"); !strings.Contains(text, "Status description: too much") {
+		t.Errorf("openssl says %s", text)
+	}
 }
 
 // TestImprintBytesComeBack: the token repeats the request's messageImprint to the byte, NULL and other numbers included.

@@ -67,7 +67,7 @@ func ParseToken(in []byte) (*Token, error) {
 	return t, nil
 }
 
-// Certificates are those in a parsed token, in DER's order; none when the request did not ask for them.
+// Certificates are those in a parsed token, in its order; none when the request did not ask for them.
 func (t *Token) Certificates() []*smx509.Certificate {
 	if t.message == nil {
 		return nil

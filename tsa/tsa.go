@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"sync"
 	"time"
 
 	"github.com/emmansun/gmsm/smx509"
@@ -55,6 +56,13 @@ type Config struct {
 	Signer   cms.Signer
 	Chain    []*smx509.Certificate // the unit's own first, each signed by the next
 	Profile  cms.Profile           // outer identifiers; RFC5652 by default
+	// ContentType is the eContentType: nil for TSTInfo; under the profile GM0010 also cms.OIDGMData, for readers that know no
+	// other.
+	ContentType asn1.ObjectIdentifier
+	TSAName     bool // fill the field tsa with the certificate's subject
+	// Ordering promises that the tokens can be ordered by genTime alone. It makes them one after the other, no two in a
+	// millisecond, and is a promise for whoever has one Authority for the unit at a time, in one process.
+	Ordering bool
 	Clock    Clock
 	Serials  SerialStore
 	Recorder Recorder // nil for a unit that serves [Authority.Issue] alone; Respond then refuses
@@ -68,8 +76,12 @@ type Authority struct {
 	config   Config
 	template *cms.Template
 	head     []byte // DER of TSTInfo's version and policy
+	tail     []byte // DER of its tsa, or empty
 	validity [2]time.Time
 	log      logrus.FieldLogger
+
+	mu   sync.Mutex // guards last, with Ordering
+	last time.Time  // genTime given out last
 }
 
 // New checks the configuration and the unit's certificate: it must be for the signer's key, have extended key usage
@@ -82,6 +94,11 @@ func New(c Config) (*Authority, error) {
 	}
 	if c.Clock == nil || c.Serials == nil || c.Log == nil || c.Signer == nil {
 		errs = append(errs, errors.New("signer, clock, serials and log must be set"))
+	}
+	if c.ContentType == nil {
+		c.ContentType = cms.OIDTSTInfo
+	} else if !c.ContentType.Equal(cms.OIDTSTInfo) && !(c.Profile == cms.GM0010 && c.ContentType.Equal(cms.OIDGMData)) {
+		errs = append(errs, fmt.Errorf("content type %v under profile %v", c.ContentType, c.Profile))
 	}
 	if len(c.Chain) == 0 {
 		errs = append(errs, errors.New("chain is empty"))
@@ -108,6 +125,9 @@ func New(c Config) (*Authority, error) {
 	}
 	if a.validity, err = signingPeriod(own); err != nil {
 		errs = append(errs, err)
+	}
+	if c.TSAName {
+		a.tail = encodeName(own.RawSubject)
 	}
 	raw := make([][]byte, len(c.Chain))
 	for i, cert := range c.Chain {
@@ -152,13 +172,17 @@ func (a *Authority) Issue(ctx context.Context, req *Request) (*Token, error) {
 		return nil, fmt.Errorf("tsa: serial number of %d bits, sign %d: want positive, at most %d bits",
 			serial.BitLen(), serial.Sign(), maxSerialBits)
 	}
-	reading := a.config.Clock.Now()
+	reading, genTime, err := a.read(ctx)
+	if err != nil {
+		return nil, err
+	}
 	token := &Token{
 		Serial:     serial,
-		GenTime:    reading.Time.UTC().Truncate(time.Millisecond),
+		GenTime:    genTime,
 		Policy:     a.config.Policy,
 		Imprint:    req.Imprint,
 		Nonce:      req.Nonce,
+		Ordering:   a.config.Ordering,
 		Provenance: reading,
 	}
 	if !reading.Trusted() || reading.Bound < 0 || reading.Bound > a.config.Accuracy {
@@ -172,12 +196,12 @@ func (a *Authority) Issue(ctx context.Context, req *Request) (*Token, error) {
 	if token.GenTime.Before(a.validity[0]) || token.GenTime.After(a.validity[1]) {
 		return nil, fmt.Errorf("%w: %v", ErrCertificateNotValid, token.GenTime)
 	}
-	info, err := token.encodeInfo(a.head)
+	info, err := token.encodeInfo(a.head, a.tail)
 	if err != nil {
 		return nil, fmt.Errorf("tsa: TSTInfo: %w", err)
 	}
 	signed, err := a.template.Sign(ctx, cms.Params{
-		ContentType:      cms.OIDTSTInfo,
+		ContentType:      a.config.ContentType,
 		Content:          info,
 		OmitCertificates: !req.CertReq,
 	})
@@ -186,6 +210,31 @@ func (a *Authority) Issue(ctx context.Context, req *Request) (*Token, error) {
 	}
 	token.response, token.DER = encodeGranted(signed.Len(), signed.Append)
 	return token, nil
+}
+
+// read reads the clock, and the genTime from that. With Ordering it waits until that lies after the one before it: each
+// reading is later than those before, so that a restart, which takes longer than a millisecond, keeps the promise, too.
+func (a *Authority) read(ctx context.Context) (reading ntp.Reading, genTime time.Time, err error) {
+	if a.config.Ordering {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+	}
+	for {
+		reading = a.config.Clock.Now()
+		genTime = reading.Time.UTC().Truncate(time.Millisecond)
+		if !a.config.Ordering || !reading.Trusted() {
+			return reading, genTime, nil
+		}
+		if genTime.After(a.last) {
+			a.last = genTime
+			return reading, genTime, nil
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return reading, genTime, fmt.Errorf("tsa: waiting for a genTime after %v: %w", a.last, ctx.Err())
+		}
+	}
 }
 
 // Respond answers a DER TimeStampReq with a DER TimeStampResp, always: granted, or a rejection with its PKIFailureInfo.

@@ -321,6 +321,8 @@ func TestNewRefuses(t *testing.T) {
 		"no key usage":      withCert(func(c *smx509.Certificate) { c.KeyUsage = 0 }),
 		"a CA":              withCert(func(c *smx509.Certificate) { c.IsCA, c.BasicConstraintsValid, c.MaxPathLen = true, true, -1 }),
 		"unknown profile":   func(c *tsa.Config) { c.Profile = 9 },
+		"content as data":   func(c *tsa.Config) { c.ContentType = cms.OIDData },
+		"GM data elsewhere": func(c *tsa.Config) { c.ContentType = cms.OIDGMData },
 	} {
 		c := u.config()
 		change(&c)

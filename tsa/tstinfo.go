@@ -28,9 +28,9 @@ func encodeHead(policy asn1.ObjectIdentifier) ([]byte, error) {
 //	TSTInfo ::= SEQUENCE { version, policy, messageImprint, serialNumber, genTime, accuracy OPTIONAL,
 //	  ordering DEFAULT FALSE, nonce OPTIONAL, tsa [0] OPTIONAL, extensions [1] OPTIONAL }
 //
-// ordering is left out: several sessions sign at once, and two units share a clock. tsa is left out: the certificate
-// names it.
-func (t *Token) encodeInfo(head []byte) ([]byte, error) {
+// ordering is false unless the unit promises it: several sessions sign at once. tsa, which repeats what the certificate
+// says, is in tail if it is wanted.
+func (t *Token) encodeInfo(head, tail []byte) ([]byte, error) {
 	if t.Imprint.raw == nil {
 		return nil, errors.New("no imprint")
 	}
@@ -60,14 +60,27 @@ func (t *Token) encodeInfo(head []byte) ([]byte, error) {
 	}
 	b[at-1] = byte(len(b) - at)
 
+	if t.Ordering {
+		b = append(b, byte(der.BOOLEAN), 1, 0xff)
+	}
 	if t.Nonce != nil {
 		b = appendInteger(b, t.Nonce)
 	}
+	b = append(b, tail...)
 	var header [room]byte
 	h := appendHeader(header[:0], len(b)-room)
 	b = b[room-len(h):]
 	copy(b, h)
 	return b, nil
+}
+
+// encodeName is the field tsa: [0] EXPLICIT of GeneralName's directoryName.
+func encodeName(subject []byte) []byte {
+	var b cryptobyte.Builder
+	b.AddASN1(0xa0, func(b *cryptobyte.Builder) {
+		b.AddASN1(0xa4, func(b *cryptobyte.Builder) { b.AddBytes(subject) })
+	})
+	return b.BytesOrPanic()
 }
 
 // appendHeader writes the header of a SEQUENCE; a token is far below 16 MiB.

@@ -6,7 +6,7 @@
 // (RFC 5754). The outer identifiers of GM/T 0010-2012 are written on request and always read.
 //
 // The encoding is DER in both directions, SET OF order included: a message that is only BER, or has bytes after its end,
-// is refused. That is more than RFC 5652 asks of the unsigned parts, and it means that each message has one encoding.
+// is refused. That is more than RFC 5652 asks of the unsigned parts. Certificates and CRLs alone may stand in any order.
 //
 // Verification here ends at the signer's certificate. Chains, revocation and validity at a given time belong to package
 // pki, the meaning of a timestamp token to package tsa.

@@ -78,14 +78,21 @@ func readAlgorithm(s *cryptobyte.String, tag der.Tag, out *AlgorithmIdentifier) 
 // readSetOf splits the body of a SET OF and insists on DER's order (X.690 §11.6): as encodings, ascending. Equal elements
 // are legal. No encoding is a prefix of another, so that comparing bytes is comparing with zero padding.
 func readSetOf(body cryptobyte.String) (elements [][]byte, ok bool) {
-	var last []byte
+	elements, ok = readElements(body)
+	if !ok || !slices.IsSortedFunc(elements, bytes.Compare) {
+		return nil, false
+	}
+	return elements, true
+}
+
+// readElements is readSetOf for any order.
+func readElements(body cryptobyte.String) (elements [][]byte, ok bool) {
 	for !body.Empty() {
 		var element cryptobyte.String
-		if !body.ReadAnyASN1Element(&element, nil) || bytes.Compare(last, element) > 0 {
+		if !body.ReadAnyASN1Element(&element, nil) {
 			return nil, false
 		}
 		elements = append(elements, element)
-		last = element
 	}
 	return elements, true
 }

@@ -26,7 +26,7 @@ type SignedData struct {
 	DigestAlgorithms []AlgorithmIdentifier
 	ContentType      asn1.ObjectIdentifier // eContentType
 	Content          []byte                // eContent; nil (not empty) when detached
-	Certificates     []*smx509.Certificate // in the message's order, which is DER's, not a chain's
+	Certificates     []*smx509.Certificate // in the message's order, which is no chain's
 	CRLs             [][]byte              // DER of CertificateList
 	SignerInfos      []*SignerInfo
 
@@ -200,10 +200,12 @@ func (sd *SignedData) parseCertificates(s *cryptobyte.String) error {
 	if !s.ReadOptionalASN1(&certificates, &hasCertificates, tagContext0) || !s.ReadOptionalASN1(&crls, &hasCRLs, tagContext1) {
 		return fmt.Errorf("certificates or crls: %w", ErrMalformed)
 	}
+	// These two are not signed, and OpenSSL's ts (3.0) and gmsm's pkcs7 (v0.44.0) leave them in the order they came in: so
+	// they are kept.
 	if hasCertificates {
-		sd.certificates, ok = readSetOf(certificates)
+		sd.certificates, ok = readElements(certificates)
 		if !ok || len(sd.certificates) == 0 || len(sd.certificates) > maxCertificates {
-			return fmt.Errorf("certificates are empty, too many or not in DER order: %w", ErrMalformed)
+			return fmt.Errorf("certificates are empty, too many or broken: %w", ErrMalformed)
 		}
 	}
 	for i, e := range sd.certificates {
@@ -217,8 +219,8 @@ func (sd *SignedData) parseCertificates(s *cryptobyte.String) error {
 		sd.Certificates = append(sd.Certificates, cert)
 	}
 	if hasCRLs {
-		if sd.CRLs, ok = readSetOf(crls); !ok || len(sd.CRLs) == 0 || len(sd.CRLs) > maxCertificates {
-			return fmt.Errorf("crls are empty, too many or not in DER order: %w", ErrMalformed)
+		if sd.CRLs, ok = readElements(crls); !ok || len(sd.CRLs) == 0 || len(sd.CRLs) > maxCertificates {
+			return fmt.Errorf("crls are empty, too many or broken: %w", ErrMalformed)
 		}
 	}
 	for i, e := range sd.CRLs {

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/sha256"
+	"encoding/asn1"
 	"fmt"
 
 	"github.com/emmansun/gmsm/sm2"
@@ -72,10 +73,21 @@ func samePublicKey(a, b crypto.PublicKey) bool {
 	return ok && key.Equal(b)
 }
 
+// oidSM3NoKey and oidSM3Keyed are GB/T 33560's numbers for SM3's two uses. The second means a MAC; one timestamp authority
+// on the market writes it, under the outer type of GM/T 0010, where plain SM3 is meant.
+var (
+	oidSM3NoKey = asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 401, 1}
+	oidSM3Keyed = asn1.ObjectIdentifier{1, 2, 156, 10197, 1, 401, 2}
+)
+
 // accepts checks the algorithms that a SignerInfo names. Both arcs of SM2 signatures are read whatever the outer type is:
 // 301.1 and 501 are met under either.
-func (s *suite) accepts(digest, signature AlgorithmIdentifier) error {
-	if !digest.OID.Equal(s.digest.OID) || !digest.parameterless() {
+func (s *suite) accepts(outer asn1.ObjectIdentifier, digest, signature AlgorithmIdentifier) error {
+	fits := digest.OID.Equal(s.digest.OID)
+	if s == suiteSM2 {
+		fits = fits || digest.OID.Equal(oidSM3NoKey) || digest.OID.Equal(oidSM3Keyed) && outer.Equal(OIDGMSignedData)
+	}
+	if !fits || !digest.parameterless() {
 		return fmt.Errorf("digestAlgorithm %v with this key: %w", digest.OID, ErrUnsupported)
 	}
 	known := signature.OID.Equal(OIDSM2WithSM3) || signature.OID.Equal(OIDSM2Sign)

@@ -140,7 +140,7 @@ func (sd *SignedData) verify(content, digest []byte, extra []*smx509.Certificate
 	if !r.Add(CheckSignerCertificate, err) {
 		return r, r.Err()
 	}
-	err = s.accepts(si.DigestAlgorithm, si.SignatureAlgorithm)
+	err = s.accepts(sd.OuterType, si.DigestAlgorithm, si.SignatureAlgorithm)
 	if err == nil && !sd.lists(si.DigestAlgorithm) {
 		err = fmt.Errorf("digestAlgorithm %v is not among digestAlgorithms: %w", si.DigestAlgorithm.OID, ErrMalformed)
 	}

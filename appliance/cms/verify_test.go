@@ -152,6 +152,34 @@ func (f *forged) bytes(t testing.TB) []byte {
 
 func without(e [][]byte, i int) [][]byte { return slices.Delete(slices.Clone(e), i, i+1) }
 
+// TestCertificatesInAnyOrder: they are unsigned, peers do not sort them, and nothing depends on their order.
+func TestCertificatesInAnyOrder(t *testing.T) {
+	t.Parallel()
+	who := sm2Person()
+	signed, err := cms.Sign(t.Context(), who.key, cms.Params{Content: content, Certificates: who.chain()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := who.chain()[0], who.chain()[1]
+	if bytes.Compare(one, two) > 0 {
+		one, two = two, one
+	}
+	in := bytes.Replace(signed.Bytes(), slices.Concat(one, two), slices.Concat(two, one), 1)
+	if bytes.Equal(in, signed.Bytes()) {
+		t.Fatal("the certificates were not found in their order")
+	}
+	sd, err := cms.Parse(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(sd.Bytes(), in) {
+		t.Error("it encodes to other bytes")
+	}
+	if report, err := sd.Verify(nil); err != nil {
+		t.Errorf("Verify = %v: %v", err, report.Checks)
+	}
+}
+
 // TestVerifyCatches changes one thing at a time and wants that very check to fail.
 func TestVerifyCatches(t *testing.T) {
 	t.Parallel()

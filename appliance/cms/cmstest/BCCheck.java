@@ -5,6 +5,8 @@
 //   java -cp CLASSES:bcprov.jar:bcpkix.jar:bcutil.jar BCCheck COMMAND ...
 //
 //   tst    RESP.tsr REQ.tsq TSA.pem       TimeStampResponse.validate against the request, TimeStampToken.validate
+//   tsts   REQ.tsq TSA.pem RESP.tsr...    the same for many: of each, "NAME plain|mapped valid" or why not; mapped: told
+//                                         that 1.2.156.10197.1.301.1 is a signature by SM2
 //   cms    MESSAGE SIGNER.pem [CONTENT]   every signer verifies; CONTENT for a detached message
 //   cmsts  MESSAGE TSA.pem                the signature-time-stamp attribute's token is valid and stamps the signature
 //   sign   KEY.pem SIGNER.pem CONTENT OUT attached|detached   make a SignedData (SM3 with SM2, or SHA-256 with RSA)
@@ -42,6 +44,7 @@ import org.bouncycastle.cms.SignerInformation;
 import org.bouncycastle.cms.SignerInformationVerifier;
 import org.bouncycastle.cms.SignerInfoGenerator;
 import org.bouncycastle.cms.SignerInfoGeneratorBuilder;
+import org.bouncycastle.cms.jcajce.JcaSimpleSignerInfoVerifierBuilder;
 import org.bouncycastle.jce.provider.BouncyCastleProvider;
 import org.bouncycastle.openssl.PEMParser;
 import org.bouncycastle.openssl.jcajce.JcaPEMKeyConverter;
@@ -92,6 +95,26 @@ public class BCCheck {
     static SignerInformationVerifier verifier(X509CertificateHolder cert) throws Exception {
         return new SignerInformationVerifier(new Names(), new DefaultSignatureAlgorithmIdentifierFinder(),
             new JcaContentVerifierProviderBuilder().setProvider("BC").build(cert), digests());
+    }
+
+    static String tsts(String[] a) throws Exception {
+        StringBuilder out = new StringBuilder("OK " + (a.length - 3) + " responses\n");
+        X509CertificateHolder cert = certificate(a[2]);
+        SignerInformationVerifier plain = new JcaSimpleSignerInfoVerifierBuilder().setProvider("BC").build(cert);
+        for (String path : Arrays.copyOfRange(a, 3, a.length)) {
+            for (boolean mapped : new boolean[] {false, true}) {
+                out.append(Paths.get(path).getFileName()).append(mapped ? " mapped " : " plain ");
+                try {
+                    TimeStampResponse response = new TimeStampResponse(read(path));
+                    response.validate(new TimeStampRequest(read(a[1])));
+                    response.getTimeStampToken().validate(mapped ? verifier(cert) : plain);
+                    out.append("valid\n");
+                } catch (Exception e) {
+                    out.append(e).append("\n");
+                }
+            }
+        }
+        return out.toString();
     }
 
     static void must(boolean ok, String what) {
@@ -183,10 +206,11 @@ public class BCCheck {
 
     public static void main(String[] a) throws Exception {
         Security.addProvider(new BouncyCastleProvider());
-        String command = a.length == 0 ? "" : a[0] + "/" + a.length;
+        String command = a.length == 0 ? "" : a[0] + "/" + (a[0].equals("tsts") && a.length > 3 ? "n" : a.length);
         try {
             switch (command) {
                 case "tst/4": System.out.println(tst(a)); return;
+                case "tsts/n": System.out.print(tsts(a)); return;
                 case "cms/3": case "cms/4": System.out.println(cms(a)); return;
                 case "cmsts/3": System.out.println(cmsts(a)); return;
                 case "sign/6": System.out.println(sign(a)); return;
@@ -196,7 +220,7 @@ public class BCCheck {
             System.err.println("BCCheck: " + a[0] + ": " + e);
             System.exit(1);
         }
-        System.err.println("usage: BCCheck tst RESP REQ TSA.pem | cms MESSAGE SIGNER.pem [CONTENT] | cmsts MESSAGE TSA.pem"
+        System.err.println("usage: BCCheck tst RESP REQ TSA.pem | tsts REQ TSA.pem RESP... | cms MESSAGE SIGNER.pem [CONTENT] | cmsts MESSAGE TSA.pem"
             + " | sign KEY.pem SIGNER.pem CONTENT OUT attached|detached | stamp KEY.pem TSA.pem REQ OUT");
         System.exit(2);
     }
