@@ -1,0 +1,29 @@
+package ntp
+
+import "time"
+
+// Left is how long the clock would go on being trusted if from now on no round agreed: until the bound exceeds MaxBound or
+// HoldoverMax has passed since the last agreement, whichever comes first. It is 0 unless the clock is Trusted or in
+// Holdover. A step, a sleep or a leap second can end it sooner.
+func (c *Clock) Left() time.Duration {
+	if !c.Now().Trusted() {
+		return 0
+	}
+	v, boot := c.view.Load(), c.clock.Boot()
+	if !v.usable() {
+		return 0
+	}
+	byBound := v.anchor.boot + HoldoverSpan(v.anchor.span.half(), c.cfg.MaxBound, c.cfg.DriftPPM) - boot
+	byAge := v.agreed + c.cfg.HoldoverMax - boot
+	return max(min(byBound, byAge), 0)
+}
+
+// HoldoverSpan is how long a bound takes to grow from bound to most, at ppm parts per million: what a clock without sources
+// has, as far as its accuracy goes.
+func HoldoverSpan(bound, most time.Duration, ppm int) time.Duration {
+	if bound >= most {
+		return 0
+	}
+	room, million := most-bound, time.Duration(1_000_000)
+	return room/time.Duration(ppm)*million + room%time.Duration(ppm)*million/time.Duration(ppm)
+}

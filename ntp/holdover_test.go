@@ -1,0 +1,57 @@
+package ntp_test
+
+import (
+	"testing"
+	"time"
+
+	"yinjian/ntp"
+)
+
+// A clock without sources is trusted for as long as Left says, and no second longer, whichever of the two limits comes
+// first.
+func TestLeft(t *testing.T) {
+	t.Parallel()
+	for name, cfg := range map[string]ntp.Config{
+		"bound": {MaxBound: 100 * time.Millisecond, MaxRootDistance: 100 * time.Millisecond, HoldoverMax: 24 * time.Hour},
+		"age":   {HoldoverMax: time.Hour},
+	} {
+		b := newBench(t, cfg)
+		if left := b.Left(); left != 0 {
+			t.Errorf("%s: a cold clock has %v left", name, left)
+		}
+		b.trusted(20 * time.Millisecond)
+		left := b.Left()
+		if name == "age" && left != time.Hour {
+			t.Errorf("left %v, want 1h", left)
+		}
+		b.pass(left / 2)
+		if half := b.Left(); (half - left/2).Abs() > time.Millisecond {
+			t.Errorf("%s: %v left after half of %v", name, half, left)
+		}
+		b.pass(left - left/2 - time.Second)
+		b.want(ntp.Holdover)
+		b.pass(time.Second + time.Millisecond)
+		b.want(ntp.Untrusted)
+		if left := b.Left(); left != 0 {
+			t.Errorf("%s: an untrusted clock has %v left", name, left)
+		}
+	}
+}
+
+func TestHoldoverSpan(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		bound, most time.Duration
+		ppm         int
+		want        time.Duration
+	}{
+		{60 * time.Millisecond, time.Second, 50, 5*time.Hour + 13*time.Minute + 20*time.Second},
+		{0, time.Second, 15, 66_666_666_666_666},
+		{time.Second, time.Second, 50, 0},
+		{2 * time.Second, time.Second, 50, 0},
+	} {
+		if got := ntp.HoldoverSpan(c.bound, c.most, c.ppm); got != c.want {
+			t.Errorf("HoldoverSpan(%v, %v, %d) = %v, want %v", c.bound, c.most, c.ppm, got, c.want)
+		}
+	}
+}
