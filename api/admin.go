@@ -84,6 +84,7 @@ type Admin interface {
 	AuditVerify(ctx context.Context, actor string, req AuditVerify) (any, error)
 	Compare(ctx context.Context, actor string, req Compare) (any, error)
 	State(ctx context.Context, actor string) (any, error)
+	TimeAdmin
 }
 
 func (s *Server) adminRoutes(e *echo.Echo) {
@@ -121,6 +122,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/machines/:name/drain", administered(s, checkMachine, a.DrainMachine))
 	e.POST("/admin/v1/machines/:name/resume", administered(s, checkMachine, a.ResumeMachine))
 	e.POST("/admin/v1/machines/:name/remove", administered(s, checkMachine, a.RemoveMachine))
+	s.timeRoutes(e)
 	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
 	e.POST("/admin/v1/compare", administered(s, nothingToCheck[Compare], a.Compare))
 	e.GET("/admin/v1/state", s.listed(a.State))

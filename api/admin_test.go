@@ -141,6 +141,36 @@ func (a *admin) RemoveMachine(_ context.Context, actor string, req api.ChangeMac
 func (a *admin) ListMachines(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "machines")
 }
+func (a *admin) TimeStatus(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "time")
+}
+func (a *admin) TimeHistory(_ context.Context, actor string, req api.TimeHistory) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListTimeSources(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "time sources")
+}
+func (a *admin) AddTimeSource(_ context.Context, actor string, req api.AddTimeSource) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) RemoveTimeSource(_ context.Context, actor string, req api.RemoveTimeSource) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ReadmitTime(_ context.Context, actor string, req api.ReadmitTime) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) StampStatus(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "tsa")
+}
+func (a *admin) StopStamping(_ context.Context, actor string, req api.StampService) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) StartStamping(_ context.Context, actor string, req api.StampService) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) StampLog(_ context.Context, actor string, req api.StampLog) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) State(_ context.Context, actor string) (any, error) { return a.note(actor, "state") }
 
 // socket serves the kit's admin handler and answers the path.
@@ -215,6 +245,17 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		check(a.ChangeMachine(ctx, act, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}))
 	}
 	check(a.ListMachines(ctx))
+	added := wire.AddTimeSource{Name: "ntp-2", Group: "lan", Address: "192.0.2.22:123", KeyID: 7, KeyType: "AES256", KeyFile: "secrets/ntp.keys", Reason: "扩容", Force: true}
+	check(a.TimeStatus(ctx))
+	check(a.TimeHistory(ctx, wire.TimeHistory{From: "2026-11-22T00:00:00Z", To: "2026-11-22T06:00:00Z"}))
+	check(a.ListTimeSources(ctx))
+	check(a.AddTimeSource(ctx, added))
+	check(a.RemoveTimeSource(ctx, wire.RemoveTimeSource{Name: "ntp 2", Reason: "检修"}))
+	check(a.ReadmitTime(ctx, wire.ReadmitTime{Reason: "核对", Persons: []string{"甲", "乙"}}))
+	check(a.StampStatus(ctx))
+	check(a.ChangeStamping(ctx, "stop", wire.StampService{Reason: "检修"}))
+	check(a.ChangeStamping(ctx, "start", wire.StampService{Unit: "sm2", Reason: "检修"}))
+	check(a.StampLog(ctx, wire.StampLog{Lines: 5}))
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
 	check(a.State(ctx))
@@ -225,6 +266,8 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
 		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AddMachine{File: []byte("name = 'b'"), Reason: "扩容"},
 		wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, "machines",
+		"time", wire.TimeHistory{From: "2026-11-22T00:00:00Z", To: "2026-11-22T06:00:00Z"}, "time sources", added, wire.RemoveTimeSource{Name: "ntp 2", Reason: "检修"},
+		wire.ReadmitTime{Reason: "核对", Persons: []string{"甲", "乙"}}, "tsa", wire.StampService{Reason: "检修"}, wire.StampService{Unit: "sm2", Reason: "检修"}, wire.StampLog{Lines: 5},
 		wire.AuditVerify{}, wire.Compare{}, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
@@ -292,6 +335,28 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.ChangeMachine(ctx, "drain", wire.ChangeMachine{Name: "b"})
 			return err
 		}, "reason"},
+		"time source's name": {func() error {
+			_, err := a.AddTimeSource(ctx, wire.AddTimeSource{Name: "a b", Group: "g", Address: "h:1", Reason: "x"})
+			return err
+		}, "name"},
+		"time source without group": {func() error {
+			_, err := a.AddTimeSource(ctx, wire.AddTimeSource{Name: "a", Address: "h:1", Reason: "x"})
+			return err
+		}, "group"},
+		"time source's key": {func() error {
+			_, err := a.AddTimeSource(ctx, wire.AddTimeSource{Name: "a", Group: "g", Address: "h:1", KeyID: 1, KeyType: "MD5", KeyFile: "f", Reason: "x"})
+			return err
+		}, "key_type"},
+		"time source's key id": {func() error {
+			_, err := a.AddTimeSource(ctx, wire.AddTimeSource{Name: "a", Group: "g", Address: "h:1", KeyType: "SHA256", KeyFile: "f", Reason: "x"})
+			return err
+		}, "key_id"},
+		"one person readmits": {func() error {
+			_, err := a.ReadmitTime(ctx, wire.ReadmitTime{Reason: "x", Persons: []string{"甲"}})
+			return err
+		}, "persons"},
+		"stamping stopped without reason": {func() error { _, err := a.ChangeStamping(ctx, "stop", wire.StampService{}); return err }, "reason"},
+		"too many lines":      {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
 		"limit without reason": {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
 		"limit of nobody": {func() error {
 			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "x", Rate: 1, Reason: "x"})

@@ -74,6 +74,8 @@ type Appliance struct {
 	sys      *sysclock.Clock
 	clock    *ntp.Clock
 	poller   *source.Poller
+	time     *timekeeper
+	service  *stampService
 	machines *machines
 	tokens   map[hsm.SlotClass]hsm.Token // each a pool of the machines' tokens
 	logKey   *hsm.Key
@@ -268,9 +270,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	// The head file is kept by a stage after the journal's, so that its last version is written before the journal ends.
 	heads, hctx := begin()
 	heads.group.Go(func() error { return a.keepHead(hctx) })
-	a.clock.OnChange(a.recordTimeChange)
 	watching, wctx := begin()
 	watching.group.Go(func() error { return a.machines.run(wctx) })
+	watching.group.Go(func() error { return a.time.run(wctx) })
 
 	// 4. Who we are.
 	started := audit.Draft{
@@ -288,7 +290,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	a.serials = newSerials(receipt.Epoch, receipt.Sequence)
-	if err := a.machines.settle(ctx); err != nil {
+	if err := errors.Join(a.machines.settle(ctx), a.time.settle(ctx), a.service.replay(ctx)); err != nil {
 		return err
 	}
 	// What an end without a stop left behind is named before anything new is signed.
@@ -307,7 +309,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := a.startUnits(ctx); err != nil {
 		return err
 	}
-	a.journal.SetStamper(checkpointStamper{a.units["sm2"]})
+	a.journal.SetStamper(checkpointStamper{gatedUnit{a.service, "sm2", a.units["sm2"]}})
 	if err := a.startSigning(); err != nil {
 		return err
 	}
@@ -389,25 +391,16 @@ func (a *Appliance) startTime(ctx context.Context, s *stage) error {
 	t := a.cfg.Time
 	a.clock, err = ntp.NewClock(ntp.Config{
 		MinSources: t.MinSources, MaxBound: time.Duration(t.Accuracy), HoldoverMax: time.Duration(t.HoldoverMax),
-		PolicyNote: t.PolicyNote, FreshFor: max(time.Minute, 4*time.Duration(t.Poll)),
+		PolicyNote: t.PolicyNote, DriftPPM: t.DriftPPM, FreshFor: max(time.Minute, 4*time.Duration(t.Poll)),
 	}, sys)
 	if err != nil {
 		return err
 	}
-	var sources []*source.Source
-	add := func(c source.Config) error {
-		c.Clock = sys
-		src, err := source.New(c)
-		if err == nil {
-			sources = append(sources, src)
-		}
+	a.time, a.service = newTimekeeper(a), newStampService(a)
+	a.clock.OnChange(a.time.changed) // before the first reading; what is told waits for the journal
+	list, err := a.readSources()
+	if err != nil {
 		return err
-	}
-	for _, c := range t.Sources {
-		auth := source.Auth{KeyID: uint32(c.KeyID), Type: c.KeyType, KeyFile: c.KeyFile}
-		if err := add(source.Config{Name: c.Name, Group: c.Group, Address: c.Address, Auth: auth}); err != nil {
-			return fmt.Errorf("time source %s: %w", c.Name, err)
-		}
 	}
 	if a.cfg.Evaluation.GNSSFeed {
 		dir := filepath.Join(a.dir, "run", "rack") // always the same: a kill leaves it behind
@@ -432,29 +425,18 @@ func (a *Appliance) startTime(ctx context.Context, s *stage) error {
 			}
 			return nil
 		})
-		if err := add(source.Config{Name: "rack", Group: "evaluation-feed", Address: rack.Address}); err != nil {
-			return err
+		list = append(list, &timeSource{TimeSource: TimeSource{Name: feedSource, Group: "evaluation-feed", Address: rack.Address}})
+	}
+	for _, one := range list {
+		if err := a.time.open(one); err != nil {
+			return fmt.Errorf("time source %s: %w", one.Name, err)
 		}
 	}
-	a.poller = &source.Poller{Sources: sources, Clock: a.clock, Interval: time.Duration(t.Poll), Log: a.log}
-	return nil
-}
-
-// recordTimeChange journals a change of the clock's state. It is called from whoever noticed, perhaps while appending,
-// so it does not wait.
-func (a *Appliance) recordTimeChange(from, to ntp.State, reason string, r ntp.Reading) {
-	a.log.WithFields(logrus.Fields{"from": from, "to": to, "reason": reason, "bound_ms": r.Bound.Milliseconds()}).Info("time changed state")
-	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		defer cancel()
-		_, err := a.journal.Append(ctx, audit.Draft{
-			Kind: kindTimeState, Actor: "time", Object: a.cfg.Node,
-			Fields: []audit.Field{{Name: "from", Value: audit.Text(from)}, {Name: "to", Value: audit.Text(to)}, {Name: "reason", Value: audit.Text(reason)}},
-		})
-		if err != nil && !errors.Is(err, audit.ErrClosed) {
-			a.log.WithError(err).Error("a change of the time's state could not be journalled")
-		}
-	}()
+	if n := groupsOf(list); n < t.MinSources {
+		return fmt.Errorf("time.min_sources: 连同 timesources.toml 只有 %d 组时间源，达不到 %d (only %d groups of sources with timesources.toml)", n, t.MinSources, n)
+	}
+	a.poller = &source.Poller{Clock: a.clock, Interval: time.Duration(t.Poll), Log: a.log, Observe: a.time.observe}
+	return a.time.use(list)
 }
 
 // ensureLogKeys finds or, for an empty journal, makes the keys that must be there before the journal is.
@@ -622,7 +604,7 @@ func (a *Appliance) startSigning() error {
 	a.signing = sign.New(sign.Config{
 		Directory: a.directory, Journal: a.journal, Keys: &a.keys, Clock: a.clock, Accuracy: time.Duration(a.cfg.Time.Accuracy),
 		Caller:   a.cfg.Policy.callerOf,
-		Stampers: map[string]sign.Stamper{string(hsm.SM2): a.units["sm2"], string(hsm.RSA2048): a.units["rsa"]},
+		Stampers: map[string]sign.Stamper{string(hsm.SM2): gatedUnit{a.service, "sm2", a.units["sm2"]}, string(hsm.RSA2048): gatedUnit{a.service, "rsa", a.units["rsa"]}},
 		Reserve:  a.reserve, Discarded: a.accounting.discard, Log: a.log, Trust: a.trust,
 	})
 	return nil

@@ -289,6 +289,7 @@ type Time struct {
 	Accuracy    Duration     `toml:"accuracy"`     // stamps are refused when the bound exceeds it
 	HoldoverMax Duration     `toml:"holdover_max"` // how long without a majority
 	Poll        Duration     `toml:"poll"`
+	DriftPPM    int          `toml:"drift_ppm"`   // by how much the oscillator may be off, 15–500 parts per million; default 50
 	PolicyNote  string       `toml:"policy_note"` // repeated in all evidence
 	Sources     []TimeSource `toml:"sources"`
 }
@@ -478,6 +479,7 @@ func (c *Config) setDefaults() {
 	def(&c.Time.Accuracy, Duration(time.Second))
 	def(&c.Time.HoldoverMax, Duration(4*time.Hour))
 	def(&c.Time.Poll, Duration(16*time.Second))
+	def(&c.Time.DriftPPM, 50)
 	def(&c.Policy.ReserveBytes, 256<<20)
 	def(&c.Policy.TSAReservePercent, 10)
 	def(&c.Policy.SegmentEntries, 1_000_000)
@@ -607,6 +609,7 @@ func (c *Config) validate() error {
 		key                string
 		value, least, most int
 	}{
+		{"time.drift_ppm", c.Time.DriftPPM, 15, 500},
 		{"policy.rate", c.Policy.Rate, 1, account.MaxRate},
 		{"policy.burst", c.Policy.Burst, 1, account.MaxBurst},
 		{"policy.hsm_rate", c.Policy.HSMRate, 0, account.MaxRate},

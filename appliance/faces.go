@@ -45,13 +45,15 @@ func (s stamps) Respond(ctx context.Context, unit, requester string, der []byte)
 	if !ok {
 		return nil, fmt.Errorf("no timestamp unit %q", unit)
 	}
-	// Before anything is signed: a signature that is thrown away takes room in the journal, too.
-	if err := s.a.tokenReserve(); err != nil {
-		s.a.log.WithError(err).WithField("unit", unit).Error("timestamp refused: no room")
-		return tsa.Reject(tsa.SystemFailure, "the authority cannot serve the request now"), nil
-	}
-	ctx = hsm.WithCaller(ctx, hsm.Caller{Application: requester})
-	return u.Respond(WithRequester(ctx, requester), der), nil
+	return s.a.service.respond(unit, requester, func() []byte {
+		// Before anything is signed: a signature that is thrown away takes room in the journal, too.
+		if err := s.a.tokenReserve(); err != nil {
+			s.a.log.WithError(err).WithField("unit", unit).Error("timestamp refused: no room")
+			return tsa.Reject(tsa.SystemFailure, "the authority cannot serve the request now")
+		}
+		ctx := hsm.WithCaller(ctx, hsm.Caller{Application: requester})
+		return u.Respond(WithRequester(ctx, requester), der)
+	}), nil
 }
 
 type health struct{ a *Appliance }
@@ -90,6 +92,11 @@ func (h health) Ready() (bool, []string) {
 func (h health) stoppedUnits() map[string]error {
 	out := map[string]error{}
 	r := h.a.clock.Now()
+	for name := range h.a.units {
+		if err := h.a.service.ready(name); err != nil {
+			out[name] = err
+		}
+	}
 	for name, u := range h.a.units {
 		if !r.Trusted() {
 			break

@@ -19,6 +19,7 @@ import (
 
 	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
+	"yinjian/appliance/sign"
 	"yinjian/hsm"
 	"yinjian/tsa"
 )
@@ -227,7 +228,7 @@ func (k *keyCache) Key(_ context.Context, label string, certificate []byte) (*hs
 func (k *keyCache) Wrapped(w *hsm.WrappedKey) (*hsm.Key, error) { return hsm.KeyOfWrapped(k.token, w) }
 
 // checkpointStamper stamps checkpoints; their tokens never become leaves.
-type checkpointStamper struct{ unit *unit }
+type checkpointStamper struct{ unit sign.Stamper }
 
 func (c checkpointStamper) Stamp(ctx context.Context, data []byte) ([]byte, error) {
 	t, err := c.unit.Issue(ctx, &tsa.Request{Imprint: tsa.ImprintOf(data), CertReq: true})

@@ -4,17 +4,18 @@ import "time"
 
 // Left is how long the clock would go on being trusted if from now on no round agreed: until the bound exceeds MaxBound or
 // HoldoverMax has passed since the last agreement, whichever comes first. It is 0 unless the clock is Trusted or in
-// Holdover. A step, a sleep or a leap second can end it sooner.
+// Holdover. A step, a sleep, a leap second, or whoever bends the
+// kernel's clock can end it sooner.
 func (c *Clock) Left() time.Duration {
 	if !c.Now().Trusted() {
 		return 0
 	}
-	v, boot := c.view.Load(), c.clock.Boot()
+	v, now := c.view.Load(), c.glance().instant()
 	if !v.usable() {
 		return 0
 	}
-	byBound := v.anchor.boot + HoldoverSpan(v.anchor.span.half(), c.cfg.MaxBound, c.cfg.DriftPPM) - boot
-	byAge := v.agreed + c.cfg.HoldoverMax - boot
+	byBound := HoldoverSpan(v.anchor.at(now, c.cfg.DriftPPM).half(), c.cfg.MaxBound, c.cfg.DriftPPM)
+	byAge := v.agreed + c.cfg.HoldoverMax - now.boot
 	return max(min(byBound, byAge), 0)
 }
 

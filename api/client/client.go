@@ -581,6 +581,39 @@ func (a *Admin) ListMachines(ctx context.Context) (json.RawMessage, error) {
 	return a.get(ctx, "machines")
 }
 
+func (a *Admin) TimeStatus(ctx context.Context) (json.RawMessage, error) { return a.get(ctx, "time") }
+
+func (a *Admin) TimeHistory(ctx context.Context, req wire.TimeHistory) (json.RawMessage, error) {
+	return a.post(ctx, "time/history", req)
+}
+
+func (a *Admin) ListTimeSources(ctx context.Context) (json.RawMessage, error) {
+	return a.get(ctx, "time/sources")
+}
+
+func (a *Admin) AddTimeSource(ctx context.Context, req wire.AddTimeSource) (json.RawMessage, error) {
+	return a.post(ctx, "time/sources", req)
+}
+
+func (a *Admin) RemoveTimeSource(ctx context.Context, req wire.RemoveTimeSource) (json.RawMessage, error) {
+	return a.post(ctx, "time/sources/"+url.PathEscape(req.Name)+"/remove", req)
+}
+
+func (a *Admin) ReadmitTime(ctx context.Context, req wire.ReadmitTime) (json.RawMessage, error) {
+	return a.post(ctx, "time/readmit", req)
+}
+
+func (a *Admin) StampStatus(ctx context.Context) (json.RawMessage, error) { return a.get(ctx, "tsa") }
+
+// ChangeStamping stops or starts timestamp units.
+func (a *Admin) ChangeStamping(ctx context.Context, act string, req wire.StampService) (json.RawMessage, error) {
+	return a.post(ctx, "tsa/"+url.PathEscape(act), req)
+}
+
+func (a *Admin) StampLog(ctx context.Context, req wire.StampLog) (json.RawMessage, error) {
+	return a.post(ctx, "tsa/log", req)
+}
+
 func (a *Admin) State(ctx context.Context) (json.RawMessage, error) { return a.get(ctx, "state") }
 
 func (a *Admin) post(ctx context.Context, path string, in any) (json.RawMessage, error) {

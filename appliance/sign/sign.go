@@ -61,7 +61,8 @@ type Journal interface {
 	InclusionProof(ctx context.Context, sequence, size uint64) ([]audit.Hash, error)
 }
 
-// A Stamper issues the token over a signature value. *tsa.Authority is one.
+// A Stamper issues the token over a signature value. *tsa.Authority is one. One that also has a method Ready is asked before
+// anything is signed: its error, a *problem.Problem, refuses the signature.
 type Stamper interface {
 	Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, error)
 	// Chain is the unit's certificate and those above it, the anchor last.
@@ -275,6 +276,11 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	}
 	if stamping && stamper == nil {
 		return nil, fmt.Errorf("sign: no timestamp unit for %s signatures", q.Algorithm)
+	}
+	if gate, ok := stamper.(interface{ Ready() error }); stamping && ok {
+		if err := gate.Ready(); err != nil { // somebody has stopped it, and says so
+			return nil, err
+		}
 	}
 	if err := s.cfg.Reserve(); err != nil {
 		var p *problem.Problem
