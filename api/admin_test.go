@@ -356,8 +356,8 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			return err
 		}, "persons"},
 		"stamping stopped without reason": {func() error { _, err := a.ChangeStamping(ctx, "stop", wire.StampService{}); return err }, "reason"},
-		"too many lines":      {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
-		"limit without reason": {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
+		"too many lines":                  {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
+		"limit without reason":            {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
 		"limit of nobody": {func() error {
 			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "x", Rate: 1, Reason: "x"})
 			return err

@@ -4,8 +4,7 @@ import "time"
 
 // Left is how long the clock would go on being trusted if from now on no round agreed: until the bound exceeds MaxBound or
 // HoldoverMax has passed since the last agreement, whichever comes first. It is 0 unless the clock is Trusted or in
-// Holdover. A step, a sleep, a leap second, or whoever bends the
-// kernel's clock can end it sooner.
+// Holdover. A step, a sleep, a leap second, or whoever bends the kernel's clock can end it sooner.
 func (c *Clock) Left() time.Duration {
 	if !c.Now().Trusted() {
 		return 0

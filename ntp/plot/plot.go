@@ -99,7 +99,8 @@ func Draw(d Data) ([]byte, error) {
 	return c.b.Bytes(), nil
 }
 
-// spans are the points within the range, and the hours before them.
+// spans are the points within the range, and the hours before them. Where the points begin within an hour, the hour is drawn
+// and its points are not, unless it has little more than they show.
 func (d *Data) spans() []span {
 	var out []span
 	var points []span
@@ -120,8 +121,14 @@ func (d *Data) spans() []span {
 		points = append(points, s)
 	}
 	for _, h := range d.Hours {
-		if h.From.IsZero() || !h.From.Before(d.To) || !h.To.After(d.From) || len(points) > 0 && h.To.After(points[0].from) {
+		if h.From.IsZero() || !h.From.Before(d.To) || !h.To.After(d.From) {
 			continue
+		}
+		if len(points) > 0 && h.To.After(points[0].from) {
+			if points[0].from.Sub(later(h.From, d.From)) < 2*time.Minute {
+				continue
+			}
+			points = slices.DeleteFunc(points, func(s span) bool { return s.from.Before(h.To) })
 		}
 		s := span{from: later(h.From, d.From), to: earlier(h.To, d.To), boundUS: h.BoundMaxUS}
 		for _, o := range h.Sources {
