@@ -15,8 +15,12 @@ import (
 	"unicode/utf8"
 )
 
-// Format is the format and version that a bundle names.
-const Format = "yinjian-evidence/1"
+// The formats and versions that a bundle names: the first without an evidence record, the second with one, and nothing
+// else is different.
+const (
+	Format         = "yinjian-evidence/1"
+	FormatArchived = "yinjian-evidence/2"
+)
 
 // A Bundle is one record's evidence: everything that somebody needs, years later and without the appliance, to judge
 // one signature. Byte strings are base64 (standard, padded) in JSON. The document itself is never inside.
@@ -32,6 +36,9 @@ type Bundle struct {
 	Authorization []byte  `json:"authorization"`
 	Token         []byte  `json:"token,omitempty"` // RFC 3161 TimeStampToken, DER
 	Journal       Journal `json:"journal"`
+	// EvidenceRecord is an RFC 4998 EvidenceRecord over [Bundle.Members], DER: archive timestamps that outlive the token's
+	// certificate and algorithms.
+	EvidenceRecord []byte `json:"evidence_record,omitempty"`
 }
 
 // Record describes the act as the leaf commits to it.
@@ -80,6 +87,13 @@ type Journal struct {
 	CheckpointToken     []byte `json:"checkpoint_token,omitempty"`
 }
 
+// WithRecord is the same bundle with an evidence record over its members, in the format that has one.
+func (b *Bundle) WithRecord(record []byte) *Bundle {
+	other := *b
+	other.Format, other.EvidenceRecord = FormatArchived, record
+	return &other
+}
+
 // Encode is the bundle as a file.
 func (b *Bundle) Encode() ([]byte, error) { return json.MarshalIndent(b, "", "  ") }
 
@@ -114,8 +128,13 @@ func Parse(data []byte) (*Bundle, error) {
 		return nil, err
 	}
 	// Before anything else: a later format has names that this release does not know.
-	if o, ok := tree.(map[string]any); !ok || o["format"] != Format {
-		return nil, &FormatError{"format", fmt.Errorf("not a bundle of format %q", Format)}
+	o, _ := tree.(map[string]any)
+	want := Format
+	if _, archived := o["evidence_record"]; archived {
+		want = FormatArchived
+	}
+	if o["format"] != want {
+		return nil, &FormatError{"format", fmt.Errorf("not a bundle of format %q", want)}
 	}
 	// encoding/json takes names in any case, base64 with loose ends, null for anything. What stands there must be what is
 	// understood.

@@ -34,8 +34,12 @@ type Input struct {
 	// together with At, at which it must be current.
 	CRLs []*pki.CRL
 	// At is the verifier's own time. Without a timestamp, certificates are judged at it. Zero: such validity is not
-	// checked, and the verifier's CRLs must have been current when the key was used.
+	// checked, and the verifier's CRLs must have been current when the key was used. At a time when a timestamp has ended,
+	// it counts only as far as archive timestamps renewed it.
 	At time.Time
+	// AlgorithmEnds are the times from which algorithms are not relied on any more, in the verifier's judgement, by name:
+	// SM2, SM3, RSA-2048, SHA-256 …
+	AlgorithmEnds map[string]time.Time
 }
 
 // IDs of the checks made here; those of packages cms, pki and tsa keep their own behind a prefix.
@@ -90,7 +94,8 @@ func Verify(b *Bundle, trust Trust, in Input) *Report {
 		return r.report()
 	}
 	certs := parseCertificates(r, b.Certificates)
-	in.CRLs = append(parseCRLs(r, b.CRLs), in.CRLs...)
+	archived := readArchive(b.EvidenceRecord)
+	in.CRLs = slices.Concat(parseCRLs(r, b.CRLs), archived.lists, in.CRLs)
 
 	// 1. The record: what the leaf says is the truth; the JSON beside it must say the same.
 	entry := verifyLeaf(r, b)
@@ -127,7 +132,9 @@ func Verify(b *Bundle, trust Trust, in Input) *Report {
 			message, value = m, m.SignerInfos[0].Signature
 		}
 	}
-	at := verifyToken(r, b.Token, value, certs, trust, in)
+	at, first := verifyToken(r, b.Token, value, certs, trust, in, archived.next(0))
+	verifyArchive(r, b, archived, first, certs, trust, in)
+	verifyDocumentDigest(r, b, in)
 	switch {
 	case b.Record.StampPolicy != stampNone:
 		r.require(CheckToken)
@@ -376,6 +383,8 @@ func verifyCheckpointToken(r *builder, b *Bundle, certs []*smx509.Certificate, t
 	when := t.GenTime.Format(time.RFC3339Nano)
 	anchored := slices.ContainsFunc(p.Checks, func(c pki.Check) bool { return c.ID == pki.CheckPathChain && c.Status == pki.Passed })
 	switch {
+	case p.Verdict == pki.Invalid && len(b.EvidenceRecord) > 0 && voided(report.Signer, known, trust, in, t.GenTime):
+		r.add(CheckCheckpointToken, pki.NotChecked, "检查点的时间戳 "+when+" 因其证书后来被吊销而作废；存档时间戳不含它，也不需要它 (voided by a later revocation; the archive timestamps neither cover nor need it)")
 	case p.Verdict == pki.Invalid:
 		r.add(CheckCheckpointToken, pki.Failed, "检查点的时间戳证书不可信 (the certificate of the checkpoint's token is not good)")
 	case anchored && !vouched(t.Certificates(), slices.Concat(known, trust.Anchors)):
@@ -386,6 +395,13 @@ func verifyCheckpointToken(r *builder, b *Bundle, certs []*smx509.Certificate, t
 		// The unit may be of another CA than the signer, whose CRL the bundle need not hold.
 		r.add(CheckCheckpointToken, pki.NotChecked, "检查点的时间戳 "+when+" 与签名相符，其证书链或吊销状态未能核实 (the token fits; its certificate could not be judged)")
 	}
+}
+
+// voided reports whether nothing is wrong with a timestamping certificate but that it was revoked after at.
+func voided(leaf *smx509.Certificate, certs []*smx509.Certificate, trust Trust, in Input, at time.Time) bool {
+	return pki.VerifyPath(pki.Options{
+		Leaf: leaf, Intermediates: certs, Anchors: trust.anchors(pki.TimeStamping), CRLs: in.CRLs, Purpose: pki.TimeStamping, At: at, StoodAt: at,
+	}).Verdict != pki.Invalid
 }
 
 // vouched reports whether each certificate is signed by the key of one of the issuers, of which there are no more than a
@@ -404,24 +420,25 @@ func vouched(certs, issuers []*smx509.Certificate) bool {
 	return true
 }
 
-// verifyToken judges the token over value and answers its genTime, zero when there is none that holds.
-func verifyToken(r *builder, token, value []byte, certs []*smx509.Certificate, trust Trust, in Input) time.Time {
+// verifyToken judges the token over value and answers its genTime, zero when there is none that holds, and how long it
+// stands, nil when there is no token. next is when an archive timestamp covered it, zero for never.
+func verifyToken(r *builder, token, value []byte, certs []*smx509.Certificate, trust Trust, in Input, next time.Time) (time.Time, *standing) {
 	if len(token) == 0 {
 		r.add(CheckToken, pki.NotChecked, "没有时间戳 (no timestamp token)")
-		return time.Time{}
+		return time.Time{}, nil
 	}
 	t, err := tsa.ParseToken(token)
 	if err != nil {
 		r.unreadable(CheckToken, "时间戳", err)
-		return time.Time{}
+		return time.Time{}, nil
 	}
 	r.add(CheckToken, pki.Passed, "有时间戳 (a token is there)")
 	report, _ := t.VerifyData(value, certs...)
-	return judgeToken(r, t, report, certs, trust, in)
+	return judgeToken(r, t, report, certs, trust, in, next)
 }
 
 // judgeToken adds the checks of a token and of its certificate, and answers genTime if the token is what it should be.
-func judgeToken(r *builder, t *tsa.Token, report *cms.Report, certs []*smx509.Certificate, trust Trust, in Input) time.Time {
+func judgeToken(r *builder, t *tsa.Token, report *cms.Report, certs []*smx509.Certificate, trust Trust, in Input, next time.Time) (time.Time, *standing) {
 	before := len(r.Checks)
 	addCMS(r, "token.", report)
 	r.require("token."+cms.CheckSignature, CheckTokenImprint)
@@ -432,11 +449,16 @@ func judgeToken(r *builder, t *tsa.Token, report *cms.Report, certs []*smx509.Ce
 	if ok {
 		r.GenTime, r.Accuracy = t.GenTime.Format(time.RFC3339Nano), t.Accuracy.String()
 	}
-	verifyPath(r, "tsa.", report.Signer, slices.Concat(t.Certificates(), certs), trust, in, t.GenTime, pki.TimeStamping)
-	if !ok {
-		return time.Time{}
+	s := stand(t, report.Signer, slices.Concat(t.Certificates(), certs), trust, in, next)
+	addPath(r, "tsa.", report.Signer, s.path)
+	if next.IsZero() && s.past(in.At) {
+		r.require(CheckArchiveCurrent)
+		current(r, s, in, false)
 	}
-	return t.GenTime
+	if !ok {
+		return time.Time{}, &s
+	}
+	return t.GenTime, &s
 }
 
 // judgePath judges a certificate at a time. Lists that were current then decide; where they do not suffice, lists that are
@@ -454,6 +476,14 @@ func judgePath(leaf *smx509.Certificate, certs []*smx509.Certificate, trust Trus
 }
 
 func verifyPath(r *builder, prefix string, leaf *smx509.Certificate, certs []*smx509.Certificate, trust Trust, in Input, at time.Time, purpose pki.Purpose) {
+	addPath(r, prefix, leaf, judgePath(leaf, certs, trust, in, at, purpose))
+}
+
+// evaluationOnly is said once of all certificates.
+const evaluationOnly = "证书仅供评估，不具法律效力 (certificates are for evaluation only)"
+
+// addPath adds what was found of a certificate's path.
+func addPath(r *builder, prefix string, leaf *smx509.Certificate, p *pki.PathReport) {
 	for _, id := range pki.PathChecks() {
 		r.require(prefix + id)
 	}
@@ -461,13 +491,9 @@ func verifyPath(r *builder, prefix string, leaf *smx509.Certificate, certs []*sm
 		r.add(prefix+pki.CheckPathChain, pki.NotChecked, "没有可判断的证书 (no certificate to judge)")
 		return
 	}
-	p := judgePath(leaf, certs, trust, in, at, purpose)
 	r.Checks = append(r.Checks, pki.WithPrefix(prefix, p.Checks)...)
-	if p.Evaluation {
-		s := "证书仅供评估，不具法律效力 (certificates are for evaluation only)"
-		if !slices.Contains(r.Statements, s) {
-			r.state(s)
-		}
+	if p.Evaluation && !slices.Contains(r.Statements, evaluationOnly) {
+		r.state(evaluationOnly)
 	}
 }
 
@@ -696,7 +722,7 @@ func VerifyCMS(der []byte, trust Trust, in Input) *Report {
 		case 0:
 			r.state(noToken)
 		default:
-			at = verifyToken(r, tokens[0], m.SignerInfos[0].Signature, m.Certificates, trust, in)
+			at, _ = verifyToken(r, tokens[0], m.SignerInfos[0].Signature, m.Certificates, trust, in, time.Time{})
 			if len(tokens) > 1 {
 				r.state(fmt.Sprintf("另有 %d 个时间戳未核验 (more timestamps that were not looked at)", len(tokens)-1))
 			}
@@ -738,7 +764,7 @@ func VerifyToken(der []byte, trust Trust, in Input) *Report {
 		report, _ = t.VerifyDigest(t.Imprint.Algorithm, t.Imprint.Digest)
 	}
 	before := len(r.Checks)
-	judgeToken(r, t, report, nil, trust, in)
+	judgeToken(r, t, report, nil, trust, in, time.Time{})
 	if unchecked != "" {
 		for i := range r.Checks[before:] {
 			if c := &r.Checks[before+i]; c.ID == CheckTokenImprint && c.Status == pki.Passed {
@@ -762,7 +788,7 @@ func VerifyRaw(algorithm string, value, certificate []byte, chain [][]byte, toke
 	r.require(CheckSignature)
 	at := in.At
 	if len(token) > 0 {
-		at = verifyToken(r, token, value, certs, trust, in)
+		at, _ = verifyToken(r, token, value, certs, trust, in, time.Time{})
 	} else {
 		r.state(noToken)
 	}

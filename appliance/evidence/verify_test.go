@@ -294,7 +294,7 @@ func TestLaterRevocation(t *testing.T) {
 }
 
 // list is a CRL of the house's CA, for a day.
-func (w *ward) list(t *testing.T, algorithm string, at time.Time, revoked ...ca.Revoked) *pki.CRL {
+func (w *ward) list(t testing.TB, algorithm string, at time.Time, revoked ...ca.Revoked) *pki.CRL {
 	t.Helper()
 	l, err := pki.ParseCRL(w.listDER(t, algorithm, at, revoked...))
 	if err != nil {
@@ -303,7 +303,7 @@ func (w *ward) list(t *testing.T, algorithm string, at time.Time, revoked ...ca.
 	return l
 }
 
-func (w *ward) listDER(t *testing.T, algorithm string, at time.Time, revoked ...ca.Revoked) []byte {
+func (w *ward) listDER(t testing.TB, algorithm string, at time.Time, revoked ...ca.Revoked) []byte {
 	t.Helper()
 	der, err := w.CAs[algorithm].CRL(t.Context(), big.NewInt(99), at, at.Add(24*time.Hour), revoked)
 	if err != nil {

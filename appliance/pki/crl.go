@@ -387,13 +387,17 @@ type RevocationQuestion struct {
 	// a judgment years after the signature with a fresh list; an earlier one than At is never enough.
 	ListedAt time.Time
 	Purpose  Purpose
+	// StoodAt is when what the key signed is known to have existed already, as an archive timestamp over it proves
+	// (RFC 4998): a timestamping certificate revoked later, and not said to be bad since before, does not void it. Zero:
+	// nothing is known.
+	StoodAt time.Time
 }
 
 // CheckRevocation answers from the CRLs, as a check with the ID [CheckPathRevocation].
 //
 // Failed: a list signed by the issuer has the certificate revoked at or before At; for a timestamping certificate also
 // later, unless the reason rules out that its key fell into other hands (RFC 3161 §4), since its tokens are their own
-// witnesses of time. Passed: a list that is current at ListedAt does not have it, or has it revoked after At, and then
+// witnesses of time, or StoodAt precedes the revocation. Passed: a list that is current at ListedAt does not have it, or has it revoked after At, and then
 // Detail says so. NotChecked: no list, or none that may be relied on, with the reason. An outdated list can still show
 // a revocation, which is for ever unless the certificate was only on hold, but never its absence.
 func CheckRevocation(q RevocationQuestion) Check {
@@ -464,6 +468,8 @@ func (c *CRL) judge(q RevocationQuestion) (status Status, detail string, doubt b
 			later, held = fmt.Sprintf("自 %s 起暂停 (on hold)", stamp(r.Date)), true
 		case !after:
 			return Failed, fmt.Sprintf("已于 %s 吊销（%s） (revoked)", stamp(r.Date), r.why()), false
+		case q.stood(r):
+			later = fmt.Sprintf("于 %s 吊销（%s），晚于存档时间戳 %s，此前已盖的时间戳仍有效 (revoked later than the archive timestamp)", stamp(r.Date), r.why(), stamp(q.StoodAt))
 		case q.Purpose == TimeStamping && r.Reason == CertificateHold:
 			unsure = fmt.Sprintf("时间戳证书自 %s 起暂停，其时间戳暂不可断定 (on hold)", stamp(r.Date))
 		case q.Purpose == TimeStamping && !r.sparesTokens():
@@ -507,6 +513,12 @@ func (c *CRL) judge(q RevocationQuestion) (status Status, detail string, doubt b
 		number = SerialHex(c.list.Number)
 	}
 	return Passed, fmt.Sprintf("未吊销，列表 %s，%s 签发 (not revoked)", number, stamp(c.list.ThisUpdate)), false
+}
+
+// stood reports whether a revocation later than At came too late to touch what had been signed.
+func (q RevocationQuestion) stood(r Revocation) bool {
+	return q.Purpose == TimeStamping && !q.StoodAt.IsZero() && r.Date.After(q.StoodAt) &&
+		(r.InvalidFrom.IsZero() || r.InvalidFrom.After(q.StoodAt))
 }
 
 // sparesTokens: RFC 3161 §4 (1), the reasons under which tokens made before the revocation stay valid. The reason must

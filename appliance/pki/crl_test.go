@@ -132,6 +132,12 @@ func TestCheckRevocation(t *testing.T) {
 		{"TSA revoked later, key compromised", []*pki.CRL{list(nil, entry(tsaSerial, at.Add(time.Hour), pki.KeyCompromise))}, asTSA(stamper), fail, "RFC 3161"},
 		{"TSA revoked later, no reason", []*pki.CRL{list(nil, entry(tsaSerial, at.Add(time.Hour), 0))}, asTSA(stamper), fail, "RFC 3161"},
 		{"TSA on hold later", []*pki.CRL{list(nil, entry(tsaSerial, at.Add(time.Hour), pki.CertificateHold))}, asTSA(stamper), none, "on hold"},
+		{"TSA compromised after the archive timestamp", []*pki.CRL{list(nil, entry(tsaSerial, at.Add(time.Hour), pki.KeyCompromise))}, stood(stamper, time.Minute), pass, "later than the archive timestamp"},
+		{"TSA compromised before the archive timestamp", []*pki.CRL{list(nil, entry(tsaSerial, at.Add(time.Hour), pki.KeyCompromise))}, stood(stamper, 2*time.Hour), fail, "RFC 3161"},
+		{"TSA compromised at the archive timestamp", []*pki.CRL{list(nil, entry(tsaSerial, at.Add(time.Hour), pki.KeyCompromise))}, stood(stamper, time.Hour), fail, "RFC 3161"},
+		{"TSA compromised later, bad since before it", []*pki.CRL{list(nil, entry(tsaSerial, at.Add(time.Hour), pki.KeyCompromise, invalidSince(at.Add(time.Second))))}, stood(stamper, time.Minute), fail, "RFC 3161"},
+		{"TSA revoked before, archive timestamp or not", []*pki.CRL{list(nil, entry(tsaSerial, at.Add(-time.Hour), pki.KeyCompromise))}, stood(stamper, time.Minute), fail, "revoked"},
+		{"signer compromised later, nothing stood", []*pki.CRL{list(nil, entry(me, at.Add(time.Hour), pki.KeyCompromise, invalidSince(at.Add(-day))))}, func(q *Q) { q.StoodAt = at.Add(time.Minute) }, none, "invalidityDate"},
 		{"TSA revoked before", []*pki.CRL{list(nil, entry(tsaSerial, at.Add(-time.Hour), pki.Superseded))}, asTSA(stamper), fail, "superseded"},
 	} {
 		q := Q{Certificate: leaf.cert, Issuer: ca.cert, CRLs: tt.crls, At: at, Purpose: pki.StaffSigning}
@@ -149,6 +155,11 @@ func TestCheckRevocation(t *testing.T) {
 
 func asTSA(n *node) func(*pki.RevocationQuestion) {
 	return func(q *pki.RevocationQuestion) { q.Certificate, q.Purpose = n.cert, pki.TimeStamping }
+}
+
+// stood is a TSA's certificate whose token is known to have existed some time after at.
+func stood(n *node, later time.Duration) func(*pki.RevocationQuestion) {
+	return func(q *pki.RevocationQuestion) { asTSA(n)(q); q.StoodAt = at.Add(later) }
 }
 
 // A list verified once by its issuer must not be taken on behalf of a namesake afterwards.

@@ -45,8 +45,10 @@ type Options struct {
 	At time.Time
 	// RevocationAt is when a CRL must be current; zero means At. See [RevocationQuestion].
 	RevocationAt time.Time
-	Purpose      Purpose
-	CRLs         []*CRL
+	// StoodAt is when what the leaf's key signed is known to have existed. See [RevocationQuestion].
+	StoodAt time.Time
+	Purpose Purpose
+	CRLs    []*CRL
 }
 
 // A PathReport is what [VerifyPath] found.
@@ -374,7 +376,7 @@ func judgeRevocation(o Options, chain []*smx509.Certificate) []Check {
 	for i := range len(chain) - 1 {
 		q := RevocationQuestion{Certificate: chain[i], Issuer: chain[i+1], CRLs: o.CRLs, At: o.At, ListedAt: o.RevocationAt}
 		if i == 0 {
-			q.Purpose = o.Purpose
+			q.Purpose, q.StoodAt = o.Purpose, o.StoodAt
 		}
 		out = append(out, CheckRevocation(q))
 	}

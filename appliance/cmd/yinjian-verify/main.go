@@ -2,8 +2,8 @@
 // network, no database, no cgo. It exits 0 when the verdict is valid, 1 when it is invalid, 3 when it is indeterminate,
 // and 2 when it was misused or could not read what it was given to judge with.
 //
-// It reads files and a clock of nobody: what is judged is judged at the time its timestamp says. Only a signature
-// without timestamp needs --at. What it reads is bounded, for the files come from whoever wants to be believed.
+// It reads files and a clock of nobody: what is judged is judged at the time its timestamp says. A signature without
+// timestamp needs --at, and whoever wants to know whether timestamps still count years later. What it reads is bounded, for the files come from whoever wants to be believed.
 package main
 
 import (
@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"yinjian/appliance/evidence"
@@ -24,10 +25,10 @@ import (
 
 const usage = `离线验证印鉴的证据 (verify evidence without the appliance)
 
-  yinjian-verify --anchors DIR --log-key FILE [--document FILE] EVIDENCE.json
+  yinjian-verify --anchors DIR --log-key FILE [--document FILE] [--at TIME] EVIDENCE.json
   yinjian-verify --anchors DIR --log-key FILE [--document DIR]  DIR    文件夹内全部 *.json (all *.json of a folder)
   yinjian-verify --anchors DIR --cms FILE       [--document FILE] [--crls DIR] [--at TIME]
-  yinjian-verify --anchors DIR --token FILE     [--document FILE] [--crls DIR]
+  yinjian-verify --anchors DIR --token FILE     [--document FILE] [--crls DIR] [--at TIME]
   yinjian-verify --anchors DIR --raw FILE --certificate FILE --document FILE [--token FILE] [--crls DIR] [--at TIME]
 
 "-" 表示标准输入，只能用一次 (stands for standard input, once)
@@ -54,9 +55,29 @@ const (
 type options struct {
 	anchors, logKey, document, crls, at, output string
 	cms, token, raw, certificate                string
-	evidence                                    string
+	evidence, record                            string
+	ends                                        ends
 
 	stdin io.Reader
+}
+
+// ends are times from which algorithms are not relied on, as flags give them.
+type ends map[string]time.Time
+
+func (e ends) String() string { return "" }
+
+// Set satisfies flag.Value.
+func (e *ends) Set(v string) error {
+	name, text, _ := strings.Cut(v, "=")
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil || name == "" {
+		return fmt.Errorf("%q：须如 SM2=2045-01-01T00:00:00Z (must be like that)", v)
+	}
+	if *e == nil {
+		*e = ends{}
+	}
+	(*e)[name] = at
+	return nil
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -73,7 +94,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	f.StringVar(&o.logKey, "log-key", "", "日志公钥 PEM (the log's public key)")
 	f.StringVar(&o.document, "document", "", "原文；证据为文件夹时可为文件夹 (the document; a folder for a folder of evidence)")
 	f.StringVar(&o.crls, "crls", "", "吊销列表目录：*.crl，DER (folder of CRLs, DER)")
-	f.StringVar(&o.at, "at", "", "没有时间戳时按此时刻判断证书，RFC 3339；从不取本机时间 (time to judge at where there is no timestamp; never the machine's own)")
+	f.StringVar(&o.at, "at", "", "按此时刻判断，RFC 3339：时间戳是否已到期，没有时间戳的证书是否有效；从不取本机时间 (time to judge at: whether timestamps have ended, and certificates where there is none; never the machine's own)")
+	f.Var(&o.ends, "algorithm-end", "某算法自某时刻起不再可信，如 SM2=2045-01-01T00:00:00Z，可重复，与 --at 同用 (an algorithm that is not relied on any more from a time on; may be repeated, goes with --at)")
+	f.StringVar(&o.record, "evidence-record", "", "证据文件旁的存档证据记录，DER (an evidence record beside the evidence, RFC 4998)")
 	f.StringVar(&o.cms, "cms", "", "单独的 CMS (a CMS message by itself, DER)")
 	f.StringVar(&o.token, "token", "", "单独的时间戳或时间戳响应；与 --raw 同用时为裸签名的时间戳 (a token or response by itself, DER; with --raw that of the signature)")
 	f.StringVar(&o.raw, "raw", "", "单独的签名值 (a signature value by itself)")
@@ -109,7 +132,7 @@ func (o *options) check(args int) error {
 	if o.raw != "" && o.token != "" {
 		kinds--
 	}
-	for _, v := range []string{o.evidence, o.cms, o.token, o.raw, o.document, o.certificate} {
+	for _, v := range []string{o.evidence, o.record, o.cms, o.token, o.raw, o.document, o.certificate} {
 		if v == "-" {
 			inputs++
 		}
@@ -127,6 +150,10 @@ func (o *options) check(args int) error {
 		return errors.New("--log-key 只用于证据文件 (--log-key goes with evidence)")
 	case (o.raw != "") != (o.certificate != ""):
 		return errors.New("--raw 与 --certificate 须一起给出 (--raw and --certificate go together)")
+	case o.evidence == "" && o.record != "":
+		return errors.New("--evidence-record 只用于证据文件 (--evidence-record goes with evidence)")
+	case len(o.ends) > 0 && o.at == "":
+		return errors.New("--algorithm-end 须与 --at 同用 (goes with --at)")
 	case o.output != "text" && o.output != "json":
 		return fmt.Errorf("-o %s：须为 text 或 json (must be text or json)", o.output)
 	}
@@ -144,7 +171,7 @@ func (o *options) judge(stdout io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	var in evidence.Input
+	in := evidence.Input{AlgorithmEnds: o.ends}
 	if o.at != "" {
 		if in.At, err = time.Parse(time.RFC3339, o.at); err != nil {
 			return 0, fmt.Errorf("--at: %w", err)
@@ -154,6 +181,9 @@ func (o *options) judge(stdout io.Writer) (int, error) {
 		return 0, err
 	}
 	if st, err := os.Stat(o.evidence); err == nil && st.IsDir() {
+		if o.record != "" {
+			return 0, errors.New("--evidence-record 属于一份证据，不用于文件夹 (belongs to one file of evidence)")
+		}
 		return o.folder(stdout, trust, in)
 	}
 	if o.document != "" {
@@ -191,6 +221,13 @@ func (o *options) one(trust evidence.Trust, in evidence.Input) (*evidence.Report
 		b, err := evidence.Parse(data)
 		if err != nil {
 			return evidence.Unreadable(err), nil
+		}
+		if o.record != "" {
+			record, err := o.read(o.record, evidence.MaxBundle)
+			if err != nil {
+				return nil, err
+			}
+			b = b.WithRecord(record)
 		}
 		return evidence.Verify(b, trust, in), nil
 	case o.cms != "":

@@ -204,7 +204,7 @@ func shaped(path string, was, is any) bool {
 func IsBinary(member string) bool {
 	top, _, _ := strings.Cut(member, ".")
 	switch {
-	case top == "certificates", top == "crls", top == "authorization", top == "token", member == "signature.value":
+	case top == "certificates", top == "crls", top == "authorization", top == "token", member == "signature.value", member == "evidence_record":
 		return true
 	case top == "journal":
 		return !slices.Contains([]string{"journal.node", "journal.epoch", "journal.sequence", "journal.tree_size"}, member)
@@ -234,6 +234,8 @@ func CheckNames(member string) []string {
 		return []string{evidence.CheckCheckpoint}
 	case member == "journal.checkpoint_token":
 		return []string{evidence.CheckCheckpointToken}
+	case member == "evidence_record": // wherever in it the change is
+		return []string{evidence.CheckArchive, evidence.CheckArchiveTree, evidence.CheckArchiveTimestamp, evidence.CheckArchiveCertificate}
 	}
 	return nil
 }

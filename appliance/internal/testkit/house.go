@@ -258,6 +258,9 @@ func (h *House) NewCA(signer crypto.Signer, name string, life time.Duration) *ca
 	return a
 }
 
+// Serials numbers what the house issues.
+func (h *House) Serials() tsa.SerialStore { return serials{h} }
+
 type serials struct{ h *House }
 
 func (s serials) Next(context.Context) (*big.Int, error) {
