@@ -183,15 +183,11 @@ func (s *Server) local(b body, h func(c echo.Context, actor string, body []byte)
 			return problem.New(problem.Forbidden, "无法确认本机调用者 (the kernel does not say who calls)", "请通过本机管理套接字访问 (use the local socket)")
 		}
 		actor := actorOf(peer.Uid)
-		c.Set(actorKey, actor)
+		exchangeOf(c).operator = actor
 		if peer.Uid != 0 && int(peer.Uid) != os.Getuid() {
 			return problem.New(problem.Forbidden, "该用户不能管理设备 (this user may not administer the appliance)", "请使用 root 或设备服务用户 (use root or the service's user)")
 		}
-		if err := first(acceptable(r, b.gives), b.readable(r)); err != nil {
-			return err
-		}
-		data, release, err := s.read(c, b.most)
-		defer release()
+		data, err := s.receive(c, b)
 		if err != nil {
 			return err
 		}

@@ -153,11 +153,15 @@ func addressOf(hostport string) netip.Prefix {
 	if err != nil {
 		return netip.Prefix{}
 	}
-	addr := a.Addr().Unmap().WithZone("")
+	return household(a.Addr().Unmap().WithZone(""))
+}
+
+// household is [addressOf] of a plain address.
+func household(addr netip.Addr) netip.Prefix {
 	bits := addr.BitLen()
 	if addr.Is6() {
 		bits = 64
 	}
-	p, _ := addr.Prefix(bits) // bits fits
+	p, _ := addr.Prefix(bits) // bits fits; what is no address gives what is none
 	return p
 }

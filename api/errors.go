@@ -123,13 +123,13 @@ func problemOf(err error) (*problem.Problem, face) {
 // fail is echo's error handler: it writes err as problem+json and logs it, once.
 func (s *Server) fail(err error, c echo.Context) {
 	p, f := problemOf(err)
-	id, _ := c.Get(requestIDKey).(string)
-	log := s.cfg.Log.WithFields(logrus.Fields{"request_id": id, "route": c.Path()})
-	if app, ok := c.Get(applicationKey).(string); ok {
-		log = log.WithField("application", app)
+	x := exchangeOf(c)
+	log := s.cfg.Log.WithFields(logrus.Fields{"request_id": x.id, "route": c.Path()})
+	if x.application != "" {
+		log = log.WithField("application", x.application)
 	}
-	if actor, ok := c.Get(actorKey).(string); ok {
-		log = log.WithField("operator", actor)
+	if x.operator != "" {
+		log = log.WithField("operator", x.operator)
 	}
 	if errors.Is(err, errNotDelivered) {
 		log.WithError(err).Info("client did not read its answer")
@@ -160,7 +160,7 @@ func (s *Server) fail(err error, c echo.Context) {
 		h.Set(echo.HeaderWWWAuthenticate, wire.Scheme)
 	}
 	// What was not read is not worth reading; net/http would wait for it before it sends the answer.
-	if read, _ := c.Get(bodyReadKey).(bool); !read && c.Request().ContentLength != 0 {
+	if !x.bodyRead && c.Request().ContentLength != 0 {
 		h.Set(echo.HeaderConnection, "close")
 	}
 	if f.after > 0 {
@@ -169,7 +169,7 @@ func (s *Server) fail(err error, c echo.Context) {
 	body := wire.Problem{
 		STF:  stfNumber(p.Err),
 		Type: "urn:yinjian:problem:" + string(p.Code), Title: f.title, Status: f.status, Detail: p.Detail,
-		Instance: "urn:yinjian:request:" + id, Code: string(p.Code), Field: p.Field, Next: p.Next, Retry: f.retry,
+		Instance: "urn:yinjian:request:" + x.id, Code: string(p.Code), Field: p.Field, Next: p.Next, Retry: f.retry,
 	}
 	if p.Code == problem.PINWrong {
 		body.TriesLeft = &p.TriesLeft

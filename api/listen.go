@@ -11,6 +11,7 @@ import (
 	stdlog "log"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -70,8 +71,8 @@ const MaxHandshakes = 1024
 // An addressKey is the listener's key for one address, which has its share of the places alone.
 type addressKey struct {
 	crypto.Signer
-	places *shares
-	from   string
+	places *shares[netip.Prefix]
+	from   netip.Prefix
 }
 
 var errHandshakes = errors.New("api: too many TLS handshakes of this address wait for the cipher machine")
@@ -94,12 +95,12 @@ func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tl
 	if cert := certificate(); cert == nil || len(cert.Certificate) == 0 || cert.PrivateKey == nil {
 		return nil, errors.New("api: TLS certificate or key missing")
 	}
-	handshakes := newShares(MaxHandshakes)
+	handshakes := newShares[netip.Prefix](MaxHandshakes)
 	cfg := &tls.Config{
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			c := *certificate()
 			if key, ok := c.PrivateKey.(crypto.Signer); ok {
-				c.PrivateKey = addressKey{key, handshakes, addressOf(hello.Conn.RemoteAddr().String()).String()}
+				c.PrivateKey = addressKey{key, handshakes, addressOf(hello.Conn.RemoteAddr().String())}
 			}
 			return &c, nil
 		},

@@ -3,8 +3,6 @@ package api
 import (
 	"context"
 	"crypto/hmac"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,8 +12,6 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -24,31 +20,7 @@ import (
 	"yinjian/appliance/problem"
 )
 
-// Keys of values kept in the echo.Context.
-const (
-	requestIDKey     = "request_id"
-	applicationKey   = "application"
-	actorKey         = "operator"
-	authorizationKey = "authorization" // *wire.Authorization
-	answeringKey     = "answering"     // func(), before the answer is written
-	bodyReadKey      = "body_read"     // bool
-)
-
 const seeContract = "请查阅 /openapi.json (see /openapi.json)"
-
-// identify gives each request its id, our own: an id from outside could repeat one in the log.
-func (s *Server) identify(next echo.HandlerFunc) echo.HandlerFunc {
-	return func(c echo.Context) error {
-		var id [16]byte
-		rand.Read(id[:]) // never fails, crypto/rand says
-		c.Set(requestIDKey, hex.EncodeToString(id[:]))
-		h := c.Response().Header()
-		h.Set(echo.HeaderXRequestID, hex.EncodeToString(id[:]))
-		h.Set(echo.HeaderCacheControl, "no-store")
-		h.Set(echo.HeaderXContentTypeOptions, "nosniff")
-		return next(c)
-	}
-}
 
 // maxHeaders is how many header fields a request may have; browsers send some twenty.
 const maxHeaders = 64
@@ -120,8 +92,7 @@ func stampQuery(most int64) body {
 // as the body, so that a client that does not read holds its own share alone.
 func (s *Server) received(b body, h func(c echo.Context, body []byte) error) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		data, release, err := s.receive(c, b)
-		defer release()
+		data, err := s.receive(c, b)
 		if err != nil {
 			return err
 		}
@@ -129,34 +100,26 @@ func (s *Server) received(b body, h func(c echo.Context, body []byte) error) ech
 	}
 }
 
-// receive is the body. release is never nil.
-func (s *Server) receive(c echo.Context, b body) (data []byte, release func(), err error) {
+// receive is the body.
+func (s *Server) receive(c echo.Context, b body) ([]byte, error) {
 	r := c.Request()
-	if err := first(acceptable(r, b.gives), b.readable(r)); err != nil {
-		return nil, func() {}, err
+	if p := first(acceptable(r, b.gives), b.readable(r)); p != nil {
+		return nil, p
 	}
 	return s.read(c, b.most)
 }
 
-// admitted runs h when there is room for one more request of who, within the time for handling. The place is given back
-// when h begins to answer; see [send].
-func (s *Server) admitted(c echo.Context, who string, h func() error) error {
-	handled(c.Request())
-	if !s.slots.take(who, 1) {
+// admitted runs h when there is room for one more request of who, within ctx, which ends with the time for handling. The
+// place is given back when h begins to answer; see [exchange.answering].
+func (s *Server) admitted(c echo.Context, who string, h func(ctx context.Context) error) error {
+	r := c.Request()
+	handled(r)
+	if !exchangeOf(c).enter(who) {
 		return problem.New(problem.RateLimited, "同时处理的请求已达上限 (too many requests at once)", retryLater)
 	}
-	leave := sync.OnceFunc(func() { s.slots.give(who, 1) })
-	defer leave()
-	r := c.Request()
 	ctx, cancel := context.WithTimeout(r.Context(), s.limits.Handling)
 	defer cancel()
-	c.SetRequest(r.WithContext(ctx))
-	c.Set(answeringKey, func() {
-		leave()
-		// Not every ResponseWriter has a deadline; then the server's own bounds the answer.
-		_ = http.NewResponseController(c.Response()).SetWriteDeadline(time.Now().Add(s.limits.Sending)) // interval
-	})
-	return h()
+	return h(ctx)
 }
 
 // authenticated is received and admitted for an application that proves itself and has the right ("" for none in
@@ -164,19 +127,21 @@ func (s *Server) admitted(c echo.Context, who string, h func() error) error {
 // the request is fresh. Who does not know the key learns only that.
 func (s *Server) authenticated(b body, right string, h func(c echo.Context, app *account.Application, body []byte) error) echo.HandlerFunc {
 	inner := s.received(b, func(c echo.Context, data []byte) error {
-		a := c.Get(authorizationKey).(*wire.Authorization)
+		x := exchangeOf(c)
+		a := x.authorization
 		app, err := s.proved(c, a, data)
 		if err != nil {
 			return err
 		}
-		c.Set(applicationKey, app.ID)
-		s.failed.proved(addressOf(c.Request().RemoteAddr), app.ID)
+		x.application = app.ID
+		s.failed.proved(household(x.remote), app.ID)
 		if ok, after := s.rates.allow(app); !ok {
 			p := problem.New(problem.RateLimited, "该应用的请求过于频繁 (the application's rate is exceeded)", retryLater)
 			p.After = after
 			return p
 		}
-		return s.admitted(c, app.ID, func() error {
+		return s.admitted(c, app.ID, func(ctx context.Context) error {
+			c.SetRequest(c.Request().WithContext(ctx))
 			if err := s.guard.admit(app.ID, a.Nonce, a.At, s.cfg.Clock.Now(), s.limits.nonces(app)); err != nil {
 				return err
 			}
@@ -198,14 +163,15 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 		if err == nil {
 			app = a.App
 		}
-		from := addressOf(c.Request().RemoteAddr)
+		x := exchangeOf(c)
+		from := household(x.remote)
 		if after := s.failed.wait(from, app); after > 0 {
 			p := problem.New(problem.RateLimited, "来自该地址的身份验证失败过多 (too many failed authentications from this address)", "请检查应用编号与密钥,稍后重试 (check id and key, try again later)")
 			p.After = after
 			return p
 		}
 		if err == nil {
-			c.Set(authorizationKey, a)
+			x.authorization = a
 			err = inner(c)
 		}
 		if problem.CodeOf(err) == problem.Unauthenticated {
@@ -259,6 +225,9 @@ func (b body) readable(r *http.Request) *problem.Problem {
 	if b.takes == "" {
 		return nil
 	}
+	if types := r.Header[echo.HeaderContentType]; len(types) == 1 && types[0] == b.takes && len(r.Header[echo.HeaderContentEncoding]) == 0 {
+		return nil // as clients send it
+	}
 	if enc := strings.Join(r.Header.Values(echo.HeaderContentEncoding), ","); enc != "" && !strings.EqualFold(enc, "identity") {
 		return problem.New(unsupportedMediaType, "不接受压缩的请求体 (no Content-Encoding is taken)", seeContract)
 	}
@@ -278,8 +247,8 @@ func tooLarge(most int64) *problem.Problem {
 
 // acceptable checks the Accept header (RFC 9110 §12.5.1): without one, or with a range that takes our type, we go on.
 func acceptable(r *http.Request, gives string) *problem.Problem {
-	values := r.Header.Values(echo.HeaderAccept)
-	if len(values) == 0 {
+	values := r.Header[echo.HeaderAccept]
+	if len(values) == 0 || len(values) == 1 && (values[0] == gives || values[0] == "*/*") {
 		return nil
 	}
 	kind, _, _ := strings.Cut(gives, "/")
@@ -301,21 +270,19 @@ func acceptable(r *http.Request, gives string) *problem.Problem {
 }
 
 // read takes at most `most` bytes of the body. They are counted as they arrive, not as they are announced: to use up
-// its share, an address must send it. release is never nil, and is called when the body is no longer used.
-func (s *Server) read(c echo.Context, most int64) (data []byte, release func(), err error) {
-	r := c.Request()
-	defer func() { c.Set(bodyReadKey, err == nil) }()
-	from := addressOf(r.RemoteAddr).String()
-	var held int64
-	release = func() { s.bodies.give(from, held) }
+// its share, an address must send it. They count until [exchange.finish].
+func (s *Server) read(c echo.Context, most int64) (data []byte, err error) {
+	r, x := c.Request(), exchangeOf(c)
+	defer func() { x.bodyRead = err == nil }()
+	from := household(x.remote)
 	if r.Body == nil || r.Body == http.NoBody {
-		return nil, release, nil
+		return nil, nil
 	}
 	if most == 0 { // a route without a body: one byte is one too many
 		if n, _ := io.ReadFull(r.Body, make([]byte, 1)); n > 0 {
-			return nil, release, tooLarge(0)
+			return nil, tooLarge(0)
 		}
-		return nil, release, nil
+		return nil, nil
 	}
 	limit := most + 1 // one more shows a body that is too long
 	if r.ContentLength >= 0 {
@@ -326,25 +293,25 @@ func (s *Server) read(c echo.Context, most int64) (data []byte, release func(), 
 			grown := min(max(2*int64(cap(data)), 4<<10), limit)
 			more := grown - int64(cap(data))
 			if more <= 0 {
-				return nil, release, tooLarge(most)
+				return nil, tooLarge(most)
 			}
 			if !s.bodies.take(from, more) {
-				return nil, release, problem.New(problem.RateLimited, "设备正在接收的数据已达上限 (too much data in flight)", retryLater)
+				return nil, problem.New(problem.RateLimited, "设备正在接收的数据已达上限 (too much data in flight)", retryLater)
 			}
-			held += more
+			x.bytes += more
 			data = append(make([]byte, 0, grown), data...)
 		}
 		n, err := r.Body.Read(data[len(data):cap(data)])
 		data = data[:len(data)+n]
 		switch {
 		case int64(len(data)) > most:
-			return nil, release, tooLarge(most)
+			return nil, tooLarge(most)
 		case errors.Is(err, io.EOF):
-			return data, release, nil
+			return data, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil, release, problem.New(requestTimeout, "请求体发送过慢 (body sent too slowly)", "请检查网络后重试 (check the network, then retry)").With(err)
+			return nil, problem.New(requestTimeout, "请求体发送过慢 (body sent too slowly)", "请检查网络后重试 (check the network, then retry)").With(err)
 		case err != nil:
-			return nil, release, problem.Invalid("", "请求体不完整 (body incomplete)").With(err)
+			return nil, problem.Invalid("", "请求体不完整 (body incomplete)").With(err)
 		}
 	}
 }
@@ -357,18 +324,3 @@ func answer(c echo.Context, v any) error {
 	}
 	return send(c, http.StatusOK, echo.MIMEApplicationJSON, out)
 }
-
-// send writes an answer. From here on the request has no place among those being handled, and a client that reads slowly
-// keeps its connection only for as long as an answer may take.
-func send(c echo.Context, status int, media string, data []byte) error {
-	if begin, ok := c.Get(answeringKey).(func()); ok {
-		begin()
-	}
-	if err := c.Blob(status, media, data); err != nil {
-		return errors.Join(errNotDelivered, err)
-	}
-	return nil
-}
-
-// errNotDelivered is no refusal: what was asked for is done.
-var errNotDelivered = errors.New("api: the answer was not delivered")

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -162,8 +163,8 @@ type Server struct {
 	failed  *failures
 	rates   rates
 	sources *sources
-	bodies  *shares // bytes, by address
-	slots   *shares // requests, by application
+	bodies  *shares[netip.Prefix] // bytes, by address
+	slots   *shares[string]       // requests, by application
 
 	signing, admin, plain *echo.Echo
 }
@@ -203,8 +204,8 @@ func New(cfg Config) (*Server, error) {
 		failed:  newFailures(l.Failures),
 		rates:   rates{limit: l.Rate, of: map[string]*rate.Limiter{}},
 		sources: known,
-		bodies:  newShares(l.InFlight),
-		slots:   newShares(int64(l.Concurrent)),
+		bodies:  newShares[netip.Prefix](l.InFlight),
+		slots:   newShares[string](int64(l.Concurrent)),
 	}
 	s.signing, s.admin, s.plain = s.echo(), s.echo(), s.echo()
 	s.signing.Pre(s.plainly)
@@ -248,7 +249,7 @@ func (s *Server) signingRoutes(e *echo.Echo) {
 	get("/v1/evidence/:id", s.authenticated(noBody, "", s.evidence))
 	get("/v1/certs/:serial", s.authenticated(noBody, "", s.certificate))
 	post("/tsa/:unit", s.bySource(false, s.authenticated(stampQuery(l.StampQuery), account.RightTimestamp, func(c echo.Context, app *account.Application, body []byte) error {
-		return s.stamp(c, app.ID, body)
+		return s.stamp(c.Request().Context(), c, app.ID, body)
 	})))
 	s.stfRoutes(e)
 	get("/health/alive", s.alive)

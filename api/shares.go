@@ -14,16 +14,18 @@ import (
 // shares divides a number of places so that one holder shuts nobody out: who asks for more may afterwards hold no more than
 // is left free. One holder alone gets half, a second one half of the rest, and so on; as places come back, n of them even
 // out at 1/(n+1) each. So many holders at once that nothing is left to halve do shut a newcomer out.
-type shares struct {
+type shares[holder comparable] struct {
 	mu   sync.Mutex
 	free int64            // guarded by mu
-	held map[string]int64 // guarded by mu; none is 0
+	held map[holder]int64 // guarded by mu; none is 0
 }
 
-func newShares(most int64) *shares { return &shares{free: most, held: map[string]int64{}} }
+func newShares[holder comparable](most int64) *shares[holder] {
+	return &shares[holder]{free: most, held: map[holder]int64{}}
+}
 
 // take takes n places, or none.
-func (s *shares) take(who string, n int64) bool {
+func (s *shares[holder]) take(who holder, n int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.held[who]+n > s.free {
@@ -35,7 +37,7 @@ func (s *shares) take(who string, n int64) bool {
 }
 
 // give returns what was taken.
-func (s *shares) give(who string, n int64) {
+func (s *shares[holder]) give(who holder, n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.free += n

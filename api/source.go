@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -166,8 +167,7 @@ func (s *Server) Sources() (states []SourceState, unlisted uint64) {
 func (s *Server) bySource(plain bool, other echo.HandlerFunc) echo.HandlerFunc {
 	b := stampQuery(s.limits.StampQuery)
 	return func(c echo.Context) error {
-		r := c.Request()
-		addr := remoteAddr(r)
+		r, addr := c.Request(), exchangeOf(c).remote
 		if len(r.Header[echo.HeaderAuthorization]) > 0 && !plain { // whoever has a key is judged by it
 			return other(c)
 		}
@@ -187,8 +187,7 @@ func (s *Server) bySource(plain bool, other echo.HandlerFunc) echo.HandlerFunc {
 			s.sources.unlisted.Add(1)
 			return other(c)
 		}
-		data, release, err := s.receive(c, b)
-		defer release()
+		data, err := s.receive(c, b)
 		if err != nil {
 			return err
 		}
@@ -199,7 +198,7 @@ func (s *Server) bySource(plain bool, other echo.HandlerFunc) echo.HandlerFunc {
 			return p
 		}
 		from.served.Add(1)
-		return s.admitted(c, from.requester, func() error { return s.stamp(c, from.requester, data) })
+		return s.admitted(c, from.requester, func(ctx context.Context) error { return s.stamp(ctx, c, from.requester, data) })
 	}
 }
 

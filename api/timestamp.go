@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/asn1"
 	"math/big"
@@ -18,12 +19,12 @@ import (
 )
 
 // stamp is RFC 3161 §3.4: the query in, the reply out. A rejection is a reply like any other, with status 200.
-func (s *Server) stamp(c echo.Context, requester string, query []byte) error {
+func (s *Server) stamp(ctx context.Context, c echo.Context, requester string, query []byte) error {
 	unit := c.Param("unit")
 	if !slices.Contains(s.cfg.Stamps.Units(), unit) {
 		return unitUnknown("path.unit")
 	}
-	reply, err := s.cfg.Stamps.Respond(c.Request().Context(), unit, requester, query)
+	reply, err := s.cfg.Stamps.Respond(ctx, unit, requester, query)
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,11 @@ func TestStampPassesBytesThrough(t *testing.T) {
 	if got.status != 200 || got.header.Get("Content-Type") != "application/timestamp-reply" || !bytes.Equal(got.body, want) {
 		t.Errorf("a rejection = %d %s %x", got.status, got.header.Get("Content-Type"), got.body)
 	}
+	long := make([]byte, 10<<10) // longer than net/http counts by itself
+	sv.respond = func(context.Context, string, string, []byte) ([]byte, error) { return long, nil }
+	if got := k.do(tsaCall("/tsa/rsa", query)); got.status != 200 || got.header.Get("Content-Length") != "10240" || !bytes.Equal(got.body, long) {
+		t.Errorf("a long reply = %d %v", got.status, got.header)
+	}
 	wantProblem(t, k.do(tsaCall("/tsa/sm9", query)), 404, problem.NotFound, "path.unit")
 	wantProblem(t, k.do(tsaCall("/tsa/rsa", make([]byte, 16<<10+1))), 413, problem.TooLarge, "")
 	c := tsaCall("/tsa/rsa", query)
