@@ -27,11 +27,13 @@ test-long: ## the same under the race detector, longer fault injection, and each
 	YINJIAN_LONG=1 $(GO) test -race -timeout 90m ./...
 	packaging/dev/fuzz.sh 30s
 
+# TSA_PEER='--peer "command …" --peer-url http://127.0.0.1:3000/…' gives the timestamp service another one to be held against.
 bench: ## ratios measured in one run, and where the time goes: bench/results, bench/PROFILE.md
 	@packaging/dev/deps.sh demo
 	@$(MAKE) --no-print-directory build
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench --dir out/bench --results bench/results --profile 5s
 	build/yinjian bench-pool --dir out/bench-pool --results bench/results
+	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-tsa --dir out/bench-tsa --results bench/results --profile 5s $(TSA_PEER)
 
 lint:
 	@packaging/dev/lint.sh

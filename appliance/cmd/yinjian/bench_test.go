@@ -85,3 +85,69 @@ func TestBench(t *testing.T) {
 		t.Errorf("%d profiles, want 2", len(found.Profiles))
 	}
 }
+
+// The timestamp service's bench in small, with our own server in the peer's place; and without a peer it says what it did
+// not measure.
+func TestBenchTSA(t *testing.T) {
+	t.Parallel()
+	addr, results := freePort(t), tempDir(t)
+	peer := built.binary + " bench-tsa-server --listen " + addr
+	mustRun(t, "bench-tsa", "--dir", filepath.Join(tempDir(t), "bench"), "--rounds", "1", "--each", "50ms", "--profile", "300ms", "--results", results,
+		"--peer", peer, "--peer-url", "http://"+addr+"/tsa/bench")
+	page, err := os.ReadFile(filepath.Join(results, "tsa.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(filepath.Join(results, "tsa.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type found struct {
+		Floors []struct {
+			Name   string
+			Floor  float64
+			Median float64
+		}
+		NotMeasured []string `json:"not_measured"`
+		Cases       []struct {
+			Name    string
+			Samples []struct {
+				Ops     int64
+				Seconds float64
+				CPU     float64 `json:"cpu_us"`
+			}
+		}
+		Profiles []struct{ Ops int64 }
+	}
+	var f found
+	if err := json.Unmarshal(raw, &f); err != nil {
+		t.Fatalf("tsa.json: %v\n%s", err, raw)
+	}
+	asked := 0
+	for _, one := range f.Floors {
+		if one.Median <= 0 {
+			t.Errorf("%s: median %v", one.Name, one.Median)
+		}
+		if one.Floor > 0 {
+			asked++
+		}
+	}
+	if asked != 13 || len(f.NotMeasured) != 0 || len(f.Profiles) != 2 {
+		t.Errorf("%d floors, not measured %v, %d profiles\n%s", asked, f.NotMeasured, len(f.Profiles), page)
+	}
+	for _, c := range f.Cases {
+		if len(c.Samples) != 1 || c.Samples[0].Ops == 0 || c.Samples[0].Seconds <= 0 || c.Samples[0].CPU <= 0 {
+			t.Errorf("case %s: %v", c.Name, c.Samples)
+		}
+	}
+	if len(f.Cases) != 17 {
+		t.Errorf("%d cases", len(f.Cases))
+	}
+	out := mustRun(t, "bench-tsa", "--dir", filepath.Join(tempDir(t), "bench"), "--rounds", "1", "--each", "20ms")
+	if strings.Count(out.stdout, "not measured (no peer given)") != 8 {
+		t.Errorf("without a peer: %v", out)
+	}
+	for _, args := range [][]string{{"--peer", "true"}, {"--peer-url", "http://" + addr + "/"}, {"--peer", "true", "--peer-pid", "1", "--peer-url", "http://" + addr + "/"}} {
+		refused(t, 2, []string{"--peer-url"}, append([]string{"bench-tsa", "--dir", tempDir(t)}, args...)...)
+	}
+}

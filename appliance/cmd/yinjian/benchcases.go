@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto"
 	"crypto/hmac"
 	"crypto/rand"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
@@ -17,13 +15,11 @@ import (
 
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/sm3"
-	"github.com/emmansun/gmsm/smx509"
 	"github.com/sirupsen/logrus"
 
 	"yinjian/appliance"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/pki"
-	"yinjian/appliance/pki/ca"
 	"yinjian/dbdriver/sqlite"
 	"yinjian/hsm"
 	"yinjian/hsm/worker"
@@ -116,7 +112,7 @@ func (c constantClock) Now() ntp.Reading {
 	return ntp.Reading{Time: c.at, Bound: time.Millisecond, State: ntp.Trusted, Provenance: "bench"}
 }
 
-// benchTime is inside the validity of the certificates that tokenInProcess makes.
+// benchTime is inside the validity of the certificates that tokenInProcess has made.
 var benchTime = time.Date(2026, 11, 18, 8, 0, 0, 0, time.UTC)
 
 // countedSerials hands out numbers as long as the appliance's.
@@ -137,25 +133,11 @@ func tokenInProcess(ctx context.Context, verify bool) (func(context.Context, int
 	if err != nil {
 		return nil, err
 	}
-	c := ca.Config{Signer: root, Serials: serials.Next}
-	authority, err := ca.New(c)
-	if err != nil {
-		return nil, err
-	}
-	name := pkix.Name{Country: []string{"CN"}, Organization: []string{"本部"}, CommonName: "bench"}
-	if c.Certificate, err = authority.SelfSign(ctx, name, benchTime.AddDate(-1, 0, 0), benchTime.AddDate(9, 0, 0)); err != nil {
-		return nil, err
-	}
-	if authority, err = ca.New(c); err != nil {
-		return nil, err
-	}
 	secret, err := sm2.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := authority.Issue(ctx, ca.Request{
-		Profile: ca.TSA, Subject: name, PublicKey: crypto.PublicKey(&secret.PublicKey), NotBefore: benchTime.AddDate(0, -1, 0), NotAfter: benchTime.AddDate(5, 0, 0),
-	})
+	chain, err := benchChain(ctx, root, &secret.PublicKey, serials, benchTime)
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +148,7 @@ func tokenInProcess(ctx context.Context, verify bool) (func(context.Context, int
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	unit, err := tsa.New(tsa.Config{
-		Name: "bench", Policy: pki.OIDPolicyTSASM2, Accuracy: time.Second, Signer: key, Chain: []*smx509.Certificate{cert, authority.Certificate()},
+		Name: "bench", Policy: pki.OIDPolicyTSASM2, Accuracy: time.Second, Signer: key, Chain: chain,
 		Clock: constantClock{benchTime}, Serials: serials, Recorder: noRecorder{}, Log: log,
 	})
 	if err != nil {

@@ -245,24 +245,10 @@ func benchLog() logrus.FieldLogger {
 // machines runs n machines on copies of the sealed state, each with its worker, until the measurement ends.
 func (b *poolBench) machines(ctx context.Context, name string, n, sessions int, service time.Duration) (ms []*benchMachine, ws []*worker.Client, err error) {
 	for i := range n {
-		dir := filepath.Join(b.dir, fmt.Sprintf("%s-%d", name, i))
-		if err := os.CopyFS(dir, os.DirFS(b.source)); err != nil {
-			return nil, nil, err
-		}
-		files, _ := filepath.Glob(filepath.Join(dir, "*")) // the pattern is well-formed
-		for _, f := range files {
-			if err := os.Chmod(f, 0o600); err != nil {
-				return nil, nil, err
-			}
-		}
-		if err := os.Chmod(dir, 0o700); err != nil {
-			return nil, nil, err
-		}
-		m, err := b.start(ctx, dir, service)
+		m, err := b.copied(ctx, filepath.Join(b.dir, fmt.Sprintf("%s-%d", name, i)), service)
 		if err != nil {
 			return nil, nil, err
 		}
-		b.undo = append(b.undo, func() { m.stop(syscall.SIGTERM) })
 		w, err := b.drive(m, sessions)
 		if err != nil {
 			return nil, nil, err
@@ -271,6 +257,27 @@ func (b *poolBench) machines(ctx context.Context, name string, n, sessions int, 
 		ms, ws = append(ms, m), append(ws, w)
 	}
 	return ms, ws, nil
+}
+
+// copied runs a machine on a copy of the sealed state until the measurement ends.
+func (b *poolBench) copied(ctx context.Context, dir string, service time.Duration) (*benchMachine, error) {
+	if err := os.CopyFS(dir, os.DirFS(b.source)); err != nil {
+		return nil, err
+	}
+	files, _ := filepath.Glob(filepath.Join(dir, "*")) // the pattern is well-formed
+	for _, f := range files {
+		if err := os.Chmod(f, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, err
+	}
+	m, err := b.start(ctx, dir, service)
+	if err == nil {
+		b.undo = append(b.undo, func() { m.stop(syscall.SIGTERM) })
+	}
+	return m, err
 }
 
 // pool makes one of the workers, and looks after it until the measurement ends.

@@ -147,13 +147,14 @@ type machineInfo struct {
 	Filesystem string `json:"filesystem"`
 }
 
-func (b *bench) machine() machineInfo {
+// machineOf describes this machine, and the file system under dir.
+func machineOf(dir string, at time.Time) machineInfo {
 	read := func(name string) string {
 		raw, _ := os.ReadFile(name) // what is not there is said to be unknown
 		return strings.TrimSpace(string(raw))
 	}
 	m := machineInfo{
-		At: b.now().UTC().Format(time.RFC3339), Go: runtime.Version(), Kernel: read("/proc/sys/kernel/osrelease"),
+		At: at.UTC().Format(time.RFC3339), Go: runtime.Version(), Kernel: read("/proc/sys/kernel/osrelease"),
 		CPU: "unknown", Cores: runtime.NumCPU(), Load: read("/proc/loadavg"), Filesystem: "unknown", Revision: os.Getenv("YINJIAN_REVISION"),
 	}
 	if info, ok := debug.ReadBuildInfo(); ok && m.Revision == "" {
@@ -167,7 +168,7 @@ func (b *bench) machine() machineInfo {
 	longest := -1
 	for line := range strings.SplitSeq(read("/proc/self/mounts"), "\n") {
 		f := strings.Fields(line)
-		if len(f) > 2 && len(f[1]) > longest && (f[1] == "/" || b.dir == f[1] || strings.HasPrefix(b.dir, f[1]+"/")) {
+		if len(f) > 2 && len(f[1]) > longest && (f[1] == "/" || dir == f[1] || strings.HasPrefix(dir, f[1]+"/")) {
 			longest, m.Filesystem = len(f[1]), f[2]+" on "+f[0]
 		}
 	}
@@ -252,7 +253,7 @@ func (f floor) print(out *strings.Builder) {
 
 // report prints the results and writes them to the folder.
 func (b *bench) report() error {
-	machine := b.machine()
+	machine := machineOf(b.dir, b.now())
 	floors, byTime := b.floors()
 	var out strings.Builder
 	fmt.Fprintf(&out, "# Measured by `make bench`\n\nWritten by the program; not to be edited. Definitions: `yinjian bench --help`.\n\n")
@@ -422,10 +423,6 @@ func (p profileTable) print(out *strings.Builder) {
 
 // profiles loads the appliance while it profiles itself.
 func (b *bench) profiles(ctx context.Context) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
 	file := filepath.Join(b.dir, "serve-cpu.prof")
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", b.appliance))
 	if err != nil {
@@ -435,37 +432,54 @@ func (b *bench) profiles(ctx context.Context) error {
 		return usageError{fmt.Errorf("设备须以 serve --profile %s 启动 (start the appliance with that flag)", strings.TrimSuffix(file, "-cpu.prof"))}
 	}
 	for _, name := range []string{"sign", "stamped"} {
-		_ = os.Remove(file) // there may be none
-		if err := syscall.Kill(b.appliance, syscall.SIGUSR1); err != nil {
-			return err
-		}
-		ops, err := b.byName[name].run(ctx, b.profile)
-		if err != nil {
-			return err
-		}
-		if _, err := b.shipped(ctx); err != nil {
-			return err
-		}
-		if err := syscall.Kill(b.appliance, syscall.SIGUSR1); err != nil {
-			return err
-		}
-		for try := 0; ; try++ { // it is renamed when it is whole
-			if _, err := os.Stat(file); err == nil {
-				break
-			} else if try == 500 {
-				return fmt.Errorf("no profile was written: %w", err)
+		t, err := profileOf(ctx, name, b.appliance, file, func() (int64, error) {
+			ops, err := b.byName[name].run(ctx, b.profile)
+			if err == nil {
+				_, err = b.shipped(ctx)
 			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		traces, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-traces", "-unit=us", self, file).Output()
+			return ops, err
+		})
 		if err != nil {
-			return fmt.Errorf("go tool pprof: %w", err)
+			return err
 		}
-		t := divide(string(traces))
-		t.Load, t.Ops = name, ops
 		b.profiled = append(b.profiled, t)
 	}
 	return nil
+}
+
+// profileOf runs the load while the process of this program with that pid profiles itself into file.
+func profileOf(ctx context.Context, name string, pid int, file string, load func() (int64, error)) (profileTable, error) {
+	var none profileTable
+	_ = os.Remove(file) // there may be none
+	if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
+		return none, err
+	}
+	ops, err := load()
+	if err != nil {
+		return none, err
+	}
+	if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
+		return none, err
+	}
+	for try := 0; ; try++ { // it is renamed when it is whole
+		if _, err := os.Stat(file); err == nil {
+			break
+		} else if try == 500 {
+			return none, fmt.Errorf("no profile was written: %w", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return none, err
+	}
+	traces, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-traces", "-unit=us", self, file).Output()
+	if err != nil {
+		return none, fmt.Errorf("go tool pprof: %w", err)
+	}
+	t := divide(string(traces))
+	t.Load, t.Ops = name, ops
+	return t, nil
 }
 
 // divide reads what `go tool pprof -traces` prints: stacks divided by dashed lines, each with its time in µs before the
