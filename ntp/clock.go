@@ -160,7 +160,8 @@ type view struct {
 type candidate struct {
 	anchor  anchor
 	rounds  int
-	readmit bool // an operator has taken responsibility for it, however far it is
+	leapAt  int64 // end of the month that a leap second was announced for; 0: none
+	readmit bool  // an operator has taken responsibility for it, however far it is
 }
 
 // A Round is the outcome of one Update, for the operator.
@@ -599,14 +600,19 @@ func (c *Clock) agree(sel Selection, t instant) error {
 
 	// Not trusted: the rounds must first agree with one another.
 	if c.cand != nil {
-		if own := c.cand.anchor.at(t, c.cfg.DriftPPM); own.touches(now.span) {
-			c.cand = &candidate{anchor{t, floored(own.intersect(now.span))}, c.cand.rounds + 1, c.cand.readmit}
-		} else {
+		own := c.cand.anchor.at(t, c.cfg.DriftPPM)
+		if c.cand.leapAt != 0 && own.high >= c.cand.leapAt-int64(leapBefore) || !own.touches(now.span) { // no count goes over a leap second
 			c.cand = nil
+		} else {
+			c.cand.anchor = anchor{t, floored(own.intersect(now.span))}
+			c.cand.rounds++
 		}
 	}
 	if c.cand == nil {
 		c.cand = &candidate{anchor: anchor{t, floored(now.span)}, rounds: 1}
+	}
+	if sel.Leap != LeapNone {
+		c.cand.leapAt = monthEnd(now.span.mid())
 	}
 	if v.state == Cold || v.state == Untrusted {
 		c.move(Acquiring, fmt.Sprintf("%s agree", strings.Join(sel.Agreed, "+")), func(*view) {})

@@ -660,6 +660,26 @@ func TestStartInLeapSecond(t *testing.T) {
 	b.want(ntp.Cold)
 }
 
+// TestAcquireOverLeapSecond: rounds before and after the second do not agree with one another, however wide they are.
+func TestAcquireOverLeapSecond(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, ntp.Config{MinSources: 1})
+	month := time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)
+	b.pass(month.Sub(noon) - 4*time.Second)
+	m := b.measure("a", 0, 900*ms)
+	m.Leap = ntp.LeapInsert
+	b.Update([]ntp.Measurement{m})
+	b.want(ntp.Acquiring)
+	b.pass(6 * time.Second)
+	b.change(func() { b.now -= time.Second })
+	for range 2 {
+		b.round(-400*ms, 900*ms, "a")
+		b.want(ntp.Acquiring)
+	}
+	b.round(-400*ms, 900*ms, "a")
+	b.want(ntp.Trusted)
+}
+
 func TestSnapshot(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, ntp.Config{}).trusted(60 * ms)
@@ -727,9 +747,21 @@ func TestSnapshot(t *testing.T) {
 		}
 		n.want(ntp.Trusted)
 	})
+	t.Run("taken of disturbed clocks", func(t *testing.T) {
+		n := again(t, snap, "boot-1", nil)
+		n.want(ntp.Holdover)
+		n.change(func() {
+			d := 900 * time.Second // the anchor is older
+			n.boot, n.mono, n.raw, n.wall = n.boot-d, n.mono-d, n.raw-d, n.wall-d
+		})
+		if s := n.Snapshot("boot-1"); s.State != ntp.Suspect {
+			t.Errorf("snapshot of a restored machine: %s, want suspect", s.State)
+		}
+	})
 	t.Run("nonsense", func(t *testing.T) {
 		for name, spoil := range map[string]func(*ntp.Snapshot){
 			"future":   func(s *ntp.Snapshot) { s.Boot += 24 * time.Hour },
+			"taken":    func(s *ntp.Snapshot) { s.Taken += 24 * time.Hour },
 			"agreed":   func(s *ntp.Snapshot) { s.Agreed += 24 * time.Hour },
 			"negative": func(s *ntp.Snapshot) { s.Bound = -1 },
 			"year":     func(s *ntp.Snapshot) { s.UTC = s.UTC.AddDate(900, 0, 0) },

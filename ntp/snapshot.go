@@ -11,8 +11,9 @@ import (
 type Snapshot struct {
 	BootID     string        `json:"boot_id"`
 	State      State         `json:"state"`
-	Boot       time.Duration `json:"boot_ns"` // CLOCK_BOOTTIME of UTC
-	UTC        time.Time     `json:"utc"`     // zero: the clock had no anchor
+	Taken      time.Duration `json:"taken_ns"` // CLOCK_BOOTTIME of the snapshot
+	Boot       time.Duration `json:"boot_ns"`  // CLOCK_BOOTTIME of UTC
+	UTC        time.Time     `json:"utc"`      // zero: the clock had no anchor
 	Bound      time.Duration `json:"bound_ns"`
 	Bent       time.Duration `json:"bent_ns"`   // CLOCK_MONOTONIC−CLOCK_MONOTONIC_RAW at Boot
 	Agreed     time.Duration `json:"agreed_ns"` // CLOCK_BOOTTIME of the last agreement
@@ -26,12 +27,16 @@ type Snapshot struct {
 	Emitted    time.Time     `json:"emitted"` // the latest time vouched for; zero: none
 }
 
-// Snapshot returns the clock's present anchor. BootID is that of the present boot.
+// Snapshot returns the clock's present anchor, after a look at the machine's clocks: one that nobody has found disturbed
+// yet must not be called trusted for those to come. BootID is that of the present boot.
 func (c *Clock) Snapshot(bootID string) Snapshot {
 	c.mu.Lock()
+	defer c.drain()
 	defer c.mu.Unlock()
+	now := c.sample()
+	_ = c.look(now) // told by OnChange
 	v := c.view.Load()
-	s := Snapshot{BootID: bootID, State: v.state, Agreed: v.agreed, Slept: v.slept, Wall: unixNano(v.wall), Leap: v.leap, Moved: v.moved, MovedAt: v.movedAt, Provenance: v.provenance}
+	s := Snapshot{BootID: bootID, State: v.state, Taken: now.boot, Agreed: v.agreed, Slept: v.slept, Wall: unixNano(v.wall), Leap: v.leap, Moved: v.moved, MovedAt: v.movedAt, Provenance: v.provenance}
 	if a := v.anchor; v.anchored {
 		s.Boot, s.UTC, s.Bound, s.Bent = a.boot, unixNano(a.span.mid()), a.span.half()+a.torn, a.bent
 	}
@@ -74,8 +79,8 @@ func (c *Clock) Restore(s Snapshot, bootID string) error {
 		!s.LeapAt.IsZero() && !inRange(s.LeapAt), s.Leap > LeapDelete, s.LeapAt.IsZero() && s.Leap != LeapNone,
 		s.Agreed < 0 || s.Boot < 0, s.Bent.Abs() > 10*366*24*time.Hour, s.Moved < 0 || s.Moved > 24*time.Hour || s.MovedAt < 0:
 		return fmt.Errorf("%w: values out of range", ErrSnapshot)
-	case s.Boot > now.boot || s.Agreed > now.boot:
-		return fmt.Errorf("%w: taken at %v of CLOCK_BOOTTIME, which is %v now", ErrSnapshot, max(s.Boot, s.Agreed), now.boot)
+	case max(s.Taken, s.Boot, s.Agreed) > now.boot:
+		return fmt.Errorf("%w: taken at %v of CLOCK_BOOTTIME, which is %v now", ErrSnapshot, max(s.Taken, s.Boot, s.Agreed), now.boot)
 	}
 	to := map[State]State{Trusted: Holdover, Holdover: Holdover, Untrusted: Untrusted, Acquiring: Untrusted, Suspect: Suspect}[s.State]
 	if to == "" {
