@@ -224,6 +224,8 @@ type history struct {
 	rounds int
 	calm   bool // nothing befalls the machine and the honest servers for some rounds; the liars go on
 
+	calmTill time.Time
+
 	mu                  sync.Mutex // guards what follows
 	last                time.Time
 	serials             map[string]bool
@@ -288,16 +290,20 @@ func newHistory(t *testing.T, seed uint64) *history {
 	w := &world{truth: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC).Add(time.Duration(rng.Int64N(int64(12 * time.Hour)))),
 		boot: time.Hour, mono: time.Hour, raw: time.Hour, ppm: rng.IntN(91) - 45, rng: rand.New(rand.NewPCG(seed, 6))}
 	w.wall = w.truth.Add(time.Duration(rng.Int64N(int64(time.Minute))))
-	if rng.IntN(3) == 0 { // the night of a leap second, which comes, or comes not
+	var calmTill time.Time
+	if rng.IntN(2) == 0 { // the night of a leap second, which comes, or comes not; mostly to a clock that has settled
 		end := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
-		w.truth = end.Add(-time.Duration(rng.Int64N(int64(20 * time.Minute))))
+		w.truth = end.Add(-time.Duration(rng.Int64N(int64(6 * time.Minute))))
+		if rng.IntN(4) != 0 {
+			calmTill = end.Add(time.Minute)
+		}
 		w.leap = ntp.Leap(1 + rng.IntN(2))
 		if rng.IntN(2) == 0 {
 			w.leapAt = end
 		}
 	}
 	h := &history{t: t, name: fmt.Sprintf("seed %d (%d groups, %d must agree, %d lie)", seed, s.groups, s.min, s.liars),
-		w: w, rng: rng, f: s.liars, policy: ntp.Config{MinSources: s.min}, serials: make(map[string]bool)}
+		w: w, rng: rng, calmTill: calmTill, f: s.liars, policy: ntp.Config{MinSources: s.min}, serials: make(map[string]bool)}
 	for range s.groups + 1 {
 		h.all = append(h.all, w.serve(t))
 	}
@@ -421,7 +427,7 @@ func (h *history) step() {
 	}
 	// 2. Something befalls the machine.
 	h.rounds++
-	if h.calm = h.rounds%40 >= 25; !h.calm {
+	if h.calm = h.rounds%40 >= 25 || look(w, &w.truth).Before(h.calmTill); !h.calm {
 		h.quiet = 0
 	}
 	if !h.calm && rng.IntN(5) == 0 {
@@ -507,6 +513,9 @@ func (h *history) mood(outage bool) (honest bool) {
 	// A single source has nobody to contradict it: what can be caught is a jump away from the clock's own prediction.
 	if groups == 1 && !h.calm && h.poller.Clock.Now().Trusted() && rng.IntN(3) == 0 {
 		f := kinds[names[rng.IntN(len(names))]]
+		if lie := time.Duration(2+rng.IntN(10)) * time.Second; rng.IntN(2) == 0 {
+			f = func(p *packet) { p.off = lie }
+		}
 		for _, s := range h.all {
 			set(s, f)
 		}
