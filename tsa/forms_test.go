@@ -29,7 +29,7 @@ type form struct {
 	signature      plainAlgorithm
 	rich           bool // tsa, ordering and milliseconds in TSTInfo
 	certID         func(u *unit) plainAttribute
-	whole          func(t *testing.T, u *unit, info []byte) []byte // instead of all this
+	whole          func(t testing.TB, u *unit, info []byte) []byte // instead of all this
 	issuedByUs     func(*tsa.Config)                               // nil: we do not write it
 
 	ours, bouncyMapped, bouncy, openssl, gmsm bool // who takes it; bouncyMapped: told what 301.1 is
@@ -88,7 +88,7 @@ func forms() map[string]form {
 }
 
 // gmsmToken is what gmsm's pkcs7 package makes, with what it has to be forced to.
-func gmsmToken(t *testing.T, u *unit, info []byte) []byte {
+func gmsmToken(t testing.TB, u *unit, info []byte) []byte {
 	sd, err := pkcs7.NewSignedData(info)
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +108,7 @@ func gmsmToken(t *testing.T, u *unit, info []byte) []byte {
 	return token
 }
 
-func (f form) token(t *testing.T, u *unit, req *tsa.Request) []byte {
+func (f form) token(t testing.TB, u *unit, req *tsa.Request) []byte {
 	t.Helper()
 	imprint, err := req.Bytes()
 	if err != nil {

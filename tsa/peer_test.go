@@ -28,9 +28,9 @@ func query(t *testing.T, flags ...string) (path string, der []byte) {
 
 func TestOpenSSLVerifiesRSA(t *testing.T) {
 	t.Parallel()
-	u := rsaUnit()
-	a := newAuthority(t, u.config())
+	longer := newUnit(cmstest.NewRSAKey(3072), cmstest.NewRSAKey(2048))
 	for name, flags := range map[string][]string{
+		"rsa-3072":  {"-sm3", "-cert"},
 		"sha256":    {"-sha256", "-cert"},
 		"sha384":    {"-sha384", "-cert", "-tspolicy", policy.String()},
 		"no nonce":  {"-sha512", "-no_nonce", "-cert"},
@@ -39,7 +39,11 @@ func TestOpenSSLVerifiesRSA(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir := t.TempDir()
+			u, dir := rsaUnit(), t.TempDir()
+			if name == "rsa-3072" {
+				u = longer
+			}
+			a := newAuthority(t, u.config())
 			queryFile, q := query(t, flags...)
 			response := cmstest.Write(t, filepath.Join(dir, "r.tsr"), a.Respond(t.Context(), q))
 			ca := cmstest.Write(t, filepath.Join(dir, "ca.pem"), cmstest.CertPEM(u.ca))

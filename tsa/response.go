@@ -55,6 +55,8 @@ const (
 	maxStatus             = 5
 )
 
+const maxFailures = 64 // bits of PKIFailureInfo; RFC 4210 has 27
+
 // encodeGranted is a TimeStampResp with a token, which is appended last so that both share one array.
 func encodeGranted(size int, token func([]byte) []byte) (response, tokenDER []byte) {
 	status := [...]byte{0x30, 3, 2, 1, StatusGranted}
@@ -137,7 +139,7 @@ func ParseResponse(in []byte) (*Response, error) {
 	}
 	if !info.Empty() {
 		var bits asn1.BitString
-		if !info.ReadASN1BitString(&bits) || !info.Empty() {
+		if !info.ReadASN1BitString(&bits) || !info.Empty() || bits.BitLength > maxFailures {
 			return nil, broken
 		}
 		for i := range bits.BitLength {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/big"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -272,9 +273,60 @@ func TestParseResponseRefuses(t *testing.T) {
 	}
 }
 
+// TestParsersAllocateInProportion: what is sent cannot make us take many times as much memory as it has bytes. It is not
+// parallel, for it counts what the whole process allocates.
+func TestParsersAllocateInProportion(t *testing.T) {
+	u := sm2Unit()
+	good := u.token(t, request(data)).DER
+	nested := func(n int) (out []byte) {
+		for range n {
+			out = tlv(0x30, out)
+		}
+		return out
+	}
+	info := tlv(0x30, append(fields(), tlv(0xa1, bytes.Repeat(tlv(0x30, marshal(policy), tlv(4)), 20000)))...)
+	signedData := func(parts ...[]byte) []byte {
+		return tlv(0x30, marshal(cms.OIDSignedData), tlv(0xa0, tlv(0x30, append([][]byte{{2, 1, 3}}, parts...)...)))
+	}
+	content := tlv(0x30, marshal(cms.OIDTSTInfo))
+	for name, in := range map[string][]byte{
+		"good":               good,
+		"good response":      tlv(0x30, tlv(0x30, []byte{2, 1, 0}), good),
+		"zeros":              make([]byte, 1<<20),
+		"a request's limit":  tlv(0x30, one, imprint(cms.OIDSM3, 16200)),
+		"huge OID":           tlv(0x30, one, tlv(0x30, tlv(0x30, tlv(6, bytes.Repeat([]byte{1}, 16000))), tlv(4, make([]byte, 32)))),
+		"huge policy":        tlv(0x30, one, imprint(cms.OIDSM3, 32), tlv(6, bytes.Repeat([]byte{1}, 16000))),
+		"deep":               nested(1000),
+		"many texts":         tlv(0x30, tlv(0x30, []byte{2, 1, 2}, tlv(0x30, bytes.Repeat(tlv(0x0c), 100000)))),
+		"many failures":      tlv(0x30, tlv(0x30, []byte{2, 1, 2}, tlv(3, []byte{0}, bytes.Repeat([]byte{0xff}, 1<<20)))),
+		"many algorithms":    signedData(tlv(0x31, bytes.Repeat(null, 100000)), content, tlv(0x31)),
+		"many certificates":  signedData(tlv(0x31), content, tlv(0xa0, bytes.Repeat(tlv(0x30), 100000)), tlv(0x31)),
+		"many signers":       signedData(tlv(0x31), content, tlv(0x31, bytes.Repeat(tlv(0x30), 100000))),
+		"many extensions":    u.handmade(t, info, u.cert, cms.Params{}),
+		"length that is not": {0x30, 0x84, 0x7f, 0xff, 0xff, 0xff, 2, 1, 1},
+	} {
+		for parser, parse := range map[string]func(){
+			"ParseRequest":  func() { tsa.ParseRequest(in) },
+			"ParseResponse": func() { tsa.ParseResponse(in) },
+			"ParseToken":    func() { tsa.ParseToken(in) },
+		} {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			parse()
+			runtime.ReadMemStats(&after)
+			if got, most := after.TotalAlloc-before.TotalAlloc, uint64(80*len(in)+64<<10); got > most {
+				t.Errorf("%s of %q, %d bytes, allocates %d, want at most %d", parser, name, len(in), got, most)
+			}
+		}
+	}
+}
+
 func FuzzParseToken(f *testing.F) {
 	u := sm2Unit()
 	f.Add(u.token(f, request(data)).DER)
+	for _, form := range forms() {
+		f.Add(form.token(f, u, request(data)))
+	}
 	f.Add(u.handmade(f, tlv(0x30, append(fields(), tlv(0x30), isTrue, []byte{2, 1, 5})...), u.cert, cms.Params{Profile: cms.GM0010}))
 	names, _ := filepath.Glob(filepath.Join("testdata", "peer", "*.tsr"))
 	for _, name := range names {
@@ -301,7 +353,9 @@ func FuzzParseToken(f *testing.F) {
 
 func FuzzParseResponse(f *testing.F) {
 	f.Add(tlv(0x30, tlv(0x30, []byte{2, 1, 0}), sm2Unit().token(f, request(data)).DER))
-	f.Add(tsa.Reject(tsa.TimeNotAvailable, "later"))
+	for failure := range opensslWords {
+		f.Add(tsa.Reject(failure, "later"))
+	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if r, err := tsa.ParseResponse(in); err == nil && (r.Token != nil) != (r.Err() == nil) {
 			t.Errorf("%+v: token and Err disagree", r)
