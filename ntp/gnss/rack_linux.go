@@ -13,6 +13,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +32,11 @@ type RackConfig struct {
 	Log     logrus.FieldLogger // required; takes what gpsd and chronyd say at level debug
 	Clock   func() time.Time   // required: what the receiver takes for UTC, sysclock's Realtime for a demonstration
 	Offset  time.Duration      // of the receiver's time from Clock
+	// ChronyConf, if set, is the text of a chrony.conf to run in place of the rack's own, and GpsdOptions are gpsd's in place
+	// of -n. What names a port, a folder, a user or a piece of shared memory is made the rack's, see [adapt]; the rest is
+	// what runs.
+	ChronyConf  string
+	GpsdOptions []string
 	// LockWait is how long to wait for another rack, where two cannot run side by side. Default 60 s.
 	LockWait time.Duration
 }
@@ -124,6 +130,10 @@ func start(ctx context.Context, cfg RackConfig, gpsd, chronyd string) (*Rack, er
 	if err != nil {
 		return nil, fmt.Errorf("gnss: %w", err)
 	}
+	options := []string{"-n"}
+	if cfg.GpsdOptions != nil {
+		options = cfg.GpsdOptions
+	}
 	run, stop := context.WithCancel(ctx)
 	r := &Rack{
 		Address: net.JoinHostPort("127.0.0.1", strconv.Itoa(ntpPort)),
@@ -137,7 +147,7 @@ func start(ctx context.Context, cfg RackConfig, gpsd, chronyd string) (*Rack, er
 		defer feeding.Wait()
 		defer stop()
 		r.err = r.supervise(run, cfg, ntpPort,
-			[]string{gpsd, "-N", "-n", "-S", strconv.Itoa(gpsdPort), "tcp://" + l.Addr().String()}, chronyd)
+			slices.Concat([]string{gpsd, "-N"}, options, []string{"-S", strconv.Itoa(gpsdPort), "tcp://" + l.Addr().String()}), chronyd)
 	}()
 	if err := r.await(run); err != nil {
 		stop()
@@ -207,6 +217,11 @@ func (r *Rack) supervise(ctx context.Context, cfg RackConfig, ntpPort int, gpsd 
 			conf, args, err := chronyConfig(ntpPort)
 			if err != nil {
 				return err
+			}
+			if cfg.ChronyConf != "" {
+				if conf, err = adapt(cfg.ChronyConf, conf); err != nil {
+					return err
+				}
 			}
 			if err := os.WriteFile(filepath.Join(cfg.Dir, "chrony.conf"), []byte(conf), 0o640); err != nil {
 				return fmt.Errorf("gnss: %w", err)
@@ -314,6 +329,42 @@ maxclockerror 50
 user %s
 `, port, owner)
 	return conf, args, nil
+}
+
+// PulseSocket is the datagram socket in the rack's folder on which a pulse per second is taken in place of /dev/pps0, as
+// chrony's SOCK reference clock takes it.
+const PulseSocket = "pps.sock"
+
+// adapt makes a chrony.conf the rack's: ports, addresses, folders and the user are those of own, the rack's own file; the
+// shared memory is the unit that is open to all, for gpsd is nobody here; the pulse comes from a socket. Every other
+// directive, and every option of a reference clock, stays as it is.
+func adapt(text, own string) (string, error) {
+	mine := map[string]string{"driftfile": "driftfile chrony.drift"}
+	for line := range strings.Lines(own) {
+		name, _, _ := strings.Cut(line, " ")
+		if slices.Contains([]string{"port", "bindaddress", "allow", "cmdport", "bindcmdaddress", "pidfile", "user"}, name) {
+			mine[name] = strings.TrimSpace(line)
+		}
+	}
+	var out strings.Builder
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		fields := strings.Fields(line)
+		switch {
+		case line == "" || strings.ContainsRune("#!;%", rune(line[0])):
+			continue
+		case len(fields) > 2 && fields[0] == "refclock" && fields[1] == "SHM":
+			line = strings.Join(slices.Concat([]string{"refclock", "SHM", "2:perm=0666"}, fields[3:]), " ")
+		case len(fields) > 2 && fields[0] == "refclock" && fields[1] == "PPS":
+			line = strings.Join(slices.Concat([]string{"refclock", "SOCK", PulseSocket}, fields[3:]), " ")
+		case mine[fields[0]] != "":
+			line = mine[fields[0]]
+		case fields[0] != "leapsectz" && strings.Contains(line, "/"): // leapsectz has a time zone's name
+			return "", fmt.Errorf("gnss: chrony.conf: %q names a file or device that a rack has none of", line)
+		}
+		out.WriteString(line + "\n")
+	}
+	return out.String(), nil
 }
 
 // lockSHM takes the machine-wide lock, waiting for another rack to end.

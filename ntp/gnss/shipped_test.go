@@ -1,0 +1,181 @@
+package gnss_test
+
+import (
+	"encoding/binary"
+	"math"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"yinjian/ntp"
+	"yinjian/ntp/gnss"
+)
+
+const shippedDir = "../../packaging/time"
+
+func shipped(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(shippedDir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// options are GPSD_OPTIONS as packaging installs them.
+func options(t *testing.T) []string {
+	t.Helper()
+	for line := range strings.Lines(shipped(t, "gpsd.default")) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "GPSD_OPTIONS="); ok {
+			return strings.Fields(strings.Trim(value, `"`))
+		}
+	}
+	t.Fatal("gpsd.default has no GPSD_OPTIONS")
+	return nil
+}
+
+// directives are the lines of a chrony.conf that say something.
+func directives(text string) (out []string) {
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+// chronyd understands both files as they are shipped: it prints each directive back, and says of none that it is wrong.
+func TestShippedIsParsed(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"chrony-nmea.conf", "chrony-pps.conf"} {
+		out, err := exec.CommandContext(t.Context(), chronyd(t), "-p", "-f", filepath.Join(shippedDir, name)).Output()
+		if err != nil {
+			t.Errorf("chronyd -p %s: %v\n%s", name, err, out)
+		}
+		if want := directives(shipped(t, name)); !slices.Equal(directives(string(out)), want) {
+			t.Errorf("%s: chronyd prints\n%s\nwant\n%s", name, out, strings.Join(want, "\n"))
+		}
+		r, err := gnss.StartRack(t.Context(), gnss.RackConfig{Dir: t.TempDir(), Log: logTo(t.Output()), Clock: kernel.Realtime, ChronyConf: shipped(t, name) + "refclock SHM 0 refd BDS\n"})
+		if err == nil {
+			t.Error("a rack with a misspelt option started")
+			_ = r.Close()
+		} else if !strings.Contains(err.Error(), "Invalid refclock option") {
+			t.Errorf("a misspelt option: %v", err)
+		}
+	}
+	if got := options(t); !slices.Contains(got, "-n") || slices.Contains(got, "-r") {
+		t.Errorf("gpsd's options %v", got)
+	}
+}
+
+func chronyd(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"chronyd", "/usr/sbin/chronyd"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	t.Skip("chronyd is missing; on Debian: apt-get install chrony")
+	return ""
+}
+
+// The file for a receiver without PPS, with gpsd's options, reaches stratum 1 on generated sentences, and what it serves is
+// as true as it says: it is not calibrated for this receiver, which answers at once, and its root distance covers that.
+func TestShippedNMEA(t *testing.T) {
+	t.Parallel()
+	r := startRack(t, gnss.RackConfig{ChronyConf: shipped(t, "chrony-nmea.conf"), GpsdOptions: options(t)})
+	src := newSource(t, r)
+	m, err := src.Query(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	off := m.UTC.Sub(kernel.Realtime().Add(m.Boot - kernel.Boot()))
+	if m.Stratum != 1 || m.RefID != "BDS" || m.Leap != ntp.LeapNone || off.Abs() > m.RootDistance {
+		t.Errorf("served %+v, %v off", m, off)
+	}
+	// The appliance takes it: it is a candidate, and three rounds make it trusted.
+	clock, err := ntp.NewClock(ntp.Config{MinSources: 1}, kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for start := kernel.Boot(); clock.Now().State != ntp.Trusted; {
+		if m, err = src.Query(t.Context()); err == nil {
+			clock.Update([]ntp.Measurement{m})
+		}
+		if kernel.Boot()-start > 30*time.Second {
+			t.Fatalf("not trusted: %v, %+v, %v", err, m, clock.Last())
+		}
+	}
+	if now := clock.Now(); now.Bound > 600*time.Millisecond || kernel.Realtime().Sub(now.Time).Abs() > now.Bound {
+		t.Errorf("reading %+v", now)
+	}
+}
+
+// pulses sends a pulse for each second of the receiver's time, until the test ends: what the kernel would say of the edge on
+// /dev/pps0, as chrony's SOCK reference clock takes it (refclock_sock.c, struct sock_sample).
+func pulses(t *testing.T, path string, ahead time.Duration) {
+	t.Helper()
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	t.Cleanup(func() { close(stop); wg.Wait() })
+	wg.Go(func() {
+		for {
+			now := kernel.Realtime()
+			truth := now.Add(ahead)
+			wait := truth.Truncate(time.Second).Add(time.Second).Sub(truth)
+			select {
+			case <-stop:
+				return
+			case <-time.After(wait):
+			}
+			now = kernel.Realtime()
+			b := make([]byte, 40)
+			binary.NativeEndian.PutUint64(b, uint64(now.Unix()))
+			binary.NativeEndian.PutUint64(b[8:], uint64(now.Nanosecond()/1000))
+			// How far into our second the pulse came: it does not say which second it is.
+			binary.NativeEndian.PutUint64(b[16:], math.Float64bits(-ahead.Seconds()))
+			binary.NativeEndian.PutUint32(b[24:], 1) // a pulse
+			binary.NativeEndian.PutUint32(b[36:], 0x534f434b)
+			if c, err := net.Dial("unixgram", path); err == nil {
+				_, _ = c.Write(b)
+				_ = c.Close()
+			}
+		}
+	})
+}
+
+// The file for a receiver with PPS: generated sentences say which second it is, pulses when it begins. The pulses come from
+// this test through a socket; no GPIO, no DCD line was there. That they are what is served shows in the precision, which
+// sentences alone do not have: their configured offset is 100 ms, and they come at once.
+func TestShippedPPS(t *testing.T) {
+	t.Parallel()
+	const ahead = 30 * time.Millisecond
+	dir := t.TempDir()
+	pulses(t, filepath.Join(dir, gnss.PulseSocket), ahead)
+	r, err := gnss.StartRack(t.Context(), gnss.RackConfig{
+		Dir: dir, Log: logTo(t.Output()), Clock: kernel.Realtime, Offset: ahead, ChronyConf: shipped(t, "chrony-pps.conf"), GpsdOptions: options(t),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	m, err := newSource(t, r).Query(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	off := m.UTC.Sub(kernel.Realtime().Add(m.Boot-kernel.Boot())) - ahead
+	t.Logf("%v off, root distance %v, refid %s", off, m.RootDistance, m.RefID)
+	if m.Stratum != 1 || m.RefID != "BDS" || off.Abs() > 20*time.Millisecond || off.Abs() > m.RootDistance {
+		t.Errorf("served %+v, %v off", m, off)
+	}
+}
