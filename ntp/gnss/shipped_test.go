@@ -179,3 +179,44 @@ func TestShippedPPS(t *testing.T) {
 		t.Errorf("served %+v, %v off", m, off)
 	}
 }
+
+// systemd understands the units and drop-ins, over Debian's own units.
+func TestShippedUnits(t *testing.T) {
+	t.Parallel()
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("systemd-analyze is missing; on Debian: apt-get install systemd")
+	}
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(shippedDir)); err != nil {
+		t.Fatal(err)
+	}
+	for _, unit := range []string{"chrony.service", "gpsd.service", "gpsd.socket"} {
+		b, err := os.ReadFile(filepath.Join("/lib/systemd/system", unit))
+		if err != nil {
+			t.Skip(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, unit), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	verify := func() string {
+		cmd := exec.CommandContext(t.Context(), analyze, "verify", "./chrony.service", "./gpsd.service", "./pps-serial@ttyS0.service")
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return err.Error() + "\n" + string(out)
+		}
+		return string(out)
+	}
+	if out := verify(); strings.Contains(out, dir) {
+		t.Errorf("systemd-analyze: %s", out)
+	}
+	name := filepath.Join(dir, "chrony.service.d", "yinjian.conf")
+	if err := os.WriteFile(name, []byte("[Service]\nRestrat=always\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := verify(); !strings.Contains(out, "Restrat") {
+		t.Errorf("a misspelt directive passed: %s", out)
+	}
+}
