@@ -10,6 +10,7 @@ type (
 var (
 	NewHandshakeKey = newHandshakeKey
 	ErrHandshakes   = errHandshakes
+	UntilHour       = untilHour
 )
 
 // NewListenerIdentity is one with a key in the cipher machine.

@@ -166,15 +166,18 @@ func (k *timekeeper) run(ctx context.Context) error {
 
 // dueAfter is when the present hour ends: with the hour of UTC where the time is known, else in an hour.
 func (k *timekeeper) dueAfter(boot time.Duration) time.Duration {
-	r := k.a.clock.Now()
-	if r.Time.IsZero() {
-		return boot + ledgerEvery
+	return boot + untilHour(k.a.clock.Now().Time)
+}
+
+func untilHour(now time.Time) time.Duration {
+	if now.IsZero() {
+		return ledgerEvery
 	}
-	left := r.Time.Truncate(ledgerEvery).Add(ledgerEvery).Sub(r.Time)
+	left := now.Truncate(ledgerEvery).Add(ledgerEvery).Sub(now)
 	if left < time.Minute { // the clock was set back a little since: no hour of some seconds
 		left += ledgerEvery
 	}
-	return boot + left
+	return left
 }
 
 // closeHour puts the hour that has ended among the entries that wait.

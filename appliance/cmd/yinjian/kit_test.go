@@ -173,6 +173,8 @@ func refused(t *testing.T, code int, words []string, args ...string) outcome {
 type timeServer struct {
 	address string
 	silent  atomic.Bool
+	ahead   atomic.Int64 // nanoseconds by which it lies
+	denies  atomic.Bool  // kiss of death, RFC 5905 §7.4
 }
 
 // startTimeServer serves until the test ends (RFC 5905 §7.3, mode 4, stratum 1).
@@ -185,7 +187,7 @@ func startTimeServer(t *testing.T) *timeServer {
 	s := &timeServer{address: conn.LocalAddr().String()}
 	t.Cleanup(func() { conn.Close() })
 	stamp := func(b []byte) {
-		now := time.Now()
+		now := time.Now().Add(time.Duration(s.ahead.Load()))
 		binary.BigEndian.PutUint32(b, uint32(now.Unix()+2208988800))
 		binary.BigEndian.PutUint32(b[4:], uint32(uint64(now.Nanosecond())<<32/1e9))
 	}
@@ -207,6 +209,10 @@ func startTimeServer(t *testing.T) *timeServer {
 			stamp(reply[16:])            // reference
 			copy(reply[24:32], buf[40:]) // origin
 			stamp(reply[40:])            // transmit
+			if s.denies.Load() {
+				reply[1] = 0
+				copy(reply[12:], "DENY")
+			}
 			_, _ = conn.WriteTo(reply, from)
 		}
 	}()

@@ -218,6 +218,52 @@ func TestTimeAdministration(t *testing.T) {
 	m.mustBeClean(t)
 }
 
+// Sources that agree on a time five seconds away are not followed, until an administrator says that two persons have checked
+// it; and a source that refuses us is in the journal, once.
+func TestReadmission(t *testing.T) {
+	t.Parallel()
+	server, other := startTimeServer(t), startTimeServer(t)
+	dir := initAppliance(t, server)
+	m := serve(t, dir)
+	m.trusted(t)
+	mustRun(t, "time", "sources", "add", "other", "--dir", dir, "--group", "other", "--address", other.address, "--reason", "扩容")
+	other.denies.Store(true)
+	eventually(t, time.Minute, "the refusal is in the journal", func() bool { return journalled(t, dir, "time.source.denied", "other") == 1 })
+	server.ahead.Store(int64(5 * time.Second))
+	eventually(t, time.Minute, "the jump is seen", func() bool { return m.state(t).Time.State == "suspect" })
+	readmit := []string{"time", "readmit", "--dir", dir, "--reason", "与授时热线核对", "--confirmed-by", "张三", "--confirmed-by", "李四"}
+	var o outcome
+	eventually(t, time.Minute, "a majority waits", func() bool {
+		o = yinjian(t, "time", "status", "--dir", dir)
+		return strings.Contains(o.stdout, "yinjian time readmit")
+	})
+	if s := m.timeStatus(t); s.State != "suspect" || s.LeftS != 0 {
+		t.Errorf("before the readmission: %+v", s)
+	}
+	before := m.timeStatus(t).Time
+	begun := time.Now()
+	mustRun(t, readmit...)
+	m.trusted(t)
+	after := m.timeStatus(t).Time
+	if moved := after.Sub(before) - time.Since(begun); moved < 4*time.Second || moved > 6*time.Second {
+		t.Errorf("time moved by %v, want 5 s", moved)
+	}
+	all := entries(t, dir, "time.readmit/intent", "time.readmit/outcome")
+	if len(all) != 2 || all[0].Text("persons") != "张三、李四" || !strings.HasPrefix(all[1].Text("result"), "done") || all[0].Text("intent") != all[1].Text("intent") {
+		t.Errorf("journal: %+v", all)
+	}
+	if us, ok := all[0].Field("offset_us").(audit.Int); !ok || us < 4_900_000 || us > 5_100_000 {
+		t.Errorf("offset %v", all[0].Field("offset_us"))
+	}
+	if n := journalled(t, dir, "time.source.denied", "other"); n != 1 {
+		t.Errorf("%d entries about the refusal", n)
+	}
+	if s := m.timeStatus(t); s.source("other") != "denied" {
+		t.Errorf("source %+v", s.Sources)
+	}
+	m.mustBeClean(t)
+}
+
 // A stopped time-stamping service answers systemFailure and says why; a signature that needs a stamp is refused before
 // anything is signed, one that does not is made; the decision outlives a restart, and who decided, what was refused and what
 // was stamped can be read from the journal.
