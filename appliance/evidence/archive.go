@@ -82,11 +82,20 @@ func stand(t *tsa.Token, signer *smx509.Certificate, certs []*smx509.Certificate
 
 func (s standing) past(at time.Time) bool { return !at.IsZero() && !s.end.IsZero() && at.After(s.end) }
 
-// algorithmsOf are the algorithms that a token rests on, by the names that people read.
+// AlgorithmsOf are those that signatures under the certificate's key rest on, by the names that people read: "SM2" and
+// "SM3", or "RSA-2048" and "SHA-256".
+func AlgorithmsOf(c *smx509.Certificate) []string {
+	if key, ok := c.PublicKey.(*rsa.PublicKey); ok {
+		return []string{fmt.Sprintf("RSA-%d", key.N.BitLen()), nameSHA256}
+	}
+	return []string{"SM2", nameSM3}
+}
+
+// algorithmsOf are the algorithms that a token rests on.
 func algorithmsOf(t *tsa.Token, signer *smx509.Certificate) []string {
 	var out []string
 	if signer != nil {
-		out = append(out, keyName(signer), digestName(t.Message()))
+		out = AlgorithmsOf(signer)
 	}
 	for _, a := range []ers.Algorithm{ers.SM3, ers.SHA256, ers.SHA384, ers.SHA512} {
 		if (tsa.Imprint{Algorithm: a.OID(), Digest: t.Imprint.Digest}).Equal(t.Imprint) {
@@ -94,14 +103,6 @@ func algorithmsOf(t *tsa.Token, signer *smx509.Certificate) []string {
 		}
 	}
 	return out
-}
-
-// keyName is what a certificate's key signs by: "SM2", "RSA-2048".
-func keyName(c *smx509.Certificate) string {
-	if key, ok := c.PublicKey.(*rsa.PublicKey); ok {
-		return fmt.Sprintf("RSA-%d", key.N.BitLen())
-	}
-	return "SM2"
 }
 
 // An archive is the evidence record of a bundle, read.

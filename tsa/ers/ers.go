@@ -101,8 +101,8 @@ var (
 	ErrNotCovered = errors.New("the hash tree does not begin with what it should cover")
 	// ErrImprint means that the tree does not end in what the token stamps.
 	ErrImprint = errors.New("the hash tree does not lead to what the token stamps")
-	// ErrOrder means that a timestamp is not later than the one before it.
-	ErrOrder = errors.New("not later than the archive timestamp before it")
+	// ErrOrder means that a timestamp is earlier than the one before it.
+	ErrOrder = errors.New("earlier than the archive timestamp before it")
 )
 
 // A Timestamp is an ArchiveTimeStamp (RFC 4998 §4.1). It is not changed once it is made.
@@ -197,8 +197,8 @@ func Group(a Algorithm, hashes [][]byte) []byte {
 
 // Check holds every timestamp against what it has to cover: the first of each chain against the members of the data
 // group, whole or, of one member alone, wherever it stands in the first list; each other one against the token before it
-// (RFC 4998 §5.3). There is one answer for each of [Record.Timestamps], nil where the tree holds and the time is later
-// than the one before.
+// (RFC 4998 §5.3). There is one answer for each of [Record.Timestamps], nil where the tree holds and the time is not
+// earlier than the one before.
 func (r *Record) Check(members ...[]byte) []error {
 	var out []error
 	var before *Timestamp
@@ -209,7 +209,7 @@ func (r *Record) Check(members ...[]byte) []error {
 				hashes = [][]byte{t.Algorithm.Sum(before.Token.DER)}
 			}
 			err := t.covers(hashes)
-			if err == nil && before != nil && !t.Token.GenTime.After(before.Token.GenTime) {
+			if err == nil && before != nil && t.Token.GenTime.Before(before.Token.GenTime) {
 				err = ErrOrder
 			}
 			out = append(out, err)

@@ -1,0 +1,334 @@
+package preserve_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/emmansun/gmsm/smx509"
+	"github.com/sirupsen/logrus"
+
+	"yinjian/appliance/account"
+	"yinjian/appliance/audit"
+	"yinjian/appliance/evidence"
+	"yinjian/appliance/internal/testkit"
+	"yinjian/appliance/pki"
+	"yinjian/appliance/pki/ca"
+	"yinjian/appliance/preserve"
+	"yinjian/appliance/problem"
+	"yinjian/hsm"
+	"yinjian/ntp"
+	"yinjian/tsa"
+	"yinjian/tsa/ers"
+)
+
+// A vault is a house with an archive.
+type vault struct {
+	*testkit.House
+	t         testing.TB
+	app       *account.Application
+	dir       string
+	unit      *tsa.Authority
+	service   *preserve.Service
+	config    preserve.Config
+	discarded [][]byte
+	signed    []string
+}
+
+func newVault(t testing.TB) *vault {
+	t.Helper()
+	h := testkit.New(t)
+	v := &vault{House: h, t: t, app: h.App("his", nil), dir: filepath.Join(t.TempDir(), "leaves")}
+	h.Doctor("D001")
+	v.unit = h.Stampers["SM2"].Authority
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	v.config = preserve.Config{
+		Journal: h.Journal, Clock: h.Clock, Stamper: v, Dir: v.dir, Digest: ers.SM3, Every: 24 * time.Hour, Lead: 90 * 24 * time.Hour, Log: log,
+		Validation: func() ([]*smx509.Certificate, [][]byte) {
+			var roots []*smx509.Certificate
+			var lists [][]byte
+			for _, a := range h.CAs {
+				roots = append(roots, a.Certificate())
+			}
+			for _, l := range h.Directory.CRLs() {
+				lists = append(lists, l.Raw())
+			}
+			return roots, lists
+		},
+		Discarded: func(_ error, tokens ...[]byte) { v.discarded = append(v.discarded, tokens...) },
+	}
+	v.restart()
+	return v
+}
+
+// Issue satisfies preserve.Stamper with the unit of the day.
+func (v *vault) Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, error) {
+	return v.unit.Issue(ctx, req)
+}
+
+// Chain satisfies preserve.Stamper.
+func (v *vault) Chain() []*smx509.Certificate { return v.unit.Chain() }
+
+// restart makes the service anew from the journal.
+func (v *vault) restart() {
+	v.t.Helper()
+	v.service = preserve.New(v.config)
+	v.must(v.Journal.State(context.Background(), func(r audit.Record) error { return v.service.Replay(context.Background(), &r.Entry) }))
+	v.service.Since(testkit.Start)
+}
+
+func (v *vault) must(err error) {
+	v.t.Helper()
+	if err != nil {
+		v.t.Fatal(err)
+	}
+}
+
+// sign makes n records of all kinds.
+func (v *vault) sign(n int) {
+	v.t.Helper()
+	for range n {
+		i := len(v.signed)
+		q := testkit.Request(fmt.Sprint("key-", i), "D001")
+		q.Algorithm = []string{"SM2", "RSA-2048"}[i%2]
+		q.Form = []string{"raw", "cms"}[i/2%2]
+		v.signed = append(v.signed, v.Sign(v.app, q).RecordID)
+	}
+}
+
+// pass moves the clock and publishes the lists of that day.
+func (v *vault) pass(d time.Duration) {
+	v.t.Helper()
+	v.Clock.Advance(d)
+	_, err := v.Directory.RefreshCRLs(context.Background())
+	v.must(err)
+}
+
+// newUnit gives the vault a unit with a new key and a certificate for that long.
+func (v *vault) newUnit(life time.Duration) {
+	v.t.Helper()
+	token := testkit.NewToken()
+	info, err := token.GenerateKey(context.Background(), hsm.KeySpec{Label: "tsa/next", Algorithm: hsm.SM2})
+	v.must(err)
+	key, err := hsm.KeyOf(token, info, true)
+	v.must(err)
+	now := v.Clock.Now().Time
+	cert, err := v.CAs["SM2"].Issue(context.Background(), ca.Request{
+		Profile: ca.TSA, Subject: pkix.Name{CommonName: "时间戳单元"}, PublicKey: key.Public(), NotBefore: now.Add(-time.Minute), NotAfter: now.Add(life),
+	})
+	v.must(err)
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	v.unit, err = tsa.New(tsa.Config{
+		Name: "next", Policy: asn1.ObjectIdentifier{2, 999, 1}, Accuracy: time.Second, Signer: key, Clock: v.Clock, Serials: v.Serials(), Log: log,
+		Chain: []*smx509.Certificate{cert, v.CAs["SM2"].Certificate()},
+	})
+	v.must(err)
+}
+
+// run runs and wants so many batches, renewed tokens and rehashed batches.
+func (v *vault) run(now bool, batches, renewed, rehashed int) {
+	v.t.Helper()
+	out, err := v.service.Run(context.Background(), "test", now)
+	v.must(err)
+	if out.Batches != batches || out.Renewed != renewed || out.Rehashed != rehashed {
+		v.t.Errorf("%+v, want %d batches, %d renewed, %d rehashed", out, batches, renewed, rehashed)
+	}
+}
+
+// refused runs and wants a refusal.
+func (v *vault) refused(code problem.Code) {
+	v.t.Helper()
+	_, err := v.service.Run(context.Background(), "test", true)
+	var p *problem.Problem
+	if !errors.As(err, &p) || p.Code != code {
+		v.t.Errorf("%v, want %s", err, code)
+	}
+}
+
+// record is the n-th record's evidence, with its part of the archive, nil when it has none.
+func (v *vault) record(n int) (b *evidence.Bundle, record []byte) {
+	v.t.Helper()
+	data, err := v.Signing.Evidence(context.Background(), v.app, v.signed[n])
+	v.must(err)
+	b, err = evidence.Parse(data)
+	v.must(err)
+	rec, err := v.Journal.Entry(context.Background(), b.Journal.Sequence)
+	v.must(err)
+	record, err = v.service.EvidenceRecord(context.Background(), &rec)
+	v.must(err)
+	return b, record
+}
+
+// judge judges every record at a time, years after Start, and wants so many archive timestamps in each.
+func (v *vault) judge(at int, want pki.Verdict, timestamps int) {
+	v.t.Helper()
+	for n := range v.signed {
+		b, record := v.record(n)
+		if record == nil {
+			v.t.Fatalf("record %d is not archived", n)
+		}
+		parsed, err := ers.Parse(record)
+		v.must(err)
+		if got := len(parsed.Timestamps()); got != timestamps {
+			v.t.Errorf("record %d: %d archive timestamps, want %d", n, got, timestamps)
+		}
+		in := evidence.Input{Document: testkit.Document, At: testkit.Start.AddDate(at, 0, 0)}
+		r := evidence.Verify(b.WithRecord(record), v.Trust, in)
+		if r.Verdict != want {
+			bad := slices.DeleteFunc(slices.Clone(r.Checks), func(c pki.Check) bool { return c.Status == pki.Passed })
+			v.t.Errorf("record %d in %d years: %s, want %s: %v", n, at, r.Verdict, want, bad)
+		}
+	}
+}
+
+const day = 24 * time.Hour
+
+// Nine years of an archive: records in batches, renewals before each certificate ends, another digest; and nothing of it
+// but the journal is needed.
+func TestYears(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	v.sign(5)
+	v.run(true, 1, 0, 0)
+	v.run(true, 0, 0, 0) // what was archived is archived
+	v.sign(4)
+	if _, record := v.record(7); record != nil {
+		t.Error("a record has an archive timestamp before there is one")
+	}
+	v.run(false, 0, 0, 0) // a batch is closed once a day
+	v.pass(25 * time.Hour)
+	v.run(false, 1, 0, 0)
+	v.judge(4, pki.Valid, 1)
+	v.judge(6, pki.Indeterminate, 1) // the unit ends after five years
+
+	v.pass(4*365*day + 300*day)
+	v.refused(problem.CertificateUnusable) // the unit's own end is near: it cannot renew what it stamped
+	v.newUnit(3 * 365 * day)
+	v.run(false, 0, 2, 0)
+	v.run(false, 0, 0, 0)
+	v.judge(6, pki.Valid, 2)
+	v.judge(8, pki.Indeterminate, 2)
+
+	v.pass(2*365*day + 300*day)
+	v.newUnit(365 * day)
+	v.run(false, 0, 1, 0) // the token that stands for both batches
+	v.judge(8, pki.Valid, 3)
+
+	v.config.Digest = ers.SHA512
+	v.restart()
+	v.run(false, 0, 0, 2)
+	v.run(false, 0, 0, 0)
+	v.judge(8, pki.Valid, 4)
+	v.judge(9, pki.Indeterminate, 4)
+
+	v.pass(330 * day)
+	v.restart()
+	v.newUnit(365 * day)
+	v.run(false, 0, 2, 0) // each batch has a token of its own again
+	v.judge(9, pki.Valid, 5)
+
+	_, before := v.record(3)
+	v.must(os.RemoveAll(v.dir))
+	v.restart()
+	if _, again := v.record(3); !bytes.Equal(again, before) {
+		t.Error("made again from the journal, an evidence record has other bytes")
+	}
+	status := v.service.Status()
+	if status.Records != 9 || status.Batches != 2 || status.Tokens != 1 || status.Waiting == 0 {
+		t.Errorf("%+v", status)
+	}
+	files, err := filepath.Glob(filepath.Join(v.dir, "*"))
+	if err != nil || len(files) != 2 {
+		t.Errorf("%v %v: want the two files of one batch", files, err)
+	}
+}
+
+// A renewal that comes after the end proves nothing of the time between.
+func TestMissed(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	v.sign(2)
+	v.run(true, 1, 0, 0)
+	v.pass(5*365*day + 30*day)
+	v.newUnit(4 * 365 * day)
+	v.run(false, 0, 1, 0)
+	v.judge(6, pki.Indeterminate, 2)
+	v.judge(4, pki.Valid, 2)
+}
+
+// Without trusted time, room or a unit nothing is archived, and what failed half-way is done by the next run, once.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	v.sign(3)
+	v.Clock.State(ntp.Suspect)
+	v.refused(problem.TimeUntrusted)
+	v.Clock.State(ntp.Trusted)
+
+	full := problem.New(problem.DiskReserve, "满", "腾出空间")
+	v.config.Reserve = func() error { return full }
+	v.restart()
+	v.refused(problem.DiskReserve)
+	v.config.Reserve = nil
+	v.restart()
+
+	lost := errors.New("the disk is gone")
+	size := v.Journal.Size()
+	for _, landed := range []bool{false, true} { // not written; written, and the answer lost
+		v.Journal.FailKind(preserve.KindArchived, 1, landed, lost)
+		if _, err := v.service.Run(t.Context(), "test", true); !errors.Is(err, lost) {
+			t.Errorf("landed %v: %v", landed, err)
+		}
+		v.Journal.Fault(nil)
+	}
+	if len(v.discarded) != 2 || v.Journal.Size() != size+1 {
+		t.Errorf("%d tokens discarded, %d entries more", len(v.discarded), v.Journal.Size()-size)
+	}
+	v.run(true, 1, 0, 0) // finds the entry that is there
+	v.judge(4, pki.Valid, 1)
+	v.restart()
+	v.judge(4, pki.Valid, 1)
+	n := 0
+	v.must(v.Journal.Range(t.Context(), 0, func(r audit.Record) error {
+		if r.Entry.Kind == preserve.KindArchived {
+			n++
+		}
+		return nil
+	}))
+	if n != 1 {
+		t.Errorf("%d archive timestamps over the same records", n)
+	}
+}
+
+// A leaf that somebody changed in its file is found and made again; one in the journal is not archived twice.
+func TestLeavesAltered(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	v.sign(4)
+	v.run(true, 1, 0, 0)
+	files, err := filepath.Glob(filepath.Join(v.dir, "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	data, err := os.ReadFile(files[0])
+	v.must(err)
+	data[20] ^= 1
+	v.must(os.WriteFile(files[0], data, 0o600))
+	v.restart()
+	v.judge(4, pki.Valid, 1)
+	data[20] ^= 1
+	if again, err := os.ReadFile(files[0]); err != nil || !bytes.Equal(again, data) {
+		t.Errorf("%v: the file is not as it was", err)
+	}
+}
