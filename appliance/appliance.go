@@ -39,6 +39,7 @@ import (
 	"yinjian/ntp/gnss"
 	"yinjian/ntp/source"
 	"yinjian/ntp/sysclock"
+	"yinjian/tsa/stamping"
 )
 
 // Version is this release.
@@ -75,6 +76,7 @@ type Appliance struct {
 	clock    *ntp.Clock
 	poller   *source.Poller
 	time     *timekeeper
+	watch    *stamping.Watch // of the timestamp workers' clocks
 	service  *stampService
 	machines *machines
 	tokens   map[hsm.SlotClass]hsm.Token // each a pool of the machines' tokens
@@ -233,7 +235,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := a.ensureLogKeys(ctx, size == 0); err != nil {
 		return err
 	}
-	a.restoreTime(ctx) // whose key is in the cipher machine, and before the first answer of a source
+	a.anchor().restore(ctx) // whose key is in the cipher machine, and before the first answer of a source
 	times.group.Go(func() error { return a.poller.Run(tctx) })
 	newEpoch := false
 	if _, serr := os.Stat(filepath.Join(dir, "restored")); serr == nil { // left by a restore: the next start begins an epoch
@@ -309,7 +311,13 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := a.startUnits(ctx); err != nil {
 		return err
 	}
-	a.journal.SetStamper(checkpointStamper{gatedUnit{a.service, "sm2", a.units["sm2"]}})
+	checkpoints := a.unitFor(hsm.SM2)
+	if checkpoints == nil {
+		checkpoints = a.unitFor(hsm.RSA2048)
+	}
+	if checkpoints != nil {
+		a.journal.SetStamper(checkpointStamper{gatedUnit{a.service, checkpoints.name, checkpoints}})
+	}
 	if err := a.startSigning(); err != nil {
 		return err
 	}
@@ -319,7 +327,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	a.projection = &projection{a: a}
 	duties.group.Go(func() error { return a.projection.run(dctx) })
 	duties.group.Go(func() error { return a.refreshCRLs(dctx) })
-	duties.group.Go(func() error { return a.persistTime(dctx) })
+	duties.group.Go(func() error { return a.anchor().keep(dctx) })
 	duties.group.Go(func() error { return a.lists.run(dctx) })
 	duties.group.Go(func() error { return a.watchExpiry(dctx) })
 	duties.group.Go(func() error { return a.accounting.run(dctx) })
@@ -388,14 +396,11 @@ func (a *Appliance) startTime(ctx context.Context, s *stage) error {
 		return err
 	}
 	a.sys, a.started = sys, sys.Boot()
-	t := a.cfg.Time
-	a.clock, err = ntp.NewClock(ntp.Config{
-		MinSources: t.MinSources, MaxBound: time.Duration(t.Accuracy), HoldoverMax: time.Duration(t.HoldoverMax),
-		PolicyNote: t.PolicyNote, DriftPPM: t.DriftPPM, FreshFor: max(time.Minute, 4*time.Duration(t.Poll)),
-	}, sys)
-	if err != nil {
+	t := &a.cfg.Time
+	if a.clock, err = ntp.NewClock(t.policy(), sys); err != nil {
 		return err
 	}
+	a.watch = stamping.NewWatch(a.clock)
 	a.time, a.service = newTimekeeper(a), newStampService(a)
 	a.clock.OnChange(a.time.changed) // before the first reading; what is told waits for the journal
 	list, err := a.readSources()
@@ -508,7 +513,7 @@ func (a *Appliance) establishIdentity(ctx context.Context) (map[string]*ca.Autho
 func (a *Appliance) waitForTime(ctx context.Context) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	for !a.clock.Now().Trusted() {
+	for !a.clock.Now().Trusted() || a.watch.Ready(time.Duration(a.cfg.Time.Accuracy)) != nil {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -532,6 +537,9 @@ func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*
 		SoftRevocation: a.cfg.Trust.Revocation == RevocationSoft, Discarded: a.accounting.discard, Custody: policy,
 	})
 	if err := a.identity.register(a.directory, &a.listener); err != nil {
+		return err
+	}
+	if err := a.addUnits(ctx); err != nil {
 		return err
 	}
 	err = a.journal.State(ctx, func(r audit.Record) error {
@@ -584,13 +592,14 @@ func (a *Appliance) crlNumbers() (n [2]int64) {
 
 func (a *Appliance) startUnits(ctx context.Context) error {
 	a.units = map[string]*unit{}
-	for name := range tsaLabels {
-		u := &unit{a: a, name: name}
+	for _, c := range a.cfg.units() {
+		u := &unit{a: a, name: c.Name, terms: c.terms()}
 		if err := u.refresh(ctx); err != nil {
 			return err
 		}
-		a.units[name] = u
+		a.units[c.Name] = u
 	}
+	a.machines.lookAtStamping(ctx) // whose clocks go on in Holdover where they can; what they say is known before the first request
 	return nil
 }
 
@@ -601,11 +610,16 @@ func (a *Appliance) startSigning() error {
 	}
 	a.trust = evidence.Trust{Anchors: anchors, LogKeys: []crypto.PublicKey{a.logKey.Public()}}
 	a.keys = keyCache{token: a.tokens[hsm.Staff], verify: *a.cfg.HSM.VerifyFresh, keys: map[string]*hsm.Key{}}
+	stampers := map[string]sign.Stamper{}
+	for _, alg := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048} {
+		if u := a.unitFor(alg); u != nil {
+			stampers[string(alg)] = gatedUnit{a.service, u.name, u}
+		}
+	}
 	a.signing = sign.New(sign.Config{
 		Directory: a.directory, Journal: a.journal, Keys: &a.keys, Clock: a.clock, Accuracy: time.Duration(a.cfg.Time.Accuracy),
-		Caller:   a.cfg.Policy.callerOf,
-		Stampers: map[string]sign.Stamper{string(hsm.SM2): gatedUnit{a.service, "sm2", a.units["sm2"]}, string(hsm.RSA2048): gatedUnit{a.service, "rsa", a.units["rsa"]}},
-		Reserve:  a.reserve, Discarded: a.accounting.discard, Log: a.log, Trust: a.trust,
+		Caller: a.cfg.Policy.callerOf, Stampers: stampers,
+		Reserve: a.reserve, Discarded: a.accounting.discard, Log: a.log, Trust: a.trust,
 	})
 	return nil
 }

@@ -40,7 +40,7 @@ func CheckpointToken(units ...*smx509.Certificate) func(signature, token []byte)
 // checkToken is CheckpointToken for this appliance's own units, with every certificate that they ever had.
 func (a *Appliance) checkToken() func(signature, token []byte) error {
 	var units []*smx509.Certificate
-	for name := range tsaLabels {
+	for _, name := range a.unitNames() {
 		for _, path := range a.directory.Paths("tsa:" + name) {
 			units = append(units, path[0])
 		}

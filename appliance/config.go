@@ -37,6 +37,7 @@ type Config struct {
 	Listen     Listen     `toml:"listen"`
 	HSM        HSM        `toml:"hsm"`
 	Time       Time       `toml:"time"`
+	TSA        TSA        `toml:"tsa,omitempty"`
 	Policy     Policy     `toml:"policy"`
 	Trust      Trust      `toml:"trust"`
 	Evaluation Evaluation `toml:"evaluation"`
@@ -480,6 +481,10 @@ func (c *Config) setDefaults() {
 	def(&c.Time.HoldoverMax, Duration(4*time.Hour))
 	def(&c.Time.Poll, Duration(16*time.Second))
 	def(&c.Time.DriftPPM, 50)
+	for i := range c.TSA.Units {
+		def(&c.TSA.Units[i].Accuracy, c.Time.Accuracy)
+		def(&c.TSA.Units[i].Profile, "rfc3161")
+	}
 	def(&c.Policy.ReserveBytes, 256<<20)
 	def(&c.Policy.TSAReservePercent, 10)
 	def(&c.Policy.SegmentEntries, 1_000_000)
@@ -596,6 +601,7 @@ func (c *Config) validate() error {
 	if a := time.Duration(c.Time.Accuracy); a < 10*time.Millisecond || a > 10*time.Second {
 		bad("time.accuracy", "须在 10ms 与 10s 之间 (between 10ms and 10s)")
 	}
+	c.validateUnits(bad)
 	if c.Policy.MaxBodyBytes < 1<<20 || c.Policy.MaxBodyBytes > 256<<20 {
 		bad("policy.max_body_bytes", "须在 1 MiB 与 256 MiB 之间 (between 1 MiB and 256 MiB)")
 	}

@@ -38,7 +38,13 @@ func (c apiClock) Now() ntp.Reading {
 
 type stamps struct{ a *Appliance }
 
-func (s stamps) Units() []string { return []string{"sm2", "rsa"} }
+func (s stamps) Units() []string {
+	var names []string
+	for _, u := range s.a.cfg.units() {
+		names = append(names, u.Name)
+	}
+	return names
+}
 
 func (s stamps) Respond(ctx context.Context, unit, requester string, der []byte) ([]byte, error) {
 	u, ok := s.a.units[unit]
@@ -65,6 +71,8 @@ func (h health) Ready() (bool, []string) {
 	reasons := []string{}
 	if r := h.a.clock.Now(); !r.Trusted() || r.Bound > time.Duration(h.a.cfg.Time.Accuracy) {
 		reasons = append(reasons, "时间不可信 (time is not trusted)")
+	} else if err := h.a.watch.Ready(time.Duration(h.a.cfg.Time.Accuracy)); err != nil {
+		reasons = append(reasons, "时间戳进程的时间不可信，须盖时间戳的签名被拒绝 (the time of the timestamp worker is not trusted; signatures that need a stamp are refused)")
 	}
 	if h.a.softtokenDown.Load() {
 		reasons = append(reasons, "软件密码机已停止，正在重启 (the software cipher machine has ended and is being started again)")
@@ -98,8 +106,12 @@ func (h health) stoppedUnits() map[string]error {
 		}
 	}
 	for name, u := range h.a.units {
+		if u.current.Load() == nil {
+			out[name] = errUncertified
+			continue
+		}
 		if !r.Trusted() {
-			break
+			continue
 		}
 		if _, err := h.a.directory.Standing(u.Chain(), pki.TimeStamping, r.Time); err != nil {
 			out[name] = err
@@ -140,6 +152,17 @@ type timeState struct {
 	Time       string    `json:"time,omitempty"`
 	BoundMS    float64   `json:"bound_ms"`
 	Provenance string    `json:"provenance"`
+	// Workers are the clocks of the timestamp workers, which tokens are made by.
+	Workers []workerTime `json:"workers"`
+}
+
+// A workerTime is what is known of one timestamp worker's clock.
+type workerTime struct {
+	Machine string    `json:"machine"`
+	State   ntp.State `json:"state"`
+	BoundMS float64   `json:"bound_ms"`
+	// Wrong says how it contradicts the appliance's own clock; such a worker's tokens are not used.
+	Wrong string `json:"wrong,omitempty"`
 }
 
 type slotState struct {
@@ -185,6 +208,13 @@ func (h health) State() any {
 		s.Listeners["api"] = a.apiAddr + " (TLS 1.3、1.2)"
 	}
 	s.Warnings = append(s.Warnings, a.listener.warnings()...)
+	s.Time.Workers = []workerTime{}
+	for _, k := range a.watch.Clocks() {
+		s.Time.Workers = append(s.Time.Workers, workerTime{k.Machine, k.Reading.State, float64(k.Reading.Bound.Microseconds()) / 1000, errorText(k.Wrong)})
+		if k.Wrong != nil {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("密码机 %s 的时间戳进程的时钟与本机不符，其时间戳不予采用 (the clock of this machine's timestamp worker contradicts the appliance's; its tokens are not used): %v", k.Machine, k.Wrong))
+		}
+	}
 	if !r.Time.IsZero() {
 		s.Time.Time = r.Time.Format(time.RFC3339Nano)
 	}

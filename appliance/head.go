@@ -149,7 +149,7 @@ func (a *Appliance) checkNotReborn(ctx context.Context) error {
 			return fmt.Errorf("%w: 有 %s (is there)", errReborn, name)
 		}
 	}
-	for class, label := range map[hsm.SlotClass]string{hsm.CA: caLabels[string(hsm.SM2)], hsm.TSA: tsaLabels["sm2"]} {
+	for class, label := range map[hsm.SlotClass]string{hsm.CA: caLabels[string(hsm.SM2)], hsm.TSA: a.cfg.units()[0].label()} {
 		_, err := a.tokens[class].FindKey(ctx, label)
 		if err == nil {
 			return fmt.Errorf("%w: 密码机中有密钥 %s (is in the cipher machine)", errReborn, label)

@@ -21,19 +21,13 @@ import (
 )
 
 // Labels of the appliance's own keys, by slot class. A key has one purpose and never leaves its slot.
-var (
-	caLabels  = map[string]string{string(hsm.SM2): "ca/sm2", string(hsm.RSA2048): "ca/rsa"}
-	tsaLabels = map[string]string{"sm2": "tsa/sm2", "rsa": "tsa/rsa"}
-)
+var caLabels = map[string]string{string(hsm.SM2): "ca/sm2", string(hsm.RSA2048): "ca/rsa"}
 
 const (
 	logLabel   = "log/checkpoint"
 	batchLabel = "mac/projection-batch"
 	headLabel  = "mac/journal-head" // seals the journal's end, in its store and in the head file
 )
-
-// Units are the timestamp units, by name, with the algorithm of their key.
-var unitAlgorithms = map[string]hsm.Algorithm{"sm2": hsm.SM2, "rsa": hsm.RSA2048}
 
 const (
 	kindIdentityIntent = "appliance.identity/intent"
@@ -182,12 +176,12 @@ func (a *Appliance) birth(ctx context.Context) (*identity, map[string]*ca.Author
 		}
 		return c.Raw, nil
 	}
-	for unit, label := range tsaLabels {
-		info, _, err := ensureKey(ctx, a.tokens[hsm.TSA], label, unitAlgorithms[unit], true)
+	for _, u := range a.cfg.units() {
+		info, _, err := ensureKey(ctx, a.tokens[hsm.TSA], u.label(), u.algorithm(), true)
 		if err != nil {
 			return nil, nil, err
 		}
-		if id.Units[unit], err = issue(unitAlgorithms[unit], ca.TSA, "时间戳单元 TSU "+unit+" "+a.cfg.Node, info.Public, nil); err != nil {
+		if id.Units[u.Name], err = issue(issuerOf(u.algorithm()), ca.TSA, "时间戳单元 TSU "+u.Name+" "+a.cfg.Node, info.Public, nil); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -227,13 +221,32 @@ func (a *Appliance) birth(ctx context.Context) (*identity, map[string]*ca.Author
 	return id, authorities, nil
 }
 
-// chain is the unit's certificates, its own first.
+// issuerOf is the algorithm of the evaluation CA for keys of alg.
+func issuerOf(alg hsm.Algorithm) hsm.Algorithm {
+	if alg == hsm.SM2 {
+		return hsm.SM2
+	}
+	return hsm.RSA2048
+}
+
+// algorithmOf is the algorithm of a certificate's key.
+func algorithmOf(c *smx509.Certificate) hsm.Algorithm {
+	if c.PublicKeyAlgorithm == smx509.RSA {
+		return hsm.RSA2048
+	}
+	return hsm.SM2
+}
+
+// chain is the unit's certificates from its birth, its own first; nil for a unit that is younger.
 func (id *identity) chain(unit string) ([]*smx509.Certificate, error) {
+	if id.Units[unit] == nil {
+		return nil, nil
+	}
 	own, err := pki.ParseCertificate(id.Units[unit])
 	if err != nil {
 		return nil, fmt.Errorf("timestamp unit %s: %w", unit, err)
 	}
-	issuer, err := pki.ParseCertificate(id.CAs[string(unitAlgorithms[unit])])
+	issuer, err := pki.ParseCertificate(id.CAs[string(issuerOf(algorithmOf(own)))])
 	if err != nil {
 		return nil, fmt.Errorf("timestamp unit %s: issuer: %w", unit, err)
 	}
@@ -257,10 +270,14 @@ func (id *identity) register(s *account.Service, l *listenerIdentity) error {
 	keys := []account.OwnKey{{
 		Owner: account.UseLog, Label: logLabel, Algorithm: string(hsm.SM2), Class: hsm.Log, Certificate: id.LogCert, Chain: [][]byte{id.CAs[string(hsm.SM2)]},
 	}}
-	for unit, der := range id.Units {
-		alg := string(unitAlgorithms[unit])
+	for unit := range id.Units {
+		path, err := id.chain(unit)
+		if err != nil {
+			return err
+		}
 		keys = append(keys, account.OwnKey{
-			Owner: "tsa:" + unit, Label: tsaLabels[unit], Algorithm: alg, Class: hsm.TSA, Certificate: der, Chain: [][]byte{id.CAs[alg]},
+			Owner: "tsa:" + unit, Label: (&Unit{Name: unit}).label(), Algorithm: string(algorithmOf(path[0])), Class: hsm.TSA,
+			Certificate: path[0].Raw, Chain: [][]byte{path[1].Raw},
 		})
 	}
 	first := account.OwnKey{Owner: account.UseTLS, Algorithm: string(hsm.RSA2048), Certificate: id.TLSCert, Chain: [][]byte{id.CAs[string(hsm.RSA2048)]}}

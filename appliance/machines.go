@@ -23,6 +23,7 @@ import (
 	"yinjian/hsm"
 	"yinjian/hsm/pool"
 	"yinjian/hsm/worker"
+	"yinjian/tsa/stamping"
 )
 
 // Kinds of entries about cipher machines: what administrators decide, and what the machines do by themselves.
@@ -116,13 +117,24 @@ func (a *Appliance) startSlot(ctx context.Context, command []string, m *Machine,
 	if slices.Contains(UsesSlots(), string(class)) {
 		counted = worker.UseLog{Dir: UsesDir(a.dir), Slot: usesSlot(class, m.Name), Life: a.accounting.life}
 	}
+	var extension []byte
+	abandoned := func(answer []byte, reason error) {
+		if made := stamping.Token(answer); made != nil {
+			a.accounting.discard(reason, made)
+		}
+	}
+	if class == hsm.TSA {
+		if extension, err = a.stampingStart(m.Name); err != nil {
+			return nil, nil, err
+		}
+	}
 	w, err = worker.Start(worker.Config{
 		Command: command, Class: class, CallDeadline: time.Duration(a.cfg.HSM.CallDeadline), Log: a.log.WithField("slot_class", class).WithField("machine", m.Name),
 		Params: worker.StartParams{
 			Module: m.Module, ModuleArgs: m.ModuleArgs, TokenLabel: slot.TokenLabel, PIN: pin, Profile: m.Profile, MaxSessions: slot.Sessions,
-			WrappedKeys: a.cfg.HSM.WrappedKeys, Uses: counted,
+			WrappedKeys: a.cfg.HSM.WrappedKeys, Uses: counted, Extension: extension,
 		},
-		Abandoned: a.accounting.abandoned,
+		Abandoned: a.accounting.abandoned, AbandonedExtension: abandoned,
 	})
 	clear(pin)
 	if err == nil {
@@ -194,6 +206,9 @@ func (a *Appliance) startMachines(ctx context.Context, command []string) error {
 			return err
 		}
 		a.machines.pools[class], a.tokens[class] = p, p
+		if class == hsm.TSA {
+			a.tokens[class] = tsaSlot{p, p, a.accounting.discard}
+		}
 	}
 	others, err := a.otherMachines()
 	if err != nil {
@@ -335,6 +350,7 @@ func (m *machines) run(ctx context.Context) error {
 		g.Go(func() error { return p.Run(ctx) })
 	}
 	g.Go(func() error { return m.watch(ctx) })
+	g.Go(func() error { return m.watchStamping(ctx) })
 	return g.Wait()
 }
 

@@ -18,16 +18,18 @@ import (
 	"yinjian/appliance/pki"
 	"yinjian/hsm"
 	"yinjian/tsa"
+	"yinjian/tsa/stamping"
 )
 
 // A unit is one timestamp unit over the lives of its keys and certificates: the directory says which certificate is to be
-// used, and a new one takes over without a restart. Each token is made wholly under one of them. It is a sign.Stamper. Safe
-// for concurrent use.
+// used, and a new one takes over without a restart. Each token is made wholly under one of them, by a timestamp worker. It
+// is a sign.Stamper. Safe for concurrent use.
 type unit struct {
 	a       *Appliance
 	name    string
-	mu      sync.Mutex // one refresh at a time
-	current atomic.Pointer[tsa.Authority]
+	terms   stamping.Terms
+	mu      sync.Mutex                    // one refresh at a time
+	current atomic.Pointer[stamping.Unit] // nil before its first certificate
 }
 
 // refresh takes over another certificate when the directory says so. When it names none, the unit stays what it is: its
@@ -41,21 +43,23 @@ func (u *unit) refresh(ctx context.Context) error {
 		return nil
 	}
 	if err != nil { // at a start, when every certificate has ended
-		label = tsaLabels[u.name]
+		label = (&Unit{Name: u.name}).label()
 		if path, err = u.a.identity.chain(u.name); err != nil {
 			return err
+		}
+		if path == nil {
+			return nil // it waits for its first
 		}
 	}
 	if now != nil && slices.EqualFunc(now.Chain(), path, (*smx509.Certificate).Equal) {
 		return nil
 	}
-	key, err := hsm.NewKey(ctx, u.a.tokens[hsm.TSA], label, *u.a.cfg.HSM.VerifyFresh)
-	if err != nil {
+	if _, err := hsm.NewKey(ctx, u.a.tokens[hsm.TSA], label, false); err != nil { // that it is lost is said now, not at the first token
 		return err
 	}
-	next, err := tsa.New(tsa.Config{
-		Name: u.name, Policy: unitPolicies[u.name], Accuracy: time.Duration(u.a.cfg.Time.Accuracy), Signer: key, Chain: path,
-		Clock: u.a.clock, Serials: u.a.serials, Recorder: TokenRecorder{u.a.journal, u.name}, Discarded: u.a.accounting.discard, Log: u.a.log,
+	next, err := stamping.NewUnit(stamping.UnitConfig{
+		Name: u.name, Terms: u.terms, Label: label, Chain: path, Workers: u.a.machines.pools[hsm.TSA], Watch: u.a.watch, Serials: u.a.serials,
+		Verify: *u.a.cfg.HSM.VerifyFresh, Discarded: u.a.accounting.discard, Log: u.a.log,
 	})
 	if err != nil {
 		return err
@@ -64,26 +68,48 @@ func (u *unit) refresh(ctx context.Context) error {
 	return nil
 }
 
+// errUncertified means that a unit has never had a certificate.
+var errUncertified = errors.New("appliance: the timestamp unit waits for its certificate")
+
 // Issue satisfies sign.Stamper.
 func (u *unit) Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, error) {
-	return u.current.Load().Issue(ctx, req)
+	now := u.current.Load()
+	if now == nil {
+		return nil, fmt.Errorf("unit %s: %w", u.name, errUncertified)
+	}
+	return now.Issue(ctx, req)
+}
+
+// Ready satisfies sign.Foreteller.
+func (u *unit) Ready() error {
+	now := u.current.Load()
+	if now == nil {
+		return fmt.Errorf("unit %s: %w", u.name, errUncertified)
+	}
+	return now.Ready()
 }
 
 // Respond answers a DER request (RFC 3161). A unit whose certificate is revoked, or of unknown status under the policy
 // "hard", stamps for nobody; package sign looks at it for itself.
 func (u *unit) Respond(ctx context.Context, der []byte) []byte {
-	now := u.current.Load()
-	if r := u.a.clock.Now(); r.Trusted() {
-		if _, err := u.a.directory.Standing(now.Chain(), pki.TimeStamping, r.Time); err != nil {
+	if r := u.a.clock.Now(); r.Trusted() && u.current.Load() != nil {
+		if _, err := u.a.directory.Standing(u.Chain(), pki.TimeStamping, r.Time); err != nil {
 			u.a.log.WithError(err).WithField("unit", u.name).Error("timestamp refused: the unit's certificate")
 			return tsa.Reject(tsa.SystemFailure, "the authority cannot serve the request now")
 		}
 	}
-	return now.Respond(ctx, der)
+	r := tsa.Responder{Issuer: u, Recorder: TokenRecorder{u.a.journal, u.name}, Discarded: u.a.accounting.discard, Log: u.a.log.WithField("unit", u.name)}
+	return r.Respond(ctx, der)
 }
 
-// Chain is the present certificate and those above it.
-func (u *unit) Chain() []*smx509.Certificate { return u.current.Load().Chain() }
+// Chain is the present certificate and those above it; none before the first.
+func (u *unit) Chain() []*smx509.Certificate {
+	now := u.current.Load()
+	if now == nil {
+		return nil
+	}
+	return now.Chain()
+}
 
 // refreshListener has new handshakes answered with the certificate that the directory names.
 func (a *Appliance) refreshListener(ctx context.Context) error {
@@ -127,13 +153,18 @@ func (a *Appliance) rollOver(ctx context.Context) error {
 func (a *Appliance) keepRolling(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	current := func() (out [3]string) {
-		for i, owner := range []string{"tsa:sm2", "tsa:rsa", account.UseTLS} {
+	owners := []string{account.UseTLS}
+	for name := range a.units {
+		owners = append(owners, "tsa:"+name)
+	}
+	current := func() (out string) {
+		for _, owner := range owners {
 			if _, _, path, err := a.directory.Current(owner); err == nil {
 				for _, c := range path {
-					out[i] += string(c.Raw)
+					out += string(c.Raw)
 				}
 			}
+			out += "\x00"
 		}
 		return out
 	}
@@ -171,7 +202,7 @@ func (a *Appliance) publicCertificates() map[string][]*smx509.Certificate {
 		}
 		files[name] = append(files[name], c)
 	}
-	for _, name := range []string{"sm2", "rsa"} {
+	for _, name := range a.unitNames() {
 		for _, path := range a.directory.Paths("tsa:" + name) {
 			add("tsa-"+name+".pem", path[0])
 			add("tsa-ca-"+name+".pem", path[len(path)-1])

@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -29,8 +28,6 @@ func SofttokenSocket(dir string) string { return filepath.Join(dir, "softtoken",
 
 // AdminSocket is where the command line administers a running appliance.
 func AdminSocket(dir string) string { return filepath.Join(dir, "run", "admin.sock") }
-
-var unitPolicies = map[string]asn1.ObjectIdentifier{"sm2": pki.OIDPolicyTSASM2, "rsa": pki.OIDPolicyTSARSA}
 
 // superviseSofttoken keeps the software cipher machine running as a child. A crash is started again, with a pause that
 // grows; a child that cannot stay up for long is left to the operator's eyes in the log, never given up.

@@ -98,10 +98,8 @@ func (a *Appliance) readSources() ([]*timeSource, error) {
 	return out, nil
 }
 
-// open makes the source that asks it.
 func (k *timekeeper) open(s *timeSource) (err error) {
-	auth := source.Auth{KeyID: uint32(s.KeyID), Type: s.KeyType, KeyFile: s.KeyFile}
-	s.source, err = source.New(source.Config{Name: s.Name, Group: s.Group, Address: s.Address, Auth: auth, Clock: k.a.sys})
+	s.source, err = s.TimeSource.open(k.a.sys)
 	return err
 }
 

@@ -21,8 +21,11 @@ type tokens struct{ a *Appliance }
 // Unit answers the first unit whose key signs so.
 func (k tokens) Unit(alg stf.SignatureAlgorithm) string {
 	for _, name := range (stamps{k.a}).Units() {
-		own := stf.SM3SM2
-		if _, ok := k.a.units[name].Chain()[0].PublicKey.(*rsa.PublicKey); ok {
+		own, chain := stf.SM3SM2, k.a.units[name].Chain()
+		if len(chain) == 0 {
+			continue
+		}
+		if _, ok := chain[0].PublicKey.(*rsa.PublicKey); ok {
 			own = stf.SHA256RSA
 		}
 		if own == alg {

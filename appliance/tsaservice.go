@@ -181,15 +181,23 @@ type gatedUnit struct {
 	unit    sign.Stamper
 }
 
-// Ready refuses when the unit is stopped. Package sign asks before anything is signed.
-func (g gatedUnit) Ready() error { return g.service.ready(g.name) }
+// Ready refuses when the unit is stopped, or knows that it would issue nothing. Package sign asks before anything is signed.
+func (g gatedUnit) Ready() error {
+	if err := g.service.ready(g.name); err != nil {
+		return err
+	}
+	if f, ok := g.unit.(sign.Foreteller); ok {
+		return f.Ready()
+	}
+	return nil
+}
 
 // Chain satisfies sign.Stamper.
 func (g gatedUnit) Chain() []*smx509.Certificate { return g.unit.Chain() }
 
 // Issue satisfies sign.Stamper.
 func (g gatedUnit) Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, error) {
-	if err := g.Ready(); err != nil {
+	if err := g.service.ready(g.name); err != nil {
 		return nil, err
 	}
 	t, err := g.unit.Issue(ctx, req)
@@ -215,7 +223,7 @@ func (s *stampService) report() []stampingReport {
 	unable := health{s.a}.stoppedUnits()
 	out := []stampingReport{}
 	for _, name := range slices.Sorted(maps.Keys(s.a.units)) {
-		line := stampingReport{Unit: name, State: "running", Policy: unitPolicies[name].String()}
+		line := stampingReport{Unit: name, State: "running", Policy: s.a.units[name].terms.Policy.String()}
 		if chain := s.a.units[name].Chain(); len(chain) > 0 {
 			line.Expires = chain[0].NotAfter.UTC().Format(time.RFC3339)
 		}

@@ -42,5 +42,11 @@ func (e *QuotaError) Error() string {
 // out what they sign, and their uses are counted as such.
 const HealthPrefix = "health/"
 
+// WorkerPrefix begins the labels of keys that a worker keeps for itself. Each machine has its own, and no caller uses them.
+const WorkerPrefix = "worker/"
+
+// IsMachines says whether a key of this label is one machine's own, and no other's business.
+func IsMachines(label string) bool { return IsHealth(label) || strings.HasPrefix(label, WorkerPrefix) }
+
 // IsHealth says whether a key of this label is one of those.
 func IsHealth(label string) bool { return strings.HasPrefix(label, HealthPrefix) }

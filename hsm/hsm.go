@@ -50,6 +50,19 @@ func (c SlotClass) Check(op Operation) error {
 	return fmt.Errorf("hsm: keys of slot class %q are not for %s: %w", c, op, &Error{Call: "C_SignInit", RV: 0x68})
 }
 
+// CheckUse is Check for a key of that label, by whoever asks past what the class's worker does of itself. Units' keys sign
+// nothing that is only handed to them, or a caller could have a token of any date signed: what they are for, tokens and
+// certificate requests, their worker makes itself (tsa/stamping). What is left are keys that prove a machine's health.
+func (c SlotClass) CheckUse(label string, op Operation) error {
+	if err := c.Check(op); err != nil {
+		return err
+	}
+	if c == TSA && !IsHealth(label) {
+		return fmt.Errorf("hsm: key %q of slot class %q signs what its own worker makes and nothing else: %w", label, c, &Error{Call: "C_SignInit", RV: 0x68})
+	}
+	return nil
+}
+
 // An Algorithm is a kind of key.
 type Algorithm string
 
@@ -169,6 +182,9 @@ var (
 	ErrNeedsOperator = errors.New("hsm: PIN refused by the token; enter the right PIN and restart, nothing is retried")
 	// ErrBadSignature means that a fresh signature did not verify. It was not released.
 	ErrBadSignature = errors.New("hsm: the token returned a signature that does not verify; it was withheld")
+	// ErrDeclined means that the worker would not do it now, for a reason that is not its cipher machine's, or that what it
+	// did is not used and was accounted for. Another machine's worker may do it.
+	ErrDeclined = errors.New("hsm: the worker declined")
 	// ErrNotCached means that a wrapped key was named by its digest, and that the token does not have it unwrapped.
 	ErrNotCached = errors.New("hsm: the wrapped key is not in the token's cache")
 	// ErrNoWrapping means that keys cannot be wrapped here, or not under the key in question.

@@ -237,44 +237,10 @@ func (a *Authority) read(ctx context.Context) (reading ntp.Reading, genTime time
 	}
 }
 
-// Respond answers a DER TimeStampReq with a DER TimeStampResp, always: granted, or a rejection with its PKIFailureInfo.
-// A token leaves only after it is recorded. What goes wrong inside is logged and shown as systemFailure, no more.
+// Respond is [Responder.Respond] with the authority's own tokens.
 func (a *Authority) Respond(ctx context.Context, reqDER []byte) []byte {
-	token, err := a.respond(ctx, reqDER)
-	var fault *RequestError
-	switch {
-	case err == nil:
-		return token.response
-	case errors.As(err, &fault):
-		a.log.WithError(err).Debug("timestamp request refused")
-		return encodeRejection(fault.Failure, fault.Detail)
-	case errors.Is(err, ErrTimeNotAvailable):
-		a.log.WithError(err).Warn("timestamp refused: time not available")
-		return encodeRejection(TimeNotAvailable, "trusted time is not available")
-	}
-	a.log.WithError(err).Error("timestamp failed")
-	return encodeRejection(SystemFailure, "the authority cannot serve the request now")
-}
-
-func (a *Authority) respond(ctx context.Context, reqDER []byte) (*Token, error) {
-	req, err := ParseRequest(reqDER)
-	if err != nil {
-		return nil, err
-	}
-	if a.config.Recorder == nil {
-		return nil, errors.New("tsa: unit has no recorder")
-	}
-	token, err := a.Issue(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	if err := a.config.Recorder.RecordToken(ctx, token); err != nil {
-		if a.config.Discarded != nil {
-			a.config.Discarded(err, token.DER)
-		}
-		return nil, fmt.Errorf("tsa: recording token %x: %w", token.Serial, err)
-	}
-	return token, nil
+	r := Responder{Issuer: a, Recorder: a.config.Recorder, Discarded: a.config.Discarded, Log: a.log}
+	return r.Respond(ctx, reqDER)
 }
 
 // maxAccuracy keeps the arithmetic far from overflow; a vaguer clock is of no use to anybody. ETSI EN 319 422 wants 1 s.

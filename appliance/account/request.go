@@ -7,7 +7,9 @@ import (
 	"crypto/rand"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -147,7 +149,7 @@ func (s *Service) RequestCertificate(ctx context.Context, actor string, spec Req
 		if err != nil {
 			return nil, hsmProblem(err)
 		}
-		signer = held
+		signer = requestSigner(ctx, token, held)
 	}
 	return s.request(ctx, actor, i, k, signer, spec, false)
 }
@@ -187,7 +189,39 @@ func (s *Service) requestNew(ctx context.Context, actor, owner string, present *
 		return nil, err
 	}
 	fresh := &heldKey{owner: owner, label: prefix + present.algorithm, algorithm: present.algorithm, class: present.class, spki: spki, wrapped: wrapped}
-	return s.request(ctx, actor, i, fresh, signer, spec, true)
+	return s.request(ctx, actor, i, fresh, requestSigner(ctx, token, signer), spec, true)
+}
+
+// A RequestSigner is a slot whose keys sign no digest, and a certificate request only when they see it whole: info is the
+// DER of a CertificationRequestInfo (RFC 2986 §4.1) for the key of that label. The signature is as hsm.Key's.
+type RequestSigner interface {
+	SignRequest(ctx context.Context, label string, info []byte) ([]byte, error)
+}
+
+// requestSigner answers what signs requests for key.
+func requestSigner(ctx context.Context, token hsm.Token, key *hsm.Key) crypto.Signer {
+	if slot, ok := token.(RequestSigner); ok {
+		return wholeSigner{ctx: ctx, slot: slot, key: key}
+	}
+	return key
+}
+
+// A wholeSigner hands a request on as it is. It is a crypto.MessageSigner, which smx509 asks first; its life is one request,
+// so it may hold the request's context.
+type wholeSigner struct {
+	ctx  context.Context
+	slot RequestSigner
+	key  *hsm.Key
+}
+
+func (w wholeSigner) Public() crypto.PublicKey { return w.key.Public() }
+
+func (w wholeSigner) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
+	return nil, errors.New("account: this slot's keys sign no digests")
+}
+
+func (w wholeSigner) SignMessage(_ io.Reader, message []byte, _ crypto.SignerOpts) ([]byte, error) {
+	return w.slot.SignRequest(w.ctx, w.key.Info().Label, message)
 }
 
 // request signs and journals.

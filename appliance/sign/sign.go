@@ -69,6 +69,10 @@ type Stamper interface {
 	Chain() []*smx509.Certificate
 }
 
+// A Foreteller is a [Stamper] that knows without asking why it would issue no token now: [tsa.ErrTimeNotAvailable], for
+// one. Then nothing is signed that would have to be thrown away.
+type Foreteller interface{ Ready() error }
+
 // Keys hands out the staff slot's keys and nothing else: TSA, log and CA keys live in other slots.
 type Keys interface {
 	Key(ctx context.Context, label string, certificate []byte) (*hsm.Key, error)
@@ -277,9 +281,13 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if stamping && stamper == nil {
 		return nil, fmt.Errorf("sign: no timestamp unit for %s signatures", q.Algorithm)
 	}
-	if gate, ok := stamper.(interface{ Ready() error }); stamping && ok {
-		if err := gate.Ready(); err != nil { // somebody has stopped it, and says so
-			return nil, err
+	if f, ok := stamper.(Foreteller); ok && stamping {
+		if err := f.Ready(); err != nil {
+			var p *problem.Problem
+			if errors.As(err, &p) { // somebody has stopped it, and says so
+				return nil, p
+			}
+			return nil, stampProblem(err)
 		}
 	}
 	if err := s.cfg.Reserve(); err != nil {

@@ -81,7 +81,7 @@ var SoftModule = sync.OnceValues(func() ([]byte, error) {
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "p11.so")
-	if out, err := exec.Command("../softtoken/module/build.sh", path).CombinedOutput(); err != nil {
+	if out, err := exec.Command("../../hsm/softtoken/module/build.sh", path).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build.sh: %w\n%s", err, out)
 	}
 	return os.ReadFile(path)

@@ -106,7 +106,7 @@ func (c *Contradiction) Error() string {
 // compare holds the keys of m, which is not in use, against those of the others.
 func (p *Pool) compare(ctx context.Context, m *member, keys map[string]hsm.KeyInfo) error {
 	for label, info := range keys {
-		if hsm.IsHealth(label) {
+		if hsm.IsMachines(label) {
 			continue
 		}
 		p.mu.Lock()

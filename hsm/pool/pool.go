@@ -282,7 +282,7 @@ func (p *Pool) Only(name string) []string {
 	}
 	var labels []string
 	for label := range m.keys {
-		if !hsm.IsHealth(label) && !slices.ContainsFunc(p.holders[label], func(o *member) bool { return o != m && !o.draining && !o.open && o.known }) {
+		if !hsm.IsMachines(label) && !slices.ContainsFunc(p.holders[label], func(o *member) bool { return o != m && !o.draining && !o.open && o.known }) {
 			labels = append(labels, label)
 		}
 	}
@@ -359,7 +359,7 @@ func (p *Pool) state(m *member) State {
 		UnderWay: m.queue.underWay(), Waiting: m.queue.waiters.Load(), Done: m.queue.done(), Failed: m.failed.Load(), Latency: m.latency,
 	}
 	for label := range m.keys {
-		if !hsm.IsHealth(label) {
+		if !hsm.IsMachines(label) {
 			s.Keys++
 			if len(p.holders[label]) == 1 {
 				s.Only++
@@ -489,7 +489,7 @@ func again(err error) bool {
 	switch {
 	case err == nil:
 		return false
-	case errors.Is(err, hsm.ErrDeadline), errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrNeedsOperator), errors.Is(err, hsm.ErrBadSignature):
+	case errors.Is(err, hsm.ErrDeclined), errors.Is(err, hsm.ErrDeadline), errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrNeedsOperator), errors.Is(err, hsm.ErrBadSignature):
 		return true
 	}
 	var e *hsm.Error
@@ -504,6 +504,7 @@ type need struct {
 	label   string
 	wrapped bool
 	prefer  func(from []*member) *member // the machine that may have it at hand; nil: all are alike
+	fits    func(machine string) bool    // whether a machine may be asked; nil: each
 }
 
 // lacking says whether the machine has not what the operation needs: nothing was done.
@@ -512,13 +513,18 @@ func (n need) lacking(err error) bool {
 }
 
 // route performs call on a machine of those that have what it needs, and once on another where that is right.
-func route[T any](ctx context.Context, p *Pool, n need, call func(context.Context, hsm.Token) (T, error)) (T, error) {
+func route[T any](ctx context.Context, p *Pool, n need, call func(context.Context, *member) (T, error)) (T, error) {
 	var none T
 	ctx, cancel := context.WithTimeoutCause(ctx, p.cfg.CallDeadline, fmt.Errorf("%w (after %v)", hsm.ErrDeadline, p.cfg.CallDeadline))
 	defer cancel()
 	from, err := p.having(ctx, n)
 	if err != nil {
 		return none, err
+	}
+	if n.fits != nil {
+		if from = slices.DeleteFunc(slices.Clone(from), func(m *member) bool { return !n.fits(m.Name) }); len(from) == 0 {
+			return none, fmt.Errorf("hsm/pool: key %q: no machine that holds it: %w", n.label, hsm.ErrDeclined)
+		}
 	}
 	var before *member
 	var failure error
@@ -579,7 +585,7 @@ func (p *Pool) having(ctx context.Context, n need) ([]*member, error) {
 }
 
 // try performs call on one machine, at most for limit (0: as ctx says), and keeps account of how that went.
-func try[T any](ctx context.Context, p *Pool, m *member, limit time.Duration, call func(context.Context, hsm.Token) (T, error)) (out T, err error) {
+func try[T any](ctx context.Context, p *Pool, m *member, limit time.Duration, call func(context.Context, *member) (T, error)) (out T, err error) {
 	attempt := ctx
 	if limit > 0 {
 		var cancel context.CancelFunc
@@ -593,7 +599,7 @@ func try[T any](ctx context.Context, p *Pool, m *member, limit time.Duration, ca
 		return out, err
 	}
 	sent := time.Now() // interval
-	out, err = call(attempt, m.Token)
+	out, err = call(attempt, m)
 	m.queue.leave()
 	took := time.Since(sent)
 	if answer, ok := any(out).([]byte); ok && err == nil {
@@ -625,7 +631,7 @@ func (p *Pool) note(m *member, begun time.Time, took time.Duration, err error) {
 	if !late && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
 		return // the caller has gone
 	}
-	if !again(err) {
+	if !again(err) || errors.Is(err, hsm.ErrDeclined) {
 		m.well = now
 		if m.row = 0; err == nil && took > 0 {
 			if m.measured = now; m.latency == 0 {
@@ -684,7 +690,7 @@ func (p *Pool) heldLocked(m *member, info hsm.KeyInfo) {
 		return // it was removed meanwhile
 	}
 	m.keys[info.Label] = info
-	if !hsm.IsHealth(info.Label) && !slices.Contains(p.holders[info.Label], m) {
+	if !hsm.IsMachines(info.Label) && !slices.Contains(p.holders[info.Label], m) {
 		p.holders[info.Label] = append(slices.Clone(p.holders[info.Label]), m)
 	}
 }
@@ -775,10 +781,40 @@ func (p *Pool) alone(ctx context.Context, m *member, caller hsm.Caller, call fun
 			out = nil
 		}
 	}
-	if again(err) {
+	if again(err) && !errors.Is(err, hsm.ErrDeclined) {
 		m.failed.Add(1)
 	}
 	return out, err
+}
+
+// An Extender is a machine's worker that has an extension. *worker.Client is one. An alias, so that whoever extends a worker
+// need not know pools.
+type Extender = interface {
+	Extend(ctx context.Context, request func() ([]byte, error)) ([]byte, error)
+}
+
+// Extend has the worker of a machine that holds the key of label do what only it can: call is given the machine's name and
+// its worker, and says what came of it. It is routed as an operation is, and done once more on another machine when call
+// answers hsm.ErrDeclined too, which is not held against the first. Of several machines those that do not fit are not asked.
+func (p *Pool) Extend(ctx context.Context, label string, fits func(machine string) bool,
+	call func(ctx context.Context, machine string, w Extender) ([]byte, error)) ([]byte, error) {
+	caller := hsm.CallerOf(ctx)
+	leave, err := p.enter(ctx, caller, label)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	on := func(ctx context.Context, m *member) ([]byte, error) {
+		w, ok := m.Token.(Extender)
+		if !ok {
+			return nil, fmt.Errorf("hsm/pool: machine %s: its token has no worker that could be extended", m.Name)
+		}
+		return call(ctx, m.Name, w)
+	}
+	if m := p.single(); m != nil {
+		return p.alone(ctx, m, caller, func() ([]byte, error) { return on(ctx, m) })
+	}
+	return route(ctx, p, need{label: label, fits: fits}, on)
 }
 
 // Do implements hsm.Token.
@@ -792,7 +828,7 @@ func (p *Pool) Do(ctx context.Context, label string, op hsm.Operation, data []by
 	if m := p.single(); m != nil {
 		return p.alone(ctx, m, caller, func() ([]byte, error) { return m.Token.Do(ctx, label, op, data) })
 	}
-	return route(ctx, p, need{label: label}, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Do(ctx, label, op, data) })
+	return route(ctx, p, need{label: label}, func(ctx context.Context, m *member) ([]byte, error) { return m.Token.Do(ctx, label, op, data) })
 }
 
 // DoWrapped implements hsm.Token: any machine that has the wrapping key will do. Among those that are equally good it
@@ -824,8 +860,8 @@ func (p *Pool) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Operat
 		}
 		return best
 	}
-	return route(ctx, p, need{label: key.KEK, wrapped: true, prefer: prefer}, func(ctx context.Context, t hsm.Token) ([]byte, error) {
-		return t.DoWrapped(ctx, key, op, data)
+	return route(ctx, p, need{label: key.KEK, wrapped: true, prefer: prefer}, func(ctx context.Context, m *member) ([]byte, error) {
+		return m.Token.DoWrapped(ctx, key, op, data)
 	})
 }
 
@@ -877,7 +913,9 @@ func (p *Pool) FindKey(ctx context.Context, label string) (hsm.KeyInfo, error) {
 	if m := p.single(); m != nil {
 		return m.Token.FindKey(ctx, label)
 	}
-	return route(ctx, p, need{label: label}, func(ctx context.Context, t hsm.Token) (hsm.KeyInfo, error) { return t.FindKey(ctx, label) })
+	return route(ctx, p, need{label: label}, func(ctx context.Context, m *member) (hsm.KeyInfo, error) {
+		return m.Token.FindKey(ctx, label)
+	})
 }
 
 // Random implements hsm.Token.
@@ -885,7 +923,7 @@ func (p *Pool) Random(ctx context.Context, n int) ([]byte, error) {
 	if m := p.single(); m != nil {
 		return m.Token.Random(ctx, n)
 	}
-	return route(ctx, p, need{}, func(ctx context.Context, t hsm.Token) ([]byte, error) { return t.Random(ctx, n) })
+	return route(ctx, p, need{}, func(ctx context.Context, m *member) ([]byte, error) { return m.Token.Random(ctx, n) })
 }
 
 // GenerateKey implements hsm.Token. A signer's key is made on the usable machine with the fewest keys for its weight,
@@ -971,7 +1009,7 @@ func (p *Pool) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 			p.mu.Unlock()
 		}
 		for _, info := range keys {
-			if hsm.IsHealth(info.Label) {
+			if hsm.IsMachines(info.Label) {
 				continue
 			}
 			if i, ok := at[info.Label]; ok {

@@ -23,6 +23,8 @@
 //     Config.Abandoned is told of a signature.
 //   - The parent dies: the kernel kills the child (PR_SET_PDEATHSIG), and its end of the stream ends besides.
 //
+// A child may have an extension ([ServeExtended]), which [Client.Extend] speaks to: what units' keys sign is made there.
+//
 // Errors cross with what errors.Is and errors.As find in them: *hsm.Error, the sentinels of hsm, context's two.
 package worker
 
@@ -68,7 +70,9 @@ type Config struct {
 	// Abandoned, if set, is given what was signed for a caller that had gone: the answer, and why the caller went. It
 	// must not block.
 	Abandoned func(answer []byte, reason error)
-	Log       logrus.FieldLogger
+	// AbandonedExtension, if set, is given an extension's answer likewise.
+	AbandonedExtension func(answer []byte, reason error)
+	Log                logrus.FieldLogger
 }
 
 const (
@@ -625,12 +629,18 @@ func (c *Client) callOr(ctx context.Context, body []byte, deadline time.Duration
 				return scanner{}, fmt.Errorf("waiting for the token: %w", context.Cause(ctx))
 			}
 		}
-		if !res.lost || !again || sent > 1 {
+		if res.lost && !again {
+			return scanner{}, fmt.Errorf("%w: %w", errLost, res.err)
+		}
+		if !res.lost || sent > 1 {
 			return scanner{b: res.body}, res.err
 		}
 	}
 	return scanner{}, fmt.Errorf("%w: workers end as soon as they are started: %w", hsm.ErrUnavailable, c.State().LastError)
 }
+
+// errLost means that a call that is not sent twice may have been performed by a child that died with it.
+var errLost = errors.New("whether it was performed is not known")
 
 // ready answers the child that takes calls, waiting for one as long as RestartWait and ctx allow.
 func (c *Client) ready(ctx context.Context) (*process, error) {
@@ -751,7 +761,7 @@ func (c *Client) DestroyKey(ctx context.Context, label string) error {
 // Do implements hsm.Token. data is at most 512 KiB. An operation that is not of the token's class is refused here, and
 // would be by the child.
 func (c *Client) Do(ctx context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
-	if err := c.cfg.Class.Check(op); err != nil {
+	if err := c.cfg.Class.CheckUse(label, op); err != nil {
 		return nil, err
 	}
 	if len(label) > maxString || len(op) > maxString || len(data) > maxData {
@@ -783,6 +793,42 @@ func (c *Client) sign(ctx context.Context, body []byte, label string, op hsm.Ope
 		return nil, err
 	}
 	return out, nil
+}
+
+// Extend has the child's extension answer a request, which request makes: once more when the child died with the first,
+// so that no two answers are to the same one. Requests and answers are at most 128 KiB. ctx, deadline and sessions are as
+// for Do.
+func (c *Client) Extend(ctx context.Context, request func() ([]byte, error)) ([]byte, error) {
+	var abandoned func(result)
+	if c.cfg.AbandonedExtension != nil {
+		abandoned = func(res result) {
+			s := scanner{b: res.body}
+			if answer := s.bytes(maxExtension); res.err == nil && s.done() == nil {
+				c.cfg.AbandonedExtension(answer, fmt.Errorf("the caller had gone: %w", context.Cause(ctx)))
+			}
+		}
+	}
+	for last := false; ; last = true {
+		r, err := request()
+		if err != nil {
+			return nil, err
+		}
+		if len(r) > maxExtension {
+			return nil, fmt.Errorf("hsm/worker: a request of %d bytes, at most %d", len(r), maxExtension)
+		}
+		s, err := c.callOr(ctx, addBytes(begin(kindExtend, 0), r), c.cfg.CallDeadline, false, abandoned)
+		if errors.Is(err, errLost) && !last {
+			continue
+		}
+		var out []byte
+		if err == nil {
+			out = s.bytes(maxExtension)
+		}
+		if err := finish(&s, "extension", err); err != nil {
+			return nil, err
+		}
+		return out, nil
+	}
 }
 
 // GenerateWrapped implements hsm.Token. It may be sent twice, for it leaves nothing behind.
@@ -844,7 +890,7 @@ func (b *broughtKeys) clear() {
 // DoWrapped implements hsm.Token. The blob crosses only when the child is not likely to have the key unwrapped, or says that
 // it has not.
 func (c *Client) DoWrapped(ctx context.Context, key *hsm.WrappedKey, op hsm.Operation, data []byte) ([]byte, error) {
-	if err := c.cfg.Class.Check(op); err != nil {
+	if err := c.cfg.Class.CheckUse("", op); err != nil { // its label is the caller's word
 		return nil, err
 	}
 	if len(key.Label) > maxString || len(key.KEK) > maxString || len(key.Blob) > maxBlob || len(op) > maxString || len(data) > maxData {

@@ -20,7 +20,13 @@ func SetUnprovenPause(d time.Duration) { unprovenPause = d }
 
 // ServeUnhardened is Serve without what concerns the whole process, for a child end within the test's process.
 func ServeUnhardened(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error)) error {
-	return serve(ctx, conn, open)
+	return serve(ctx, conn, open, nil)
+}
+
+// ServeExtendedUnhardened is ServeExtended, likewise.
+func ServeExtendedUnhardened(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error),
+	extend func(ctx context.Context, token hsm.Token, p StartParams) (Extension, error)) error {
+	return serve(ctx, conn, open, extend)
 }
 
 // StartFrame is the first frame.

@@ -29,7 +29,7 @@ type kind uint8
 
 const (
 	// Parent to child.
-	kindStart kind = iota + 1 // version, class, module, arguments, label, profile, sessions, use log, PIN; once, first
+	kindStart kind = iota + 1 // version, class, module, arguments, label, profile, sessions, use log, extension, PIN; once, first
 	kindInfo
 	kindGenerate
 	kindFind
@@ -40,6 +40,7 @@ const (
 	kindGenerateWrapped
 	kindDoWrapped
 	kindForget
+	kindExtend // to the child's extension; request and answer are its own
 	// Child to parent.
 	kindLogin  kind = 0x81 // C_Login is about to be called
 	kindReady  kind = 0x82 // u32 sessions
@@ -50,7 +51,7 @@ const (
 
 // protocolVersion changes with any change here: parent and child are the same binary, but an update may replace it
 // while the parent runs.
-const protocolVersion = 7
+const protocolVersion = 8
 
 const (
 	headerSize = 4 + 1 + 8
@@ -61,6 +62,8 @@ const (
 	maxString  = 4096
 	maxPIN     = 255
 	maxBlob    = 8 << 10 // a wrapped key
+	// maxExtension holds a list of time servers and units, and more than a request to them.
+	maxExtension = 128 << 10
 )
 
 var errFrame = errors.New("hsm/worker: malformed frame")
@@ -314,7 +317,7 @@ func (s *scanner) tokenInfo() hsm.TokenInfo {
 
 // sentinels keep their identity across the pipe; the bit of each is its place, so append only.
 var sentinels = []error{hsm.ErrKeyNotFound, hsm.ErrKeyExists, hsm.ErrKeyAmbiguous, hsm.ErrDeadline, hsm.ErrUnavailable,
-	hsm.ErrNeedsOperator, hsm.ErrBadSignature, context.Canceled, context.DeadlineExceeded, hsm.ErrNotCached, hsm.ErrNoWrapping}
+	hsm.ErrNeedsOperator, hsm.ErrBadSignature, context.Canceled, context.DeadlineExceeded, hsm.ErrNotCached, hsm.ErrNoWrapping, hsm.ErrDeclined}
 
 // A remoteError is an error of the child: its text, and what errors.Is and errors.As found in it there.
 type remoteError struct {
@@ -383,6 +386,8 @@ type StartParams struct {
 	WrappedKeys int
 	// Uses says where signatures are counted. Without a folder they are not, as in tests.
 	Uses UseLog
+	// Extension is what the child's extension is told at its start.
+	Extension []byte
 	// BeforeLogin is to be called before each C_Login. It is set in the child, and not sent.
 	BeforeLogin func()
 }
@@ -407,6 +412,9 @@ func (p StartParams) validate() error {
 	if len(p.PIN) > maxPIN {
 		return fmt.Errorf("hsm/worker: PIN of %d bytes, at most %d", len(p.PIN), maxPIN)
 	}
+	if len(p.Extension) > maxExtension {
+		return fmt.Errorf("hsm/worker: an extension's parameters of %d bytes, at most %d", len(p.Extension), maxExtension)
+	}
 	if p.MaxSessions < 1 || p.MaxSessions > 1024 {
 		return fmt.Errorf("hsm/worker: %d sessions, want 1 to 1024", p.MaxSessions)
 	}
@@ -418,7 +426,7 @@ func (p StartParams) validate() error {
 
 // startFrame holds the PIN: the caller zeroises it. Its capacity is enough from the start, so that no copy is left.
 func startFrame(p StartParams) []byte {
-	b := make([]byte, headerSize, headerSize+7*(maxString+4)+maxPIN+128)
+	b := make([]byte, headerSize, headerSize+7*(maxString+4)+len(p.Extension)+maxPIN+128)
 	b[4] = byte(kindStart)
 	b = append(b, protocolVersion)
 	for _, v := range []string{string(p.Class), p.Module, p.ModuleArgs, p.TokenLabel, p.Profile} {
@@ -429,6 +437,7 @@ func startFrame(p StartParams) []byte {
 	b = addBytes(b, p.Uses.Dir)
 	b = addBytes(b, p.Uses.Slot)
 	b = append(b, p.Uses.Life[:]...)
+	b = addBytes(b, p.Extension)
 	return end(addBytes(b, p.PIN))
 }
 
@@ -441,6 +450,7 @@ func parseStart(body []byte) (StartParams, error) {
 	p := StartParams{Class: hsm.SlotClass(s.string()), Module: s.string(), ModuleArgs: s.string(), TokenLabel: s.string(), Profile: s.string(),
 		MaxSessions: int(s.u32()), WrappedKeys: int(s.u32()), Uses: UseLog{Dir: s.string(), Slot: s.string()}}
 	copy(p.Uses.Life[:], s.take(len(p.Uses.Life)))
+	p.Extension = bytes.Clone(s.bytes(maxExtension)) // what is left of body is cleared with the PIN
 	p.PIN = s.bytes(maxPIN)
 	if err := s.done(); err != nil {
 		return StartParams{}, err

@@ -56,11 +56,27 @@ func Inherited() (io.ReadWriteCloser, error) {
 // open gets the parameters with BeforeLogin set, and is called once: an error is told to the parent, and Serve
 // returns it.
 func Serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error)) error {
+	return ServeExtended(ctx, conn, open, nil)
+}
+
+// An Extension does in the child what its parent must not be able to: it makes what keys sign, and is not handed it.
+type Extension interface {
+	// Extend answers a request of [Client.Extend]; both are at most 128 KiB. As many run at once as come.
+	Extend(ctx context.Context, request []byte) ([]byte, error)
+	// Close is called once, when no call is under way or none is waited for any longer.
+	Close()
+}
+
+// ServeExtended is Serve with an extension, which extend makes when the token is open; a nil one is none. The extension
+// signs with the token it is given, whose signatures are counted like all others, and is not bound by what
+// hsm.SlotClass.CheckUse refuses to callers.
+func ServeExtended(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error),
+	extend func(ctx context.Context, token hsm.Token, p StartParams) (Extension, error)) error {
 	if err := Undumpable(); err != nil {
 		conn.Close()
 		return err
 	}
-	return serve(ctx, conn, open)
+	return serve(ctx, conn, open, extend)
 }
 
 // Undumpable makes this process leave no core file and be nobody's to trace: a PIN is in its memory.
@@ -80,10 +96,26 @@ type server struct {
 	class hsm.SlotClass
 	token hsm.Token
 	uses  *uselog.Log // nil: signatures are not counted
+	more  Extension   // nil: there is none
 	write sync.Mutex  // held while a frame is written
 }
 
-func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error)) error {
+// A counted token is the child's own use of its token: signatures are recorded as those for callers are.
+type counted struct {
+	hsm.Token
+	s *server
+}
+
+func (c counted) Do(ctx context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
+	answer, err := c.Token.Do(ctx, label, op, data)
+	if err = c.s.record(label, op, data, answer, err); err != nil {
+		return nil, err
+	}
+	return answer, nil
+}
+
+func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Context, StartParams) (hsm.Token, error),
+	extend func(ctx context.Context, token hsm.Token, p StartParams) (Extension, error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
@@ -122,12 +154,19 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 		_ = s.send(end(addError(begin(kindFailed, 0), err)))
 		return err
 	}
+	if extend != nil {
+		params.PIN = nil
+		if s.more, err = extend(ctx, counted{s.token, s}, params); err != nil {
+			_ = s.send(end(addError(begin(kindFailed, 0), err)))
+			return errors.Join(err, s.token.Close())
+		}
+	}
 	sessions := params.MaxSessions
 	if t, ok := s.token.(interface{ Sessions() int }); ok {
 		sessions = min(sessions, max(t.Sessions(), 1))
 	}
 	if err := s.send(end(binary.BigEndian.AppendUint32(begin(kindReady, 0), uint32(sessions)))); err != nil {
-		return errors.Join(err, s.token.Close())
+		return errors.Join(err, s.close())
 	}
 
 	// 3. Calls, as many at once as come: the parent sends no more than there are sessions. A limit stands all the same, each
@@ -138,7 +177,7 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 	waiting := make(chan request)
 	for running := 0; ; {
 		k, id, body, err := readFrame(in, maxRequest)
-		if err == nil && (k < kindInfo || k > kindForget) {
+		if err == nil && (k < kindInfo || k > kindExtend) {
 			err = fmt.Errorf("%w: kind %#x", errFrame, k)
 		}
 		if err != nil {
@@ -147,7 +186,7 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 			idle := make(chan error, 1)
 			go func() {
 				calls.Wait()
-				idle <- s.token.Close()
+				idle <- s.close()
 			}()
 			select {
 			case cerr := <-idle:
@@ -170,6 +209,13 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 		}
 		waiting <- next
 	}
+}
+
+func (s *server) close() error {
+	if s.more != nil {
+		s.more.Close()
+	}
+	return s.token.Close()
 }
 
 // A request is one call, as it came.
@@ -263,7 +309,7 @@ func (s *server) call(ctx context.Context, k kind, out []byte, in scanner) ([]by
 		if err := in.done(); err != nil {
 			return nil, err
 		}
-		if err := s.class.Check(op); err != nil {
+		if err := s.class.CheckUse(label, op); err != nil {
 			return nil, err
 		}
 		answer, err := s.token.Do(ctx, label, op, data)
@@ -287,7 +333,7 @@ func (s *server) call(ctx context.Context, k kind, out []byte, in scanner) ([]by
 		if err := in.done(); err != nil {
 			return nil, err
 		}
-		if err := s.class.Check(op); err != nil {
+		if err := s.class.CheckUse("", op); err != nil { // its label is the caller's word
 			return nil, err
 		}
 		answer, err := s.token.DoWrapped(ctx, key, op, data)
@@ -306,17 +352,38 @@ func (s *server) call(ctx context.Context, k kind, out []byte, in scanner) ([]by
 		}
 		answer, err := s.token.Random(ctx, int(n))
 		return addBytes(out, answer), err
+	case kindExtend:
+		request := in.bytes(maxExtension)
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		if s.more == nil {
+			return nil, errors.New("hsm/worker: this worker has no extension")
+		}
+		answer, err := s.more.Extend(ctx, request)
+		if err == nil && len(answer) > maxExtension {
+			err = fmt.Errorf("hsm/worker: an answer of %d bytes, at most %d", len(answer), maxExtension)
+		}
+		return addBytes(out, answer), err
 	}
 	return nil, fmt.Errorf("%w: kind %#x", errFrame, k)
 }
 
 // signed records a use and adds the answer to out.
 func (s *server) signed(out []byte, label string, op hsm.Operation, data, answer []byte, err error) ([]byte, error) {
+	if err = s.record(label, op, data, answer, err); err != nil {
+		return nil, err
+	}
+	return addBytes(out, answer), nil
+}
+
+// record records a use, if there was one.
+func (s *server) record(label string, op hsm.Operation, data, answer []byte, err error) error {
 	if err == nil && s.uses != nil && uselog.Counted(op) {
 		// Stopping is meant: a signature that nothing accounts for is not handed out.
 		if uerr := s.uses.Add(label, op, data, answer); uerr != nil {
-			return nil, fmt.Errorf("hsm/worker: the signature was withheld, its use cannot be recorded: %w: %w", hsm.ErrUnavailable, uerr)
+			return fmt.Errorf("hsm/worker: the signature was withheld, its use cannot be recorded: %w: %w", hsm.ErrUnavailable, uerr)
 		}
 	}
-	return addBytes(out, answer), err
+	return err
 }

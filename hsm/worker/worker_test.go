@@ -56,7 +56,7 @@ func child() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	err = worker.Serve(context.Background(), conn, func(ctx context.Context, p worker.StartParams) (hsm.Token, error) {
+	err = worker.ServeExtended(context.Background(), conn, func(ctx context.Context, p worker.StartParams) (hsm.Token, error) {
 		if p.Module != "fake" {
 			profile, err := pkcs11.ProfileByName(p.Profile)
 			if err != nil {
@@ -68,7 +68,7 @@ func child() int {
 				PIN: p.PIN, Profile: profile, MaxSessions: p.MaxSessions, BeforeLogin: p.BeforeLogin, Log: log})
 		}
 		return openFake(p)
-	})
+	}, extendFake)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -201,7 +201,7 @@ func (f *fakeToken) DestroyKey(_ context.Context, label string) error {
 
 func (f *fakeToken) Do(_ context.Context, label string, op hsm.Operation, data []byte) ([]byte, error) {
 	switch label {
-	case "echo":
+	case "echo", hsm.HealthPrefix + "echo":
 		return data, nil
 	case "hang":
 		trace(f.dir, "hang")
@@ -828,7 +828,7 @@ func TestServeCalls(t *testing.T) {
 func TestClasses(t *testing.T) {
 	t.Parallel()
 	own := map[hsm.SlotClass][]hsm.Operation{
-		hsm.Staff: {hsm.SignSM2E, hsm.SignRSASHA256}, hsm.TSA: {hsm.SignSM2E, hsm.SignRSASHA256}, hsm.CA: {hsm.SignSM2E, hsm.SignRSASHA256},
+		hsm.Staff: {hsm.SignSM2E, hsm.SignRSASHA256}, hsm.CA: {hsm.SignSM2E, hsm.SignRSASHA256},
 		hsm.Log: {hsm.SignSM2E, hsm.MACSM3}, hsm.TLS: {hsm.SignRSAPSSSHA256, hsm.SignRSASHA256},
 	}
 	for _, class := range hsm.Classes {
@@ -863,7 +863,26 @@ func TestClasses(t *testing.T) {
 			}
 		})
 	}
+	// A unit's key is for what its worker makes: of the slot's keys only one that proves its health signs what it is given.
 	cfg := config(t, t.TempDir(), "right")
+	cfg.Class = hsm.TSA
+	c := start(t, cfg)
+	for _, op := range []hsm.Operation{hsm.SignSM2E, hsm.SignRSASHA256} {
+		if _, err := c.Do(t.Context(), hsm.HealthPrefix+"echo", op, []byte("x")); err != nil {
+			t.Errorf("%s with a key for health: %v", op, err)
+		}
+		wrapped, err := hsm.NewWrappedKey(hsm.HealthPrefix+"echo", hsm.SM2, sampleKeys()[0].Public, "kek", []byte("blob"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.DoWrapped(t.Context(), wrapped, op, []byte("x")); err == nil {
+			t.Errorf("%s with a wrapped key that is called one for health was done", op)
+		}
+	}
+	if _, err := c.Do(t.Context(), hsm.WorkerPrefix+"time-anchor", hsm.MACSM3, []byte("x")); err == nil {
+		t.Error("a caller uses the worker's own key")
+	}
+	cfg = config(t, t.TempDir(), "right")
 	cfg.Class = "stuff"
 	if _, err := worker.Start(cfg); err == nil {
 		t.Error("a worker of no class was started")

@@ -25,6 +25,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -407,18 +408,27 @@ func (m *machine) state(t *testing.T) machineState {
 	return s
 }
 
-// trusted waits for trusted time: an appliance that was born before serves earlier.
+// trusted waits for trusted time, the timestamp workers' too: an appliance that was born before serves earlier.
 func (m *machine) trusted(t *testing.T) {
 	t.Helper()
-	eventually(t, readyWithin, "time is trusted", func() bool { return m.state(t).Time.State == "trusted" })
+	eventually(t, readyWithin, "time is trusted", func() bool {
+		s := m.state(t).Time
+		return s.State == "trusted" && len(s.Workers) > 0 && !slices.ContainsFunc(s.Workers, func(w workerTime) bool { return w.State != "trusted" || w.Wrong != "" })
+	})
 }
+
+// workerTime is what is known of a timestamp worker's clock.
+type workerTime struct{ Machine, State, Wrong string }
 
 // machineState is what the tests read of /health/state.
 type machineState struct {
 	State string
 	Ready bool
-	Time  struct{ State string }
-	HSM   map[string]struct {
+	Time  struct {
+		State   string
+		Workers []workerTime
+	}
+	HSM map[string]struct {
 		Phase    string
 		SinceS   float64 `json:"since_s"`
 		PID      int

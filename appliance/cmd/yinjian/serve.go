@@ -189,7 +189,7 @@ func workerCommand() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			return worker.Serve(context.WithoutCancel(c.Context()), conn, func(ctx context.Context, p worker.StartParams) (hsm.Token, error) {
+			return worker.ServeExtended(context.WithoutCancel(c.Context()), conn, func(ctx context.Context, p worker.StartParams) (hsm.Token, error) {
 				profile, err := pkcs11.ProfileByName(p.Profile)
 				if err != nil {
 					return nil, err
@@ -198,6 +198,8 @@ func workerCommand() *cobra.Command {
 					Module: p.Module, ModuleArgs: p.ModuleArgs, TokenLabel: p.TokenLabel, PIN: p.PIN, Profile: profile,
 					MaxSessions: p.MaxSessions, WrappedKeys: p.WrappedKeys, BeforeLogin: p.BeforeLogin, Log: log,
 				})
+			}, func(ctx context.Context, token hsm.Token, p worker.StartParams) (worker.Extension, error) {
+				return appliance.NewStampingWorker(ctx, token, p, log)
 			})
 		},
 	}

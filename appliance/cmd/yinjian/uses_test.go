@@ -46,7 +46,8 @@ func balanced(t *testing.T, r *uses.Report) {
 	}
 }
 
-// stolen signs with the slot's PIN and our own worker program, behind the appliance's back. folder takes the log of uses;
+// stolen signs with the slot's PIN and our own worker program, behind the appliance's back, and as one of staff keys, which
+// sign what they are given. folder takes the log of uses;
 // life is what the worker says it belongs to.
 func stolen(t *testing.T, dir, folder string, class hsm.SlotClass, life [32]byte, times int) (label string) {
 	t.Helper()
@@ -63,10 +64,10 @@ func stolen(t *testing.T, dir, folder string, class hsm.SlotClass, life [32]byte
 	log := logrus.New()
 	log.SetOutput(t.Output())
 	c, err := worker.Start(worker.Config{
-		Command: []string{built.binary, "worker"}, Class: class, Log: log,
+		Command: []string{built.binary, "worker"}, Class: hsm.Staff, Log: log,
 		Params: worker.StartParams{
 			Module: cfg.HSM.Module, ModuleArgs: "socket='" + appliance.SofttokenSocket(dir) + "'", TokenLabel: slot.TokenLabel,
-			PIN: pin, Profile: cfg.HSM.Profile, MaxSessions: 1, Uses: worker.UseLog{Dir: folder, Life: life},
+			PIN: pin, Profile: cfg.HSM.Profile, MaxSessions: 1, Uses: worker.UseLog{Dir: folder, Slot: string(class), Life: life},
 		},
 	})
 	if err != nil {

@@ -1,0 +1,150 @@
+package appliance
+
+import (
+	"context"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"yinjian/appliance/account"
+	"yinjian/appliance/cms"
+	"yinjian/appliance/pki"
+	"yinjian/hsm"
+	"yinjian/tsa/stamping"
+)
+
+// TSA says which timestamp units there are.
+type TSA struct {
+	// Units are the timestamp units. Without any there are two: "sm2" and "rsa" (RSA-2048).
+	Units []Unit `toml:"units,omitempty"`
+}
+
+// A Unit is one timestamp unit: one key at a time, one policy.
+type Unit struct {
+	Name      string   `toml:"name"`      // [a-z0-9-], for ever: requests are sent to /tsa/NAME
+	Algorithm string   `toml:"algorithm"` // "sm2", "rsa2048"
+	Policy    string   `toml:"policy"`    // dotted object identifier
+	Accuracy  Duration `toml:"accuracy"`  // ceiling of its tokens' accuracy; default time.accuracy
+	// Profile is "rfc3161" (default), or for SM2 "gm0010", or "gm0010-data", which calls TSTInfo data.
+	Profile string `toml:"profile"`
+}
+
+var (
+	reUnit         = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,30}$`)
+	unitAlgorithms = map[string]hsm.Algorithm{"sm2": hsm.SM2, "rsa2048": hsm.RSA2048}
+	unitProfiles   = map[string]stamping.Terms{
+		"rfc3161": {}, "gm0010": {Profile: cms.GM0010}, "gm0010-data": {Profile: cms.GM0010, ContentType: cms.OIDGMData},
+	}
+)
+
+// units are the configured ones, or those there always were.
+func (c *Config) units() []Unit {
+	if len(c.TSA.Units) > 0 {
+		return c.TSA.Units
+	}
+	return []Unit{
+		{Name: "sm2", Algorithm: "sm2", Policy: pki.OIDPolicyTSASM2.String(), Accuracy: c.Time.Accuracy, Profile: "rfc3161"},
+		{Name: "rsa", Algorithm: "rsa2048", Policy: pki.OIDPolicyTSARSA.String(), Accuracy: c.Time.Accuracy, Profile: "rfc3161"},
+	}
+}
+
+func (c *Config) validateUnits(bad func(key, format string, args ...any)) {
+	names := map[string]bool{}
+	for i, u := range c.TSA.Units {
+		at := fmt.Sprintf("tsa.units[%d].", i)
+		if !reUnit.MatchString(u.Name) || names[u.Name] {
+			bad(at+"name", "须为小写字母、数字、连字符，至多 31 位，不可重复 (lower-case letters, digits, hyphens, each once)")
+		}
+		names[u.Name] = true
+		if unitAlgorithms[u.Algorithm] == "" {
+			bad(at+"algorithm", "须为 sm2 或 rsa2048 (must be sm2 or rsa2048)")
+		}
+		if _, err := parseOID(u.Policy); err != nil {
+			bad(at+"policy", "须为点分对象标识符，如 2.999.2.2 (a dotted object identifier): %v", err)
+		}
+		if a := time.Duration(u.Accuracy); a < 10*time.Millisecond || a > time.Duration(c.Time.Accuracy) {
+			bad(at+"accuracy", "须在 10ms 与 time.accuracy 之间 (between 10ms and time.accuracy)")
+		}
+		if _, ok := unitProfiles[u.Profile]; !ok || u.Profile != "rfc3161" && u.Algorithm != "sm2" {
+			bad(at+"profile", "须为 rfc3161；SM2 单元也可为 gm0010、gm0010-data (must be rfc3161; for SM2 also gm0010, gm0010-data)")
+		}
+	}
+}
+
+func parseOID(text string) (asn1.ObjectIdentifier, error) {
+	var oid asn1.ObjectIdentifier
+	for arc := range strings.SplitSeq(text, ".") {
+		n, err := strconv.ParseUint(arc, 10, 31)
+		if err != nil || arc != strconv.FormatUint(n, 10) {
+			return nil, errors.New("malformed")
+		}
+		oid = append(oid, int(n))
+	}
+	_, err := asn1.Marshal(oid)
+	return oid, err
+}
+
+func (u *Unit) algorithm() hsm.Algorithm { return unitAlgorithms[u.Algorithm] }
+
+// label is its first key's; those that follow have others.
+func (u *Unit) label() string { return "tsa/" + u.Name }
+
+// terms are what its tokens are made under.
+func (u *Unit) terms() stamping.Terms {
+	policy, err := parseOID(u.Policy)
+	if err != nil {
+		panic(err) // the configuration was validated
+	}
+	t := unitProfiles[u.Profile]
+	t.Policy, t.Accuracy = policy, time.Duration(u.Accuracy)
+	return t
+}
+
+// unitFor is the unit that stamps signatures of an algorithm: the first of that kind of key under the profile that every
+// verifier reads; nil: none.
+func (a *Appliance) unitFor(alg hsm.Algorithm) *unit {
+	for _, u := range a.cfg.units() {
+		if u.Profile == "rfc3161" && (u.algorithm() == hsm.SM2) == (alg == hsm.SM2) {
+			return a.units[u.Name]
+		}
+	}
+	return nil
+}
+
+// unitNames are the names of all units that there are or were, those of the configuration first.
+func (a *Appliance) unitNames() []string {
+	var names []string
+	for _, u := range a.cfg.units() {
+		names = append(names, u.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(a.identity.Units)) {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// addUnits makes the units known that were configured after the appliance was born: each has a key, and waits for its
+// certificate.
+func (a *Appliance) addUnits(ctx context.Context) error {
+	for _, u := range a.cfg.units() {
+		if a.identity.Units[u.Name] != nil {
+			continue
+		}
+		info, _, err := ensureKey(ctx, a.tokens[hsm.TSA], u.label(), u.algorithm(), true)
+		if err == nil {
+			err = a.directory.AddKey(account.OwnKey{Owner: "tsa:" + u.Name, Label: u.label(), Algorithm: string(u.algorithm()), Class: hsm.TSA, Public: info.Public})
+		}
+		if err != nil {
+			return fmt.Errorf("tsa.units: %s: %w", u.Name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,4 @@
+package stamping
+
+// DigestOf names a key with its chain.
+var DigestOf = digestOf
