@@ -113,9 +113,9 @@ func (k *timekeeper) use(list []*timeSource) error {
 		return err
 	}
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	k.sources = list
-	return nil
+	k.mu.Unlock()
+	return k.a.machines.retime()
 }
 
 // save writes timesources.toml as it is to be with this list.

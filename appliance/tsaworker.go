@@ -163,6 +163,27 @@ func (m *machines) lookAtStamping(ctx context.Context) {
 	}
 }
 
+// retime has each timestamp worker ask the sources as they are now: another takes its place, and goes on from its anchor.
+func (m *machines) retime() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Duration(m.a.cfg.HSM.CallDeadline))
+	defer cancel()
+	var errs []error
+	for _, c := range m.all() {
+		w := c.workers[hsm.TSA]
+		if w == nil {
+			continue
+		}
+		told, err := m.a.stampingStart(c.Name)
+		if err == nil {
+			err = w.Replace(ctx, told)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("timestamp worker of machine %s: %w", c.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // A tsaSlot is the timestamp slot as the directory sees it: its keys sign certificate requests that are seen whole.
 type tsaSlot struct {
 	hsm.Token

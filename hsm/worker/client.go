@@ -114,7 +114,7 @@ type State struct {
 
 // A Client is the parent's end: an hsm.Token, safe for concurrent use.
 type Client struct {
-	cfg  Config // without the PIN
+	cfg  Config // without the PIN; Params.Extension is guarded by mu
 	log  logrus.FieldLogger
 	stop context.CancelFunc
 	done chan struct{} // closed when the supervisor has ended
@@ -186,6 +186,41 @@ func (c *Client) State() State {
 		s.Sessions, s.PID = cap(c.proc.slots), c.proc.pid
 	}
 	return s
+}
+
+// Replace has a new child take the present one's place, which finishes what it has; extension is what the new one's is told.
+// Calls that come meanwhile wait for it as for any other. When ctx ends first, the present child goes on, and the next one
+// is told.
+func (c *Client) Replace(ctx context.Context, extension []byte) error {
+	if len(extension) > maxExtension {
+		return fmt.Errorf("hsm/worker: an extension's parameters of %d bytes, at most %d", len(extension), maxExtension)
+	}
+	c.mu.Lock()
+	c.cfg.Params.Extension = bytes.Clone(extension)
+	p := c.proc
+	c.mu.Unlock()
+	if p == nil {
+		return nil // the next is being started
+	}
+	for taken := range cap(p.slots) {
+		select {
+		case <-p.slots:
+		case <-p.dead:
+			return nil
+		case <-ctx.Done():
+			for range taken {
+				p.slots <- struct{}{}
+			}
+			return fmt.Errorf("hsm/worker: replacing a child: waiting for its calls: %w", context.Cause(ctx))
+		}
+	}
+	p.mu.Lock()
+	if p.err == nil {
+		p.err = errors.New("it was replaced")
+	}
+	p.mu.Unlock()
+	p.conn.Close()
+	return nil
 }
 
 // Close ends the child: its stream is closed, and it is killed when that does not end it in two seconds. Calls under
@@ -387,8 +422,8 @@ func (c *Client) startProcess(ctx context.Context) (ready *process, logins int, 
 	quit := context.AfterFunc(ctx, func() { conn.Close() })
 	defer quit()
 	_ = conn.SetDeadline(time.Now().Add(c.cfg.OpenDeadline)) // interval
-	params := c.cfg.Params
 	c.mu.Lock()
+	params := c.cfg.Params
 	if c.latched != nil {
 		defer c.mu.Unlock()
 		return nil, 0, c.latched // and the PIN is gone: an empty one must not be presented

@@ -101,8 +101,31 @@ func TestExtension(t *testing.T) {
 	if err != nil || n != 2 || string(got) != "2" {
 		t.Errorf("over a child's death: %q after %d requests, %v; want the second's answer", got, n, err)
 	}
+
+	// A child that is replaced finishes what it has; whoever comes meanwhile gets the next one's answer.
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Extend(t.Context(), asking("block first"))
+		done <- err
+	}()
+	waitTrace(t, dir, "blocked", 1)
+	soon, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := c.Replace(soon, []byte("three clocks")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("replaced under a call: %v", err)
+	}
+	trace(dir, "go")
+	if err := c.Replace(t.Context(), []byte("three clocks")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("the call under way: %v", err)
+	}
+	if got, err := c.Extend(t.Context(), asking("told")); err != nil || string(got) != "three clocks" {
+		t.Errorf("after the change told %q, %v", got, err)
+	}
 	c.Close()
-	waitTrace(t, dir, "closed", 1)
+	waitTrace(t, dir, "closed", 2)
 
 	// Without an extension there is none, and a worker whose extension cannot be made is not ready.
 	cfg = config(t, t.TempDir(), "right")
