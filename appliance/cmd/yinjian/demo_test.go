@@ -70,7 +70,7 @@ func TestDemo(t *testing.T) {
 	// 4. A second demo starts anew in the same folder, but not where something else lies, nor beside a running one.
 	m := serve(t, dir)
 	t.Run("timestamps", func(t *testing.T) { stampByStrangers(t, m) })
-	t.Run("code", func(t *testing.T) { codeSigners(t, m) })
+	t.Run("docs/tsa.md", func(t *testing.T) { documentedClients(t, m) })
 	t.Run("pkcs11-tool", func(t *testing.T) { useModule(t, m) })
 	refused(t, 1, []string{"已在该目录运行"}, "demo", "--dir", dir)
 	m.mustBeClean(t)
