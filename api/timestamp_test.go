@@ -8,12 +8,14 @@ import (
 	"errors"
 	"io"
 	"math/big"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"yinjian/api"
 	"yinjian/api/wire"
@@ -112,6 +114,79 @@ func TestPlainListener(t *testing.T) {
 		if status, body := do(row.method, row.path, row.kind, make([]byte, row.size)); status != row.status {
 			t.Errorf("%s %s = %d %s, want %d", row.method, row.path, status, body, row.status)
 		}
+	}
+}
+
+// TestPlainListenerHostile sends, byte for byte, what the listener without TLS has to end soon, and holds nobody else up.
+func TestPlainListenerHostile(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	ln, err := api.ListenPlain("127.0.0.1:0", false, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := k.server.NewHTTPServer(k.server.TSAPlainHandler())
+	srv.ReadHeaderTimeout, srv.ReadTimeout = 300*time.Millisecond, 600*time.Millisecond
+	serve(t, srv, ln)
+	post := func(rest string) string { return "POST /tsa/sm2 HTTP/1.1\r\nHost: h\r\n" + rest }
+	typed := "Content-Type: application/timestamp-query\r\n"
+	query := typed + "Content-Length: 1\r\n"
+	for name, row := range map[string]struct {
+		bytes string
+		more  string // sent again and again until the server has answered or closed
+		want  string // the answer begins with it; "" for none
+		holds string // and holds this
+	}{
+		"a good one":             {post(query + "Connection: close\r\n\r\nq"), "", "HTTP/1.1 200 ", "application/timestamp-reply"},
+		"HTTP/1.0":               {"POST /tsa/sm2 HTTP/1.0\r\n" + query + "\r\nq", "", "HTTP/1.0 200 ", "Content-Length: 2"},
+		"type in capitals":       {post("Content-Type: Application/Timestamp-Query\r\nContent-Length: 1\r\nConnection: close\r\n\r\nq"), "", "HTTP/1.1 200 ", ""},
+		"type with parameter":    {post("Content-Type: application/timestamp-query; charset=utf-8\r\nContent-Length: 1\r\n\r\nq"), "", "HTTP/1.1 415 ", "unsupported_media_type"},
+		"two types":              {post(typed + query + "\r\nq"), "", "HTTP/1.1 415 ", "unsupported_media_type"},
+		"compressed":             {post("Content-Encoding: gzip\r\n" + query + "\r\nq"), "", "HTTP/1.1 415 ", "unsupported_media_type"},
+		"two gigabytes declared": {post(typed + "Content-Length: 2147483648\r\n\r\n"), "", "HTTP/1.1 413 ", "Connection: close"},
+		"endless chunks":         {post(typed + "Transfer-Encoding: chunked\r\n\r\n"), "1000\r\n" + strings.Repeat("x", 4096) + "\r\n", "HTTP/1.1 413 ", "too_large"},
+		"header byte by byte":    {post("X-A: "), "a", "", ""},
+		"body byte by byte":      {post(typed + "Content-Length: 16000\r\n\r\n"), "a", "HTTP/1.1 408 ", "request_timeout"},
+		"chunks byte by byte":    {post(typed + "Transfer-Encoding: chunked\r\n\r\n"), "1\r\na\r\n", "HTTP/1.1 408 ", "request_timeout"},
+		"body cut off":           {post(typed + "Content-Length: 16000\r\n\r\nq"), "", "HTTP/1.1 4", ""},
+		"GET":                    {"GET /tsa/sm2 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", "", "HTTP/1.1 405 ", "POST"},
+		"HEAD":                   {"HEAD /tsa/sm2 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n", "", "HTTP/1.1 405 ", "POST"},
+		"PUT":                    {"PUT /tsa/sm2 HTTP/1.1\r\nHost: h\r\n" + query + "Connection: close\r\n\r\nq", "", "HTTP/1.1 405 ", "method_not_allowed"},
+		"SOAP":                   {"POST /tsa HTTP/1.1\r\nHost: h\r\nContent-Type: text/xml\r\nContent-Length: 1\r\nConnection: close\r\n\r\nq", "", "HTTP/1.1 404 ", "not_found"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, err := net.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(20 * time.Second))
+			if _, err := io.WriteString(c, row.bytes); err != nil {
+				t.Fatal(err)
+			}
+			answered := make(chan string, 1)
+			go func() { b, _ := io.ReadAll(c); answered <- string(b) }() // a reset is an end, too
+			sent, got := 0, ""
+			for waiting := true; waiting; {
+				select {
+				case got = <-answered:
+					waiting = false
+				case <-time.After(20 * time.Millisecond):
+					n, _ := io.WriteString(c, row.more) // the server may be gone
+					sent += n
+				}
+			}
+			if !strings.HasPrefix(got, row.want) || row.want == "" && got != "" || !strings.Contains(got, row.holds) {
+				t.Errorf("answer %q, want %q with %q", got, row.want, row.holds)
+			}
+			if strings.HasPrefix(name, "HEAD") && strings.Contains(got, "method_not_allowed") {
+				t.Error("HEAD was answered with a body")
+			}
+			if sent > 8<<20 {
+				t.Errorf("%d bytes were taken", sent)
+			}
+		})
 	}
 }
 

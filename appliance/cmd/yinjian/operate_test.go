@@ -677,6 +677,7 @@ func (o *operations) stampRefused(words string) {
 
 func (o *operations) diskReserve() {
 	var had uint64
+	discarded := len(entries(o.T, o.dir, "signature.discarded"))
 	o.restart(func() {
 		configure(o.T, o.dir, func(c *appliance.Config) { had, c.Policy.ReserveBytes = c.Policy.ReserveBytes, 1<<60 })
 	})
@@ -701,6 +702,10 @@ func (o *operations) diskReserve() {
 	o.stampRefused("system failure")
 	o.signs("D2", "reserve") // the same key
 	o.restart(func() { configure(o.T, o.dir, func(c *appliance.Config) { c.Policy.TSAReservePercent = percent }) })
+	// A stop journals what was thrown away: no token was signed first and refused then.
+	if now := len(entries(o.T, o.dir, "signature.discarded")); now != discarded {
+		o.Errorf("%d entries of signatures that were thrown away, want %d", now, discarded)
+	}
 }
 
 func (o *operations) untrustedTime() {
