@@ -1,5 +1,7 @@
 package appliance
 
+import "time"
+
 // What tests of this package reach from outside.
 
 type (
@@ -10,8 +12,18 @@ type (
 var (
 	NewHandshakeKey = newHandshakeKey
 	ErrHandshakes   = errHandshakes
-	UntilHour       = untilHour
 )
+
+// HoursEnd answers at which of the looks an hour of the ledger ends that began at the first.
+func HoursEnd(boots []time.Duration, nows []time.Time) (ends []int) {
+	h := hourly{due: boots[0] + ledgerEvery}
+	for i := range boots {
+		if h.ended(boots[i], nows[i]) {
+			ends = append(ends, i)
+		}
+	}
+	return ends
+}
 
 // NewListenerIdentity is one with a key in the cipher machine.
 func NewListenerIdentity(slot *HandshakeKey) *ListenerIdentity { return &listenerIdentity{slot: slot} }

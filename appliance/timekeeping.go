@@ -143,13 +143,13 @@ func (k *timekeeper) day(at time.Time) time.Time {
 func (k *timekeeper) run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for due := k.dueAfter(k.a.sys.Boot()); ; {
+	hour := hourly{due: k.a.sys.Boot() + ledgerEvery}
+	for {
 		select {
 		case <-k.wake:
 		case <-tick.C:
-			if boot := k.a.sys.Boot(); boot >= due {
+			if boot := k.a.sys.Boot(); hour.ended(boot, k.a.clock.Now().Time) {
 				k.closeHour(boot)
-				due = k.dueAfter(boot)
 			}
 			k.a.service.summarize(false)
 		case <-ctx.Done():
@@ -164,9 +164,22 @@ func (k *timekeeper) run(ctx context.Context) error {
 	}
 }
 
-// dueAfter is when the present hour ends: with the hour of UTC where the time is known, else in an hour.
-func (k *timekeeper) dueAfter(boot time.Duration) time.Duration {
-	return boot + untilHour(k.a.clock.Now().Time)
+// An hourly says when an hour of the ledger ends: with that of UTC once the time is known, else an hour after it began.
+type hourly struct {
+	due     time.Duration // CLOCK_BOOTTIME
+	aligned bool
+}
+
+// ended looks at the clocks, now being zero while there is no time. If the hour has ended, the next has begun.
+func (h *hourly) ended(boot time.Duration, now time.Time) bool {
+	if !h.aligned && !now.IsZero() {
+		h.due, h.aligned = boot+untilHour(now), true
+	}
+	if boot < h.due {
+		return false
+	}
+	h.due = boot + untilHour(now)
+	return true
 }
 
 func untilHour(now time.Time) time.Duration {

@@ -1,6 +1,11 @@
 package ntp_test
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
 	"testing"
 	"time"
 
@@ -52,6 +57,30 @@ func TestHoldoverSpan(t *testing.T) {
 	} {
 		if got := ntp.HoldoverSpan(c.bound, c.most, c.ppm); got != c.want {
 			t.Errorf("HoldoverSpan(%v, %v, %d) = %v, want %v", c.bound, c.most, c.ppm, got, c.want)
+		}
+	}
+}
+
+// The table in docs/time.md is what the code computes.
+func TestHoldoverTable(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/time.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile(`(?m)^\| (\d+) ms \| (\d+) \| (\d+) (m?s) \| ([\d.]+) h \|$`).FindAllStringSubmatch(string(page), -1)
+	if len(rows) < 10 {
+		t.Fatalf("%d rows in docs/time.md", len(rows))
+	}
+	for _, row := range rows {
+		bound, err1 := time.ParseDuration(row[1] + "ms")
+		ppm, err2 := strconv.Atoi(row[2])
+		accuracy, err3 := time.ParseDuration(row[3] + row[4])
+		if err := errors.Join(err1, err2, err3); err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprintf("%.1f", ntp.HoldoverSpan(bound, accuracy, ppm).Hours()); row[5] != want {
+			t.Errorf("%s: want %s h", row[0], want)
 		}
 	}
 }

@@ -99,7 +99,10 @@ func TestShippedNMEA(t *testing.T) {
 	if m.Stratum != 1 || m.RefID != "BDS" || m.Leap != ntp.LeapNone || off.Abs() > m.RootDistance {
 		t.Errorf("served %+v, %v off", m, off)
 	}
-	// The appliance takes it: it is a candidate, and three rounds make it trusted.
+	// The appliance takes it, when its root distance has come down: it is a candidate, and three rounds make it trusted.
+	if os.Getenv("YINJIAN_LONG") == "" {
+		return
+	}
 	clock, err := ntp.NewClock(ntp.Config{MinSources: 1}, kernel)
 	if err != nil {
 		t.Fatal(err)

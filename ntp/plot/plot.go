@@ -93,6 +93,7 @@ func Draw(d Data) ([]byte, error) {
 	c.band(spans)
 	c.threshold()
 	c.offsets(spans)
+	c.thresholdLabel()
 	c.strip(spans)
 	c.legend(spans)
 	c.printf("</svg>\n")
@@ -112,8 +113,12 @@ func (d *Data) spans() []span {
 		if p.State == ntp.Trusted || p.State == ntp.Holdover {
 			s.boundUS = p.BoundUS
 		}
-		if i+1 < len(d.Points) && d.Points[i+1].At.Sub(p.At) < 10*time.Minute { // a longer gap is one
-			s.to = d.Points[i+1].At
+		next := d.To
+		if i+1 < len(d.Points) {
+			next = d.Points[i+1].At
+		}
+		if next.Sub(p.At) < 10*time.Minute { // a longer gap is one
+			s.to = next
 		}
 		for _, o := range p.Sources {
 			s.sources = append(s.sources, mark{o.Name, o.OffsetUS, o.OffsetUS, o.OffsetUS, o.Candidate && !o.Rejected})
@@ -335,7 +340,13 @@ func (c *canvas) threshold() {
 	for _, v := range []int64{us, -us} {
 		c.printf(`<line x1="%g" x2="%g" y1="%.1f" y2="%.1f"/>`+"\n", left, width-right, c.y.at(v), c.y.at(v))
 	}
-	c.printf("</g>\n"+`<text x="%g" y="%.1f" text-anchor="end" fill="#c81e1e">准确度 ±%s，超出即拒绝盖时间戳</text>`+"\n", width-right-4, c.y.at(us)-6, text(c.d.Accuracy.String()))
+	c.printf("</g>\n")
+}
+
+// thresholdLabel is drawn after the offsets, with a rim, so that none hides it.
+func (c *canvas) thresholdLabel() {
+	c.printf(`<text x="%g" y="%.1f" fill="#c81e1e" stroke="#ffffff" stroke-width="4" paint-order="stroke">准确度 ±%s，误差上限超出即拒绝盖时间戳</text>`+"\n",
+		left+6, c.y.at(-c.d.Accuracy.Microseconds())+18, text(c.d.Accuracy.String()))
 }
 
 // offsets draws each source: a line through what it said last in each span, a bar where there was more than one value, and
@@ -370,11 +381,11 @@ func (c *canvas) offsets(spans []span) {
 			if m.least != m.most {
 				c.printf(`<line class="range" x1="%.1f" x2="%.1f" y1="%.1f" y2="%.1f" stroke-width="5" stroke-opacity="0.35"/>`+"\n", x, x, c.y.at(m.most), c.y.at(m.least))
 			}
-			fill := ""
+			r, fill := radius(len(spans)), ""
 			if !m.candidate {
-				fill = ` fill="#ffffff"`
+				r, fill = max(r, 2.2), ` fill="#ffffff"`
 			}
-			c.printf(`<circle cx="%.1f" cy="%.1f" r="%g"%s/>`+"\n", x, c.y.at(m.last), radius(len(spans)), fill)
+			c.printf(`<circle cx="%.1f" cy="%.1f" r="%g"%s/>`+"\n", x, c.y.at(m.last), r, fill)
 		}
 		flush()
 		c.printf("</g>\n")
