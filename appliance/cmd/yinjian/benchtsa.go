@@ -56,8 +56,8 @@ verify-after-sign is off but in "sm2-verified": checking an SM2 signature costs 
       journal ÷ peer       tokens a second at 1, 16 and 500 connections                     floors 1.2, 2, 2
       raw-sm2 ÷ CPU        over journal's CPU at 16                                         floor 0.28
       price of the journal journal's tokens a second over sm2's; and its CPU over sm2's (no floors)
-  (c) no journal, SM2 key in the software cipher machine, through a worker; 16 connections
-      machine ÷ C_Sign     tokens a second over signatures a second of 16 goroutines through the same worker
+  (c) no journal, SM2 key in the software cipher machine, tokens made in the worker as in the product; 16 connections
+      machine ÷ C_Sign     tokens a second over signatures a second of 16 goroutines through a worker of as many sessions
                            service time of 1 ms, 4 sessions                                 floor 0.80
                            free-running, 16 sessions                                        floor 0.45
 

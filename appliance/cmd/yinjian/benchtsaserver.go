@@ -12,6 +12,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/emmansun/gmsm/sm2"
@@ -26,10 +28,12 @@ import (
 	"yinjian/appliance/pki/ca"
 	"yinjian/dbdriver/sqlite"
 	"yinjian/hsm"
+	"yinjian/hsm/pool"
 	"yinjian/hsm/worker"
 	"yinjian/ntp"
 	"yinjian/ntp/sysclock"
 	"yinjian/tsa"
+	"yinjian/tsa/stamping"
 )
 
 // A stampServer is the timestamp service that bench-tsa measures, in a process of its own so that its processor time can be
@@ -41,10 +45,9 @@ type stampServer struct {
 	module, moduleArgs, pinFile   string
 	sessions                      int
 
-	log   *logrus.Logger
-	token hsm.Token // of the key
-	label string
-	undo  []func() error
+	log  *logrus.Logger
+	bare *worker.Client // signs for "sign", with the unit's key in the cipher machine
+	undo []func() error
 }
 
 func benchTSAServerCommand() *cobra.Command {
@@ -85,14 +88,14 @@ func (s *stampServer) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	unit, err := s.unit(ctx, clock)
+	respond, err := s.unit(ctx, clock)
 	if err != nil {
 		return err
 	}
 	const plenty = 10_000_000 // one client is all there is
 	server, err := api.New(api.Config{
 		Signing: struct{ api.Signing }{}, Directory: struct{ api.Directory }{}, Health: struct{ api.Health }{}, Tokens: struct{ api.Tokens }{}, Admin: struct{ api.Admin }{},
-		Stamps: benchStamps{unit}, Clock: clock, Log: s.log, Version: appliance.Version,
+		Stamps: benchStamps{respond}, Clock: clock, Log: s.log, Version: appliance.Version,
 		Limits: api.Limits{Concurrent: 1024, LoopbackRate: plenty},
 	})
 	if err != nil {
@@ -119,8 +122,8 @@ func (s *stampServer) run(ctx context.Context) (err error) {
 	return <-served
 }
 
-// obey does what the lines of the standard input say until it ends: "sign N D" has the key sign on N goroutines for D, past
-// HTTP and unit. Without a pipe there is nobody to obey.
+// obey does what the lines of the standard input say until it ends: "sign N D" has the cipher machine's key sign on N goroutines for D,
+// through a worker of class staff: one of class tsa makes tokens alone. Without a pipe there is nobody to obey.
 func (s *stampServer) obey(ctx context.Context, out *json.Encoder) {
 	if st, err := os.Stdin.Stat(); err != nil || st.Mode()&os.ModeNamedPipe == 0 {
 		<-ctx.Done()
@@ -139,7 +142,7 @@ func (s *stampServer) obey(ctx context.Context, out *json.Encoder) {
 		if err == nil {
 			e := make([]byte, 32)
 			c := &benchCase{Conns: conns, op: func(ctx context.Context, _ int) error {
-				_, err := s.token.Do(ctx, s.label, hsm.SignSM2E, e)
+				_, err := s.bare.Do(ctx, benchMachineKey, hsm.SignSM2E, e)
 				return err
 			}}
 			begun := time.Now() // interval
@@ -163,31 +166,40 @@ type signedCount struct {
 }
 
 // benchStamps is to the API what the appliance is.
-type benchStamps struct{ unit *tsa.Authority }
+type benchStamps struct {
+	respond func(ctx context.Context, der []byte) []byte
+}
 
 func (s benchStamps) Units() []string { return []string{"bench"} }
 
 func (s benchStamps) Respond(ctx context.Context, _, requester string, der []byte) ([]byte, error) {
 	ctx = hsm.WithCaller(ctx, hsm.Caller{Application: requester})
-	return s.unit.Respond(appliance.WithRequester(ctx, requester), der), nil
+	return s.respond(appliance.WithRequester(ctx, requester), der), nil
 }
 
 // clock believes this machine's clock, and asks it again from time to time.
 func (s *stampServer) clock() (*ntp.Clock, error) {
+	clock, stop, err := benchClock()
+	if err == nil {
+		s.undo = append(s.undo, func() error { stop(); return nil })
+	}
+	return clock, err
+}
+
+func benchClock() (clock *ntp.Clock, stop func(), err error) {
 	kernel, err := sysclock.Open()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	clock, err := ntp.NewClock(ntp.Config{AgreeRounds: 1, MinSources: 1}, kernel)
-	if err != nil {
-		return nil, err
+	if clock, err = ntp.NewClock(ntp.Config{AgreeRounds: 1, MinSources: 1}, kernel); err != nil {
+		return nil, nil, err
 	}
 	ask := func() {
 		clock.Update([]ntp.Measurement{{Source: "self", Boot: kernel.Boot(), UTC: kernel.Realtime(), RootDistance: time.Millisecond, Stratum: 1}})
 	}
 	ask()
 	if r := clock.Now(); !r.Trusted() {
-		return nil, fmt.Errorf("the bench's clock is %s", r.State)
+		return nil, nil, fmt.Errorf("the bench's clock is %s", r.State)
 	}
 	done, ended := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -203,16 +215,14 @@ func (s *stampServer) clock() (*ntp.Clock, error) {
 			}
 		}
 	}()
-	s.undo = append(s.undo, func() error { close(done); <-ended; return nil })
-	return clock, nil
+	return clock, func() { close(done); <-ended }, nil
 }
 
+// benchTerms are what the unit's tokens are made under.
+var benchTerms = stamping.Terms{Policy: pki.OIDPolicyTSASM2, Accuracy: time.Second}
+
 // unit makes the key, its certificate and the unit.
-func (s *stampServer) unit(ctx context.Context, clock *ntp.Clock) (*tsa.Authority, error) {
-	key, root, err := s.keys(ctx)
-	if err != nil {
-		return nil, err
-	}
+func (s *stampServer) unit(ctx context.Context, clock *ntp.Clock) (func(context.Context, []byte) []byte, error) {
 	recorder := tsa.Recorder(noRecorder{})
 	if s.journal != "" {
 		j, err := s.openJournal(ctx, clock)
@@ -222,18 +232,35 @@ func (s *stampServer) unit(ctx context.Context, clock *ntp.Clock) (*tsa.Authorit
 		recorder = appliance.TokenRecorder{Journal: j, Unit: "bench"}
 	}
 	serials := &countedSerials{}
+	if s.key == keyMachine {
+		issuer, err := s.machineUnit(ctx, clock, serials)
+		if err != nil {
+			return nil, err
+		}
+		r := tsa.Responder{Issuer: issuer, Recorder: recorder, Log: s.log}
+		return r.Respond, nil
+	}
+	key, root, err := s.memoryKeys()
+	if err != nil {
+		return nil, err
+	}
 	chain, err := benchChain(ctx, root, key.Public(), serials, clock.Now().Time)
 	if err != nil {
 		return nil, err
 	}
-	return tsa.New(tsa.Config{
-		Name: "bench", Policy: pki.OIDPolicyTSASM2, Accuracy: time.Second, Signer: key, Chain: chain,
+	unit, err := tsa.New(tsa.Config{
+		Name: "bench", Policy: benchTerms.Policy, Accuracy: benchTerms.Accuracy, Signer: key, Chain: chain,
 		Clock: clock, Serials: serials, Recorder: recorder, Log: s.log,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return unit.Respond, nil
 }
 
-// keys answers the unit's key and that of the CA above it, of one algorithm.
-func (s *stampServer) keys(ctx context.Context) (key *hsm.Key, root crypto.Signer, err error) {
+// memoryKeys answers a unit's key and that of the CA above it, of one algorithm, both in this process.
+func (s *stampServer) memoryKeys() (key *hsm.Key, root crypto.Signer, err error) {
+	var token hsm.Token
 	info := hsm.KeyInfo{Label: "bench"}
 	switch s.key {
 	case keySM2:
@@ -241,39 +268,67 @@ func (s *stampServer) keys(ctx context.Context) (key *hsm.Key, root crypto.Signe
 		if err != nil {
 			return nil, nil, err
 		}
-		s.token, info.Algorithm, info.Public = memoryToken{key: secret}, hsm.SM2, &secret.PublicKey
+		token, info.Algorithm, info.Public = memoryToken{key: secret}, hsm.SM2, &secret.PublicKey
+		if root, err = sm2.GenerateKey(rand.Reader); err != nil {
+			return nil, nil, err
+		}
 	case keyRSA:
 		secret, err := rsa.GenerateKey(rand.Reader, 2048)
 		if err != nil {
 			return nil, nil, err
 		}
-		s.token, info.Algorithm, info.Public = memoryRSA{key: secret}, hsm.RSA2048, &secret.PublicKey
+		token, info.Algorithm, info.Public = memoryRSA{key: secret}, hsm.RSA2048, &secret.PublicKey
 		if root, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
 			return nil, nil, err
 		}
-	case keyMachine:
-		w, err := s.worker()
-		if err != nil {
-			return nil, nil, err
-		}
-		if info, err = w.FindKey(ctx, benchMachineKey); err != nil {
-			return nil, nil, err
-		}
-		s.token = w
 	default:
 		return nil, nil, usageError{fmt.Errorf("--key %s", s.key)}
 	}
-	if root == nil {
-		if root, err = sm2.GenerateKey(rand.Reader); err != nil {
-			return nil, nil, err
-		}
-	}
-	s.label = info.Label
-	key, err = hsm.KeyOf(s.token, info, s.verify)
+	key, err = hsm.KeyOf(token, info, s.verify)
 	return key, root, err
 }
 
-func (s *stampServer) worker() (*worker.Client, error) {
+// machineUnit has tokens made in a worker, as the appliance has, and starts the worker for the bare signatures.
+func (s *stampServer) machineUnit(ctx context.Context, clock *ntp.Clock, serials *countedSerials) (tsa.Issuer, error) {
+	w, err := s.worker(hsm.TSA, "bench-tsa-worker")
+	if err != nil {
+		return nil, err
+	}
+	if s.bare, err = s.worker(hsm.Staff, "worker"); err != nil {
+		return nil, err
+	}
+	info, err := w.FindKey(ctx, benchMachineKey)
+	if err != nil {
+		return nil, err
+	}
+	root, err := sm2.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := benchChain(ctx, root, info.Public, serials, clock.Now().Time)
+	if err != nil {
+		return nil, err
+	}
+	workers := pool.New(pool.Config{Class: hsm.TSA, Log: s.log})
+	if err := workers.Add(ctx, pool.Machine{Name: appliance.FirstMachine, Token: w, Weight: 1, Sessions: s.sessions}); err != nil {
+		return nil, err
+	}
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan error, 1)
+	go func() { ended <- workers.Run(run) }()
+	s.undo = append(s.undo, func() error { stop(); return <-ended })
+	watch := stamping.NewWatch(clock)
+	if err := watch.Look(ctx, appliance.FirstMachine, w); err != nil {
+		return nil, err
+	}
+	return stamping.NewUnit(stamping.UnitConfig{
+		Name: "bench", Terms: benchTerms, Label: benchMachineKey, Chain: chain, Workers: workers, Watch: watch, Serials: serials,
+		Verify: s.verify, Discarded: func(error, ...[]byte) {}, Log: s.log,
+	})
+}
+
+// worker starts one on the software cipher machine's token.
+func (s *stampServer) worker(class hsm.SlotClass, command string) (*worker.Client, error) {
 	pin, err := appliance.ReadSecret(s.pinFile)
 	if err != nil {
 		return nil, err
@@ -284,7 +339,7 @@ func (s *stampServer) worker() (*worker.Client, error) {
 		return nil, err
 	}
 	w, err := worker.Start(worker.Config{
-		Command: []string{self, "worker"}, Class: hsm.TSA, Log: s.log,
+		Command: []string{self, command}, Class: class, Log: s.log,
 		Params: worker.StartParams{Module: s.module, ModuleArgs: s.moduleArgs, TokenLabel: "staff", PIN: pin, Profile: "neutral", MaxSessions: s.sessions, WrappedKeys: 1},
 	})
 	if err != nil {
@@ -296,6 +351,37 @@ func (s *stampServer) worker() (*worker.Client, error) {
 	}
 	return w, nil
 }
+
+// benchTSAWorkerCommand is the product's timestamp worker with the bench's clock.
+func benchTSAWorkerCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "bench-tsa-worker", Hidden: true, Args: exactArgs(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			log := newLog(logrus.ErrorLevel)
+			signal.Ignore(os.Interrupt, syscall.SIGTERM) // as the product's: it ends with its parent
+			conn, err := worker.Inherited()
+			if err != nil {
+				return usageError{err}
+			}
+			return worker.ServeExtended(context.WithoutCancel(c.Context()), conn, openToken(log), func(_ context.Context, token hsm.Token, _ worker.StartParams) (worker.Extension, error) {
+				clock, stop, err := benchClock()
+				if err != nil {
+					return nil, err
+				}
+				return benchStamping{stamping.New(token, clock, map[string]stamping.Terms{"bench": benchTerms}, log), stop}, nil
+			})
+		},
+	}
+}
+
+// benchStamping is the service with its clock.
+type benchStamping struct {
+	*stamping.Service
+	stop func()
+}
+
+// Close ends the clock.
+func (s benchStamping) Close() { s.stop() }
 
 // openJournal is the journal over SQLite, sealed in this process.
 func (s *stampServer) openJournal(ctx context.Context, clock *ntp.Clock) (*audit.Journal, error) {

@@ -189,18 +189,23 @@ func workerCommand() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			return worker.ServeExtended(context.WithoutCancel(c.Context()), conn, func(ctx context.Context, p worker.StartParams) (hsm.Token, error) {
-				profile, err := pkcs11.ProfileByName(p.Profile)
-				if err != nil {
-					return nil, err
-				}
-				return pkcs11.Open(ctx, pkcs11.Config{
-					Module: p.Module, ModuleArgs: p.ModuleArgs, TokenLabel: p.TokenLabel, PIN: p.PIN, Profile: profile,
-					MaxSessions: p.MaxSessions, WrappedKeys: p.WrappedKeys, BeforeLogin: p.BeforeLogin, Log: log,
-				})
-			}, func(ctx context.Context, token hsm.Token, p worker.StartParams) (worker.Extension, error) {
+			return worker.ServeExtended(context.WithoutCancel(c.Context()), conn, openToken(log), func(ctx context.Context, token hsm.Token, p worker.StartParams) (worker.Extension, error) {
 				return appliance.NewStampingWorker(ctx, token, p, log)
 			})
 		},
+	}
+}
+
+// openToken is how a worker opens its token.
+func openToken(log logrus.FieldLogger) func(context.Context, worker.StartParams) (hsm.Token, error) {
+	return func(ctx context.Context, p worker.StartParams) (hsm.Token, error) {
+		profile, err := pkcs11.ProfileByName(p.Profile)
+		if err != nil {
+			return nil, err
+		}
+		return pkcs11.Open(ctx, pkcs11.Config{
+			Module: p.Module, ModuleArgs: p.ModuleArgs, TokenLabel: p.TokenLabel, PIN: p.PIN, Profile: profile,
+			MaxSessions: p.MaxSessions, WrappedKeys: p.WrappedKeys, BeforeLogin: p.BeforeLogin, Log: log,
+		})
 	}
 }

@@ -163,9 +163,9 @@ func TestTimestampHTTP(t *testing.T) {
 			with []string
 			want string
 		}{
-			"none":     {nil, "401"},
-			"another":  {curlAs(clientPEM(t, out, "stranger")), "401"},
-			"its own":  {curlAs(ours), "200"},
+			"none":    {nil, "401"},
+			"another": {curlAs(clientPEM(t, out, "stranger")), "401"},
+			"its own": {curlAs(ours), "200"},
 		} {
 			o := command(t, nil, append([]string{
 				"curl", "-sS", "--cacert", m.ends.TLSCA, "-H", "Content-Type: application/timestamp-query", "--data-binary", "@" + q, "-o", r, "-w", "%{http_code} %{content_type}", m.ends.API + "/tsa/sm2",
