@@ -20,6 +20,7 @@ import (
 	"yinjian/api/fetch"
 	"yinjian/appliance/account"
 	"yinjian/appliance/pki"
+	"yinjian/dbdriver/connect"
 	"yinjian/hsm"
 	"yinjian/hsm/pkcs11/profiles"
 	"yinjian/hsm/pool"
@@ -40,6 +41,7 @@ type Config struct {
 	TSA        TSA        `toml:"tsa,omitempty"`
 	Policy     Policy     `toml:"policy"`
 	Trust      Trust      `toml:"trust"`
+	Database   Database   `toml:"database"`
 	Evaluation Evaluation `toml:"evaluation"`
 }
 
@@ -366,6 +368,30 @@ type CRLSource struct {
 	Interval Duration `toml:"interval"` // default 1h
 }
 
+// Database is the central database, which people query. Signing never waits for it.
+type Database struct {
+	// DSN says where: "" is the embedded one, central.db in the appliance's folder; postgres://… or dm://… are servers.
+	// Never with a password.
+	DSN          string `toml:"dsn"`
+	PasswordFile string `toml:"password_file"`
+}
+
+// place is where connections go, with the password as the file has it now.
+func (d *Database) place(dir string) (connect.Place, error) {
+	if d.DSN == "" {
+		return connect.File(filepath.Join(dir, "central.db")), nil
+	}
+	p := connect.Place{DSN: d.DSN}
+	if d.PasswordFile != "" {
+		password, err := ReadSecret(d.PasswordFile)
+		if err != nil {
+			return p, err
+		}
+		p.Password = string(password)
+	}
+	return p, nil
+}
+
 // Revocation policies.
 const (
 	RevocationHard = "hard"
@@ -439,6 +465,7 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 		abs(&s.PINFile)
 		c.HSM.Slots[name] = s
 	}
+	abs(&c.Database.PasswordFile)
 	for i := range c.Time.Sources {
 		abs(&c.Time.Sources[i].KeyFile)
 	}
@@ -532,6 +559,13 @@ func (c *Config) validate() error {
 		bad("campus", "须为 1–64 字节 (1 to 64 bytes)")
 	}
 	c.Listen.validate(bad)
+	if d := c.Database; d.DSN != "" {
+		if err := connect.Check(d.DSN); err != nil {
+			bad("database.dsn", "%v", err)
+		}
+	} else if d.PasswordFile != "" {
+		bad("database.password_file", "没有 database.dsn 时无意义 (means nothing without database.dsn)")
+	}
 	if _, err := profiles.Load(c.HSM.Profile); err != nil {
 		bad("hsm.profile", "%v", err)
 	}

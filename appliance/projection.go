@@ -2,13 +2,14 @@ package appliance
 
 import (
 	"context"
-	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver/central"
-	"yinjian/dbdriver/sqlite"
+	"yinjian/dbdriver/connect"
 )
 
 // A projection keeps the central database open and fed. Signing never waits for it: a database that cannot be opened is
@@ -22,7 +23,10 @@ type projection struct {
 	err     error // why it is not open
 }
 
-const projectionRetry = 10 * time.Second
+const (
+	projectionRetry   = 10 * time.Second
+	projectionOpening = 2 * time.Minute // migrations of a large database included
+)
 
 // run opens, ships, and opens again after a failure, until ctx ends.
 func (p *projection) run(ctx context.Context) error {
@@ -46,9 +50,21 @@ func (p *projection) set(c *central.Store, s *audit.Shipper, err error) {
 }
 
 func (p *projection) once(ctx context.Context) error {
-	store, err := sqlite.OpenCentral(ctx, filepath.Join(p.a.dir, "central.db"), p.author())
+	place, err := p.a.cfg.Database.place(p.a.dir)
 	if err != nil {
 		return err
+	}
+	place.Now = func() time.Time { return p.a.clock.Now().Time }
+	opening, cancel := context.WithTimeout(ctx, projectionOpening)
+	defer cancel()
+	store, err := connect.Open(opening, place, p.author())
+	if err != nil {
+		return err
+	}
+	for _, s := range store.Settings() {
+		if s.Verdict == central.Doubtful {
+			p.a.log.WithFields(logrus.Fields{"setting": s.Name, "value": s.Value}).Warning("the central database has a doubtful setting: " + s.Why)
+		}
 	}
 	defer func() {
 		p.set(nil, nil, p.err)

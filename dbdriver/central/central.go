@@ -28,6 +28,7 @@ type Store struct {
 // settings or tables do not fit (dbdriver.ErrUnfit) and a standby (dbdriver.ErrReadOnly). The store closes db; after an
 // error the caller does.
 func Open(ctx context.Context, db *sql.DB, seam *Seam, by Author) (*Store, error) {
+	db.SetMaxIdleConns(maxIdle)
 	s := &Store{db: db, seam: seam}
 	if err := db.PingContext(ctx); err != nil {
 		return nil, fmt.Errorf("central database: %w", classify(seam, err))
@@ -101,11 +102,20 @@ func inTx(ctx context.Context, db *sql.DB, seam *Seam, fn func(*sql.Tx) error) e
 	}
 	if err != nil {
 		tx.Rollback() // the cause is err
-		return classify(seam, err)
+	} else {
+		// An error here leaves it open whether the transaction is in the database. Whoever ships asks for the position.
+		err = tx.Commit()
 	}
-	// An error here leaves it open whether the transaction is in the database. Whoever ships asks for the position.
-	return classify(seam, tx.Commit())
+	if err = classify(seam, err); errors.Is(err, dbdriver.ErrReadOnly) {
+		// After a switchover this connection is to the old primary, and would serve for long: look for the new one.
+		db.SetMaxIdleConns(-1)
+		db.SetMaxIdleConns(maxIdle)
+	}
+	return err
 }
+
+// maxIdle is how many connections without work are kept.
+const maxIdle = 4
 
 // text is NULL for "".
 func text(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }

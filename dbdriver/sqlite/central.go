@@ -23,6 +23,20 @@ func Seam() *central.Seam {
 // server: a file (mode 0600). A file whose schema is another one than the migrations make is refused with
 // dbdriver.ErrDamaged.
 func OpenCentral(ctx context.Context, file string, by central.Author) (*central.Store, error) {
+	db, err := CentralDB(file)
+	if err != nil {
+		return nil, err
+	}
+	s, err := openCentral(ctx, db, by)
+	if err != nil {
+		db.Close()
+		return nil, fmt.Errorf("sqlite: opening central database: %w", err)
+	}
+	return s, nil
+}
+
+// CentralDB opens or makes the file (mode 0600), without looking at what is in it.
+func CentralDB(file string) (*sql.DB, error) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("sqlite: opening central database: %w", err)
@@ -33,16 +47,7 @@ func OpenCentral(ctx context.Context, file string, by central.Author) (*central.
 	}
 	// NORMAL: a power cut may take the last transactions along, whole and in order; the shipper asks where to go on. The
 	// journal's fsyncs, for which signatures wait, have the disk to themselves.
-	db, err := openSynchronous(file, false, 4, "NORMAL")
-	if err != nil {
-		return nil, err
-	}
-	s, err := openCentral(ctx, db, by)
-	if err != nil {
-		db.Close()
-		return nil, fmt.Errorf("sqlite: opening central database: %w", err)
-	}
-	return s, nil
+	return openSynchronous(file, false, 4, "NORMAL")
 }
 
 func openCentral(ctx context.Context, db *sql.DB, by central.Author) (*central.Store, error) {

@@ -11,6 +11,7 @@ import (
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver"
 	"yinjian/dbdriver/central"
+	"yinjian/dbdriver/dbtest"
 	"yinjian/dbdriver/sqlite"
 )
 
@@ -137,10 +138,10 @@ func TestPlantedInCentral(t *testing.T) {
 	appendN(t, j.Journal, 0, 3)
 	file := filepath.Join(dir, "central.db")
 	store := openCentral(t, file)
-	ship(t, j.Journal, store, caughtUp)
+	dbtest.Ship(t, j.Journal, store, dbtest.CaughtUp)
 	plant(t, dir, "central.db", `CREATE TRIGGER t BEFORE INSERT ON yj_record BEGIN SELECT RAISE(IGNORE); END`)
 	appendN(t, j.Journal, 3, 1)
-	st := ship(t, j.Journal, store, func(s audit.ShipperStatus) bool { return s.LastError != nil })
+	st := dbtest.Ship(t, j.Journal, store, func(s audit.ShipperStatus) bool { return s.LastError != nil })
 	if !errors.Is(st.LastError, dbdriver.ErrDamaged) {
 		t.Errorf("the shipper says %v, want %v", st.LastError, dbdriver.ErrDamaged)
 	}

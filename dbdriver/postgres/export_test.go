@@ -1,0 +1,4 @@
+package postgres
+
+// Parse reads a DSN.
+var Parse = parse
