@@ -120,12 +120,14 @@ func (c *Cluster) Start(t testing.TB) {
 	}
 	db := c.Open(t, "postgres")
 	defer db.Close()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		err := db.PingContext(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	for ; ; time.Sleep(10 * time.Millisecond) {
+		err := db.PingContext(ctx)
 		if err == nil {
 			return
 		}
-		if time.Now().After(deadline) {
+		if ctx.Err() != nil {
 			c.Kill()
 			t.Fatalf("the server does not answer: %v: %s", err, out.Bytes())
 		}

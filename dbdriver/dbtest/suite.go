@@ -171,7 +171,9 @@ func StartShipper(t testing.TB, j *audit.Journal, p audit.Projection, change fun
 // Wait waits until done says so.
 func (s *Shipper) Wait(t testing.TB, done func(audit.ShipperStatus) bool) audit.ShipperStatus {
 	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
 		if st := s.Status(); done(st) {
 			return st
 		}
