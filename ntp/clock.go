@@ -555,7 +555,7 @@ func (c *Clock) update(ms []Measurement) Round {
 		return r
 	}
 	// A clock that has just started must not begin its count within a leap second, before or after the jump.
-	if s := sel.span(); sel.Leap != LeapNone && monthEnd(s.mid())-s.high < int64(2*leapBefore) {
+	if s := sel.span(); sel.Leap != LeapNone && monthEnd(s.low)-s.high < int64(2*leapBefore) {
 		c.cand = nil
 		r.Err = ErrLeap
 		return r
@@ -612,7 +612,7 @@ func (c *Clock) agree(sel Selection, t instant) error {
 		c.cand = &candidate{anchor: anchor{t, floored(now.span)}, rounds: 1}
 	}
 	if sel.Leap != LeapNone {
-		c.cand.leapAt = monthEnd(now.span.mid())
+		c.cand.leapAt = monthEnd(now.span.low)
 	}
 	if v.state == Cold || v.state == Untrusted {
 		c.move(Acquiring, fmt.Sprintf("%s agree", strings.Join(sel.Agreed, "+")), func(*view) {})
@@ -677,7 +677,7 @@ func (c *Clock) trust(a anchor, sel Selection) {
 	c.move(Trusted, strings.Join(sel.Agreed, "+")+" agree", func(v *view) {
 		v.anchored, v.anchor, v.agreed, v.provenance = true, a, a.boot, prov
 		// Leap seconds are inserted at the end of a month of UTC (RFC 5905 §7.3, leap indicator), up to now of June or December.
-		now := a.span.mid()
+		now := a.span.low // its month has not ended, whatever the true time is
 		v.leapAt, v.leap = 0, sel.Leap
 		if end := halfYearEnd(now); sel.Leap != LeapNone {
 			v.leapAt = monthEnd(now)

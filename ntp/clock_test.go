@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -658,6 +659,13 @@ func TestStartInLeapSecond(t *testing.T) {
 		t.Errorf("round %+v, want ErrLeap", r)
 	}
 	b.want(ntp.Cold)
+	// Nor if the middle of what they say has passed the end of the month already.
+	b.pass(1800 * ms)
+	m = b.measure("a", 500*ms, 600*ms)
+	m.Leap = ntp.LeapInsert
+	if r := b.Update([]ntp.Measurement{m}); !errors.Is(r.Err, ntp.ErrLeap) {
+		t.Errorf("round %+v, want ErrLeap", r)
+	}
 }
 
 // TestAcquireOverLeapSecond: rounds before and after the second do not agree with one another, however wide they are.
@@ -754,15 +762,30 @@ func TestSnapshot(t *testing.T) {
 			d := 900 * time.Second // the anchor is older
 			n.boot, n.mono, n.raw, n.wall = n.boot-d, n.mono-d, n.raw-d, n.wall-d
 		})
-		if s := n.Snapshot("boot-1"); s.State != ntp.Suspect {
+		s := n.Snapshot("boot-1")
+		if s.State != ntp.Suspect {
 			t.Errorf("snapshot of a restored machine: %s, want suspect", s.State)
+		}
+		// Nor does a restart lose it, although the anchor may lie ahead.
+		n.change(func() {
+			n.boot, n.mono, n.raw, n.wall = n.boot-200*time.Second, n.mono-200*time.Second, n.raw-200*time.Second, n.wall-200*time.Second
+		})
+		if s = n.Snapshot("boot-1"); s.Boot <= s.Taken {
+			t.Fatalf("anchor at %v of a snapshot taken at %v", s.Boot, s.Taken)
+		}
+		c, err := ntp.NewClock(ntp.Config{}, n.machine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Restore(s, "boot-1"); err != nil || c.Now().State != ntp.Suspect {
+			t.Errorf("restart of a clock that is suspect: %v, %s", err, c.Now().State)
 		}
 	})
 	t.Run("nonsense", func(t *testing.T) {
 		for name, spoil := range map[string]func(*ntp.Snapshot){
-			"future":   func(s *ntp.Snapshot) { s.Boot += 24 * time.Hour },
+			"future":   func(s *ntp.Snapshot) { s.Boot += time.Second },
 			"taken":    func(s *ntp.Snapshot) { s.Taken += 24 * time.Hour },
-			"agreed":   func(s *ntp.Snapshot) { s.Agreed += 24 * time.Hour },
+			"agreed":   func(s *ntp.Snapshot) { s.Agreed += time.Second },
 			"negative": func(s *ntp.Snapshot) { s.Bound = -1 },
 			"year":     func(s *ntp.Snapshot) { s.UTC = s.UTC.AddDate(900, 0, 0) },
 			"emitted":  func(s *ntp.Snapshot) { s.Emitted = s.Emitted.AddDate(900, 0, 0) },
@@ -955,12 +978,149 @@ func BenchmarkNow(b *testing.B) {
 	}
 }
 
+// FuzzClock reads from bytes what a machine with honest and fewer lying sources goes through, four to an event. A trusted
+// reading contains the true time, and none goes back.
+func FuzzClock(f *testing.F) {
+	round := []byte{1, 0, 0, 0}
+	trusted := slices.Concat(round, round, round)
+	for _, events := range [][]byte{
+		{},
+		slices.Concat(trusted, []byte{0, 0, 0xff, 0xff, 1, 9, 200, 100}),          // holdover
+		slices.Concat(trusted, []byte{3, 1, 200, 0}, trusted, []byte{3, 2, 0, 9}), // steps
+		slices.Concat(trusted, []byte{4, 50, 10, 0}, trusted),                     // sleep
+		slices.Concat(trusted, []byte{5, 0, 1, 244, 0, 0, 2, 0, 1, 3, 7, 1, 5, 1, 0, 0}, trusted),
+		slices.Concat(trusted, []byte{6, 90, 0, 0, 0, 0, 20, 0, 1, 255, 255, 255}, trusted),
+		slices.Concat(trusted, []byte{7, 0, 0, 10}, trusted), // restart
+		slices.Concat(trusted, []byte{8, 0, 0, 60}, trusted, []byte{9, 0, 0, 0}, round),
+		slices.Concat(trusted, []byte{0, 0, 0, 250, 0, 0, 0, 40, 1, 0, 0, 0, 0, 0, 0, 6}, trusted), // over the end of the year
+		slices.Concat(trusted, []byte{2, 200, 100, 7, 2, 0, 0, 0}, trusted, []byte{10, 0, 0, 0}),
+	} {
+		for config := range byte(24) {
+			f.Add(append([]byte{config}, events...))
+		}
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if len(raw) == 0 {
+			return
+		}
+		liars := int(raw[0]) % 4
+		cfg := ntp.Config{MinSources: liars + 1, AgreeRounds: 1 + int(raw[0]>>4)%3}
+		leap, comes := ntp.Leap(raw[0]>>2%4%3), raw[0]&128 == 0
+		b := newBench(t, cfg)
+		end := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+		b.pass(end.Sub(noon) - 5*time.Minute)
+		over := false
+		// pass lets the leap second come on the way, if one does.
+		pass := func(d time.Duration) {
+			at := end.Add(time.Second)
+			if leap == ntp.LeapDelete {
+				at = end.Add(-time.Second)
+			}
+			if left := at.Sub(b.truth()); leap != ntp.LeapNone && comes && !over && left <= d {
+				over = true
+				b.pass(left)
+				b.change(func() {
+					if b.now += time.Second; leap == ntp.LeapInsert {
+						b.now -= 2 * time.Second
+					}
+				})
+				d -= left
+			}
+			b.pass(d)
+		}
+		var last time.Time
+		for raw = raw[1:]; len(raw) >= 4; raw = raw[4:] {
+			n := int(raw[2])<<8 | int(raw[3])
+			switch raw[0] % 10 {
+			case 0:
+				pass(time.Duration(n) * time.Second)
+			case 1, 2: // a round: each source says something within its claim, and liars what the bytes say
+				pass(time.Duration(1+raw[1]%16) * time.Second)
+				var in []ntp.Measurement
+				for i := range 2*liars + 1 {
+					half := time.Duration(1+n*(i+1)%97) * ms
+					if raw[0]%10 == 2 {
+						half *= 10 // up to a second
+					}
+					off := time.Duration(int64(half) * int64(int8(raw[3-i%3])) / 128)
+					if i < liars {
+						off, half = time.Duration(int8(raw[1+i]))*10*ms, time.Duration(1+raw[3])*ms
+					}
+					m := b.measure(string(rune('a'+i)), off, half)
+					if b.truth().Before(end) {
+						m.Leap = leap
+					}
+					in = append(in, m)
+				}
+				if now := b.truth(); leap == ntp.LeapInsert && comes && !over && !now.Before(end) {
+					in = nil // servers do not answer within the inserted second
+				}
+				b.Update(in)
+			case 3:
+				b.change(func() { b.wall += time.Duration(int16(n)) * ms })
+			case 4: // sleep, counted badly
+				d, wrong := time.Duration(1+n)*time.Second, time.Duration(int8(raw[1]))*3*ms
+				pass(0)
+				b.change(func() {
+					if d += wrong; d < 0 || leap != ntp.LeapNone && !over {
+						return // a leap second in sleep is not what this is about
+					}
+					b.boot, b.wall, b.now = b.boot+d, b.wall+d, b.now+d-wrong
+				})
+			case 5: // adjtimex(2), for good or fast for a while
+				b.change(func() { b.bend = int(int16(n)) % 501 })
+				if raw[1]%2 != 0 {
+					b.change(func() { b.bend = 100_000 - 200_000*(n%2) })
+					pass(time.Duration(raw[1]) * 10 * ms)
+					b.Now()
+					b.change(func() { b.bend = 0 })
+				}
+			case 6:
+				b.change(func() { b.ppm = int(int8(raw[1])) % 50 })
+			case 7: // a restart in the same boot
+				s, err := json.Marshal(b.Snapshot("boot-1"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				var snap ntp.Snapshot
+				if err := json.Unmarshal(s, &snap); err != nil {
+					t.Fatal(err)
+				}
+				pass(time.Duration(4+n%100) * time.Second)
+				if b.Clock, err = ntp.NewClock(cfg, b.machine); err != nil {
+					t.Fatal(err)
+				}
+				if err := b.Restore(snap, "boot-1"); err != nil {
+					t.Fatalf("%s: %v", s, err)
+				}
+			case 8: // all clocks go back
+				if d := time.Duration(20+n) * time.Second; d < b.Boot() {
+					b.change(func() { b.boot, b.mono, b.raw, b.wall = b.boot-d, b.mono-d, b.raw-d, b.wall-d })
+				}
+			case 9:
+				_ = b.Readmit()
+			}
+			r := b.Now()
+			if !r.Trusted() {
+				continue
+			}
+			if d := b.truth().Sub(r.Time); d.Abs() > r.Bound {
+				t.Fatalf("%v off with bound %v in state %s, after event %v: %+v", d, r.Bound, r.State, raw[:4], b.Last())
+			}
+			if r.Time.Before(last) {
+				t.Fatalf("went back from %v to %v", last, r.Time)
+			}
+			last = r.Time
+		}
+	})
+}
+
 // FuzzRestore: whatever the file of an earlier run says, it makes no clock trusted, widens no bound's promise, and what
 // is refused leaves the clock cold.
 func FuzzRestore(f *testing.F) {
 	for _, s := range []ntp.Snapshot{
-		{BootID: "boot-1", State: ntp.Trusted, UTC: noon, Boot: time.Hour, Bound: 60 * ms, Agreed: time.Hour, Wall: noon, Emitted: noon, Provenance: "a"},
-		{BootID: "boot-1", State: ntp.Holdover, UTC: noon, Boot: time.Hour, Bound: time.Second, Leap: ntp.LeapInsert, LeapAt: noon.Add(12 * time.Hour)},
+		{BootID: "boot-1", State: ntp.Trusted, UTC: noon, Taken: time.Hour, Boot: time.Hour, Bound: 60 * ms, Agreed: time.Hour, Wall: noon, Emitted: noon, Provenance: "a"},
+		{BootID: "boot-1", State: ntp.Holdover, UTC: noon, Taken: 90 * time.Minute, Boot: time.Hour, Bound: time.Second, Leap: ntp.LeapInsert, LeapAt: noon.Add(12 * time.Hour)},
 		{BootID: "boot-1", State: ntp.Suspect, UTC: noon}, {BootID: "boot-2", State: ntp.Trusted, UTC: noon, Emitted: noon}, {},
 	} {
 		raw, err := json.Marshal(s)
@@ -991,7 +1151,20 @@ func FuzzRestore(f *testing.F) {
 			t.Errorf("%s is held over", raw)
 		case r.State == ntp.Holdover && (r.Bound < s.Bound || r.Bound < 0):
 			t.Errorf("%s gives a bound of %v", raw, r.Bound)
+		case r.Trusted() && r.Time.Before(s.Emitted):
+			t.Errorf("%s goes on at %v", raw, r.Time)
 		}
 		c.Update(nil) // and the next round is survived
+		// What is saved now is taken over by the next process as the same.
+		again, err := ntp.NewClock(ntp.Config{}, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Restore(c.Snapshot("boot-1"), "boot-1"); err != nil {
+			t.Errorf("%s leaves a snapshot that is refused: %v", raw, err)
+		}
+		if a, b := c.Now(), again.Now(); a.Trusted() != b.Trusted() || a.Trusted() && (!a.Time.Equal(b.Time) || a.Bound != b.Bound) {
+			t.Errorf("%s goes on as %+v, and then as %+v", raw, a, b)
+		}
 	})
 }

@@ -230,19 +230,54 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// FuzzSelect reads groups around the true time from bytes, four to a source: group, half width, offset, and how much wider
+// to make it later. An offset beyond the half width is a lie. What fewer than half of the groups say does not matter.
 func FuzzSelect(f *testing.F) {
-	f.Add([]byte{0, 10, 1, 5, 10, 2, 200, 10, 3})
+	f.Add([]byte{0, 10, 1, 0, 1, 10, 2, 5, 2, 10, 200, 0})
+	f.Add([]byte{0, 60, 0, 0, 1, 60, 0, 0, 2, 60, 90, 0, 2, 60, 90, 0, 3, 1, 200, 9})
+	f.Add([]byte{0, 10, 5, 1, 1, 10, 251, 1, 2, 10, 9, 1, 3, 3, 4, 0, 4, 3, 4, 0}) // TestSmallestAllowanceExcludesTruth, or nearly
+	f.Add([]byte{0, 10, 0, 0, 1, 10, 100, 0})
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var in []ntp.Measurement
-		for ; len(raw) >= 3 && len(in) < 12; raw = raw[3:] {
-			in = append(in, says(string(rune('a'+raw[2]%8)), time.Duration(raw[0]), time.Duration(raw[1])))
+		lies := make(map[string]bool) // by group
+		var widen []time.Duration
+		for ; len(raw) >= 4 && len(in) < 16; raw = raw[4:] {
+			group, half, off := string(rune('a'+raw[0]%8)), time.Duration(raw[1]), time.Duration(int8(raw[2]))
+			in = append(in, grouped(says("s"+strconv.Itoa(len(in)), off, half), group))
+			widen = append(widen, time.Duration(raw[3]))
+			lies[group] = lies[group] || off.Abs() > half // with a liar in it a group may contradict itself
+		}
+		honest := 0
+		for _, lie := range lies {
+			if !lie {
+				honest++
+			}
 		}
 		sel, err := ntp.Select(in, 0, 50)
-		if err != nil {
-			return
+		if 2*honest > len(lies) && (err != nil || !inside(sel, noon)) {
+			t.Errorf("%d of %d groups are honest: selected %v to %v, %v", honest, len(lies), sel.Low.Sub(noon), sel.High.Sub(noon), err)
 		}
-		if sel.High.Before(sel.Low) || len(sel.Agreed) == 0 {
+		if err == nil && (sel.High.Before(sel.Low) || len(sel.Agreed) == 0 || len(sel.Agreed)+len(sel.Rejected) != len(lies)) {
 			t.Errorf("selected %+v of %+v", sel, in)
+		}
+		mixed := slices.Clone(in)
+		slices.Reverse(mixed)
+		if again, err2 := ntp.Select(mixed, 0, 50); !reflect.DeepEqual(sel, again) || (err == nil) != (err2 == nil) {
+			t.Errorf("reversed: %+v, %v, was %+v, %v", again, err2, sel, err)
+		}
+		// Wider intervals lose no group and no instant.
+		for i := range mixed {
+			mixed[i] = in[i]
+			mixed[i].RootDistance += widen[i]
+		}
+		wide, err2 := ntp.Select(mixed, 0, 50)
+		if err == nil && (err2 != nil || wide.Low.After(sel.Low) || wide.High.Before(sel.High)) {
+			t.Errorf("widened: %+v, %v, was %+v", wide, err2, sel)
+		}
+		for _, g := range sel.Agreed {
+			if !slices.Contains(wide.Agreed, g) {
+				t.Errorf("widening excluded %s", g)
+			}
 		}
 	})
 }

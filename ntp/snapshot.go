@@ -79,8 +79,10 @@ func (c *Clock) Restore(s Snapshot, bootID string) error {
 		!s.LeapAt.IsZero() && !inRange(s.LeapAt), s.Leap > LeapDelete, s.LeapAt.IsZero() && s.Leap != LeapNone,
 		s.Agreed < 0 || s.Boot < 0, s.Bent.Abs() > 10*366*24*time.Hour, s.Moved < 0 || s.Moved > 24*time.Hour || s.MovedAt < 0:
 		return fmt.Errorf("%w: values out of range", ErrSnapshot)
-	case max(s.Taken, s.Boot, s.Agreed) > now.boot:
-		return fmt.Errorf("%w: taken at %v of CLOCK_BOOTTIME, which is %v now", ErrSnapshot, max(s.Taken, s.Boot, s.Agreed), now.boot)
+	case s.Taken > now.boot:
+		return fmt.Errorf("%w: taken at %v of CLOCK_BOOTTIME, which is %v now", ErrSnapshot, s.Taken, now.boot)
+	case s.State != Suspect && max(s.Boot, s.Agreed) > s.Taken: // a clock that was Suspect may have seen CLOCK_BOOTTIME go back
+		return fmt.Errorf("%w: its anchor is later than itself", ErrSnapshot)
 	}
 	to := map[State]State{Trusted: Holdover, Holdover: Holdover, Untrusted: Untrusted, Acquiring: Untrusted, Suspect: Suspect}[s.State]
 	if to == "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -448,25 +449,35 @@ func (c *fakeConn) Close() error                { return nil }
 func (c *fakeConn) SetDeadline(time.Time) error { return nil }
 
 // FuzzAnswer feeds raw packets. Whatever they are: no panic, and what passes Check is within its own limits and has a
-// UTC that follows from the packet's timestamps.
+// UTC that follows from the packet's timestamps. A source with a key believes none of them.
 func FuzzAnswer(f *testing.F) {
 	req := make([]byte, 48)
 	for _, a := range []answer{good(), {}, {version: 4, mode: 4, stratum: 0, refID: "RATE", poll: 127}, {version: 4, mode: 4, stratum: 1, precision: -128}} {
-		f.Add(a.bytes(req), true)
-		f.Add(a.bytes(req), false)
+		for _, fix := range []bool{true, false} {
+			f.Add(a.bytes(req), fix, false)
+		}
+		f.Add(mac(a.bytes(req), 7, macKey, 0), true, true)
 	}
 	long := good()
 	long.extraBytes = 68
-	f.Add(long.bytes(req), true)
-	f.Add([]byte{}, true)
+	f.Add(long.bytes(req), true, false)
+	f.Add([]byte{}, true, false)
+	keys := filepath.Join(f.TempDir(), "keys")
+	if err := os.WriteFile(keys, fmt.Appendf(nil, "7 SHA256 HEX:%x\n", macKey), 0o600); err != nil {
+		f.Fatal(err)
+	}
 	limits := ntp.Limits{MaxRootDistance: time.Second, MaxReferenceAge: time.Hour}
-	f.Fuzz(func(t *testing.T, packet []byte, fix bool) {
-		s, err := source.New(source.Config{
+	f.Fuzz(func(t *testing.T, packet []byte, fix, keyed bool) {
+		cfg := source.Config{
 			Name: "s", Address: "127.0.0.1:123", Clock: kernel, Timeout: time.Second,
 			Dial: func(context.Context, string, string) (net.Conn, error) {
 				return &fakeConn{packet: packet, fix: fix}, nil
 			},
-		})
+		}
+		if keyed {
+			cfg.Auth = source.Auth{KeyID: 7, Type: "SHA256", KeyFile: keys}
+		}
+		s, err := source.New(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -474,8 +485,8 @@ func FuzzAnswer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !fix {
-			t.Fatalf("believed a packet with origin %x", packet[24:32])
+		if !fix || keyed { // the origin is not part of what was authenticated
+			t.Fatalf("believed a packet with origin %x, MAC %v", packet[24:32], keyed)
 		}
 		if m.Check(limits) != nil {
 			return
