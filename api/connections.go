@@ -92,14 +92,16 @@ func (l *limitedListener) forget(c *limitedConn) {
 	c.wait(false)
 }
 
-// wait says whether c waits for a request; the caller holds ln.mu.
+// wait says whether c waits for a request, from now on; the caller holds ln.mu.
 func (c *limitedConn) wait(waits bool) {
-	if c.place != nil {
+	switch waits = waits && !c.gone; {
+	case waits && c.place != nil:
+		c.ln.waiting.MoveToBack(c.place)
+	case waits:
+		c.place = c.ln.waiting.PushBack(c)
+	case c.place != nil:
 		c.ln.waiting.Remove(c.place)
 		c.place = nil
-	}
-	if waits && !c.gone {
-		c.place = c.ln.waiting.PushBack(c)
 	}
 }
 

@@ -57,6 +57,7 @@ func (s stamps) Respond(ctx context.Context, unit, requester string, der []byte)
 			s.a.log.WithError(err).WithField("unit", unit).Error("timestamp refused: no room")
 			return tsa.Reject(tsa.SystemFailure, "the authority cannot serve the request now")
 		}
+		defer s.a.journal.Expect()() // so that tokens share transactions as signatures do
 		ctx := hsm.WithCaller(ctx, hsm.Caller{Application: requester})
 		return u.Respond(WithRequester(ctx, requester), der)
 	}), nil

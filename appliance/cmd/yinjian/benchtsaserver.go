@@ -45,9 +45,10 @@ type stampServer struct {
 	module, moduleArgs, pinFile   string
 	sessions                      int
 
-	log  *logrus.Logger
-	bare *worker.Client // signs for "sign", with the unit's key in the cipher machine
-	undo []func() error
+	log    *logrus.Logger
+	expect func() (done func()) // the journal's
+	bare   *worker.Client       // signs for "sign", with the unit's key in the cipher machine
+	undo   []func() error
 }
 
 func benchTSAServerCommand() *cobra.Command {
@@ -95,7 +96,7 @@ func (s *stampServer) run(ctx context.Context) (err error) {
 	const plenty = 10_000_000 // one client is all there is
 	server, err := api.New(api.Config{
 		Signing: struct{ api.Signing }{}, Directory: struct{ api.Directory }{}, Health: struct{ api.Health }{}, Tokens: struct{ api.Tokens }{}, Admin: struct{ api.Admin }{},
-		Stamps: benchStamps{respond}, Clock: clock, Log: s.log, Version: appliance.Version,
+		Stamps: benchStamps{respond, s.expect}, Clock: clock, Log: s.log, Version: appliance.Version,
 		Limits: api.Limits{Concurrent: 1024, LoopbackRate: plenty},
 	})
 	if err != nil {
@@ -168,11 +169,15 @@ type signedCount struct {
 // benchStamps is to the API what the appliance is.
 type benchStamps struct {
 	respond func(ctx context.Context, der []byte) []byte
+	expect  func() (done func()) // nil without a journal
 }
 
 func (s benchStamps) Units() []string { return []string{"bench"} }
 
 func (s benchStamps) Respond(ctx context.Context, _, requester string, der []byte) ([]byte, error) {
+	if s.expect != nil {
+		defer s.expect()()
+	}
 	ctx = hsm.WithCaller(ctx, hsm.Caller{Application: requester})
 	return s.respond(appliance.WithRequester(ctx, requester), der), nil
 }
@@ -229,7 +234,7 @@ func (s *stampServer) unit(ctx context.Context, clock *ntp.Clock) (func(context.
 		if err != nil {
 			return nil, err
 		}
-		recorder = appliance.TokenRecorder{Journal: j, Unit: "bench"}
+		recorder, s.expect = appliance.TokenRecorder{Journal: j, Unit: "bench"}, j.Expect
 	}
 	serials := &countedSerials{}
 	if s.key == keyMachine {
