@@ -323,6 +323,7 @@ func TestNewRefuses(t *testing.T) {
 		"unknown profile":   func(c *tsa.Config) { c.Profile = 9 },
 		"content as data":   func(c *tsa.Config) { c.ContentType = cms.OIDData },
 		"GM data elsewhere": func(c *tsa.Config) { c.ContentType = cms.OIDGMData },
+		"data within GM":    func(c *tsa.Config) { c.Profile, c.ContentType = cms.GM0010, cms.OIDData },
 	} {
 		c := u.config()
 		change(&c)

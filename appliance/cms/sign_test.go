@@ -120,8 +120,8 @@ func TestLengths(t *testing.T) {
 	}
 	for i, n := range []int{0, 1, 0x7f, 0x80, 0xff, 0x100, 0xffff, 0x10000, 0xffffff, 0x1000000} {
 		p := cms.Params{Content: bytes.Repeat([]byte{0x5a}, n), ContentType: oids[i%len(oids)], OmitCertificates: i%2 == 1}
-		for range 2 { // the second time with the attributes of the first
-			p.Content = append([]byte{}, p.Content...)
+		for round := range 3 { // the second time with the attributes of the first
+			p.Content, p.AlgorithmProtection = append([]byte{}, p.Content...), round == 2
 			if n > 0 {
 				p.Content[n-1]++
 			}
@@ -156,8 +156,9 @@ func TestLengths(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%d bytes: %v", n, err)
 			}
-			if report, err := sd.Verify(p.Content, who.cert); err != nil {
-				t.Errorf("%d bytes: %v: %v", n, err, report.Checks)
+			report, err := sd.Verify(p.Content, who.cert)
+			if err != nil || (report.Result(cms.CheckAlgorithmProtection) == cms.Passed) != p.AlgorithmProtection {
+				t.Errorf("%d bytes, protection %v: %v: %v", n, p.AlgorithmProtection, err, report.Checks)
 			}
 		}
 	}
@@ -290,7 +291,13 @@ func TestSignRefuses(t *testing.T) {
 		"CRL not DER":           {p: cms.Params{Content: content, CRLs: [][]byte{{0x30, 0x80, 0, 0}}}, want: cms.ErrMalformed},
 		"device error":          {signer: brokenSigner{who.key, nil, errDevice}, p: cms.Params{Content: content}, want: errDevice},
 		"device answers zeros":  {signer: brokenSigner{who.key, make([]byte, 64), nil}, p: cms.Params{Content: content}, want: cms.ErrBadSignature},
-		"unknown profile":       {p: cms.Params{Content: content, Profile: 7}, want: cms.ErrUnsupported},
+		"device answers 0, 1":   {signer: brokenSigner{who.key, tlv(0x30, []byte{2, 1, 0, 2, 1, 1}), nil}, p: cms.Params{Content: content}, want: cms.ErrBadSignature},
+		"device answers -1, 1":  {signer: brokenSigner{who.key, tlv(0x30, []byte{2, 1, 0xff, 2, 1, 1}), nil}, p: cms.Params{Content: content}, want: cms.ErrBadSignature},
+		"device answers loose":  {signer: brokenSigner{who.key, tlv(0x30, []byte{2, 1, 1, 2, 2, 0, 1}), nil}, p: cms.Params{Content: content}, want: cms.ErrBadSignature},
+		"device answers 2^256": {signer: brokenSigner{who.key, tlv(0x30, []byte{2, 1, 1}, tlv(2, []byte{1}, make([]byte, 32))), nil},
+			p: cms.Params{Content: content}, want: cms.ErrBadSignature},
+		"device answers more": {signer: brokenSigner{who.key, tlv(0x30, []byte{2, 1, 1, 2, 1, 1, 5, 0}), nil}, p: cms.Params{Content: content}, want: cms.ErrBadSignature},
+		"unknown profile":     {p: cms.Params{Content: content, Profile: 7}, want: cms.ErrUnsupported},
 		"gm0010 with RSA": {signer: rsaPerson().key, want: cms.ErrUnsupported,
 			p: cms.Params{Content: content, Profile: cms.GM0010, Certificates: rsaPerson().chain()}},
 		"RSA signature too short": {signer: brokenSigner{rsaPerson().key, make([]byte, 255), nil}, want: cms.ErrBadSignature,
