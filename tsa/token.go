@@ -47,9 +47,9 @@ var (
 )
 
 // ParseToken reads the DER of a TimeStampToken. Nothing is verified. Under the outer type of GM/T 0010 the content may
-// also be called data, as one product on the market does.
-func ParseToken(in []byte) (*Token, error) {
-	message, err := cms.Parse(in)
+// also be called data, as one product on the market does. Certificates among known are not parsed again.
+func ParseToken(in []byte, known ...*smx509.Certificate) (*Token, error) {
+	message, err := cms.Parse(in, known...)
 	if err != nil {
 		return nil, fmt.Errorf("tsa: token: %w", err)
 	}

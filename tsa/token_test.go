@@ -202,6 +202,26 @@ func TestVerifyCatches(t *testing.T) {
 	}
 }
 
+// TestParseTokenKnows: a certificate at hand is taken instead of being parsed, if it is the same to the byte.
+func TestParseTokenKnows(t *testing.T) {
+	t.Parallel()
+	u := sm2Unit()
+	der := u.token(t, request(data)).DER
+	other := u.certificate(nil) // another signature under the same names
+	token, err := tsa.ParseToken(der, nil, other, u.cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range token.Certificates() {
+		if (c == u.cert) != c.Equal(u.cert) || c == other || !c.Equal(u.cert) && !c.Equal(u.ca) {
+			t.Errorf("certificate %v, known %v", c.Subject, c == u.cert || c == other)
+		}
+	}
+	if report, err := token.VerifyData(data); err != nil {
+		t.Errorf("VerifyData = %v: %v", err, report.Checks)
+	}
+}
+
 func TestParseTokenRefuses(t *testing.T) {
 	t.Parallel()
 	u := sm2Unit()

@@ -5,6 +5,7 @@ import (
 	"encoding/asn1"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/emmansun/gmsm/smx509"
 	"golang.org/x/crypto/cryptobyte"
@@ -90,16 +91,16 @@ func (si *SignerInfo) AddUnsignedAttribute(a Attribute) error {
 }
 
 // Parse reads the DER of a ContentInfo with SignedData. Errors wrap ErrMalformed or ErrUnsupported. Nothing is verified,
-// and der is not kept.
-func Parse(in []byte) (*SignedData, error) {
-	sd, err := parse(bytes.Clone(in)) // the fields below are slices of it
+// and in is not kept. A certificate that is one of known, byte for byte, is not parsed again.
+func Parse(in []byte, known ...*smx509.Certificate) (*SignedData, error) {
+	sd, err := parse(bytes.Clone(in), known) // the fields below are slices of it
 	if err != nil {
 		return nil, fmt.Errorf("cms: %w", err)
 	}
 	return sd, nil
 }
 
-func parse(in []byte) (*SignedData, error) {
+func parse(in []byte, known []*smx509.Certificate) (*SignedData, error) {
 	if !checkDER(in, 0) {
 		return nil, fmt.Errorf("not DER: %w", ErrMalformed)
 	}
@@ -138,7 +139,7 @@ func parse(in []byte) (*SignedData, error) {
 	if err := sd.parseContent(encapsulated); err != nil {
 		return nil, fmt.Errorf("encapContentInfo: %w", err)
 	}
-	if err := sd.parseCertificates(&body); err != nil {
+	if err := sd.parseCertificates(&body, known); err != nil {
 		return nil, err
 	}
 	if !body.ReadASN1(&signers, der.SET) || !body.Empty() {
@@ -194,7 +195,7 @@ func (sd *SignedData) parseContent(s cryptobyte.String) error {
 	return nil
 }
 
-func (sd *SignedData) parseCertificates(s *cryptobyte.String) error {
+func (sd *SignedData) parseCertificates(s *cryptobyte.String, known []*smx509.Certificate) error {
 	var certificates, crls cryptobyte.String
 	var hasCertificates, hasCRLs, ok bool
 	if !s.ReadOptionalASN1(&certificates, &hasCertificates, tagContext0) || !s.ReadOptionalASN1(&crls, &hasCRLs, tagContext1) {
@@ -211,6 +212,10 @@ func (sd *SignedData) parseCertificates(s *cryptobyte.String) error {
 	for i, e := range sd.certificates {
 		if der.Tag(e[0]) != der.SEQUENCE { // attribute certificates and other CertificateChoices
 			return fmt.Errorf("certificates[%d]: tag %#x: %w", i, e[0], ErrUnsupported)
+		}
+		if at := slices.IndexFunc(known, func(k *smx509.Certificate) bool { return k != nil && bytes.Equal(k.Raw, e) }); at >= 0 {
+			sd.Certificates = append(sd.Certificates, known[at])
+			continue
 		}
 		cert, err := smx509.ParseCertificate(e)
 		if err != nil {

@@ -201,7 +201,7 @@ func (u *Unit) check(machine string, before, r ntp.Reading, der []byte, req *tsa
 	bad := func(what any) (*tsa.Token, error) {
 		return nil, fmt.Errorf("%w: the token of machine %s: %v", hsm.ErrBadSignature, machine, what)
 	}
-	token, err := tsa.ParseToken(der)
+	token, err := tsa.ParseToken(der, u.cfg.Chain...)
 	if err != nil {
 		return bad(err)
 	}
