@@ -17,7 +17,7 @@ var (
 	grantID       = regexp.MustCompile(`^[0-9a-f]{32}$`)
 	serialNumber  = regexp.MustCompile(`^[0-9a-f]{1,40}$`) // RFC 5280 §4.1.2.2: at most 20 octets
 	anchorID      = regexp.MustCompile(`^[0-9a-fA-F]{8,64}$`)
-	keyOwner      = regexp.MustCompile(`^(signer:[A-Za-z0-9-]{2,32}(/(SM2|RSA-2048))?|tsa:(sm2|rsa)|log|tls)$`)
+	keyOwner      = regexp.MustCompile(`^(signer:[A-Za-z0-9-]{2,32}(/(SM2|RSA-2048))?|tsa:[a-z0-9][a-z0-9-]{0,30}|log|tls)$`)
 	unitName      = regexp.MustCompile(`^[A-Za-z0-9._-]{1,32}$`)
 	visibleASCII  = regexp.MustCompile(`^[\x21-\x7e]{1,128}$`)
 )

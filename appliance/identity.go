@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
@@ -231,10 +232,14 @@ func issuerOf(alg hsm.Algorithm) hsm.Algorithm {
 
 // algorithmOf is the algorithm of a certificate's key.
 func algorithmOf(c *smx509.Certificate) hsm.Algorithm {
-	if c.PublicKeyAlgorithm == smx509.RSA {
-		return hsm.RSA2048
+	pub, isRSA := c.PublicKey.(*rsa.PublicKey)
+	switch {
+	case !isRSA:
+		return hsm.SM2
+	case pub.N.BitLen() > 2048:
+		return hsm.RSA3072
 	}
-	return hsm.SM2
+	return hsm.RSA2048
 }
 
 // chain is the unit's certificates from its birth, its own first; nil for a unit that is younger.

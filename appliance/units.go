@@ -28,7 +28,7 @@ type TSA struct {
 // A Unit is one timestamp unit: one key at a time, one policy.
 type Unit struct {
 	Name      string   `toml:"name"`      // [a-z0-9-], for ever: requests are sent to /tsa/NAME
-	Algorithm string   `toml:"algorithm"` // "sm2", "rsa2048"
+	Algorithm string   `toml:"algorithm"` // "sm2", "rsa2048", "rsa3072"
 	Policy    string   `toml:"policy"`    // dotted object identifier
 	Accuracy  Duration `toml:"accuracy"`  // ceiling of its tokens' accuracy; default time.accuracy
 	// Profile is "rfc3161" (default), or for SM2 "gm0010", or "gm0010-data", which calls TSTInfo data.
@@ -37,7 +37,7 @@ type Unit struct {
 
 var (
 	reUnit         = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,30}$`)
-	unitAlgorithms = map[string]hsm.Algorithm{"sm2": hsm.SM2, "rsa2048": hsm.RSA2048}
+	unitAlgorithms = map[string]hsm.Algorithm{"sm2": hsm.SM2, "rsa2048": hsm.RSA2048, "rsa3072": hsm.RSA3072}
 	unitProfiles   = map[string]stamping.Terms{
 		"rfc3161": {}, "gm0010": {Profile: cms.GM0010}, "gm0010-data": {Profile: cms.GM0010, ContentType: cms.OIDGMData},
 	}
@@ -58,12 +58,12 @@ func (c *Config) validateUnits(bad func(key, format string, args ...any)) {
 	names := map[string]bool{}
 	for i, u := range c.TSA.Units {
 		at := fmt.Sprintf("tsa.units[%d].", i)
-		if !reUnit.MatchString(u.Name) || names[u.Name] {
-			bad(at+"name", "须为小写字母、数字、连字符，至多 31 位，不可重复 (lower-case letters, digits, hyphens, each once)")
+		if !reUnit.MatchString(u.Name) || strings.HasPrefix(u.Name, "ca-") || names[u.Name] { // tsa-ca-NAME.pem is its CA's file
+			bad(at+"name", "须为小写字母、数字、连字符，至多 31 位，不以 ca- 开头，不可重复 (lower-case letters, digits, hyphens, not ca-…, each once)")
 		}
 		names[u.Name] = true
 		if unitAlgorithms[u.Algorithm] == "" {
-			bad(at+"algorithm", "须为 sm2 或 rsa2048 (must be sm2 or rsa2048)")
+			bad(at+"algorithm", "须为 sm2、rsa2048 或 rsa3072 (must be sm2, rsa2048 or rsa3072)")
 		}
 		if _, err := parseOID(u.Policy); err != nil {
 			bad(at+"policy", "须为点分对象标识符，如 2.999.2.2 (a dotted object identifier): %v", err)

@@ -69,6 +69,7 @@ type Algorithm string
 const (
 	SM2     Algorithm = "SM2"      // key pair on sm2p256v1 (GM/T 0003.5-2012)
 	RSA2048 Algorithm = "RSA-2048" // key pair, public exponent 65537
+	RSA3072 Algorithm = "RSA-3072" // likewise
 	HMACSM3 Algorithm = "HMAC-SM3" // 256-bit secret key for HMAC with SM3
 	SM4     Algorithm = "SM4"      // 128-bit secret key that wraps others; none is generated here
 )

@@ -71,7 +71,7 @@ func (k *Key) Public() crypto.PublicKey { return k.info.Public }
 // Info describes the key.
 func (k *Key) Info() KeyInfo { return k.info }
 
-// Algorithm is SM2 or RSA2048.
+// Algorithm is SM2, RSA2048 or RSA3072.
 func (k *Key) Algorithm() Algorithm { return k.info.Algorithm }
 
 // Sign implements crypto.Signer; rand is not used, the token has its own. It is [Key.SignContext] without a limit of

@@ -125,7 +125,7 @@ type AddIntermediates struct {
 
 // RequestCertificate is the body of POST /admin/v1/certificates/requests.
 type RequestCertificate struct {
-	For     string   `json:"for"` // "signer:D10023", "signer:D10023/RSA-2048", "tsa:sm2", "tsa:rsa", "log", "tls"
+	For     string   `json:"for"` // "signer:D10023", "signer:D10023/RSA-2048", "tsa:sm2" and other units, "log", "tls"
 	NewKey  bool     `json:"new_key,omitempty"`
 	Replace bool     `json:"replace,omitempty"`
 	Subject string   `json:"subject,omitempty"` // "CN=…,O=…"; 1–512 bytes

@@ -16,7 +16,7 @@ import (
 	"yinjian/hsm"
 )
 
-// Owners of keys: "signer:D10023", "tsa:sm2", "tsa:rsa", "log", "tls".
+// Owners of keys: "signer:D10023", "tsa:sm2" and other units, "log", "tls".
 const signerOwner = "signer:"
 
 // useOf is what an owner's keys are for, "" for a name that is no owner's.

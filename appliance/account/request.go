@@ -72,7 +72,7 @@ func classOf(owner string) hsm.SlotClass {
 
 // A RequestSpec asks for a certificate request.
 type RequestSpec struct {
-	For string // "signer:D10023", "signer:D10023/RSA-2048", "tsa:sm2", "tsa:rsa", "log", "tls"
+	For string // "signer:D10023", "signer:D10023/RSA-2048", "tsa:sm2" and other units, "log", "tls"
 	// NewKey makes another key pair for roll-over; the present one goes on until the new certificate is imported and
 	// valid. A new key that still waits for its first certificate is used again.
 	NewKey bool
@@ -83,7 +83,7 @@ type RequestSpec struct {
 }
 
 var errOwnerUnknown = problem.New(problem.NotFound, "没有这个密钥 (no such key)",
-	"--for 须为 signer:工号[/算法]、tsa:sm2、tsa:rsa、log 或 tls (see yinjian cert list)")
+	"--for 须为 signer:工号[/算法]、tsa:单元、log 或 tls (see yinjian cert list)")
 
 // RequestCertificate answers a certificate request for a key of ours, signed in the cipher machine. Asked again while the
 // certificate is awaited, it answers the same one.

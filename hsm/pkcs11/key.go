@@ -235,7 +235,10 @@ func (t *Token) keyInfo(s p11.SessionHandle, h p11.ObjectHandle, secret bool, pu
 	if err != nil {
 		return hsm.KeyInfo{}, err
 	}
-	if info.Public, err = publicKey(alg, template, pub); err != nil {
+	if alg == hsm.RSA2048 && new(big.Int).SetBytes(pub[p11.CKA_MODULUS]).BitLen() == 3072 {
+		info.Algorithm, template = hsm.RSA3072, t.cfg.Profile.Keys[hsm.RSA3072]
+	}
+	if info.Public, err = publicKey(info.Algorithm, template, pub); err != nil {
 		return hsm.KeyInfo{}, err
 	}
 	return info, nil

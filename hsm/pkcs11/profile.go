@@ -160,6 +160,11 @@ func resolve(file *profiles.Profile) Profile {
 		if algorithm, driven := algorithms[name]; driven {
 			p.Keys[algorithm] = resolveKey(name, k)
 		}
+		if name == profiles.KeyRSA2048 { // a longer key of the same kind
+			longer := p.Keys[hsm.RSA2048]
+			longer.ModulusBits = 3072
+			p.Keys[hsm.RSA3072] = longer
+		}
 		if !k.Optional {
 			p.required = append(p.required, requirement{"keys." + name, uint(*k.Mechanism)})
 		}

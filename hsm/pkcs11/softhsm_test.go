@@ -1017,3 +1017,29 @@ func TestECPoint(t *testing.T) {
 		}
 	}
 }
+
+// TestLongRSAKey: a key of 3072 bits is made under the profile's RSA template, found as what it is, and signs.
+func TestLongRSAKey(t *testing.T) {
+	cfg := newToken(t)
+	tok := open(t, cfg)
+	if info := generate(t, tok, "long", hsm.RSA3072); info.Algorithm != hsm.RSA3072 {
+		t.Errorf("GenerateKey = %+v", info)
+	}
+	generate(t, tok, "short", hsm.RSA2048)
+	for label, bits := range map[string]int{"long": 3072, "short": 2048} {
+		info, err := tok.FindKey(t.Context(), label)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pub, ok := info.Public.(*rsa.PublicKey); !ok || pub.N.BitLen() != bits || info.Algorithm != hsm.Algorithm(fmt.Sprintf("RSA-%d", bits)) {
+			t.Errorf("%s: FindKey = %+v, want %d bits", label, info, bits)
+		}
+		key, err := hsm.KeyOf(tok, info, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sig, err := key.SignMessage(t.Context(), []byte("x")); err != nil || len(sig) != bits/8 {
+			t.Errorf("%s: a signature of %d bytes, %v", label, len(sig), err)
+		}
+	}
+}

@@ -97,6 +97,9 @@ func TestTimeAnchor(t *testing.T) {
 		if s := m.state(t).Time.State; s == "holdover" || s == "trusted" {
 			t.Errorf("%s: time is %s", what, s)
 		}
+		if w := m.state(t).Time.Workers; what == "other-boot" && (len(w) != 1 || w[0].State != "cold") { // in the same boot it has an anchor of its own
+			t.Errorf("%s: the timestamp worker's time is %+v", what, w)
+		}
 		_, err := m.client(t, "his").Sign(t.Context(), what, asserted("D1", what))
 		wantCode(t, err, "time_untrusted")
 		if b, err := os.ReadFile(m.log); err != nil || !bytes.Contains(b, []byte("time starts cold")) {

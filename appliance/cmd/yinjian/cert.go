@@ -91,7 +91,7 @@ func requestCommand() *cobra.Command {
 		Use:   "csr (--for KEY [-o FILE] | --csv FILE --out DIR)",
 		Short: "生成证书请求 PKCS#10，由密码机签名 (certificate requests, signed in the cipher machine)",
 		Long: `为本机密钥生成证书请求（PKCS#10，PEM），由密码机签名，私钥不出密码机。证书未导入前再次执行，得到同一请求。
---for 的写法：signer:工号（SM2）、signer:工号/RSA-2048、tsa:sm2、tsa:rsa、log、tls。
+--for 的写法：signer:工号（SM2）、signer:工号/RSA-2048、tsa:单元、log、tls。
 --new-key 在同一槽位另生成一对密钥换新；旧密钥继续使用，直到新证书导入并生效。
 
 批量：--csv 人员表，每行一个请求，写到 --out 目录的“工号-算法.csr”，结果写到 result.csv；可中断，重新运行即接着做，
@@ -145,7 +145,7 @@ Requests for keys of this appliance; the private keys stay in the cipher machine
 	fl := c.Flags()
 	fl.StringVar(&f.dir, "dir", "", "设备目录 (the appliance's folder)")
 	_ = c.MarkFlagRequired("dir")
-	fl.StringVar(&req.For, "for", "", "密钥：signer:工号[/算法]、tsa:sm2、tsa:rsa、log、tls (the key)")
+	fl.StringVar(&req.For, "for", "", "密钥：signer:工号[/算法]、tsa:单元、log、tls (the key)")
 	fl.BoolVar(&req.NewKey, "new-key", false, "另生成一对密钥换新 (another key pair, for roll-over)")
 	fl.BoolVar(&req.Replace, "replace", false, "作废待批的请求，重新生成 (replace a request that waits)")
 	fl.StringVar(&req.Subject, "subject", "", "主题，如 CN=…,O=…,C=CN (subject)")

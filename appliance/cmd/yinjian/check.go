@@ -73,7 +73,7 @@ not name it yet.`,
 	f.StringVar(&logKey, "log-key", "", "日志公钥 PEM；不给则不验签名 (without it signatures are not checked)")
 	f.StringVar(&usesDir, "uses", "", "密钥使用记录的目录，缺省为设备目录下的 uses (folder of the keys' uses)")
 	f.StringArrayVar(&known, "known", nil, "外存的检查点，可重复：evidence.json，或检查点文本（签名在同名 .sig 文件）(a checkpoint kept elsewhere: an evidence bundle, or a note with its signature in FILE.sig)")
-	f.StringArrayVar(&tsaFiles, "tsa", nil, "时间戳单元证书 PEM，可重复；不给则取日志公钥旁的 tsa-sm2.pem、tsa-rsa.pem (certificate of a timestamp unit; default: those beside the log key)")
+	f.StringArrayVar(&tsaFiles, "tsa", nil, "时间戳单元证书 PEM，可重复；不给则取日志公钥旁的 tsa-单元.pem (certificate of a timestamp unit; default: those beside the log key)")
 	f.StringVarP(&output, "output", "o", "text", "text 或 json")
 	c.AddCommand(verify)
 	return c
