@@ -196,6 +196,15 @@ type journalState struct {
 	Failed     string `json:"failed,omitempty"`
 }
 
+// workerTimes are the clocks of the timestamp workers, as they last told.
+func (a *Appliance) workerTimes() []workerTime {
+	out := []workerTime{}
+	for _, k := range a.watch.Clocks() {
+		out = append(out, workerTime{k.Machine, k.Reading.State, float64(k.Reading.Bound.Microseconds()) / 1000, errorText(k.Wrong)})
+	}
+	return out
+}
+
 func (h health) State() any {
 	a := h.a
 	r := a.clock.Now()
@@ -209,9 +218,8 @@ func (h health) State() any {
 		s.Listeners["api"] = a.apiAddr + " (TLS 1.3、1.2)"
 	}
 	s.Warnings = append(s.Warnings, a.listener.warnings()...)
-	s.Time.Workers = []workerTime{}
+	s.Time.Workers = a.workerTimes()
 	for _, k := range a.watch.Clocks() {
-		s.Time.Workers = append(s.Time.Workers, workerTime{k.Machine, k.Reading.State, float64(k.Reading.Bound.Microseconds()) / 1000, errorText(k.Wrong)})
 		if k.Wrong != nil {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("密码机 %s 的时间戳进程的时钟与本机不符，其时间戳不予采用 (the clock of this machine's timestamp worker contradicts the appliance's; its tokens are not used): %v", k.Machine, k.Wrong))
 		}

@@ -17,15 +17,19 @@ import (
 	"yinjian/api/wire"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/problem"
+	"yinjian/hsm"
+	"yinjian/hsm/worker"
 	"yinjian/ntp"
 	"yinjian/ntp/ledger"
 	"yinjian/ntp/source"
+	"yinjian/tsa/stamping"
 )
 
 // Kinds of entries about time; kindTimeState is the clock's own.
 const (
 	kindTimeLedger     = "time.ledger"
 	kindTimeDenied     = "time.source.denied"
+	kindWorkerState    = "time.worker.state" // of a timestamp worker's clock
 	kindSourceIntent   = "time.source/intent"
 	kindSourceOutcome  = "time.source/outcome"
 	kindReadmitIntent  = "time.readmit/intent"
@@ -55,8 +59,9 @@ type timekeeper struct {
 	pending []timeChange
 	lost    int // changes while too many waited
 	denied  map[string]bool
-	waiting []audit.Draft // entries that want a sealed end
-	tokens  ledger.Tokens // as they were when the last hour ended
+	waiting []audit.Draft     // entries that want a sealed end
+	workers map[string]string // timestamp workers' clocks by machine, as they were journalled
+	tokens  ledger.Tokens     // as they were when the last hour ended
 	wake    chan struct{}
 }
 
@@ -125,6 +130,32 @@ func (k *timekeeper) deny(name, reason string) {
 	}
 }
 
+// watchWorkers has it journalled when the clock of a timestamp worker is in another state, or contradicts own time, as it was
+// last told: once a second at most.
+func (k *timekeeper) watchWorkers() {
+	clocks, own := k.a.watch.Clocks(), k.a.clock.Now().Trusted() // without an own time there is nothing to contradict
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	seen := map[string]string{}
+	for _, c := range clocks {
+		now := string(c.Reading.State)
+		if !own {
+			c.Wrong = nil
+		}
+		if c.Wrong != nil {
+			now += ", contradicts"
+		}
+		if was := k.workers[c.Machine]; was != now && len(k.waiting) < changesKept {
+			k.waiting = append(k.waiting, audit.Draft{
+				Kind: kindWorkerState, Actor: "time", Object: c.Machine,
+				Fields: []audit.Field{{Name: "from", Value: audit.Text(was)}, {Name: "to", Value: audit.Text(now)}, {Name: "bound_us", Value: audit.Int(c.Reading.Bound.Microseconds())}, {Name: "contradicts", Value: audit.Text(cutText(errorText(c.Wrong)))}},
+			})
+		}
+		seen[c.Machine] = now
+	}
+	k.workers = seen
+}
+
 // dayRef is the reference under which a day's entries of a kind are found, day being UTC. It is no more than an index.
 func dayRef(kind string, day time.Time) []byte {
 	sum := sm3.Sum([]byte("yinjian/time/day/v1\x00" + kind + "\x00" + day.UTC().Format(time.DateOnly)))
@@ -152,6 +183,7 @@ func (k *timekeeper) run(ctx context.Context) error {
 				k.closeHour(boot)
 			}
 			k.a.service.summarize(false)
+			k.watchWorkers()
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()
@@ -426,6 +458,7 @@ type timeReport struct {
 	DriftPPM    int              `json:"drift_ppm"`
 	HoldoverS   int64            `json:"holdover_max_s"`
 	Round       roundReport      `json:"round"`
+	Workers     []workerTime     `json:"workers"` // the clocks of the timestamp workers
 	Sources     []sourceReport   `json:"sources"`
 	Changes     []ledger.Change  `json:"changes"` // the last ten of two days
 	Stamping    []stampingReport `json:"stamping"`
@@ -530,6 +563,7 @@ func (d admin) TimeStatus(ctx context.Context, _ string) (any, error) {
 		Round:      roundReport{Agreed: append([]string{}, round.Agreed...), Rejected: append([]string{}, round.Rejected...), OffsetUS: round.Offset.Microseconds(), Error: printable(errorText(round.Err))},
 		Sources:    k.sourceReports(round, reading, boot),
 		Stamping:   d.a.service.report(),
+		Workers:    d.a.workerTimes(),
 		Evaluation: d.a.cfg.Evaluation.GNSSFeed,
 	}
 	if round.At > 0 {
@@ -570,7 +604,46 @@ func (d admin) TimeHistory(ctx context.Context, _ string, req api.TimeHistory) (
 	return d.a.time.history(ctx, from, to)
 }
 
-// Readmit lets in the majority that is beyond what the clock corrects by itself.
+// readmitWait is how long a readmission waits for the timestamp workers' clocks to see what the appliance's own sees.
+const readmitWait = 10 * time.Second
+
+// readmitWorkers readmits the clocks of the timestamp workers that are not trusted, and answers of how many. One where no
+// majority waits is waited for.
+func (k *timekeeper) readmitWorkers(ctx context.Context) (int, error) {
+	n, end := 0, k.a.sys.Boot()+readmitWait
+	for _, c := range k.a.machines.all() {
+		w := c.workers[hsm.TSA]
+		if w == nil || w.State().Phase != worker.Ready {
+			continue // its clock is another when it comes back
+		}
+		for {
+			if err := k.a.watch.Look(ctx, c.Name, w); err != nil {
+				return n, err
+			}
+			i := slices.IndexFunc(k.a.watch.Clocks(), func(o stamping.WorkerClock) bool { return o.Machine == c.Name })
+			if i >= 0 && k.a.watch.Clocks()[i].Reading.Trusted() {
+				break
+			}
+			err := k.a.watch.Readmit(ctx, c.Name, w)
+			if err == nil {
+				n++
+				break
+			}
+			if !errors.Is(err, stamping.ErrNotReadmitted) || k.a.sys.Boot() > end {
+				return n, err
+			}
+			select {
+			case <-time.After(200 * time.Millisecond):
+			case <-ctx.Done():
+				return n, context.Cause(ctx)
+			}
+		}
+	}
+	return n, nil
+}
+
+// ReadmitTime lets in the majority that is beyond what a clock corrects by itself: the appliance's, and those of the
+// timestamp workers, which ask the sources themselves.
 func (d admin) ReadmitTime(ctx context.Context, actor string, req wire.ReadmitTime) (any, error) {
 	k := d.a.time
 	k.acts.Lock()
@@ -578,8 +651,9 @@ func (d admin) ReadmitTime(ctx context.Context, actor string, req wire.ReadmitTi
 	if req.Persons[0] == req.Persons[1] {
 		return nil, problem.Invalid("persons", "须为不同的两人 (two different persons)")
 	}
-	round := d.a.clock.Last()
-	if round.Err == nil || !errors.Is(round.Err, ntp.ErrOperator) {
+	round, own := d.a.clock.Last(), d.a.clock.Now()
+	waits := round.Err != nil && errors.Is(round.Err, ntp.ErrOperator)
+	if workers := d.a.watch.Ready(time.Duration(d.a.cfg.Time.Accuracy)); !waits && (workers == nil || !own.Trusted()) {
 		return nil, problem.New(problem.NotReady, "没有等待核准的时间 (no majority waits to be readmitted)", "见 yinjian time status (see yinjian time status)")
 	}
 	intent, err := k.intend(ctx, audit.Draft{
@@ -592,12 +666,18 @@ func (d admin) ReadmitTime(ctx context.Context, actor string, req wire.ReadmitTi
 	if err != nil {
 		return nil, err
 	}
-	result := "done: the next agreeing round is taken"
-	if err = d.a.clock.Readmit(); err != nil {
-		result = cutText("refused: " + err.Error())
-		err = problem.New(problem.NotReady, "多数源已改变或消失，没有执行 (the majority has changed or gone)", "见 yinjian time status (see yinjian time status)").With(err)
+	ctx = context.WithoutCancel(ctx) // what was begun is finished and told
+	workers, err := k.readmitWorkers(ctx)
+	if err == nil && waits {
+		err = d.a.clock.Readmit()
 	}
-	if oerr := k.conclude(context.WithoutCancel(ctx), kindReadmitOutcome, actor, d.a.cfg.Node, intent, result); oerr != nil {
+	result := fmt.Sprintf("done: the next agreeing round is taken, by the appliance %v, by timestamp workers %d", waits, workers)
+	if err != nil {
+		result = cutText("refused: " + err.Error())
+		err = problem.New(problem.NotReady, "多数源已改变或消失，或时间戳进程尚未见到，没有全部执行 (the majority has changed or gone, or a timestamp worker has not seen it)",
+			"见 yinjian time status；仍在等待核准的，再执行一次 (see yinjian time status; do it again where one still waits)").With(err)
+	}
+	if oerr := k.conclude(ctx, kindReadmitOutcome, actor, d.a.cfg.Node, intent, result); oerr != nil {
 		return nil, journalRefused(errors.Join(err, oerr))
 	}
 	if err != nil {

@@ -83,6 +83,18 @@ func (s *Service) Extend(ctx context.Context, request []byte) ([]byte, error) {
 			return nil, err
 		}
 		return addReading([]byte{answerState}, s.clock.Now()), nil
+	case askReadmit:
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		c, ok := s.clock.(interface{ Readmit() error })
+		if !ok {
+			return nil, errors.New("tsa/stamping: this clock readmits nothing")
+		}
+		if err := c.Readmit(); err != nil {
+			return addPart(addReading([]byte{answerNoTime}, s.clock.Now()), err.Error()), nil
+		}
+		return addReading([]byte{answerState}, s.clock.Now()), nil
 	case askRequest:
 		label, info := string(in.part()), in.part()
 		if err := in.done(); err != nil {

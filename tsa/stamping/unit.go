@@ -320,6 +320,32 @@ func (w *Watch) Look(ctx context.Context, machine string, worker Worker) error {
 	return nil
 }
 
+// ErrNotReadmitted means that a worker's clock has no majority that waits.
+var ErrNotReadmitted = errors.New("tsa/stamping: the worker readmits nothing")
+
+// Readmit has a worker's clock take the majority that is beyond what it corrects by itself, see ntp.Clock.Readmit. Whoever
+// asks cannot say what time that is: the worker's own sources do.
+func (w *Watch) Readmit(ctx context.Context, machine string, worker Worker) error {
+	answer, err := worker.Extend(ctx, func() ([]byte, error) { return []byte{askReadmit}, nil })
+	if err != nil {
+		return err
+	}
+	in := parts{b: answer}
+	kind := in.u8()
+	in.reading()
+	if kind == answerNoTime {
+		why := string(in.part())
+		if err := in.done(); err != nil {
+			return err
+		}
+		return fmt.Errorf("%w: machine %s: %s", ErrNotReadmitted, machine, why)
+	}
+	if err := in.done(); err != nil || kind != answerState {
+		return unexpected(kind)
+	}
+	return nil
+}
+
 // Forget drops what is known of a machine: its worker has ended, or was taken away.
 func (w *Watch) Forget(machine string) {
 	w.mu.Lock()

@@ -14,12 +14,14 @@ import (
 //	askToken   | unit | SM3 of label and chain (32) | serial | TimeStampReq | label | u8 certificates | certificates …
 //	askState   |
 //	askRequest | label | CertificationRequestInfo
+//	askReadmit |
 //
 // Label and chain come along only when they were asked for. Strings are u32 length and bytes, integers big-endian.
 const (
 	askToken byte = iota + 1
 	askState
 	askRequest
+	askReadmit
 )
 
 // Answers begin with a byte that says what came of it:

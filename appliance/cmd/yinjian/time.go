@@ -109,6 +109,12 @@ type timeReport struct {
 		OffsetUS         int64 `json:"offset_us"`
 		Error            string
 	}
+	Workers []struct {
+		Machine string
+		State   ntp.State
+		BoundMS float64 `json:"bound_ms"`
+		Wrong   string  `json:"wrong"`
+	}
 	Sources   []timeSource
 	Changes   []ledger.Change
 	Stamping  []stampingUnit
@@ -148,6 +154,9 @@ func printTimeStatus(w io.Writer, r *timeReport) {
 		if r.Round.Error != "" {
 			fmt.Fprintf(w, "               %s；与本机时间差 offset %s\n", r.Round.Error, micros(r.Round.OffsetUS))
 		}
+	}
+	for _, k := range r.Workers { // each has a clock of its own, and asks the same sources
+		fmt.Fprintf(w, "时间戳进程 worker %s: %s（%s），误差上限 bound ±%s %s\n", k.Machine, stateNames[k.State], k.State, micros(int64(k.BoundMS*1000)), k.Wrong)
 	}
 	for _, n := range []string{r.Note, map[bool]string{true: "模拟北斗：时间即本机时间，仅供演示 (simulated BeiDou: the machine's own time)"}[r.Simulated]} {
 		if n != "" {

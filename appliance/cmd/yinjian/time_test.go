@@ -51,6 +51,7 @@ type timeStatus struct {
 	LeftS   int64 `json:"left_s"`
 	Time    time.Time
 	Round   struct{ Agreed, Rejected []string }
+	Workers []struct{ Machine, State, Wrong string }
 	Sources []struct{ Name, Group, State, Reason string }
 	Changes []ledger.Change
 }
@@ -248,6 +249,22 @@ func TestReadmission(t *testing.T) {
 	if moved := after.Sub(before) - time.Since(begun); moved < 4*time.Second || moved > 6*time.Second {
 		t.Errorf("time moved by %v, want 5 s", moved)
 	}
+	// The timestamp worker has a clock of its own, which followed as little, and was readmitted with the appliance's.
+	eventually(t, time.Minute, "the timestamp worker's time is trusted", func() bool {
+		s := m.timeStatus(t)
+		return len(s.Workers) == 1 && s.Workers[0].State == "trusted" && s.Workers[0].Wrong == ""
+	})
+	m.enrol(t, "D1", "")
+	if r, err := m.register(t, "his", "--consent", "app-asserted").Sign(t.Context(), "after", asserted("D1", "after")); err != nil {
+		t.Errorf("a stamped signature after the readmission: %+v, %v", r, err)
+	}
+	eventually(t, time.Minute, "the journal has the worker's states", func() bool {
+		var worker []string
+		for _, e := range entries(t, dir, "time.worker.state") {
+			worker = append(worker, e.Text("to"))
+		}
+		return slices.Contains(worker, "suspect") && worker[len(worker)-1] == "trusted"
+	})
 	all := entries(t, dir, "time.readmit/intent", "time.readmit/outcome")
 	if len(all) != 2 || all[0].Text("persons") != "张三、李四" || !strings.HasPrefix(all[1].Text("result"), "done") || all[0].Text("intent") != all[1].Text("intent") {
 		t.Errorf("journal: %+v", all)
