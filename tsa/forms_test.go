@@ -76,7 +76,10 @@ func forms() map[string]form {
 			ours: true, bouncyMapped: true, bouncy: true, openssl: true},
 		"gm0010": {outer: gm, version: 1, signature: plainAlgorithm{OID: cms.OIDSM2Sign}, issuedByUs: func(c *tsa.Config) { c.Profile = cms.GM0010 },
 			ours: true, bouncyMapped: true, openssl: true, gmsm: true},
-		"gm0010 data": {outer: gm, content: cms.OIDGMData, version: 1, digest: plainAlgorithm{OID: gmDigest}, signature: plainAlgorithm{OID: cms.OIDSM2Sign},
+		"gm0010-data": {outer: gm, content: cms.OIDGMData, version: 1, signature: plainAlgorithm{OID: cms.OIDSM2Sign},
+			issuedByUs: func(c *tsa.Config) { c.Profile, c.ContentType = cms.GM0010, cms.OIDGMData },
+			ours:       true, openssl: true, gmsm: true},
+		"gm0010-data 401.2": {outer: gm, content: cms.OIDGMData, version: 1, digest: plainAlgorithm{OID: gmDigest}, signature: plainAlgorithm{OID: cms.OIDSM2Sign},
 			ours: true, openssl: true},
 		"gmsm pkcs7": {whole: gmsmToken,
 			ours: true, bouncyMapped: true, openssl: true, gmsm: true},
@@ -234,6 +237,12 @@ func TestForms(t *testing.T) {
 			}
 			if got, want := shape(ours), shape(token); got != want {
 				t.Errorf("%s: we write %s, want %s", name, got, want)
+			}
+			if why := opensslPieces(t, ours, publicFile); why != "" {
+				t.Errorf("%s: openssl by pieces says of ours %s", name, why)
+			}
+			if message, err := pkcs7.Parse(issued.DER); err != nil || (message.Verify() == nil) != f.gmsm {
+				t.Errorf("%s: gmsm does not say of ours what it says of others: %v", name, err)
 			}
 		}
 	}
