@@ -384,6 +384,20 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
+// A connection that was used of late waits less long than one that was not.
+func TestWaitingBeginsAnew(t *testing.T) {
+	t.Parallel()
+	dial, accepted, _ := accepting(t, 2, 9)
+	dial()
+	one := accepted()
+	second := dial()
+	accepted()
+	api.ConnState(one, http.StateActive)
+	dial()
+	accepted()
+	wantClosed(t, second)
+}
+
 // A thousand connections that do nothing, and as many again, keep nobody out.
 func TestIdleConnections(t *testing.T) {
 	t.Parallel()
