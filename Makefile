@@ -40,6 +40,12 @@ lint:
 
 build: deps-build build/yinjian build/libyinjian-p11.so build/yinjian-verify
 
+.PHONY: dm
+DM_DRIVER ?=
+dm: deps-build ## build/yinjian-dm, with DM's driver from the module proxy, or from the folder DM_DRIVER; see docs/database.md
+	@mkdir -p build
+	GO=$(GO) dbdriver/dm/build/build.sh build/yinjian-dm $(DM_DRIVER)
+
 verifiers: ## the offline verifier for every platform it is handed out for
 	@mkdir -p build
 	for p in linux/amd64 linux/arm64 linux/loong64 windows/amd64; do \

@@ -1,6 +1,7 @@
 package dbtest
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -39,6 +40,7 @@ type Driver struct {
 	BlankPadded bool // 'a' = 'a ' (BLANK_PAD_MODE = 0), in unique keys too
 	DMErrors    bool // errors are *DMError, and the words of DM's dictionary are known
 
+	Charset string // SF_GET_UNICODE_FLAG's answer; "": 1
 	// Role is V$INSTANCE's MODE$; in STANDBY all writes are refused. nil: PRIMARY.
 	Role atomic.Pointer[string]
 	// Fault is asked before everything; nil: no faults. It may be called by several goroutines.
@@ -173,7 +175,7 @@ var (
 var dictionary = strings.NewReplacer(
 	"USER_TABLES", "(SELECT UPPER(name) AS TABLE_NAME FROM sqlite_master WHERE type = 'table')",
 	"USER_INDEXES", "(SELECT UPPER(name) AS INDEX_NAME FROM sqlite_master WHERE type = 'index')",
-	"SF_GET_UNICODE_FLAG()", "1", "SF_GET_CASE_SENSITIVE_FLAG()", "1", "SF_GET_PAGE_SIZE()", "8192",
+	"SF_GET_CASE_SENSITIVE_FLAG()", "1", "SF_GET_PAGE_SIZE()", "8192",
 	"V$DM_INI", "(SELECT 'COMPATIBLE_MODE' AS PARA_NAME, '2' AS PARA_VALUE UNION ALL SELECT 'BLANK_PAD_MODE', '0' UNION ALL SELECT 'LENGTH_IN_CHAR', '0')",
 )
 
@@ -188,6 +190,7 @@ func (d *Driver) role() string {
 func (d *Driver) sqlite(q string) string {
 	if d.DMErrors {
 		q = dictionary.Replace(q)
+		q = strings.ReplaceAll(q, "SF_GET_UNICODE_FLAG()", cmp.Or(d.Charset, "1"))
 		q = strings.ReplaceAll(q, "V$INSTANCE", "(SELECT 'stand-in over SQLite' AS SVR_VERSION, '"+d.role()+"' AS MODE$)")
 	}
 	if d.BlankPadded && reDDL.MatchString(q) {
@@ -334,11 +337,11 @@ func (r *rows) Next(dest []driver.Value) error {
 			if v == "" && r.d.EmptyIsNull {
 				dest[i] = nil
 			} else if r.d.LOBs && (declared == "TEXT" || declared == "CLOB") {
-				dest[i] = &Clob{text: []rune(v)}
+				dest[i] = NewClob(v)
 			}
 		case []byte:
 			if r.d.LOBs && declared == "BLOB" {
-				dest[i] = &Blob{data: append([]byte(nil), v...)}
+				dest[i] = NewBlob(append([]byte(nil), v...))
 			}
 		}
 	}
@@ -351,6 +354,9 @@ type Blob struct {
 	data []byte
 	at   int
 }
+
+// NewBlob makes one.
+func NewBlob(b []byte) *Blob { return &Blob{data: b} }
 
 // Read implements io.Reader, in small pieces.
 func (b *Blob) Read(p []byte) (int, error) {
@@ -366,6 +372,9 @@ func (b *Blob) Read(p []byte) (int, error) {
 
 // A Clob has the methods of the driver's: a length in characters, and reading from 1 on.
 type Clob struct{ text []rune }
+
+// NewClob makes one.
+func NewClob(s string) *Clob { return &Clob{text: []rune(s)} }
 
 // GetLength answers the characters.
 func (c *Clob) GetLength() (int64, error) { return int64(len(c.text)), nil }

@@ -71,7 +71,7 @@ func DB(c *Config, password string) (*sql.DB, *central.Seam, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	dial, err := c.dialer()
+	dial, err := c.dialer(silence)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -175,7 +175,7 @@ func (c *Config) way() central.Setting {
 
 // dialer is the dial hook: it reaches the configured hosts alone, within a time, verified if TLSCA is there, and its
 // connections do not wait for ever.
-func (c *Config) dialer() (DialFunc, error) {
+func (c *Config) dialer(silence time.Duration) (DialFunc, error) {
 	var roots *x509.CertPool
 	if c.TLSCA != "" {
 		pem, err := os.ReadFile(c.TLSCA)

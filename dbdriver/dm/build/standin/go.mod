@@ -1,0 +1,3 @@
+module gitee.com/chunanyong/dm
+
+go 1.26.0

@@ -1,0 +1,7 @@
+package dm
+
+// What a build with the driver uses inside.
+var (
+	DriverDSN = (*Config).driverDSN
+	Dialer    = (*Config).dialer
+)
