@@ -85,6 +85,7 @@ type Admin interface {
 	Compare(ctx context.Context, actor string, req Compare) (any, error)
 	State(ctx context.Context, actor string) (any, error)
 	TimeAdmin
+	PreserveAdmin
 }
 
 func (s *Server) adminRoutes(e *echo.Echo) {
@@ -125,6 +126,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	s.timeRoutes(e)
 	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
 	e.POST("/admin/v1/compare", administered(s, nothingToCheck[Compare], a.Compare))
+	s.preserveRoutes(e)
 	e.GET("/admin/v1/state", s.listed(a.State))
 	e.GET("/metrics", s.local(body{gives: "text/plain"}, func(c echo.Context, _ string, _ []byte) error {
 		return send(c, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", s.cfg.Health.Metrics())

@@ -171,6 +171,15 @@ func (a *admin) StartStamping(_ context.Context, actor string, req api.StampServ
 func (a *admin) StampLog(_ context.Context, actor string, req api.StampLog) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) RunPreserve(_ context.Context, actor string, req api.RunPreserve) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) PreserveStatus(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "preserve")
+}
+func (a *admin) PreservedRecord(_ context.Context, actor string, req api.PreservedRecord) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) State(_ context.Context, actor string) (any, error) { return a.note(actor, "state") }
 
 // socket serves the kit's admin handler and answers the path.
@@ -256,6 +265,9 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.ChangeStamping(ctx, "stop", wire.StampService{Reason: "检修"}))
 	check(a.ChangeStamping(ctx, "start", wire.StampService{Unit: "sm2", Reason: "检修"}))
 	check(a.StampLog(ctx, wire.StampLog{Lines: 5}))
+	check(a.RunPreserve(ctx))
+	check(a.PreserveStatus(ctx))
+	check(a.PreservedRecord(ctx, wire.PreservedRecord{ID: strings.Repeat("0a", 32)}))
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
 	check(a.State(ctx))
@@ -268,6 +280,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, "machines",
 		"time", wire.TimeHistory{From: "2026-11-22T00:00:00Z", To: "2026-11-22T06:00:00Z"}, "time sources", added, wire.RemoveTimeSource{Name: "ntp 2", Reason: "检修"},
 		wire.ReadmitTime{Reason: "核对", Persons: []string{"甲", "乙"}}, "tsa", wire.StampService{Reason: "检修"}, wire.StampService{Unit: "sm2", Reason: "检修"}, wire.StampLog{Lines: 5},
+		wire.RunPreserve{}, "preserve", wire.PreservedRecord{ID: strings.Repeat("0a", 32)},
 		wire.AuditVerify{}, wire.Compare{}, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
@@ -356,6 +369,7 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			return err
 		}, "persons"},
 		"stamping stopped without reason": {func() error { _, err := a.ChangeStamping(ctx, "stop", wire.StampService{}); return err }, "reason"},
+		"record id":                       {func() error { _, err := a.PreservedRecord(ctx, wire.PreservedRecord{ID: "0A"}); return err }, "id"},
 		"too many lines":                  {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
 		"limit without reason":            {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
 		"limit of nobody": {func() error {

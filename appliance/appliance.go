@@ -95,6 +95,7 @@ type Appliance struct {
 	directory *account.Service
 	signing   *sign.Service
 	units     map[string]*unit
+	preserver *preserver
 	trust     evidence.Trust
 
 	lists   *listSources
@@ -311,6 +312,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := a.startUnits(ctx); err != nil {
 		return err
 	}
+	if err := a.preserver.check(); err != nil {
+		return err
+	}
 	checkpoints := a.unitFor(hsm.SM2)
 	if checkpoints == nil {
 		checkpoints = a.unitFor(hsm.RSA2048)
@@ -333,6 +337,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.accounting.run(dctx) })
 	duties.group.Go(func() error { return a.keepRolling(dctx) })
 	duties.group.Go(func() error { return a.endConsents(dctx) })
+	duties.group.Go(func() error { return a.preserver.run(dctx) })
 
 	// 8. Listeners.
 	undo = append(undo, func() error { // after the listeners' stage: keeps over a restart which requests were let through
@@ -542,7 +547,11 @@ func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*
 	if err := a.addUnits(ctx); err != nil {
 		return err
 	}
+	a.preserver = newPreserver(a)
 	err = a.journal.State(ctx, func(r audit.Record) error {
+		if err := a.preserver.service.Replay(ctx, &r.Entry); err != nil {
+			return err
+		}
 		return a.directory.Replay(ctx, &r.Entry, func(string) ([]byte, error) { return a.objectOf(ctx, &r.Entry) })
 	})
 	if err != nil {
@@ -619,7 +628,7 @@ func (a *Appliance) startSigning() error {
 	a.signing = sign.New(sign.Config{
 		Directory: a.directory, Journal: a.journal, Keys: &a.keys, Clock: a.clock, Accuracy: time.Duration(a.cfg.Time.Accuracy),
 		Caller: a.cfg.Policy.callerOf, Stampers: stampers,
-		Reserve: a.reserve, Discarded: a.accounting.discard, Log: a.log, Trust: a.trust,
+		Reserve: a.reserve, Discarded: a.accounting.discard, Archived: a.preserver.evidenceRecord, Log: a.log, Trust: a.trust,
 	})
 	return nil
 }

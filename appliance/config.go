@@ -42,6 +42,7 @@ type Config struct {
 	Policy     Policy     `toml:"policy"`
 	Trust      Trust      `toml:"trust"`
 	Database   Database   `toml:"database"`
+	Preserve   Preserve   `toml:"preserve"`
 	Evaluation Evaluation `toml:"evaluation"`
 }
 
@@ -526,6 +527,7 @@ func (c *Config) setDefaults() {
 		def(&c.Listen.TSASources[i].Rate, c.Policy.Rate)
 		def(&c.Listen.TSASources[i].Burst, 2*c.Listen.TSASources[i].Rate)
 	}
+	c.Preserve.setDefaults()
 	def(&c.Trust.Revocation, RevocationHard)
 	for i := range c.Trust.CRL {
 		def(&c.Trust.CRL[i].Interval, Duration(time.Hour))
@@ -665,6 +667,7 @@ func (c *Config) validate() error {
 	if d := time.Duration(c.Policy.Drain); d < time.Second || d > 5*time.Minute {
 		bad("policy.drain", "须在 1s 与 5m 之间 (between 1s and 5m)")
 	}
+	c.Preserve.validate(bad)
 	if r := c.Trust.Revocation; r != RevocationHard && r != RevocationSoft {
 		bad("trust.revocation", "须为 hard 或 soft (must be hard or soft)")
 	}

@@ -240,6 +240,7 @@ func (h health) State() any {
 	s.Machines = a.machines.states()
 	_, away := a.machines.missing()
 	s.Warnings = append(s.Warnings, away...)
+	s.Warnings = append(s.Warnings, a.preserver.warnings()...)
 	for class, w := range a.machines.all()[0].workers {
 		ws := w.State()
 		s.HSM[string(class)] = slotState{

@@ -560,6 +560,20 @@ func (a *Admin) ListCRLs(ctx context.Context) (json.RawMessage, error) {
 	return a.get(ctx, "trust/crls")
 }
 
+// RunPreserve returns when what was due is archived; an archive of a day takes seconds, another digest for years of them days.
+func (a *Admin) RunPreserve(ctx context.Context) (json.RawMessage, error) {
+	return a.post(ctx, "preserve/run", wire.RunPreserve{})
+}
+
+func (a *Admin) PreserveStatus(ctx context.Context) (json.RawMessage, error) {
+	return a.get(ctx, "preserve")
+}
+
+// PreservedRecord answers a record's evidence file.
+func (a *Admin) PreservedRecord(ctx context.Context, req wire.PreservedRecord) (json.RawMessage, error) {
+	return a.post(ctx, "preserve/record", req)
+}
+
 func (a *Admin) AuditVerify(ctx context.Context) (json.RawMessage, error) {
 	return a.post(ctx, "audit/verify", wire.AuditVerify{})
 }

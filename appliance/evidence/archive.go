@@ -219,7 +219,7 @@ func verifyArchiveToken(r *builder, i int, t *ers.Timestamp, err error, report *
 		r.add(CheckArchiveTimestamp, pki.Failed, fmt.Sprintf("%s：时间戳不成立 (does not hold: %v)", which, err))
 	case bad != nil:
 		r.add(CheckArchiveTimestamp, pki.Failed, fmt.Sprintf("%s：其中的吊销列表无法解析 (a list inside cannot be read: %v)", which, bad))
-	case anchored && (!vouched(t.Token.Certificates(), issuers) || !listed(t.Token.Message().CRLs, issuers)):
+	case anchored && (!vouched(t.Token.Certificates(), issuers, 64) || !listed(t.Token.Message().CRLs, issuers)):
 		r.add(CheckArchiveTimestamp, pki.Failed, which+"：其中有无人签发的证书或吊销列表 (a certificate or list inside is signed by nobody)")
 	default:
 		r.add(CheckArchiveTimestamp, pki.Passed, which+"：时间戳成立 (the token holds)")

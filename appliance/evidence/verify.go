@@ -387,7 +387,7 @@ func verifyCheckpointToken(r *builder, b *Bundle, certs []*smx509.Certificate, t
 		r.add(CheckCheckpointToken, pki.NotChecked, "检查点的时间戳 "+when+" 因其证书后来被吊销而作废；存档时间戳不含它，也不需要它 (voided by a later revocation; the archive timestamps neither cover nor need it)")
 	case p.Verdict == pki.Invalid:
 		r.add(CheckCheckpointToken, pki.Failed, "检查点的时间戳证书不可信 (the certificate of the checkpoint's token is not good)")
-	case anchored && !vouched(t.Certificates(), slices.Concat(known, trust.Anchors)):
+	case anchored && !vouched(t.Certificates(), slices.Concat(known, trust.Anchors), 8):
 		r.add(CheckCheckpointToken, pki.Failed, "检查点的时间戳中有无人签发的证书 (a certificate inside the checkpoint's token is signed by nobody)")
 	case p.Verdict == pki.Valid:
 		r.add(CheckCheckpointToken, pki.Passed, "检查点于 "+when+" 已存在 (the checkpoint existed then)")
@@ -405,14 +405,15 @@ func voided(leaf *smx509.Certificate, certs []*smx509.Certificate, trust Trust, 
 }
 
 // vouched reports whether each certificate is signed by the key of one of the issuers, of which there are no more than a
-// path is searched among. More certificates than a path can have are in no token of ours.
-func vouched(certs, issuers []*smx509.Certificate) bool {
-	if len(certs) > 8 {
+// path is searched among. More certificates than most are in no token of ours: those of a path, or, in an archive
+// timestamp, of all units' paths.
+func vouched(certs, issuers []*smx509.Certificate, most int) bool {
+	if len(certs) > most {
 		return false
 	}
 	for _, c := range certs {
 		if !slices.ContainsFunc(issuers, func(i *smx509.Certificate) bool {
-			return i.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
+			return bytes.Equal(i.RawSubject, c.RawIssuer) && i.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
 		}) {
 			return false
 		}

@@ -95,7 +95,9 @@ type Config struct {
 	// Discarded, if set, is given what the cipher machine signed (signatures, tokens in DER) and no record came of, and
 	// why. It must not block.
 	Discarded func(reason error, made ...[]byte)
-	Log       logrus.FieldLogger
+	// Archived, if set, answers the evidence record (RFC 4998, DER) of a signature's entry, nil while it has none.
+	Archived func(ctx context.Context, r *audit.Record) ([]byte, error)
+	Log      logrus.FieldLogger
 	// Anchors and LogKeys are what Verify trusts.
 	Trust evidence.Trust
 }

@@ -95,5 +95,14 @@ func (s *Service) Evidence(ctx context.Context, app *account.Application, record
 	if err != nil {
 		return nil, journalProblem(err)
 	}
+	if s.cfg.Archived != nil {
+		record, err := s.cfg.Archived(ctx, &rec)
+		if err != nil {
+			return nil, journalProblem(err)
+		}
+		if record != nil {
+			b = b.WithRecord(record)
+		}
+	}
 	return b.Encode()
 }

@@ -233,6 +233,12 @@ var offlineVerifier = sync.OnceValues(func() (string, error) {
 // judgeAlone holds evidence against the roots given and the log's key, with nothing else at hand.
 func (m *machine) judgeAlone(t *testing.T, bundle []byte, document []byte, anchors ...string) evidence.Report {
 	t.Helper()
+	return m.judgeWith(t, nil, bundle, document, anchors...)
+}
+
+// judgeWith is judgeAlone with more arguments.
+func (m *machine) judgeWith(t *testing.T, flags []string, bundle []byte, document []byte, anchors ...string) evidence.Report {
+	t.Helper()
 	verifier, err := offlineVerifier()
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +254,8 @@ func (m *machine) judgeAlone(t *testing.T, bundle []byte, document []byte, ancho
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := command(t, nil, verifier, "--anchors", trusted, "--log-key", filepath.Join(m.dir, "log.pem"), "--document", filepath.Join(dir, "document"), "-o", "json", filepath.Join(dir, "evidence.json"))
+	args := append([]string{verifier, "--anchors", trusted, "--log-key", filepath.Join(m.dir, "log.pem"), "--document", filepath.Join(dir, "document"), "-o", "json"}, flags...)
+	o := command(t, nil, append(args, filepath.Join(dir, "evidence.json"))...)
 	var r evidence.Report
 	if err := json.Unmarshal([]byte(o.stdout), &r); err != nil {
 		t.Fatalf("yinjian-verify: %v", o)

@@ -1,0 +1,237 @@
+package appliance
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/emmansun/gmsm/smx509"
+
+	"yinjian/api"
+	"yinjian/appliance/audit"
+	"yinjian/appliance/evidence"
+	"yinjian/appliance/preserve"
+	"yinjian/appliance/problem"
+	"yinjian/hsm"
+	"yinjian/ntp"
+	"yinjian/tsa"
+	"yinjian/tsa/ers"
+)
+
+// Preserve says when records are stamped again so that they outlive the timestamps' certificates and algorithms.
+type Preserve struct {
+	Off bool `toml:"off"` // nothing is done by itself; `yinjian preserve run` still works
+	// Unit is the timestamp unit that stamps; "": the one that stamps SM2 signatures, or, without one, RSA ones.
+	Unit   string   `toml:"unit"`
+	Every  Duration `toml:"every"`  // a batch of records is closed that long after the one before
+	Lead   Duration `toml:"lead"`   // an archive timestamp is renewed that long before it ends
+	Digest string   `toml:"digest"` // of the hash trees: SM3, SHA-256, SHA-512. Another one than before renews all trees
+	// AlgorithmEnds are the days from which algorithms are not to be relied on, by name: SM2, SM3, RSA-2048, SHA-256 …
+	AlgorithmEnds map[string]string `toml:"algorithm_ends,omitempty"`
+}
+
+func (p *Preserve) setDefaults() {
+	def(&p.Every, Duration(24*time.Hour))
+	def(&p.Lead, Duration(90*24*time.Hour))
+	def(&p.Digest, string(ers.SM3))
+}
+
+func (p *Preserve) validate(bad func(key, format string, args ...any)) {
+	if d := time.Duration(p.Every); d < time.Minute || d > 31*24*time.Hour {
+		bad("preserve.every", "须在 1m 与 744h 之间 (between 1m and 744h)")
+	}
+	if d := time.Duration(p.Lead); d < 24*time.Hour || d > 5*365*24*time.Hour {
+		bad("preserve.lead", "须在 24h 与 43800h 之间 (between 24h and 43800h)")
+	}
+	if !ers.Algorithm(p.Digest).Known() {
+		bad("preserve.digest", "须为 SM3、SHA-256、SHA-384 或 SHA-512 (must be one of them)")
+	}
+	for name, day := range p.AlgorithmEnds {
+		if _, err := time.Parse(time.DateOnly, day); err != nil {
+			bad("preserve.algorithm_ends."+name, "须为日期，如 2045-01-01 (must be a day like that)")
+		}
+	}
+}
+
+// A preserver archives and renews by itself while the appliance runs, unless it is told not to.
+type preserver struct {
+	a       *Appliance
+	service *preserve.Service
+}
+
+// newPreserver is made before the directory is replayed, which it takes part in.
+func newPreserver(a *Appliance) *preserver {
+	c := a.cfg.Preserve
+	ends := map[string]time.Time{}
+	for name, day := range c.AlgorithmEnds {
+		ends[name], _ = time.Parse(time.DateOnly, day) // read when the configuration was
+	}
+	p := &preserver{a: a}
+	p.service = preserve.New(preserve.Config{
+		Journal: a.journal, Clock: a.clock, Stamper: p, Validation: p.validation, Reserve: a.tokenReserve,
+		Dir: filepath.Join(a.dir, "preserve"), Digest: ers.Algorithm(c.Digest), Every: time.Duration(c.Every), Lead: time.Duration(c.Lead),
+		AlgorithmEnds: ends, Discarded: a.accounting.discard, Log: a.log,
+	})
+	return p
+}
+
+// check refuses a start with a unit that is not there.
+func (p *preserver) check() error {
+	if name := p.a.cfg.Preserve.Unit; name != "" && p.unit() == nil {
+		return fmt.Errorf("config.toml: preserve.unit：没有时间戳单元 %q (no such unit)", name)
+	}
+	return nil
+}
+
+// unit is the one that stamps, nil when there is none.
+func (p *preserver) unit() *unit {
+	if name := p.a.cfg.Preserve.Unit; name != "" {
+		return p.a.units[name]
+	}
+	if u := p.a.unitFor(hsm.SM2); u != nil {
+		return u
+	}
+	return p.a.unitFor(hsm.RSA2048)
+}
+
+// Issue satisfies preserve.Stamper.
+func (p *preserver) Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, error) {
+	u := p.unit()
+	if u == nil {
+		return nil, problem.New(problem.NotReady, "没有时间戳单元，不能盖存档时间戳 (there is no timestamp unit)", "在配置中设置单元 (configure one)")
+	}
+	return gatedUnit{p.a.service, u.name, u}.Issue(ctx, req)
+}
+
+// Chain satisfies preserve.Stamper.
+func (p *preserver) Chain() []*smx509.Certificate {
+	if u := p.unit(); u != nil {
+		return u.Chain()
+	}
+	return nil
+}
+
+// validation is what stands beside each archive timestamp: the certificates above all units, and their newest lists.
+func (p *preserver) validation() (certificates []*smx509.Certificate, lists [][]byte) {
+	issuers := map[string]bool{}
+	for _, name := range p.a.unitNames() {
+		for _, path := range p.a.directory.Paths("tsa:" + name) {
+			for _, c := range path[1:] {
+				certificates = append(certificates, c)
+			}
+			for _, c := range path {
+				issuers[string(c.RawIssuer)] = true
+			}
+		}
+	}
+	for _, l := range p.a.directory.CRLs() {
+		if issuers[string(l.RawIssuer())] {
+			lists = append(lists, l.Raw())
+		}
+	}
+	return certificates, lists
+}
+
+// preserveLooks is how often it is looked whether something is due.
+const preserveLooks = time.Minute
+
+// run does what is due until ctx ends. What goes wrong is shown, and tried again an hour later.
+func (p *preserver) run(ctx context.Context) error {
+	if first, err := p.a.journal.Entry(ctx, 0); err == nil {
+		p.service.Since(first.Entry.Time.UTC())
+	}
+	var again time.Duration
+	for {
+		select {
+		case <-time.After(max(preserveLooks, again)):
+		case <-ctx.Done():
+			return nil
+		}
+		again = 0
+		now := p.a.clock.Now()
+		if p.a.cfg.Preserve.Off || now.State != ntp.Trusted || !p.service.Due(now.Time) {
+			continue
+		}
+		out, err := p.service.Run(ctx, "appliance", false)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			p.a.log.WithError(err).Error("archive timestamps that are due could not be made; it is tried again in an hour")
+			again = time.Hour
+		case err == nil:
+			p.a.log.WithField("batches", out.Batches).WithField("records", out.Records).WithField("renewed", out.Renewed).Info("archive timestamps were made")
+		}
+	}
+}
+
+// warnings are what /health/state says of it.
+func (p *preserver) warnings() []string {
+	s := p.service.Status()
+	switch {
+	case s.Error != "":
+		return []string{"存档时间戳未能按时盖出：" + s.Error + " (archive timestamps that are due could not be made)"}
+	case p.a.cfg.Preserve.Off && len(s.Due) > 0:
+		return []string{"自动存档已关闭，而有存档时间戳到期应盖：请运行 yinjian preserve run (archive timestamps are due, and making them by itself is off)"}
+	}
+	return nil
+}
+
+// evidenceRecord is a record's part of the archive, nil when it has none yet.
+func (p *preserver) evidenceRecord(ctx context.Context, r *audit.Record) ([]byte, error) {
+	return p.service.EvidenceRecord(ctx, r)
+}
+
+// RunPreserve satisfies api.Admin.
+func (d admin) RunPreserve(ctx context.Context, actor string, _ api.RunPreserve) (any, error) {
+	return d.a.preserver.service.Run(ctx, actor, true)
+}
+
+// A preserveReport is the status with what the configuration says.
+type preserveReport struct {
+	*preserve.Status
+	Off   bool     `json:"off"`
+	Unit  string   `json:"unit"`
+	Every Duration `json:"every"`
+	Lead  Duration `json:"lead"`
+}
+
+// PreserveStatus satisfies api.Admin.
+func (d admin) PreserveStatus(context.Context, string) (any, error) {
+	c := d.a.cfg.Preserve
+	r := preserveReport{Status: d.a.preserver.service.Status(), Off: c.Off, Every: c.Every, Lead: c.Lead}
+	if u := d.a.preserver.unit(); u != nil {
+		r.Unit = u.name
+	}
+	return r, nil
+}
+
+// PreservedRecord satisfies api.Admin: the evidence of a record of any application.
+func (d admin) PreservedRecord(ctx context.Context, _ string, req api.PreservedRecord) (any, error) {
+	id, err := hex.DecodeString(req.ID)
+	if err != nil {
+		return nil, problem.Invalid("id", "须为 64 位十六进制 (64 hexadecimal digits)")
+	}
+	found, err := d.a.journal.ByRef(ctx, id)
+	if errors.Is(err, audit.ErrNotFound) || err == nil && found[0].Entry.Kind != evidence.KindSign {
+		return nil, problem.New(problem.NotFound, "没有这条记录 (no such record)", "核对记录号 (check the id)")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("record: %w", err)
+	}
+	b, err := evidence.Build(ctx, d.a.journal, found[0])
+	if err != nil {
+		return nil, err
+	}
+	record, err := d.a.preserver.evidenceRecord(ctx, &found[0])
+	if err != nil {
+		return nil, err
+	}
+	if record != nil {
+		b = b.WithRecord(record)
+	}
+	data, err := b.Encode()
+	return json.RawMessage(data), err
+}
