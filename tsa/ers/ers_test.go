@@ -272,18 +272,23 @@ func TestBouncyCastleReads(t *testing.T) {
 	bc := cmstest.JudgeOf(t, "ERSCheck", judge)
 	dir := t.TempDir()
 	u, groups := rsaUnit(), files(6)
-	certs := cmstest.Write(t, filepath.Join(dir, "tsu.pem"), cmstest.CertPEM(u.cert))
+	certs := cmstest.Write(t, filepath.Join(dir, "tsu.pem"), cmstest.CertPEM(u.cert, sm2Unit().cert))
 	once := u.archive(t, start, ers.SHA256, groups)
 	renewed := u.renew(t, start.AddDate(2, 0, 0), once...)
 	rehashed := u.archive(t, start.AddDate(4, 0, 0), ers.SHA512, groups, renewed...)
 	other := cmstest.Write(t, filepath.Join(dir, "other"), []byte("other"))
 	var list, want []string
-	for name, records := range map[string][]*ers.Record{"yes 1": once, "yes 2": renewed, "yes 3": rehashed} {
+	gm := sm2Unit().renew(t, start.AddDate(2, 0, 0), sm2Unit().archive(t, start, ers.SM3, groups)...)
+	for _, c := range []struct {
+		want    string
+		records []*ers.Record
+	}{{"yes 1", once}, {"yes 2", renewed}, {"yes 3", rehashed}, {"yes 2", gm}} {
+		name, records := c.want, c.records
 		for i, r := range records {
-			record := cmstest.Write(t, filepath.Join(dir, fmt.Sprint(name, i)), encode(t, r))
+			record := cmstest.Write(t, filepath.Join(dir, fmt.Sprint(len(list), "-", i)), encode(t, r))
 			line := []string{record, certs}
 			for j, m := range groups[i] {
-				line = append(line, cmstest.Write(t, filepath.Join(dir, fmt.Sprint(name, i, "-", j)), m))
+				line = append(line, cmstest.Write(t, filepath.Join(dir, fmt.Sprint(len(list), "-", i, "-", j)), m))
 			}
 			list = append(list, strings.Join(line, "\t"), strings.Join([]string{record, certs, other}, "\t"))
 			want = append(want, name, "no")
