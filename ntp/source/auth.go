@@ -3,6 +3,10 @@ package source
 import (
 	"bufio"
 	"bytes"
+	"crypto/aes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -12,6 +16,7 @@ import (
 	"strings"
 
 	beevik "github.com/beevik/ntp"
+	"github.com/emmansun/gmsm/cbcmac"
 )
 
 // Auth names the symmetric key shared with a server (RFC 5905 §7.3 MAC, RFC 8573 for AES-CMAC).
@@ -32,45 +37,76 @@ const maxKeyFile = 64 << 10
 var authTypes = map[string]struct {
 	typ      beevik.AuthType
 	min, max int // key size in bytes
+	mac      func(key, packet []byte) []byte
 }{
 	// Fewer than 16 bytes can be searched; more than 32 beevik would cut off unasked.
-	"SHA256": {beevik.AuthSHA256, 16, 32},
-	"AES128": {beevik.AuthAES128, 16, 16},
-	"AES256": {beevik.AuthAES256, 32, 32},
+	"SHA256": {beevik.AuthSHA256, 16, 32, sha256MAC},
+	"AES128": {beevik.AuthAES128, 16, 16, aesCMAC},
+	"AES256": {beevik.AuthAES256, 32, 32, aesCMAC},
 }
 
-func (a Auth) load() (beevik.AuthOptions, error) {
+// sha256MAC is RFC 5905 §7.3 with SHA-256, cut to the 20 bytes that version 4 has room for.
+func sha256MAC(key, packet []byte) []byte {
+	h := sha256.New()
+	h.Write(key)
+	h.Write(packet)
+	return h.Sum(nil)[:20]
+}
+
+// aesCMAC is RFC 8573.
+func aesCMAC(key, packet []byte) []byte {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		panic(err) // the size was checked when the key was loaded
+	}
+	return cbcmac.NewCMAC(block, block.BlockSize()).MAC(packet)
+}
+
+// authentic reports whether packet ends with the right MAC of the key id. beevik looks at one packet alone, and the
+// question would be lost on the first that somebody on the way has made.
+func (a Auth) authentic(key, packet []byte) bool {
+	mac := authTypes[a.Type].mac
+	size := len(mac(key, nil))
+	if len(packet) < headerSize+4+size || len(packet)%4 != 0 {
+		return false
+	}
+	body, tail := packet[:len(packet)-4-size], packet[len(packet)-4-size:]
+	return binary.BigEndian.Uint32(tail) == a.KeyID && subtle.ConstantTimeCompare(tail[4:], mac(key, body)) == 1
+}
+
+// load reads the key: as beevik wants it, and as it is.
+func (a Auth) load() (beevik.AuthOptions, []byte, error) {
 	kind, ok := authTypes[a.Type]
 	if !ok {
-		return beevik.AuthOptions{}, fmt.Errorf("auth type %q: want SHA256, AES128 or AES256", a.Type)
+		return beevik.AuthOptions{}, nil, fmt.Errorf("auth type %q: want SHA256, AES128 or AES256", a.Type)
 	}
 	if a.KeyID == 0 || a.KeyFile == "" {
-		return beevik.AuthOptions{}, errors.New("auth: key id and key file are required")
+		return beevik.AuthOptions{}, nil, errors.New("auth: key id and key file are required")
 	}
 	f, err := os.Open(a.KeyFile)
 	if err != nil {
-		return beevik.AuthOptions{}, fmt.Errorf("auth: %w", err)
+		return beevik.AuthOptions{}, nil, fmt.Errorf("auth: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return beevik.AuthOptions{}, fmt.Errorf("auth: %w", err)
+		return beevik.AuthOptions{}, nil, fmt.Errorf("auth: %w", err)
 	}
 	if info.Mode().Perm()&0o007 != 0 {
-		return beevik.AuthOptions{}, fmt.Errorf("auth: key file %s is open to others (mode %v)", a.KeyFile, info.Mode().Perm())
+		return beevik.AuthOptions{}, nil, fmt.Errorf("auth: key file %s is open to others (mode %v)", a.KeyFile, info.Mode().Perm())
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
 	if err != nil {
-		return beevik.AuthOptions{}, fmt.Errorf("auth: %w", err)
+		return beevik.AuthOptions{}, nil, fmt.Errorf("auth: %w", err)
 	}
 	key, err := findKey(text, a.KeyID, a.Type)
 	if err != nil {
-		return beevik.AuthOptions{}, fmt.Errorf("auth: key file %s: %w", a.KeyFile, err)
+		return beevik.AuthOptions{}, nil, fmt.Errorf("auth: key file %s: %w", a.KeyFile, err)
 	}
 	if len(key) < kind.min || len(key) > kind.max {
-		return beevik.AuthOptions{}, fmt.Errorf("auth: key %d has %d bytes, %s wants %d to %d", a.KeyID, len(key), a.Type, kind.min, kind.max)
+		return beevik.AuthOptions{}, nil, fmt.Errorf("auth: key %d has %d bytes, %s wants %d to %d", a.KeyID, len(key), a.Type, kind.min, kind.max)
 	}
-	return beevik.AuthOptions{Type: kind.typ, KeyID: a.KeyID, Key: "HEX:" + hex.EncodeToString(key)}, nil
+	return beevik.AuthOptions{Type: kind.typ, KeyID: a.KeyID, Key: "HEX:" + hex.EncodeToString(key)}, key, nil
 }
 
 // findKey looks id up in a key file. Errors never quote the file: it is secret.

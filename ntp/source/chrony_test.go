@@ -1,6 +1,7 @@
 package source_test
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -94,6 +95,40 @@ func TestAuth(t *testing.T) {
 	}
 	if err := ask(source.Auth{KeyID: 4, Type: "AES128", KeyFile: wrong}); err == nil {
 		t.Error("answered to an unknown key")
+	}
+
+	// Somebody who sees the questions, and is faster than the server, changes nothing.
+	in, _ := net.ResolveUDPAddr("udp4", addr)
+	racer := serve(t, func(_ int, req []byte) [][]byte {
+		c, err := net.DialUDP("udp4", nil, in)
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		defer c.Close()
+		buf := make([]byte, 1024)
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		if _, err = c.Write(req); err == nil {
+			var n int
+			n, err = c.Read(buf)
+			buf = buf[:n]
+		}
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		forged := bytes.Clone(buf)
+		forged[43] ^= 5
+		return [][]byte{forged[:48], forged, buf}
+	})
+	for id, typ := range map[uint32]string{1: "SHA256", 2: "AES128", 3: "AES256"} {
+		s, err := source.New(source.Config{Name: "s", Address: racer, Clock: kernel, Timeout: 5 * time.Second, Auth: source.Auth{KeyID: id, Type: typ, KeyFile: server}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := s.Query(t.Context()); err != nil || m.UTC.Sub(kernel.Realtime()).Abs() > 500*time.Millisecond {
+			t.Errorf("%s, raced: %+v, %v", typ, m, err)
+		}
 	}
 
 	// A server that answers without MAC, or with one made of zeros, is not believed.

@@ -3,13 +3,15 @@ package source
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"sync"
 	"time"
 )
 
 // A conn is the socket of one question. Its Read passes over packets that cannot be the answer, so that a single spoofed
-// packet does not end the query: whoever cannot see the question cannot guess its 64-bit origin.
+// packet does not end the query: whoever cannot see the question cannot guess its 64-bit origin, and whoever can see it
+// cannot make a MAC.
 //
 //	byte   0      1       2     3     4       8       12    16     24      32     40      48
 //	      +------+-------+-----+-----+-------+-------+-----+------+-------+------+-------+----
@@ -19,6 +21,10 @@ import (
 type conn struct {
 	net.Conn
 	origin []byte // the question's transmit time, which the answer repeats
+
+	authentic func(packet []byte) bool // nil: no MAC is wanted
+	forged    int                      // answers whose MAC was wrong
+
 	stop   func() bool
 	closed sync.Once
 }
@@ -29,11 +35,11 @@ const (
 )
 
 // newConn binds c to ctx: when ctx ends, reads and writes end.
-func newConn(ctx context.Context, c net.Conn) *conn {
+func newConn(ctx context.Context, c net.Conn, authentic func([]byte) bool) *conn {
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = c.SetDeadline(deadline)
 	}
-	return &conn{Conn: c, stop: context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })}
+	return &conn{Conn: c, authentic: authentic, stop: context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })}
 }
 
 // SetDeadline is beevik's wish, which the context overrules.
@@ -50,6 +56,9 @@ func (c *conn) Read(b []byte) (int, error) {
 	for {
 		n, err := c.Conn.Read(b)
 		if err != nil {
+			if c.forged > 0 {
+				err = fmt.Errorf("%w; authentication failed for %d answers", err, c.forged)
+			}
 			return 0, err
 		}
 		if n < headerSize || n > maxAnswer || !bytes.Equal(b[24:32], c.origin) || b[0]&7 != 4 {
@@ -58,6 +67,10 @@ func (c *conn) Read(b []byte) (int, error) {
 		// beevik v1.6.0 negates poll and precision as int8 and panics at −128; and a precision above 2^33 s overflows into
 		// anything, 0 included (TestFaults, "precision −128" and "precision absurd").
 		if b[2] == 0x80 || b[3] == 0x80 || int8(b[3]) > 33 {
+			continue
+		}
+		if c.authentic != nil && !c.authentic(b[:n]) {
+			c.forged++
 			continue
 		}
 		return n, nil

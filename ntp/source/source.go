@@ -39,6 +39,7 @@ type Config struct {
 type Source struct {
 	cfg  Config
 	auth beevik.AuthOptions
+	key  []byte // nil: none
 
 	mu        sync.Mutex
 	denied    bool
@@ -92,7 +93,7 @@ func New(cfg Config) (*Source, error) {
 	}
 	s := &Source{cfg: cfg}
 	if cfg.Auth != (Auth{}) {
-		if s.auth, err = cfg.Auth.load(); err != nil {
+		if s.auth, s.key, err = cfg.Auth.load(); err != nil {
 			return nil, fmt.Errorf("ntp source %s: %w", cfg.Name, err)
 		}
 	}
@@ -103,8 +104,8 @@ func New(cfg Config) (*Source, error) {
 func (s *Source) Name() string { return s.cfg.Name }
 
 // Query asks the server once and waits for an answer that belongs to the question, until ctx ends or the timeout of the
-// configuration has passed. Answers that fail authentication, or come to nothing in another way that a third party could
-// have caused, are followed by a new question while there is time. The measurement has not passed ntp's Check: an answer
+// configuration has passed. Answers that fail authentication are read over; those that come to nothing in another way that
+// a third party could have caused are followed by a new question while there is time. The measurement has not passed ntp's Check: an answer
 // of stratum 16 is returned as such.
 func (s *Source) Query(ctx context.Context) (ntp.Measurement, error) {
 	s.mu.Lock()
@@ -198,7 +199,11 @@ func (s *Source) once(ctx context.Context) (ntp.Measurement, error) {
 			if err != nil {
 				return nil, err
 			}
-			return newConn(ctx, c), nil
+			var authentic func([]byte) bool
+			if s.key != nil {
+				authentic = func(packet []byte) bool { return s.cfg.Auth.authentic(s.key, packet) }
+			}
+			return newConn(ctx, c, authentic), nil
 		},
 	})
 	if err != nil {

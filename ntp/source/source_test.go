@@ -448,6 +448,27 @@ func (c *fakeConn) Read(b []byte) (int, error) {
 func (c *fakeConn) Close() error                { return nil }
 func (c *fakeConn) SetDeadline(time.Time) error { return nil }
 
+// TestForgedAnswersAreCounted: an answer with a wrong MAC is not the answer, but the operator is told that there was one.
+func TestForgedAnswersAreCounted(t *testing.T) {
+	t.Parallel()
+	keys := filepath.Join(t.TempDir(), "keys")
+	if err := os.WriteFile(keys, fmt.Appendf(nil, "7 SHA256 HEX:%x\n", macKey), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := source.New(source.Config{
+		Name: "s", Address: "127.0.0.1:123", Clock: kernel, Auth: source.Auth{KeyID: 7, Type: "SHA256", KeyFile: keys},
+		Dial: func(context.Context, string, string) (net.Conn, error) {
+			return &fakeConn{packet: mac(good().bytes(make([]byte, 48)), 7, []byte("another key"), 0), fix: true}, nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := s.Query(t.Context()); !errors.Is(err, os.ErrDeadlineExceeded) || !strings.Contains(err.Error(), "authentication failed for 1 answers") {
+		t.Errorf("%+v, %v", m, err)
+	}
+}
+
 // FuzzAnswer feeds raw packets. Whatever they are: no panic, and what passes Check is within its own limits and has a
 // UTC that follows from the packet's timestamps. A source with a key believes none of them.
 func FuzzAnswer(f *testing.F) {
@@ -485,7 +506,7 @@ func FuzzAnswer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !fix || keyed { // the origin is not part of what was authenticated
+		if !fix || keyed { // the MAC was not made over this origin
 			t.Fatalf("believed a packet with origin %x, MAC %v", packet[24:32], keyed)
 		}
 		if m.Check(limits) != nil {
