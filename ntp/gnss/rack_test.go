@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -66,8 +69,43 @@ func newSource(t *testing.T, r *gnss.Rack) *source.Source {
 	return s
 }
 
+// lanServer is a chronyd that serves the machine's time at stratum 3, as a server on the hospital's network would.
+func lanServer(t *testing.T, name string) *source.Source {
+	t.Helper()
+	path, err := exec.LookPath("chronyd")
+	if err != nil {
+		path = "/usr/sbin/chronyd"
+	}
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := c.LocalAddr().(*net.UDPAddr)
+	c.Close()
+	dir := t.TempDir()
+	conf := fmt.Sprintf("local stratum 3\nport %d\nbindaddress 127.0.0.1\nallow 127.0.0.0/8\ncmdport 0\nbindcmdaddress /\npidfile chronyd.pid\nuser %s\n", address.Port, me.Username)
+	if err := os.WriteFile(filepath.Join(dir, "chrony.conf"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "-U", "-x", "-d", "-f", "chrony.conf")
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, t.Output(), t.Output()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	s, err := source.New(source.Config{Name: name, Address: address.String(), Clock: kernel, Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // TestRack is the story of a receiver: trusted, antenna lost, and then a spoofer five seconds ahead. Three clocks with
-// different policies watch the same answers.
+// different policies watch its answers alone. A fourth has two servers of the hospital's network beside it, and goes on.
 func TestRack(t *testing.T) {
 	t.Parallel()
 	r := startRack(t, gnss.RackConfig{})
@@ -88,6 +126,13 @@ func TestRack(t *testing.T) {
 		})
 		clocks[name] = c
 	}
+	housed, err := ntp.NewClock(ntp.Config{MinSources: 2, PolicyNote: "simulated"}, kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := maps.Clone(clocks)
+	all["housed"] = housed
+	lan := &source.Poller{Sources: []*source.Source{src, lanServer(t, "lan1"), lanServer(t, "lan2")}, Clock: housed, Log: logTo(t.Output())}
 	// until polls like a poller until done, and fails if a clock shows a time that is wrong by more than it admits.
 	until := func(what string, limit time.Duration, done func() bool) {
 		t.Helper()
@@ -100,8 +145,11 @@ func TestRack(t *testing.T) {
 			if m, err := src.Query(t.Context()); err == nil {
 				ms = append(ms, m)
 			}
-			for name, c := range clocks {
+			lan.Round(t.Context())
+			for _, c := range clocks {
 				c.Update(ms)
+			}
+			for name, c := range all {
 				if now := c.Now(); now.Trusted() {
 					if d := kernel.Realtime().Sub(now.Time); d.Abs() > now.Bound+20*time.Millisecond {
 						t.Fatalf("%s: %s clock is %v off in state %s, bound %v", what, name, d, now.State, now.Bound)
@@ -118,7 +166,8 @@ func TestRack(t *testing.T) {
 		t.Fatalf("rack answers %+v, %v", m, err)
 	}
 	until("start", time.Minute, func() bool { // a busy machine answers late, which the tight clock does not forgive
-		return state("patient") == ntp.Trusted && state("strict") == ntp.Trusted && state("tight") == ntp.Trusted
+		return state("patient") == ntp.Trusted && state("strict") == ntp.Trusted && state("tight") == ntp.Trusted &&
+			len(housed.Last().Agreed) == 3 && housed.Now().State == ntp.Trusted
 	})
 	now := clocks["patient"].Now()
 	if now.Provenance != "BDS(beidou), 1 of 1 groups; simulated" || now.Bound > 200*time.Millisecond {
@@ -146,6 +195,11 @@ func TestRack(t *testing.T) {
 		}
 		return true
 	})
+	// Where others answer too, the receiver is outvoted, and named.
+	until("outvoted", 20*time.Second, func() bool { return slices.Equal(housed.Last().Rejected, []string{"beidou"}) })
+	if now := housed.Now(); now.State != ntp.Trusted || now.Provenance != "lan1+lan2, 2 of 3 groups; simulated" {
+		t.Errorf("beside other servers: %+v, last round %+v", now, housed.Last())
+	}
 }
 
 // TestRacksSideBySide: two at a time, one with a wrong receiver. Without CAP_SYS_ADMIN the second has to wait.
