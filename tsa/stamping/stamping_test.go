@@ -245,11 +245,12 @@ func (m *memory) Do(_ context.Context, label string, op hsm.Operation, data []by
 	return sm2.SignASN1(rand.Reader, m.sm2, data, nil)
 }
 
-// direct reaches a service in this process; after, if set, changes what it answers.
+// direct reaches a service in this process; after, if set, changes what it answers. Without a service it answers canned.
 type direct struct {
 	*stamping.Service
-	asked atomic.Int64
-	after func([]byte) ([]byte, error)
+	asked  atomic.Int64
+	after  func([]byte) ([]byte, error)
+	canned []byte
 }
 
 func (d *direct) Extend(ctx context.Context, request func() ([]byte, error)) ([]byte, error) {
@@ -257,6 +258,9 @@ func (d *direct) Extend(ctx context.Context, request func() ([]byte, error)) ([]
 	r, err := request()
 	if err != nil {
 		return nil, err
+	}
+	if d.Service == nil {
+		return bytes.Clone(d.canned), nil
 	}
 	answer, err := d.Service.Extend(ctx, r)
 	if err == nil && d.after != nil {
@@ -658,7 +662,7 @@ func TestSerials(t *testing.T) {
 }
 
 // requestInfo is the CertificationRequestInfo of a good request.
-func requestInfo(t *testing.T, key crypto.Signer) []byte {
+func requestInfo(t testing.TB, key crypto.Signer) []byte {
 	t.Helper()
 	der, err := smx509.CreateCertificateRequest(rand.Reader, &smx509.CertificateRequest{Subject: pkix.Name{CommonName: "TSU"}}, key)
 	if err != nil {
