@@ -132,7 +132,7 @@ func TestBenchTSA(t *testing.T) {
 			asked++
 		}
 	}
-	if asked != 13 || len(f.NotMeasured) != 0 || len(f.Profiles) != 2 {
+	if asked != 13 || len(f.NotMeasured) != 0 || len(f.Profiles) != 3 {
 		t.Errorf("%d floors, not measured %v, %d profiles\n%s", asked, f.NotMeasured, len(f.Profiles), page)
 	}
 	for _, c := range f.Cases {

@@ -153,7 +153,7 @@ func (b *tsaBench) run(ctx context.Context) (err error) {
 	}
 	fmt.Println()
 	if b.profile > 0 {
-		for _, name := range []string{"sm2", "journal"} {
+		for _, name := range []string{"sm2", "journal", "machine-free"} {
 			target := b.servers[name]
 			t, err := profileOf(ctx, name+" at 16 connections", target.pid, b.profileFile(name), func() (int64, error) {
 				s, err := b.load(ctx, target, 16, b.profile)
