@@ -24,9 +24,17 @@ type Token struct {
 	Nonce      *big.Int // nil: none
 	Ordering   bool
 	Provenance ntp.Reading // of a token just issued; zero in a parsed one, to which it does not belong
+	Origin     Origin      // likewise; zero where only one unit could have made it
 
 	response []byte          // of a token just issued: the TimeStampResp that grants it, whose end DER is
 	message  *cms.SignedData // of a parsed token
+}
+
+// An Origin says who made a token that several could have made.
+type Origin struct {
+	By      string                // "unit/sm2", "upstream/NAME"
+	Path    []*smx509.Certificate // the certificate that it is signed under and those above it, the anchor last
+	Instead string                // who should have made it, and why not; "" when it was the first asked
 }
 
 // The checks that [Token.Verify] adds to those of package cms.
