@@ -96,6 +96,7 @@ type Appliance struct {
 	signing   *sign.Service
 	units     map[string]*unit
 	preserver *preserver
+	device    *upstreamDevice // nil when there is none
 	trust     evidence.Trust
 
 	lists   *listSources
@@ -309,6 +310,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 
 	// 6. Timestamps and signing.
+	if a.device, err = a.openUpstream(); err != nil {
+		return err
+	}
 	if err := a.startUnits(ctx); err != nil {
 		return err
 	}
@@ -338,6 +342,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.keepRolling(dctx) })
 	duties.group.Go(func() error { return a.endConsents(dctx) })
 	duties.group.Go(func() error { return a.preserver.run(dctx) })
+	if a.device != nil {
+		duties.group.Go(func() error { return a.device.run(dctx) })
+	}
 
 	// 8. Listeners.
 	undo = append(undo, func() error { // after the listeners' stage: keeps over a restart which requests were let through
@@ -622,7 +629,7 @@ func (a *Appliance) startSigning() error {
 	stampers := map[string]sign.Stamper{}
 	for _, alg := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048} {
 		if u := a.unitFor(alg); u != nil {
-			stampers[string(alg)] = gatedUnit{a.service, u.name, u}
+			stampers[string(alg)] = gatedUnit{a.service, u.name, a.stamper(u)}
 		}
 	}
 	a.signing = sign.New(sign.Config{

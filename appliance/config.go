@@ -459,6 +459,9 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 	if profiles.IsPath(c.Evaluation.Impersonate) {
 		abs(&c.Evaluation.Impersonate)
 	}
+	if c.TSA.Upstream != nil {
+		c.TSA.Upstream.setDefaults(dir)
+	}
 	if c.HSM.Custody != nil {
 		abs(&c.HSM.Custody.Officers)
 	}
@@ -638,6 +641,9 @@ func (c *Config) validate() error {
 		bad("time.accuracy", "须在 10ms 与 10s 之间 (between 10ms and 10s)")
 	}
 	c.validateUnits(bad)
+	if c.TSA.Upstream != nil {
+		c.TSA.Upstream.validate(c, bad)
+	}
 	if c.Policy.MaxBodyBytes < 1<<20 || c.Policy.MaxBodyBytes > 256<<20 {
 		bad("policy.max_body_bytes", "须在 1 MiB 与 256 MiB 之间 (between 1 MiB and 256 MiB)")
 	}

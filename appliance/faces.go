@@ -59,7 +59,7 @@ func (s stamps) Respond(ctx context.Context, unit, requester string, der []byte)
 		}
 		defer s.a.journal.Expect()() // so that tokens share transactions as signatures do
 		ctx := hsm.WithCaller(ctx, hsm.Caller{Application: requester})
-		return u.Respond(WithRequester(ctx, requester), der)
+		return s.a.stamper(u).Respond(WithRequester(ctx, requester), der)
 	}), nil
 }
 
@@ -72,7 +72,7 @@ func (h health) Ready() (bool, []string) {
 	reasons := []string{}
 	if r := h.a.clock.Now(); !r.Trusted() || r.Bound > time.Duration(h.a.cfg.Time.Accuracy) {
 		reasons = append(reasons, "时间不可信 (time is not trusted)")
-	} else if err := h.a.watch.Ready(time.Duration(h.a.cfg.Time.Accuracy)); err != nil {
+	} else if err := h.a.watch.Ready(time.Duration(h.a.cfg.Time.Accuracy)); err != nil && !h.a.device.serves() {
 		reasons = append(reasons, "时间戳进程的时间不可信，须盖时间戳的签名被拒绝 (the time of the timestamp worker is not trusted; signatures that need a stamp are refused)")
 	}
 	if h.a.softtokenDown.Load() {
@@ -80,7 +80,7 @@ func (h health) Ready() (bool, []string) {
 	}
 	missing, _ := h.a.machines.missing()
 	reasons = append(reasons, missing...)
-	if stopped := h.stoppedUnits(); len(stopped) > 0 && len(stopped) == len(h.a.units) {
+	if stopped := h.stoppedUnits(); len(stopped) > 0 && len(stopped) == len(h.a.units) && !h.a.device.serves() || h.a.device.only() && !h.a.device.serves() {
 		reasons = append(reasons, "没有可用的时间戳单元，须盖时间戳的签名被拒绝 (no timestamp unit stamps; signatures that need a stamp are refused)")
 	}
 	if err := h.a.journal.Failed(); err != nil {
@@ -138,6 +138,8 @@ type state struct {
 	Projection projectionState      `json:"projection"`
 	Uses       usesState            `json:"uses"`
 	Listeners  map[string]string    `json:"listeners"`
+	// Upstream is the timestamp device beside our own units, if there is one.
+	Upstream *upstreamState `json:"upstream,omitempty"`
 	// TimestampSources are the callers of /tsa without a key, and what they asked for since the start.
 	TimestampSources sourcesState `json:"timestamp_sources"`
 	Warnings         []string     `json:"warnings"`
@@ -276,6 +278,8 @@ func (h health) State() any {
 	for _, name := range slices.Sorted(maps.Keys(stopped)) {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("时间戳单元 %s 拒绝盖时间戳，须盖时间戳的签名也被拒绝 (the unit stamps nothing, and signatures that need it are refused): %v", name, stopped[name]))
 	}
+	s.Upstream = a.device.state()
+	s.Warnings = append(s.Warnings, a.device.warnings()...)
 	s.Warnings = append(s.Warnings, a.custodyWarnings()...)
 	if a.cfg.Trust.Revocation == RevocationSoft {
 		s.Warnings = append(s.Warnings, "吊销策略为 soft：状态不明的证书也可签名 (revocation policy soft: certificates of unknown status sign)")

@@ -849,6 +849,7 @@ func (h health) Metrics() []byte {
 			}
 		}
 	}
+	h.a.device.metrics(&b)
 	return b.Bytes()
 }
 

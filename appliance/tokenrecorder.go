@@ -27,7 +27,7 @@ func (r TokenRecorder) RecordToken(ctx context.Context, t *tsa.Token) error {
 	if requester == "" {
 		requester = "unknown"
 	}
-	_, err := r.Journal.Append(ctx, audit.Draft{
+	d := audit.Draft{
 		Kind: kindToken, Actor: requester, Object: "unit/" + r.Unit,
 		Fields: []audit.Field{
 			{Name: "imprint.algorithm", Value: audit.Text(t.Imprint.Algorithm.String())},
@@ -38,6 +38,13 @@ func (r TokenRecorder) RecordToken(ctx context.Context, t *tsa.Token) error {
 			{Name: "time.provenance", Value: audit.Text(t.Provenance.Provenance)},
 		},
 		Payloads: []audit.Attachment{{Name: "token", MediaType: "application/timestamp-token", Data: t.DER}},
-	})
+	}
+	if t.Origin.By != "" {
+		d.Object = t.Origin.By
+	}
+	if t.Origin.Instead != "" {
+		d.Fields = append(d.Fields, audit.Field{Name: "stamp.instead", Value: audit.Text(t.Origin.Instead)})
+	}
+	_, err := r.Journal.Append(ctx, d)
 	return err
 }

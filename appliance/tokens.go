@@ -20,7 +20,7 @@ type tokens struct{ a *Appliance }
 
 // Unit answers the first unit whose key signs so.
 func (k tokens) Unit(alg stf.SignatureAlgorithm) string {
-	for _, name := range (stamps{k.a}).Units() {
+	for _, name := range stamps(k).Units() {
 		own, chain := stf.SM3SM2, k.a.units[name].Chain()
 		if len(chain) == 0 {
 			continue

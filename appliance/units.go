@@ -23,6 +23,8 @@ import (
 type TSA struct {
 	// Units are the timestamp units. Without any there are two: "sm2" and "rsa" (RSA-2048).
 	Units []Unit `toml:"units,omitempty"`
+	// Upstream, if it stands there, is a timestamp device beside our own units.
+	Upstream *Upstream `toml:"upstream"`
 }
 
 // A Unit is one timestamp unit: one key at a time, one policy.

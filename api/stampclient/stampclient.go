@@ -96,5 +96,8 @@ func (c *Client) Ask(ctx context.Context, query []byte) ([]byte, error) {
 	return in, nil
 }
 
-// Close closes idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+// Close closes idle connections. It never fails.
+func (c *Client) Close() error {
+	c.http.CloseIdleConnections()
+	return nil
+}

@@ -68,7 +68,7 @@ func Build(ctx context.Context, s Source, rec audit.Record) (*Bundle, error) {
 			b.Token = data
 		case p.Name == "authorization":
 			b.Authorization = data
-		case strings.HasPrefix(p.Name, "certificate."):
+		case strings.HasPrefix(p.Name, "certificate."), strings.HasPrefix(p.Name, "stamp.certificate."):
 			b.Certificates = append(b.Certificates, data)
 		case strings.HasPrefix(p.Name, "crl."):
 			b.CRLs = append(b.CRLs, data)

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/emmansun/gmsm/sm2"
@@ -284,6 +285,9 @@ func verifyLeaf(r *builder, b *Bundle) *audit.Entry {
 	same("node", e.Node == b.Journal.Node)
 	same("epoch", e.Epoch.String() == b.Journal.Epoch)
 	same("sequence", e.Sequence == b.Journal.Sequence)
+	if by, ok := strings.CutPrefix(e.Text("stamp.by"), "upstream/"); ok {
+		r.state(fmt.Sprintf("时间戳由上游设备 %s 签发，本机核验后采用 (the token is of the upstream device %s; the appliance verified it)", by, by))
+	}
 	slices.Sort(differs)
 	r.hold(CheckLeafMatch, len(differs) == 0, "证据所述与日志条目一致 (the record says what the leaf says)", fmt.Sprintf("与日志条目不一致：%v (differs from the leaf)", differs))
 

@@ -65,7 +65,8 @@ type Journal interface {
 // anything is signed: its error, a *problem.Problem, refuses the signature.
 type Stamper interface {
 	Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, error)
-	// Chain is the unit's certificate and those above it, the anchor last.
+	// Chain is the unit's certificate and those above it, the anchor last. One that chooses among several may not know it
+	// beforehand, and answers none; its tokens say it in their Origin.
 	Chain() []*smx509.Certificate
 }
 
@@ -303,8 +304,10 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		return nil, err
 	}
 	if stamping {
-		if _, err := s.cfg.Directory.Standing(stamper.Chain(), pki.TimeStamping, reading.Time); err != nil {
-			return nil, err
+		if chain := stamper.Chain(); len(chain) > 0 { // none: whose token it will be is not known yet, and judged afterwards
+			if _, err := s.cfg.Directory.Standing(chain, pki.TimeStamping, reading.Time); err != nil {
+				return nil, err
+			}
 		}
 	}
 
@@ -381,7 +384,10 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 			return nil, stampProblem(err)
 		}
 		made = append(made, token.DER)
-		if !bytes.Equal(stamper.Chain()[0].Raw, unit[0].Raw) { // which of the two made the token?
+		switch {
+		case token.Origin.Path != nil:
+			unit = token.Origin.Path
+		case !bytes.Equal(stamper.Chain()[0].Raw, unit[0].Raw): // which of the two made the token?
 			return nil, problem.New(problem.NotReady, "时间戳单元的证书刚被更换 (the timestamp unit's certificate was replaced meanwhile)", "用同一 Idempotency-Key 重试 (retry with the same key)")
 		}
 		if signed != nil {
@@ -471,6 +477,17 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	}
 	if unchecked != "" { // policy "soft" alone
 		d.Fields = append(d.Fields, audit.Field{Name: "revocation", Value: audit.Text("not checked")})
+	}
+	if token != nil && token.Origin.By != "" {
+		d.Fields = append(d.Fields, audit.Field{Name: "stamp.by", Value: audit.Text(token.Origin.By)})
+		if token.Origin.Instead != "" {
+			d.Fields = append(d.Fields, audit.Field{Name: "stamp.instead", Value: audit.Text(token.Origin.Instead)})
+		}
+		if strings.HasPrefix(token.Origin.By, "upstream/") { // whose tokens need not hold all certificates, or any
+			for i, c := range unit[:len(unit)-1] {
+				d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("stamp.certificate.%d", i), MediaType: "application/pkix-cert", Data: c.Raw, Shared: true})
+			}
+		}
 	}
 	if token != nil {
 		d.Payloads = append(d.Payloads, audit.Attachment{Name: "token", MediaType: "application/timestamp-token", Data: token.DER})
@@ -626,7 +643,10 @@ func timeProblem(r ntp.Reading) error {
 }
 
 func stampProblem(err error) error {
+	var p *problem.Problem
 	switch {
+	case errors.As(err, &p):
+		return p
 	case errors.Is(err, tsa.ErrTimeNotAvailable):
 		return problem.New(problem.TimeUntrusted, "时间不可信，按策略拒绝签名 (time is not trusted; signing is refused by policy)", "检查时间源；恢复后用同一 Idempotency-Key 重试 (check the time sources; retry with the same key)").With(err)
 	case errors.Is(err, tsa.ErrCertificateNotValid):

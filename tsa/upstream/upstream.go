@@ -102,6 +102,7 @@ type Config struct {
 	// Allowance is added to both accuracies when genTime is compared: devices that cut genTime to seconds need one.
 	Allowance time.Duration
 	// Certificates, optional, are the device's, for tokens without, and those between them and an anchor.
+	// What tokens with certificates brought is remembered beside them.
 	Certificates []*smx509.Certificate
 	// Anchors answers the CAs that are admitted for timestamps now.
 	Anchors func() []*smx509.Certificate
@@ -276,7 +277,7 @@ func (d *Device) verify(in []byte, req *tsa.Request, before ntp.Reading, ownTime
 	}
 
 	// 2. Signature and purpose.
-	report, err := token.Verify(req.Imprint, d.cfg.Certificates...)
+	report, err := token.Verify(req.Imprint, slices.Concat(d.cfg.Certificates, d.Path())...)
 	if err != nil {
 		reason := Signature
 		var check *cms.CheckError
@@ -336,7 +337,7 @@ func (d *Device) standing(leaf *smx509.Certificate, others []*smx509.Certificate
 		return path, nil
 	}
 	r := pki.VerifyPath(pki.Options{
-		Leaf: leaf, Intermediates: slices.Concat(others, d.cfg.Certificates), Anchors: d.cfg.Anchors(), At: at, Purpose: pki.TimeStamping,
+		Leaf: leaf, Intermediates: slices.Concat(others, d.cfg.Certificates, path), Anchors: d.cfg.Anchors(), At: at, Purpose: pki.TimeStamping,
 	})
 	for _, c := range r.Checks {
 		if c.Status == pki.Passed || c.ID == pki.CheckPathRevocation {
@@ -428,7 +429,8 @@ func (d *Device) probe(ctx context.Context) {
 			break
 		}
 	}
-	if err != nil && ctx.Err() == nil {
+	var e *Error
+	if err != nil && ctx.Err() == nil && !(errors.As(err, &e) && e.Reason == OwnTime) { // which is not the device's affair
 		d.cfg.Log.WithError(err).WithField("device", d.cfg.Name).Warning("the upstream timestamp device was not usable")
 	}
 }
