@@ -31,6 +31,8 @@ type Input struct {
 	// DigestAlgorithm is "SM3" or "SHA-256"; "" means that of the signature (of the imprint, for a token alone). A digest
 	// by another algorithm than the signature's cannot be compared, which proves nothing either way.
 	DigestAlgorithm string
+	// Query, for a token alone, is the request that it must answer: imprint, nonce and policy. It stands in for a document.
+	Query *tsa.Request
 	// CRLs known to the verifier, beside those in the evidence. A list made after the signature clears a certificate only
 	// together with At, at which it must be current.
 	CRLs []*pki.CRL
@@ -60,6 +62,7 @@ const (
 	CheckConsentProof    = "consent.proof"
 	CheckToken           = "token.present"
 	CheckTokenEmbedded   = "token.embedded"
+	CheckTokenAnswers    = "token.answers"
 	CheckTokenImprint    = "token." + tsa.CheckImprint
 	CheckLeaf            = "journal.leaf"
 	CheckLeafMatch       = "journal.record"
@@ -764,9 +767,18 @@ func VerifyToken(der []byte, trust Trust, in Input) *Report {
 		report, _ = t.VerifyData(in.Document)
 	case in.Digest != nil && (in.DigestAlgorithm == "" || in.DigestAlgorithm == name):
 		report, _ = t.VerifyDigest(t.Imprint.Algorithm, in.Digest)
+	case in.Query != nil:
+		report, _ = t.Verify(in.Query.Imprint)
 	default:
 		_, unchecked = in.digest(name)
 		report, _ = t.VerifyDigest(t.Imprint.Algorithm, t.Imprint.Digest)
+	}
+	if in.Query != nil {
+		if err := t.Answers(in.Query); err != nil {
+			r.add(CheckTokenAnswers, pki.Failed, fmt.Sprintf("时间戳不是对这个请求的回答 (the token does not answer the request: %v)", err))
+		} else {
+			r.add(CheckTokenAnswers, pki.Passed, "时间戳所盖、随机数与策略都是请求所要的 (imprint, nonce and policy are those of the request)")
+		}
 	}
 	before := len(r.Checks)
 	judgeToken(r, t, report, nil, trust, in, time.Time{})

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -28,7 +27,7 @@ const usage = `离线验证印鉴的证据 (verify evidence without the applianc
   yinjian-verify --anchors DIR --log-key FILE [--document FILE] [--at TIME] EVIDENCE.json
   yinjian-verify --anchors DIR --log-key FILE [--document DIR]  DIR    文件夹内全部 *.json (all *.json of a folder)
   yinjian-verify --anchors DIR --cms FILE       [--document FILE] [--crls DIR] [--at TIME]
-  yinjian-verify --anchors DIR --token FILE     [--document FILE] [--crls DIR] [--at TIME]
+  yinjian-verify --anchors DIR --token FILE     [--document FILE] [--query FILE] [--crls DIR] [--at TIME]
   yinjian-verify --anchors DIR --raw FILE --certificate FILE --document FILE [--token FILE] [--crls DIR] [--at TIME]
 
 "-" 表示标准输入，只能用一次 (stands for standard input, once)
@@ -55,7 +54,7 @@ const (
 type options struct {
 	anchors, logKey, document, crls, at, output string
 	cms, token, raw, certificate                string
-	evidence, record                            string
+	evidence, record, query                     string
 	ends                                        ends
 
 	stdin io.Reader
@@ -99,6 +98,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	f.StringVar(&o.record, "evidence-record", "", "证据文件旁的存档证据记录，DER (an evidence record beside the evidence, RFC 4998)")
 	f.StringVar(&o.cms, "cms", "", "单独的 CMS (a CMS message by itself, DER)")
 	f.StringVar(&o.token, "token", "", "单独的时间戳或时间戳响应；与 --raw 同用时为裸签名的时间戳 (a token or response by itself, DER; with --raw that of the signature)")
+	f.StringVar(&o.query, "query", "", "单独的时间戳所回答的请求 (the request that a token by itself answers, DER)")
 	f.StringVar(&o.raw, "raw", "", "单独的签名值 (a signature value by itself)")
 	f.StringVar(&o.certificate, "certificate", "", "裸签名的证书 PEM，可含证书链 (certificate of a raw signature, and its chain)")
 	f.StringVar(&o.output, "o", "text", "text 或 json")
@@ -132,7 +132,7 @@ func (o *options) check(args int) error {
 	if o.raw != "" && o.token != "" {
 		kinds--
 	}
-	for _, v := range []string{o.evidence, o.record, o.cms, o.token, o.raw, o.document, o.certificate} {
+	for _, v := range []string{o.evidence, o.record, o.cms, o.token, o.query, o.raw, o.document, o.certificate} {
 		if v == "-" {
 			inputs++
 		}
@@ -152,6 +152,8 @@ func (o *options) check(args int) error {
 		return errors.New("--raw 与 --certificate 须一起给出 (--raw and --certificate go together)")
 	case o.evidence == "" && o.record != "":
 		return errors.New("--evidence-record 只用于证据文件 (--evidence-record goes with evidence)")
+	case o.query != "" && (o.token == "" || o.raw != ""):
+		return errors.New("--query 只用于单独的时间戳 (--query goes with a token by itself)")
 	case len(o.ends) > 0 && o.at == "":
 		return errors.New("--algorithm-end 须与 --at 同用 (goes with --at)")
 	case o.output != "text" && o.output != "json":
@@ -177,7 +179,7 @@ func (o *options) judge(stdout io.Writer) (int, error) {
 			return 0, fmt.Errorf("--at: %w", err)
 		}
 	}
-	if in.CRLs, err = readCRLs(o.crls); err != nil {
+	if in.CRLs, err = show.ReadCRLs(o.crls); err != nil {
 		return 0, err
 	}
 	if st, err := os.Stat(o.evidence); err == nil && st.IsDir() {
@@ -246,6 +248,15 @@ func (o *options) one(trust evidence.Trust, in evidence.Input) (*evidence.Report
 		if r, err := tsa.ParseResponse(token); err == nil && r.Token != nil {
 			token = r.Token.DER
 		}
+		if o.query != "" {
+			der, err := o.read(o.query, maxPart)
+			if err != nil {
+				return nil, err
+			}
+			if in.Query, err = tsa.ParseRequest(der); err != nil {
+				return nil, fmt.Errorf("%s: %w", o.query, err)
+			}
+		}
 		if o.raw == "" {
 			return evidence.VerifyToken(token, trust, in), nil
 		}
@@ -270,32 +281,4 @@ func (o *options) one(trust evidence.Trust, in evidence.Input) (*evidence.Report
 		chain = append(chain, c.Raw)
 	}
 	return evidence.VerifyRaw(show.Algorithm(certs[0]), value, certs[0].Raw, chain, token, trust, in), nil
-}
-
-func readCRLs(dir string) ([]*pki.CRL, error) {
-	if dir == "" {
-		return nil, nil
-	}
-	if info, err := os.Stat(dir); err != nil {
-		return nil, err
-	} else if !info.IsDir() {
-		return nil, fmt.Errorf("--crls：%s 不是文件夹 (not a folder)", dir)
-	}
-	files, err := filepath.Glob(filepath.Join(dir, "*.crl"))
-	if err != nil {
-		return nil, err
-	}
-	var out []*pki.CRL
-	for _, name := range files {
-		der, err := show.ReadFile(name, nil, maxMessage)
-		if err != nil {
-			return nil, err
-		}
-		l, err := pki.ParseCRL(der)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		out = append(out, l)
-	}
-	return out, nil
 }

@@ -42,6 +42,25 @@ func TestPreserve(t *testing.T) {
 		t.Errorf("%v", o)
 	}
 
+	// A token of the unit answers the query that it was asked with, and no other.
+	queries := tempDir(t)
+	for _, name := range []string{"q1", "q2"} {
+		mustRun(t, "ts", "query", v1+"record.xml", "--out", filepath.Join(queries, name))
+		q, err := os.ReadFile(filepath.Join(queries, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := his.Stamp(t.Context(), "sm2", q)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(queries, name+".tsr"), response, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	answers(t, m, filepath.Join(queries, "q1.tsr"), filepath.Join(queries, "q1"), pki.Valid)
+	answers(t, m, filepath.Join(queries, "q1.tsr"), filepath.Join(queries, "q2"), pki.Invalid)
+
 	// 1. The unit's new key, certified by another CA for eight years: the evaluation CA's certificate lasts five.
 	mustRun(t, "cert", "anchor", "add", ca.path("root.crt"), "--dir", dir, "--use", "tsa", "--note", "市 CA")
 	mustRun(t, "cert", "chain", "add", ca.path("sub.crt"), "--dir", dir)

@@ -12,12 +12,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/emmansun/gmsm/smx509"
 
+	"yinjian/appliance/cms"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
+	"yinjian/tsa"
 )
 
 // maxTrust bounds a file of certificates or keys, in bytes; a folder of CAs has a few kilobytes.
@@ -118,6 +121,38 @@ func ReadPublicKey(name string) (crypto.PublicKey, error) {
 	return key, nil
 }
 
+// maxList bounds a revocation list, in bytes.
+const maxList = 64 << 20
+
+// ReadCRLs reads all *.crl of a folder; "" is none.
+func ReadCRLs(dir string) ([]*pki.CRL, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	if info, err := os.Stat(dir); err != nil {
+		return nil, err
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("--crls：%s 不是文件夹 (not a folder)", dir)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.crl"))
+	if err != nil {
+		return nil, err
+	}
+	var out []*pki.CRL
+	for _, name := range files {
+		der, err := ReadFile(name, nil, maxList)
+		if err != nil {
+			return nil, err
+		}
+		l, err := pki.ParseCRL(der)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
 var statusMarks = map[pki.Status]string{pki.Passed: "✓", pki.Failed: "✗", pki.NotChecked: "–"}
 
 // Mark is one character for a status.
@@ -164,4 +199,79 @@ func Algorithm(c *smx509.Certificate) string {
 		return "RSA-2048"
 	}
 	return "SM2"
+}
+
+// A Stamp is what a timestamp token says, for people; nothing of it is verified.
+type Stamp struct {
+	GenTime    string   `json:"gen_time"` // RFC 3339, UTC
+	Accuracy   string   `json:"accuracy,omitempty"`
+	Serial     string   `json:"serial"` // hex
+	Policy     string   `json:"policy"`
+	Algorithm  string   `json:"imprint_algorithm"` // of the imprint
+	Imprint    string   `json:"imprint"`           // hex
+	Nonce      string   `json:"nonce,omitempty"`
+	Ordering   bool     `json:"ordering"`
+	Signer     string   `json:"signer,omitempty"` // subject of the certificate that signed, if it is in the token
+	NotAfter   string   `json:"signer_not_after,omitempty"`
+	Chain      []string `json:"certificates"` // subjects of all that are in it
+	Lists      int      `json:"crls"`
+	OuterType  string   `json:"content_type"`
+	Evaluation bool     `json:"evaluation,omitempty"` // the signer's certificate is for evaluation only
+}
+
+var imprintNames = map[string]string{
+	cms.OIDSM3.String(): "SM3", cms.OIDSHA256.String(): "SHA-256", cms.OIDSHA384.String(): "SHA-384", cms.OIDSHA512.String(): "SHA-512",
+}
+
+// StampOf reads what a token says.
+func StampOf(t *tsa.Token) *Stamp {
+	out := &Stamp{
+		GenTime: t.GenTime.UTC().Format(time.RFC3339Nano), Serial: fmt.Sprintf("%x", t.Serial), Policy: t.Policy.String(), Ordering: t.Ordering,
+		Algorithm: t.Imprint.Algorithm.String(), Imprint: fmt.Sprintf("%x", t.Imprint.Digest), Chain: []string{},
+		Lists: len(t.Message().CRLs), OuterType: t.Message().OuterType.String(),
+	}
+	if name, ok := imprintNames[out.Algorithm]; ok {
+		out.Algorithm = name
+	}
+	if t.Accuracy > 0 {
+		out.Accuracy = t.Accuracy.String()
+	}
+	if t.Nonce != nil {
+		out.Nonce = fmt.Sprintf("%x", t.Nonce)
+	}
+	for _, c := range t.Certificates() {
+		out.Chain = append(out.Chain, c.Subject.String())
+	}
+	if report, _ := t.Verify(t.Imprint); report.Signer != nil {
+		out.Signer, out.NotAfter = report.Signer.Subject.String(), report.Signer.NotAfter.UTC().Format(time.RFC3339)
+		out.Evaluation = pki.IsEvaluation(report.Signer)
+	}
+	return out
+}
+
+// PrintStamp shows what a token says, Chinese first.
+func PrintStamp(w io.Writer, s *Stamp) {
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(w, "%s：%s\n", name, Plain(value))
+		}
+	}
+	line("时间 genTime", s.GenTime)
+	line("准确度 accuracy", s.Accuracy)
+	line("序列号 serial", s.Serial)
+	line("策略 policy", s.Policy)
+	line("所盖摘要 imprint", s.Algorithm+" "+s.Imprint)
+	line("随机数 nonce", s.Nonce)
+	line("签发者 signer", s.Signer)
+	line("其证书到期 its certificate ends", s.NotAfter)
+	for _, c := range s.Chain {
+		line("内含证书 certificate", c)
+	}
+	if s.Lists > 0 {
+		fmt.Fprintf(w, "内含吊销列表 CRLs：%d\n", s.Lists)
+	}
+	if s.Evaluation {
+		fmt.Fprintln(w, "! 证书仅供评估，不具法律效力 (the certificate is for evaluation only)")
+	}
+	fmt.Fprintln(w, "以上未经验证：验证用 ts verify (nothing of this was verified: that is ts verify)")
 }
