@@ -113,9 +113,9 @@ func (k *timekeeper) use(list []*timeSource) error {
 		return err
 	}
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.sources = list
-	k.mu.Unlock()
-	return k.a.machines.retime()
+	return nil
 }
 
 // save writes timesources.toml as it is to be with this list.
@@ -193,6 +193,10 @@ func (k *timekeeper) act(ctx context.Context, actor, act string, s TimeSource, r
 	result := "done"
 	if err != nil {
 		result = cutText("refused: " + err.Error())
+	} else if werr := k.a.machines.retime(); werr != nil {
+		result = cutText("done; a timestamp worker asks the sources of before: " + werr.Error())
+		err = problem.New(problem.NotReady, "已执行；有时间戳进程尚未换新，仍询问原来的时间源 (done; a timestamp worker still asks the sources of before)",
+			"它下次启动时采用；或重启服务 (it will ask them from its next start on; or restart the service)").With(werr)
 	}
 	if oerr := k.conclude(ctx, kindSourceOutcome, actor, s.Name, intent, result); oerr != nil {
 		return journalRefused(errors.Join(err, oerr))
