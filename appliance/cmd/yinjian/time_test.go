@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -230,6 +231,11 @@ func TestReadmission(t *testing.T) {
 	mustRun(t, "time", "sources", "add", "other", "--dir", dir, "--group", "other", "--address", other.address, "--reason", "扩容")
 	other.denies.Store(true)
 	eventually(t, time.Minute, "the refusal is in the journal", func() bool { return journalled(t, dir, "time.source.denied", "other") == 1 })
+	// The timestamp worker asks it, too, and was refused as well.
+	eventually(t, time.Minute, "the timestamp worker asks the source that was added", func() bool {
+		b, err := os.ReadFile(m.log)
+		return err == nil && regexp.MustCompile(`(?m)^.*worker output.*DENY.*slot=tsa`).Match(b)
+	})
 	server.ahead.Store(int64(5 * time.Second))
 	eventually(t, time.Minute, "the jump is seen", func() bool { return m.state(t).Time.State == "suspect" })
 	readmit := []string{"time", "readmit", "--dir", dir, "--reason", "与授时热线核对", "--confirmed-by", "张三", "--confirmed-by", "李四"}
