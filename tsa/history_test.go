@@ -604,3 +604,61 @@ func (h *history) befall(kind int) {
 		})
 	}
 }
+
+// TestStopsAtTheComputedSecond: after the last agreement tokens are issued until the bound, E + drift × t, reaches the
+// accuracy of the policy, and not a second longer; and each says the bound of its instant.
+func TestStopsAtTheComputedSecond(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		bound, accuracy time.Duration
+		ppm             int
+		last            float64 // seconds; (accuracy − bound) / ppm, by hand
+	}{
+		{60 * time.Millisecond, time.Second, 50, 18_800},
+		{60 * time.Millisecond, time.Second, 15, 62_666.6},
+		{60 * time.Millisecond, 500 * time.Millisecond, 50, 8_800},
+		{2 * time.Millisecond, 100 * time.Millisecond, 200, 490},
+	} {
+		w := &world{truth: now, boot: time.Hour, mono: time.Hour, raw: time.Hour, wall: now}
+		clock, err := ntp.NewClock(ntp.Config{MinSources: 1, AgreeRounds: 1, MaxBound: c.accuracy, DriftPPM: c.ppm}, w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clock.Update([]ntp.Measurement{{Source: "rack", Boot: w.boot, UTC: w.truth, RootDistance: c.bound, Stratum: 1, RefID: "BDS"}})
+		config := sm2Unit().config()
+		config.Clock, config.Accuracy = clock, c.accuracy
+		authority := newAuthority(t, config)
+		rounding := 2000 / float64(c.ppm) // at most 2 ms of the bound, in seconds
+		passed := 0.0
+		until := func(second float64) {
+			w.pass(time.Duration((second - passed) * float64(time.Second)))
+			passed = second
+		}
+		for second := 1000.0; second < c.last-rounding; second += 1000 {
+			until(second)
+			token, err := authority.Issue(t.Context(), request([]byte("record")))
+			if err != nil {
+				t.Fatalf("%v, %v s after the last agreement: %v", c, second, err)
+			}
+			want := c.bound.Seconds() + float64(c.ppm)*second/1e6
+			if said := token.Accuracy.Seconds(); said < want || said > want+0.0021 { // rounded up to a millisecond, and genTime down
+				t.Errorf("%v, after %v s: accuracy %v, want %v s", c, second, token.Accuracy, want)
+			}
+		}
+		until(c.last - rounding - 1)
+		if _, err := authority.Issue(t.Context(), request([]byte("record"))); err != nil {
+			t.Errorf("%v, before %v s: %v", c, c.last, err)
+		}
+		until(c.last - 0.5)
+		if r := clock.Now(); r.State != ntp.Holdover {
+			t.Errorf("%v: %s half a second before", c, r.State)
+		}
+		until(c.last + 0.5)
+		if token, err := authority.Issue(t.Context(), request([]byte("record"))); !errors.Is(err, tsa.ErrTimeNotAvailable) {
+			t.Errorf("%v, after %v s: %+v, %v", c, c.last, token, err)
+		}
+		if r := clock.Now(); r.State != ntp.Untrusted {
+			t.Errorf("%v: %s", c, r.State)
+		}
+	}
+}
