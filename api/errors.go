@@ -128,6 +128,9 @@ func (s *Server) fail(err error, c echo.Context) {
 	if x.application != "" {
 		log = log.WithField("application", x.application)
 	}
+	if x.source != "" {
+		log = log.WithField("source", x.source)
+	}
 	if x.operator != "" {
 		log = log.WithField("operator", x.operator)
 	}

@@ -22,6 +22,7 @@ type exchange struct {
 	server        *Server
 	id            string // of the request, in hex
 	application   string // that has proved itself; "" for none
+	source        string // of a timestamp request without a key
 	operator      string // at the local socket
 	authorization *wire.Authorization
 	remote        netip.Addr // nobody's forwarding header is believed

@@ -187,6 +187,7 @@ func (s *Server) bySource(plain bool, other echo.HandlerFunc) echo.HandlerFunc {
 			s.sources.unlisted.Add(1)
 			return other(c)
 		}
+		exchangeOf(c).source = from.requester
 		data, err := s.receive(c, b)
 		if err != nil {
 			return err

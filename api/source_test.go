@@ -231,6 +231,9 @@ func TestSourceQuota(t *testing.T) {
 	if got := k.do(tsaCall("/tsa/sm2", []byte("q"))); got.status != 200 {
 		t.Errorf("an application: %d %s", got.status, got.body)
 	}
+	if log := k.log.String(); strings.Count(log, `"source":"source:greedy"`) != refused || strings.Contains(log, "source:modest") {
+		t.Errorf("%d refusals, logged as %s", refused, log)
+	}
 	states, _ := k.server.Sources()
 	if i := slices.IndexFunc(states, func(s api.SourceState) bool { return s.Name == "greedy" }); i < 0 || states[i].OverQuota != uint64(refused) || states[i].Served != uint64(6-refused) {
 		t.Errorf("%+v, %d refused", states, refused)
