@@ -49,10 +49,10 @@ func Open(ctx context.Context, db *sql.DB, seam *Seam, by Author) (*Store, error
 		return nil, fmt.Errorf("central database: %w", err)
 	}
 	for _, r := range registry {
-		if strings.HasPrefix(r.Text, "CREATE ") {
+		if strings.HasPrefix(r.Text, "CREATE ") || strings.HasPrefix(r.Text, "DROP ") || strings.Contains(r.Text, ProbeTable) {
 			continue
 		}
-		stmt, err := db.PrepareContext(ctx, seam.text(r.Text))
+		stmt, err := db.PrepareContext(ctx, seam.Text(r.Text))
 		if err != nil {
 			return nil, fmt.Errorf("central database: statement %s: %w", r.Name, classify(seam, err))
 		}
@@ -136,8 +136,8 @@ func wrote(rows int, res sql.Result, err error) error {
 // message to the server and back. 64 rows of yj_record have 1152 values; DM8 takes 6056.
 var rowsPerStatement = [...]int{64, 16, 4, 1}
 
-// severalRows is an INSERT … VALUES (…) for n rows.
-func severalRows(insert string, n int) string {
+// SeveralRows is an INSERT … VALUES (…) for n rows.
+func SeveralRows(insert string, n int) string {
 	values := insert[strings.LastIndex(insert, "VALUES ")+len("VALUES "):]
 	return insert + strings.Repeat(", "+values, n-1)
 }
@@ -165,7 +165,7 @@ func (s *Store) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 		}
 		var last int64
 		var mac, key string
-		err = tx.QueryRowContext(ctx, s.seam.text(selectBatch.Text), b.Node, b.Epoch, int64(b.First)).Scan(&last, &mac, &key)
+		err = tx.QueryRowContext(ctx, s.seam.Text(selectBatch.Text), b.Node, b.Epoch, int64(b.First)).Scan(&last, &mac, &key)
 		if err == nil {
 			if uint64(last) != b.Last || mac != b.MAC || key != b.KeyID {
 				return fmt.Errorf("%w: the batch from %d is stored with another end or MAC", dbdriver.ErrConflict, b.First)
@@ -176,7 +176,7 @@ func (s *Store) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 			return err
 		}
 		by, at := b.Rows[0].CreatedBy, b.Rows[len(b.Rows)-1].CreatedAt
-		res, err := tx.ExecContext(ctx, s.seam.text(insertBatch.Text), b.Node, b.Epoch, int64(b.First), int64(b.Last), b.MAC, b.KeyID, by, at, by, at)
+		res, err := tx.ExecContext(ctx, s.seam.Text(insertBatch.Text), b.Node, b.Epoch, int64(b.First), int64(b.Last), b.MAC, b.KeyID, by, at, by, at)
 		return wrote(1, res, err)
 	})
 	if err != nil {
@@ -196,7 +196,7 @@ func (s *Store) insert(ctx context.Context, tx *sql.Tx, rows []*audit.ProjectedR
 					text(r.Signer), text(r.Department), text(r.DocumentType), text(r.Campus), r.SignedAt, r.Bound, r.Status,
 					r.CreatedBy, r.CreatedAt, r.ModifiedBy, r.ModifiedAt)
 			}
-			res, err := tx.ExecContext(ctx, s.seam.text(severalRows(insertRecord.Text, n)), args...)
+			res, err := tx.ExecContext(ctx, s.seam.Text(SeveralRows(insertRecord.Text, n)), args...)
 			if err := wrote(n, res, err); err != nil {
 				return err
 			}
@@ -207,7 +207,7 @@ func (s *Store) insert(ctx context.Context, tx *sql.Tx, rows []*audit.ProjectedR
 
 // shippedLeaves reads the leaf hashes of the batch's rows that are there, by sequence.
 func (s *Store) shippedLeaves(ctx context.Context, tx *sql.Tx, b audit.ProjectedBatch) (map[uint64]string, error) {
-	rows, err := tx.QueryContext(ctx, s.seam.text(selectLeaves.Text), b.Node, b.Epoch, int64(b.First), int64(b.Last))
+	rows, err := tx.QueryContext(ctx, s.seam.Text(selectLeaves.Text), b.Node, b.Epoch, int64(b.First), int64(b.Last))
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +227,7 @@ func (s *Store) shippedLeaves(ctx context.Context, tx *sql.Tx, b audit.Projected
 // Shipped implements audit.Projection.
 func (s *Store) Shipped(ctx context.Context, node, epoch string) (uint64, error) {
 	var last sql.NullInt64
-	if err := s.db.QueryRowContext(ctx, s.seam.text(selectLastSeq.Text), node, epoch).Scan(&last); err != nil {
+	if err := s.db.QueryRowContext(ctx, s.seam.Text(selectLastSeq.Text), node, epoch).Scan(&last); err != nil {
 		return 0, fmt.Errorf("central database: last shipped entry: %w", classify(s.seam, err))
 	}
 	if !last.Valid {
@@ -239,7 +239,7 @@ func (s *Store) Shipped(ctx context.Context, node, epoch string) (uint64, error)
 // Leaf implements audit.Projection.
 func (s *Store) Leaf(ctx context.Context, node, epoch string, sequence uint64) (string, error) {
 	var leaf string
-	if err := s.db.QueryRowContext(ctx, s.seam.text(selectLeaf.Text), node, epoch, int64(sequence)).Scan(&leaf); err != nil {
+	if err := s.db.QueryRowContext(ctx, s.seam.Text(selectLeaf.Text), node, epoch, int64(sequence)).Scan(&leaf); err != nil {
 		return "", fmt.Errorf("central database: row %d: %w", sequence, classify(s.seam, err))
 	}
 	return leaf, nil
@@ -259,7 +259,7 @@ func (s *Store) Nodes(ctx context.Context) ([]string, error) {
 func (s *Store) texts(ctx context.Context, statements []Statement, args ...any) ([]string, error) {
 	var out []string
 	for _, st := range statements {
-		rows, err := s.db.QueryContext(ctx, s.seam.text(st.Text), args...)
+		rows, err := s.db.QueryContext(ctx, s.seam.Text(st.Text), args...)
 		if err != nil {
 			return nil, fmt.Errorf("central database: %s: %w", st.Name, classify(s.seam, err))
 		}
@@ -314,7 +314,7 @@ func pages[T any](ctx context.Context, s *Store, query Statement, node, epoch st
 	scan func(*sql.Rows) (T, int64, error), fn func(T) error) error {
 	for {
 		var page []T
-		rows, err := s.db.QueryContext(ctx, s.seam.text(query.Text), node, epoch, from, int64(pageRows))
+		rows, err := s.db.QueryContext(ctx, s.seam.Text(query.Text), node, epoch, from, int64(pageRows))
 		if err != nil {
 			return fmt.Errorf("central database: %s: %w", query.Name, classify(s.seam, err))
 		}

@@ -109,7 +109,7 @@ func migrate(ctx context.Context, db *sql.DB, seam *Seam, by Author, files fs.FS
 	unguarded := *seam // the guard is for the schema as it will be
 	unguarded.Guard = nil
 	seam = &unguarded
-	if err := ensure(ctx, db, seam, "table", historyTable, createHistory.Text); err != nil {
+	if err := ensure(ctx, db, seam, "table", historyTable, seam.Text(createHistory.Text)); err != nil {
 		return fmt.Errorf("central database: the list of migrations: %w", err)
 	}
 	applied, err := history(ctx, db, seam)
@@ -123,11 +123,11 @@ func migrate(ctx context.Context, db *sql.DB, seam *Seam, by Author, files fs.FS
 			}
 			continue
 		}
-		if err := ensure(ctx, db, seam, m.kind, m.object, strings.ReplaceAll(m.text, "{{bytes}}", seam.Bytes)); err != nil {
+		if err := ensure(ctx, db, seam, m.kind, m.object, seam.Text(m.text)); err != nil {
 			return fmt.Errorf("central database: migration %s: %w", m.name, err)
 		}
 		err := inTx(ctx, db, seam, func(tx *sql.Tx) error {
-			_, err := tx.ExecContext(ctx, seam.text(insertHistory.Text), m.no, m.name, m.sum, m.review, by.Name, by.Micros, by.Name, by.Micros)
+			_, err := tx.ExecContext(ctx, seam.Text(insertHistory.Text), m.no, m.name, m.sum, m.review, by.Name, by.Micros, by.Name, by.Micros)
 			return err
 		})
 		if errors.Is(err, dbdriver.ErrConflict) { // the other campus did the same
@@ -170,7 +170,7 @@ func exists(ctx context.Context, db *sql.DB, seam *Seam, kind, name string) (boo
 
 // history is the sums of what was applied, by number.
 func history(ctx context.Context, db *sql.DB, seam *Seam) (map[int64]string, error) {
-	rows, err := db.QueryContext(ctx, seam.text(selectHistory.Text))
+	rows, err := db.QueryContext(ctx, seam.Text(selectHistory.Text))
 	if err != nil {
 		return nil, fmt.Errorf("central database: the list of migrations: %w", classify(seam, err))
 	}

@@ -89,10 +89,19 @@ func Dollar(q string) string {
 	return b.String()
 }
 
-// text is the driver's form of a statement.
-func (s *Seam) text(q string) string {
+// Text is the driver's form of a statement of the registry or of a migration.
+func (s *Seam) Text(q string) string {
+	q = strings.ReplaceAll(q, "{{bytes}}", s.Bytes)
 	if s.Rebind == nil {
 		return q
 	}
 	return s.Rebind(q)
 }
+
+// Exists says whether a table ("table") or an index ("index") of this name is there.
+func (s *Seam) Exists(ctx context.Context, db *sql.DB, kind, name string) (bool, error) {
+	return exists(ctx, db, s, kind, name)
+}
+
+// Error is what an error of the driver's means, in dbdriver's words.
+func (s *Seam) Error(err error) error { return classify(s, err) }

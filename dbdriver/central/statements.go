@@ -52,3 +52,30 @@ var (
 	insertHistory = register("history.insert", `INSERT INTO yj_schema_change (change_no, file_name, statement_sm3, review_id, created_by, created_at, modified_by, modified_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`)
 	selectHistory = register("history.list", `SELECT change_no, file_name, statement_sm3, review_id FROM yj_schema_change ORDER BY change_no`)
 )
+
+// What an acceptance check (dbdriver/check) does, in tables of its own that it drops.
+const (
+	ProbeTable = "yj_probe"
+	ProbeIndex = "yj_probe_by_text"
+	// ProbeSecondIndex is made within a transaction.
+	ProbeSecondIndex = "yj_probe_by_time"
+)
+
+// The check's statements.
+var (
+	ProbeCreate = register("probe.create", `CREATE TABLE yj_probe (probe_no BIGINT NOT NULL, probe_text VARCHAR(256), probe_data {{bytes}}, created_by VARCHAR(64) NOT NULL, created_at BIGINT NOT NULL, modified_by VARCHAR(64) NOT NULL, modified_at BIGINT NOT NULL, PRIMARY KEY (probe_no))`)
+	ProbeUnique = register("probe.unique", `CREATE UNIQUE INDEX yj_probe_by_text ON yj_probe (probe_text)`)
+	ProbeSecond = register("probe.second", `CREATE INDEX yj_probe_by_time ON yj_probe (created_at)`)
+	ProbeDrop   = register("probe.drop", `DROP TABLE yj_probe`)
+	ProbeInsert = register("probe.insert", `INSERT INTO yj_probe (probe_no, probe_text, probe_data, created_by, created_at, modified_by, modified_at) VALUES (?, ?, ?, ?, ?, ?, ?)`)
+	ProbeText   = register("probe.text", `SELECT probe_text FROM yj_probe WHERE probe_no = ?`)
+	ProbeData   = register("probe.data", `SELECT probe_data FROM yj_probe WHERE probe_no = ?`)
+	ProbeTimes  = register("probe.times", `SELECT created_at, modified_at FROM yj_probe WHERE probe_no = ?`)
+	ProbeFind   = register("probe.find", `SELECT COUNT(*) FROM yj_probe WHERE probe_text = ?`)
+	ProbeCount  = register("probe.count", `SELECT COUNT(*) FROM yj_probe WHERE probe_no >= ? AND probe_no <= ?`)
+	ProbePage   = register("probe.page", `SELECT probe_no FROM yj_probe WHERE probe_no >= ? AND probe_no <= ? ORDER BY probe_no LIMIT ?`)
+	ProbeChange = register("probe.change", `UPDATE yj_probe SET modified_by = ?, modified_at = ? WHERE probe_no = ? AND modified_at = ?`)
+	DropRecords = register("record.drop", `DROP TABLE yj_record`)
+	DropBatches = register("batch.drop", `DROP TABLE yj_batch`)
+	DropHistory = register("history.drop", `DROP TABLE yj_schema_change`)
+)

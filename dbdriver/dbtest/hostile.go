@@ -87,7 +87,7 @@ func (d *Driver) OverSQLite(file string) *sql.DB {
 		panic(err) // dbdriver/sqlite registers it
 	}
 	defer db.Close()
-	return d.Over(byDSN{db.Driver(), "file:" + file + "?_busy_timeout=10000&_txlock=immediate&_journal_mode=WAL&_synchronous=OFF"})
+	return d.Over(byDSN{db.Driver(), "file:" + file + "?_busy_timeout=2000&_txlock=immediate&_journal_mode=WAL&_synchronous=OFF"})
 }
 
 // byDSN is a connector for drivers that have none.

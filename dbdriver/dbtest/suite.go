@@ -237,22 +237,26 @@ func Journal(t testing.TB, dir string, newEpoch bool) (j *audit.Journal, stop fu
 	return j, stop
 }
 
-// Append writes n entries like signatures'.
+// Append writes n entries like signatures', as many clients would: their order is any.
 func Append(t testing.TB, j *audit.Journal, from, n int) {
 	t.Helper()
+	var wg sync.WaitGroup
 	for i := from; i < from+n; i++ {
-		ref := sm3.Sum(fmt.Appendf(nil, "record %d", i))
-		_, err := j.Append(t.Context(), audit.Draft{
-			Kind: "sign.v1", Actor: "app/emr", Object: fmt.Sprintf("signer/%d", i%7), Ref: ref[:], Unique: true,
-			Fields: []audit.Field{
-				{Name: audit.FieldApplication, Value: audit.Text("emr")}, {Name: audit.FieldSigner, Value: audit.Text(fmt.Sprintf("staff-%d", i%7))},
-				{Name: audit.FieldDepartment, Value: audit.Text("心内科")},
-			},
+		wg.Go(func() {
+			ref := sm3.Sum(fmt.Appendf(nil, "record %d", i))
+			_, err := j.Append(t.Context(), audit.Draft{
+				Kind: "sign.v1", Actor: "app/emr", Object: fmt.Sprintf("signer/%d", i%7), Ref: ref[:], Unique: true,
+				Fields: []audit.Field{
+					{Name: audit.FieldApplication, Value: audit.Text("emr")}, {Name: audit.FieldSigner, Value: audit.Text(fmt.Sprintf("staff-%d", i%7))},
+					{Name: audit.FieldDepartment, Value: audit.Text("心内科")},
+				},
+			})
+			if err != nil {
+				t.Errorf("Append %d: %v", i, err)
+			}
 		})
-		if err != nil {
-			t.Fatalf("Append %d: %v", i, err)
-		}
 	}
+	wg.Wait()
 }
 
 // Suite is what every database has to pass.
