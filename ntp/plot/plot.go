@@ -379,7 +379,7 @@ func (c *canvas) offsets(spans []span) {
 			last = s.to
 			fmt.Fprintf(&line, "%.1f,%.1f ", x, c.y.at(m.last))
 			if m.least != m.most {
-				c.printf(`<line class="range" x1="%.1f" x2="%.1f" y1="%.1f" y2="%.1f" stroke-width="5" stroke-opacity="0.35"/>`+"\n", x, x, c.y.at(m.most), c.y.at(m.least))
+				c.printf(`<line class="range" x1="%.1f" x2="%.1f" y1="%.1f" y2="%.1f" stroke-width="%.1f" stroke-opacity="0.35"/>`+"\n", x, x, c.y.at(m.most), c.y.at(m.least), min(5, 300/float64(len(spans))))
 			}
 			r, fill := radius(len(spans)), ""
 			if !m.candidate {
