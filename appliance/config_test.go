@@ -104,8 +104,12 @@ func TestConfigRefuses(t *testing.T) {
 		"machine twice":      {[2]string{"[time]", "[[hsm.machines]]\nname = 'b'\n[[hsm.machines]]\nname = 'b'\n[time]"}, []string{"hsm.machines[1].name"}},
 		"machine's key":      {[2]string{"[time]", "[[hsm.machines]]\nname = 'b'\nwieght = 1\n[time]"}, []string{"wieght"}},
 		"weight":             {[2]string{"[hsm]", "[hsm]\nweight = -1"}, []string{"hsm.weight"}},
-		"quota":              {[2]string{"[hsm]", "[policy]\nhsm_rate = -1\nhsm_sessions = 1001\n[hsm]"}, []string{"policy.hsm_rate", "policy.hsm_sessions"}},
-		"accuracy":           {[2]string{`min_sources = 1`, "min_sources = 1\naccuracy = \"1h\""}, []string{"time.accuracy"}},
+		"upstream": {[2]string{"[time]", "[tsa.upstream]\nname = 'Old TSA'\nurl = 'ftp://a'\norder = 'both'\nunits = ['ecdsa']\ntimeout = '1ms'\nfailures = 101\nprobe = '10ms'\n" +
+			"accuracy = '2s'\nallowance = '6s'\npolicies = ['x']\nuser = 'u'\n[time]"}, []string{"upstream.name", "upstream.url", "upstream.order", "upstream.units", "upstream.timeout",
+			"upstream.failures", "upstream.probe", "upstream.accuracy", "upstream.allowance", "upstream.policies", "upstream.user"}},
+		"upstream's password": {[2]string{"[time]", "[tsa.upstream]\nname = 'old'\nurl = 'http://u:p@a'\n[time]"}, []string{"upstream.url"}},
+		"quota":               {[2]string{"[hsm]", "[policy]\nhsm_rate = -1\nhsm_sessions = 1001\n[hsm]"}, []string{"policy.hsm_rate", "policy.hsm_sessions"}},
+		"accuracy":            {[2]string{`min_sources = 1`, "min_sources = 1\naccuracy = \"1h\""}, []string{"time.accuracy"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -800,6 +800,81 @@ func TestUnitReplacedWhileSigning(t *testing.T) {
 	}
 }
 
+// A chooser has its tokens made elsewhere, and knows beforehand neither by whom nor under which certificate.
+type chooser struct {
+	unit  *testkit.Stamper
+	path  []*smx509.Certificate
+	ready error
+}
+
+func (c *chooser) Chain() []*smx509.Certificate { return nil }
+func (c *chooser) Ready() error                 { return c.ready }
+func (c *chooser) Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, error) {
+	bare := *req
+	bare.CertReq = false // a device that leaves its certificate out, whatever it is asked
+	token, err := c.unit.Issue(ctx, &bare)
+	if err == nil {
+		token.Origin = tsa.Origin{By: "upstream/old-tsa", Path: c.path, Instead: "unit/sm2: time-not-available"}
+	}
+	return token, err
+}
+
+// A token of a device elsewhere: the record says whose it is and why, holds the certificates that the token does not, and
+// its evidence is valid for a verifier who has nothing else.
+func TestTokenOfAnother(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	stamper := &chooser{unit: w.Stampers["RSA-2048"], path: w.Stampers["RSA-2048"].Chain()}
+	s := sign.New(sign.Config{
+		Directory: w.Directory, Journal: w.Journal, Keys: staffKeys{w.Staff}, Stampers: map[string]sign.Stamper{"SM2": stamper},
+		Accuracy: time.Second, Clock: w.Clock, Reserve: func() error { return nil }, Trust: w.Trust,
+	})
+	for _, form := range []string{"raw", "cms"} {
+		q := request(form, "SM2", form)
+		r, err := s.Sign(t.Context(), w.app, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := s.Sign(t.Context(), w.app, q); err != nil || !again.Replayed || len(again.Certificates) != len(r.Certificates) {
+			t.Errorf("again: %+v, %v", again, err)
+		}
+		b, err := evidence.Parse(w.Evidence(w.app, r.RecordID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, err := tsa.ParseToken(b.Token)
+		if err != nil || len(token.Certificates()) != 0 {
+			t.Fatalf("%v, %d certificates in the token", err, len(token.Certificates()))
+		}
+		report := evidence.Verify(b, w.Trust, evidence.Input{Document: testkit.Document})
+		if report.Verdict != pki.Valid || !slices.ContainsFunc(report.Statements, func(s string) bool { return strings.Contains(s, "old-tsa") }) {
+			t.Errorf("%s: %+v", form, report)
+		}
+		e, err := audit.ParseEntry(b.Journal.Leaf)
+		if err != nil || e.Text("stamp.by") != "upstream/old-tsa" || e.Text("stamp.instead") != "unit/sm2: time-not-available" {
+			t.Errorf("the leaf: %v, %v", e, err)
+		}
+	}
+
+	// Nobody can stamp, and says so beforehand: nothing is signed.
+	stamper.ready = problem.New(problem.NotReady, "x", "x")
+	_, err := s.Sign(t.Context(), w.app, request("later", "SM2", "raw"))
+	wants(t, "nobody can stamp", err, problem.NotReady)
+	stamper.ready = nil
+
+	// Its path does not end in an anchor after all: the signature is not recorded.
+	leaf, err := smx509.ParseCertificate(stamper.path[0].Raw) // that nobody has judged yet
+	if err != nil {
+		t.Fatal(err)
+	}
+	stamper.path = []*smx509.Certificate{leaf}
+	_, err = s.Sign(t.Context(), w.app, request("untrusted", "SM2", "raw"))
+	wants(t, "a device that nobody trusts", err, problem.CertificateUnusable)
+	if n := w.records(t); n != 2 {
+		t.Errorf("%d records", n)
+	}
+}
+
 // Equal requests at the same time make one record and one use of the consent, and all get the same.
 func TestSameKeyInParallel(t *testing.T) {
 	t.Parallel()

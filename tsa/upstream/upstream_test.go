@@ -448,7 +448,8 @@ func TestWithoutOwnTime(t *testing.T) {
 	m := sm2Maker()
 	c := config(m, nil)
 	year := func(x *told) { x.genTime = now.AddDate(-1, 0, 0) }
-	c.Ask = func(_ context.Context, query []byte) ([]byte, error) { return m.answer(query, year), nil }
+	asked := 0
+	c.Ask = func(_ context.Context, query []byte) ([]byte, error) { asked++; return m.answer(query, year), nil }
 	c.Clock.(*fixedClock).Store(&ntp.Reading{State: ntp.Cold})
 	d := device(t, c)
 	query, err := (&tsa.Request{Imprint: tsa.ImprintOf(data), CertReq: true}).Bytes()
@@ -464,6 +465,9 @@ func TestWithoutOwnTime(t *testing.T) {
 	}
 	if _, err := stamp(t.Context(), d); reasonOf(err) != upstream.OwnTime {
 		t.Error(err)
+	}
+	if asked != 1 {
+		t.Errorf("asked %d times, of which %d in vain", asked, asked-1)
 	}
 	// a clock that is trusted again is used, also where it need not be
 	c.Clock.(*fixedClock).Store(&ntp.Reading{Time: now, State: ntp.Trusted})

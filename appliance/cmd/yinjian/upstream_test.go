@@ -355,17 +355,36 @@ func TestUpstream(t *testing.T) {
 	if e := relayed[len(relayed)-1]; e.Object != "upstream/old-tsa" || !strings.Contains(e.Text("time.provenance"), "not held against own time") || e.Time.State == "trusted" {
 		t.Errorf("relayed without own time: %s, %q, %s", e.Object, e.Text("time.provenance"), e.Time.State)
 	}
+
+	// 7. The other way round: our unit stamps, the device when our unit's certificate is revoked, nobody when the device's is
+	// revoked too.
 	server.silent.Store(false)
+	configure(t, dir, func(c *appliance.Config) { c.TSA.Upstream.Order = "inside-then-upstream" })
 	m = serve(t, dir)
 	m.trusted(t)
 	his = m.client(t, "his")
-
-	// 7. Its certificate is revoked: our unit stamps, and says why.
+	wants("inside", sign("inside"), "unit/sm2", "")
+	csr := filepath.Join(tempDir(t), "sm2.csr")
+	mustRun(t, "cert", "csr", "--dir", dir, "--for", "tsa:sm2", "-o", csr, "--subject", "CN=时间戳单元 SM2,O=某医院,C=CN")
+	own := old.ca.issue(csr, "tsa")
+	mustRun(t, "cert", "import", own, "--dir", dir)
+	old.ca.revoke(own)
+	for _, l := range old.ca.lists() {
+		mustRun(t, "cert", "crl", "import", l, "--dir", dir)
+	}
+	wants("outside", sign("outside"), "upstream/old-tsa", "unit/sm2: certificate_unusable")
+	if !m.state(t).Ready {
+		t.Error("not ready, and the device stamps")
+	}
 	old.ca.revoke("tsa.crt")
 	for _, l := range old.ca.lists() {
 		mustRun(t, "cert", "crl", "import", l, "--dir", dir)
 	}
-	wants("revoked", sign("revoked"), "unit/sm2", "revocation")
+	_, err = his.Sign(t.Context(), "nobody", asserted("D1", "nobody"))
+	wantCode(t, err, "not_ready")
+	if err == nil || !strings.Contains(err.Error(), "unit/sm2: certificate_unusable") || !strings.Contains(err.Error(), "upstream/old-tsa: ") {
+		t.Errorf("nobody: %v", err)
+	}
 	m.stop(t)
 
 	// 8. The journal has its going and coming.
