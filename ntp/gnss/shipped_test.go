@@ -100,9 +100,6 @@ func TestShippedNMEA(t *testing.T) {
 		t.Errorf("served %+v, %v off", m, off)
 	}
 	// The appliance takes it, when its root distance has come down: it is a candidate, and three rounds make it trusted.
-	if os.Getenv("YINJIAN_LONG") == "" {
-		return
-	}
 	clock, err := ntp.NewClock(ntp.Config{MinSources: 1}, kernel)
 	if err != nil {
 		t.Fatal(err)
@@ -115,6 +112,7 @@ func TestShippedNMEA(t *testing.T) {
 			t.Fatalf("not trusted: %v, %+v, %v", err, m, clock.Last())
 		}
 	}
+	t.Logf("root distance %v, bound %v", m.RootDistance, clock.Now().Bound)
 	if now := clock.Now(); now.Bound > 600*time.Millisecond || kernel.Realtime().Sub(now.Time).Abs() > now.Bound {
 		t.Errorf("reading %+v", now)
 	}
