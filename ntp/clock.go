@@ -541,6 +541,8 @@ func (c *Clock) update(ms []Measurement) Round {
 			r.Unfit[m.Source] = err
 			continue
 		}
+		// A round waits for its slowest source. What the clock was bent by since this one answered, Boot does not show.
+		m.RootDistance += (s.mono - s.raw - m.Bent).Abs() + s.boot2 - s.boot
 		fit = append(fit, m)
 	}
 	// 4. What do they say?

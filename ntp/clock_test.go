@@ -88,7 +88,7 @@ func (b *bench) at(off, half time.Duration, names ...string) ntp.Round {
 
 func (b *bench) measure(name string, off, half time.Duration) ntp.Measurement {
 	m := says(name, off, half)
-	m.UTC, m.Boot = b.truth().Add(off), b.Boot()
+	m.UTC, m.Boot, m.Bent = b.truth().Add(off), b.Boot(), b.Monotonic()-b.Raw()
 	return m
 }
 
@@ -446,6 +446,29 @@ func TestBentClock(t *testing.T) {
 		}
 		b.pass(1100 * time.Second)
 		b.want(ntp.Untrusted)
+	}
+}
+
+// TestBentWithinARound: a round waits for its slowest source, and what the clock is bent by meanwhile is in none of the
+// answers that came before.
+func TestBentWithinARound(t *testing.T) {
+	t.Parallel()
+	for _, bend := range []int{80_000, -80_000} {
+		b := newBench(t, ntp.Config{}).trusted(2 * ms)
+		b.pass(40 * time.Second)
+		var early []ntp.Measurement
+		for _, name := range []string{"a", "b", "c"} {
+			early = append(early, b.measure(name, 0, 2*ms))
+		}
+		b.change(func() { b.bend = bend })
+		b.pass(250 * time.Millisecond) // 20 ms, too little to be noticed as a slew
+		b.change(func() { b.bend = 0 })
+		if r := b.Update(early); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		b.want(ntp.Trusted) // and wrong by no more than it admits
+		b.round(0, 2*ms)
+		b.want(ntp.Trusted)
 	}
 }
 

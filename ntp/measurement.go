@@ -24,6 +24,7 @@ type Measurement struct {
 
 	Boot time.Duration // CLOCK_BOOTTIME when the answer arrived
 	UTC  time.Time     // the source's time at that instant
+	Bent time.Duration // CLOCK_MONOTONIC−CLOCK_MONOTONIC_RAW then: what bends the kernel's clock until the round is over shows
 
 	// RootDistance is the half width of the interval that holds the true time if the source is honest: RTT/2, root
 	// delay/2, root dispersion, precision and what the local clock may have drifted meanwhile.

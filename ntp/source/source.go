@@ -185,7 +185,7 @@ var epoch = time.Unix(0, 0).UTC()
 // once is one question on a socket of its own: a new port and a new origin each time.
 func (s *Source) once(ctx context.Context) (ntp.Measurement, error) {
 	clock := s.cfg.Clock
-	boot, mono := clock.Boot(), clock.Monotonic()
+	boot, mono, raw := clock.Boot(), clock.Monotonic(), clock.Raw()
 	if ctx.Err() != nil {
 		return ntp.Measurement{}, context.Cause(ctx)
 	}
@@ -209,6 +209,7 @@ func (s *Source) once(ctx context.Context) (ntp.Measurement, error) {
 	if err != nil {
 		return ntp.Measurement{}, err
 	}
+	bent := clock.Monotonic() - clock.Raw()
 	if slept := (clock.Boot() - clock.Monotonic()) - (boot - mono); slept.Abs() > 5*time.Millisecond {
 		// Two clock readings can be torn apart by the scheduler; throwing such an answer away costs little.
 		return ntp.Measurement{}, fmt.Errorf("%w (%v)", ErrSleep, slept)
@@ -237,8 +238,9 @@ func (s *Source) once(ctx context.Context) (ntp.Measurement, error) {
 		Group:        s.cfg.Group,
 		Boot:         t4,
 		UTC:          epoch.Add(t4 + offset),
+		Bent:         bent,
 		RTT:          rtt,
-		RootDistance: rtt/2 + r.RootDelay/2 + r.RootDispersion + precision + total/1_000_000*ownDriftPPM + floor,
+		RootDistance: rtt/2 + r.RootDelay/2 + r.RootDispersion + precision + total/1_000_000*ownDriftPPM + (bent - (mono - raw)).Abs() + floor,
 		Stratum:      r.Stratum,
 		Leap:         ntp.Leap(r.Leap),
 		RefID:        refID(r),

@@ -175,6 +175,35 @@ func (c *turned) Monotonic() time.Duration {
 	return c.Clock.Monotonic() + time.Duration(c.ahead.Load())
 }
 
+// TestBentWhileAsked: a kernel's clock that is slowed while the answer is on its way makes the way look short.
+func TestBentWhileAsked(t *testing.T) {
+	t.Parallel()
+	const slowed = 40 * time.Millisecond
+	clock := &turned{Clock: kernel}
+	a := good()
+	a.rootDelay, a.rootDisp = 0, 0
+	addr := serve(t, func(_ int, req []byte) [][]byte {
+		b := a.bytes(req)
+		time.Sleep(60 * time.Millisecond) // on the way back
+		clock.ahead.Add(-int64(slowed))
+		return [][]byte{b}
+	})
+	s, err := source.New(source.Config{Name: "s", Address: addr, Clock: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.Query(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if off := utcAtBoot.Add(m.Boot + slowed).Sub(m.UTC); off.Abs() > m.RootDistance {
+		t.Errorf("measurement is %v off, and claims %v", off, m.RootDistance)
+	}
+	if now := clock.Monotonic() - clock.Raw(); (now - m.Bent).Abs() > 20*time.Millisecond {
+		t.Errorf("bent by %v, now %v", m.Bent, now)
+	}
+}
+
 func TestKissOfDeath(t *testing.T) {
 	t.Parallel()
 	for _, code := range []string{"DENY", "RSTR"} {

@@ -52,7 +52,7 @@ func TestTimeNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Update([]ntp.Measurement{{Source: "self", Boot: kernel.Boot(), UTC: kernel.Realtime(), RootDistance: time.Millisecond, Stratum: 1}})
+	c.Update([]ntp.Measurement{{Source: "self", Boot: kernel.Boot(), UTC: kernel.Realtime(), Bent: kernel.Monotonic() - kernel.Raw(), RootDistance: time.Millisecond, Stratum: 1}})
 	if r := c.Now(); r.State != ntp.Trusted {
 		t.Fatal(c.Last().Err)
 	}

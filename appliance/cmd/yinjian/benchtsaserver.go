@@ -200,7 +200,7 @@ func benchClock() (clock *ntp.Clock, stop func(), err error) {
 		return nil, nil, err
 	}
 	ask := func() {
-		clock.Update([]ntp.Measurement{{Source: "self", Boot: kernel.Boot(), UTC: kernel.Realtime(), RootDistance: time.Millisecond, Stratum: 1}})
+		clock.Update([]ntp.Measurement{{Source: "self", Boot: kernel.Boot(), UTC: kernel.Realtime(), Bent: kernel.Monotonic() - kernel.Raw(), RootDistance: time.Millisecond, Stratum: 1}})
 	}
 	ask()
 	if r := clock.Now(); !r.Trusted() {
