@@ -12,10 +12,12 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/sirupsen/logrus"
 
@@ -600,6 +602,68 @@ func (h *history) befall(kind int) {
 			w.boot, w.mono, w.raw = w.boot-d, w.mono-d, w.raw-d
 			if rng.IntN(2) == 0 {
 				w.wall = w.wall.Add(-d)
+			}
+		})
+	}
+}
+
+// TestLiars has servers that hold hands five seconds ahead, from the first question on. A group has one voice, however many
+// servers it has.
+func TestLiars(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		groups string // one server each; upper case lies
+		min    int
+		issues bool
+	}{
+		"1 of 3":                             {"abC", 2, true},
+		"1 of 3, all of whom must agree":     {"abC", 3, false},
+		"2 of 5":                             {"abcDE", 3, true},
+		"2 of 4":                             {"abCD", 2, false},
+		"1 of 2":                             {"aB", 1, false},
+		"four servers of one group, of 3":    {"abCCCC", 2, true},
+		"a group that is of two minds, of 3": {"abcC", 2, true},
+		"the same, of 2":                     {"acC", 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := &world{truth: now, boot: time.Hour, mono: time.Hour, raw: time.Hour, wall: now, rng: rand.New(rand.NewPCG(1, 7))}
+			clock, err := ntp.NewClock(ntp.Config{MinSources: c.min}, w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			log := logrus.New()
+			log.SetOutput(io.Discard)
+			p := &source.Poller{Clock: clock, Log: log}
+			for i, g := range c.groups {
+				s := w.serve(t)
+				if unicode.IsUpper(g) {
+					lie := kinds["5 s ahead"]
+					s.fault.Store(&lie)
+				}
+				src, err := source.New(source.Config{Name: strconv.Itoa(i), Group: strings.ToLower(string(g)), Address: s.address, Timeout: 10 * time.Second, Clock: w})
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.Sources = append(p.Sources, src)
+			}
+			config := sm2Unit().config()
+			config.Clock = clock
+			authority := newAuthority(t, config)
+			for range 5 {
+				p.Round(t.Context())
+				w.pass(16 * time.Second)
+			}
+			token, err := authority.Issue(t.Context(), request([]byte("record")))
+			switch {
+			case !c.issues:
+				if !errors.Is(err, tsa.ErrTimeNotAvailable) {
+					t.Errorf("%+v, %v, want ErrTimeNotAvailable", token, err)
+				}
+			case err != nil:
+				t.Errorf("%v; last round %+v", err, clock.Last())
+			case look(w, &w.truth).Sub(token.GenTime).Abs() > token.Accuracy:
+				t.Errorf("genTime %v ± %v at %v", token.GenTime, token.Accuracy, w.truth)
 			}
 		})
 	}
