@@ -41,8 +41,8 @@ func (p *Preserve) setDefaults() {
 }
 
 func (p *Preserve) validate(bad func(key, format string, args ...any)) {
-	if d := time.Duration(p.Every); d < time.Minute || d > 31*24*time.Hour {
-		bad("preserve.every", "须在 1m 与 744h 之间 (between 1m and 744h)")
+	if d := time.Duration(p.Every); d < 10*time.Second || d > 31*24*time.Hour {
+		bad("preserve.every", "须在 10s 与 744h 之间 (between 10s and 744h)")
 	}
 	if d := time.Duration(p.Lead); d < 24*time.Hour || d > 5*365*24*time.Hour {
 		bad("preserve.lead", "须在 24h 与 43800h 之间 (between 24h and 43800h)")
@@ -136,7 +136,7 @@ func (p *preserver) validation() (certificates []*smx509.Certificate, lists [][]
 	return certificates, lists
 }
 
-// preserveLooks is how often it is looked whether something is due.
+// preserveLooks is how often it is looked whether something is due, at least.
 const preserveLooks = time.Minute
 
 // run does what is due until ctx ends. What goes wrong is shown, and tried again an hour later.
@@ -145,9 +145,10 @@ func (p *preserver) run(ctx context.Context) error {
 		p.service.Since(first.Entry.Time.UTC())
 	}
 	var again time.Duration
+	looks := min(preserveLooks, time.Duration(p.a.cfg.Preserve.Every)/5)
 	for {
 		select {
-		case <-time.After(max(preserveLooks, again)):
+		case <-time.After(max(looks, again)):
 		case <-ctx.Done():
 			return nil
 		}

@@ -311,6 +311,64 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// A change of digest that is cut off between two batches: the token that both shared is renewed for the one that still needs
+// it, and the other's proof stays what it was.
+func TestRehashCutOff(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	v.sign(2)
+	v.run(true, 1, 0, 0)
+	v.sign(2)
+	v.run(true, 1, 0, 0)
+	v.pass(4*365*day + 300*day)
+	v.newUnit(2 * 365 * day)
+	v.run(false, 0, 2, 0) // one token for both
+
+	v.config.Digest = ers.SHA256
+	v.restart()
+	gone := errors.New("the disk is gone")
+	left := 1
+	v.Journal.Fault(func(d audit.Draft) (bool, error) {
+		if d.Kind != preserve.KindArchived {
+			return false, nil
+		}
+		if left--; left < 0 {
+			return false, gone
+		}
+		return false, nil
+	})
+	if out, err := v.service.Run(t.Context(), "test", false); !errors.Is(err, gone) || out.Rehashed != 1 {
+		t.Fatalf("%+v %v", out, err)
+	}
+	half := v.service.Status()
+	v.pass(365*day + 300*day)
+	v.newUnit(3 * 365 * day)
+	if out, err := v.service.Run(t.Context(), "test", false); !errors.Is(err, gone) || out.Renewed != 2 {
+		t.Fatalf("%+v %v", out, err)
+	}
+	v.restart()
+	for n, want := range map[int]int{0: 4, 2: 3} { // stamped, renewed, rehashed, renewed; and without the third
+		_, record := v.record(n)
+		parsed, err := ers.Parse(record)
+		v.must(err)
+		if len(parsed.Timestamps()) != want {
+			t.Errorf("record %d: %d archive timestamps, want %d", n, len(parsed.Timestamps()), want)
+		}
+	}
+	v.Journal.Fault(nil)
+	v.run(false, 0, 0, 1)
+	for n := range v.signed {
+		b, record := v.record(n)
+		in := evidence.Input{Document: testkit.Document, At: testkit.Start.AddDate(9, 0, 0)}
+		if r := evidence.Verify(b.WithRecord(record), v.Trust, in); r.Verdict != pki.Valid {
+			t.Errorf("record %d: %+v", n, r)
+		}
+	}
+	if status := v.service.Status(); half.Error == "" || status.Error != "" || status.Tokens != 2 {
+		t.Errorf("%+v, then %+v", half, status)
+	}
+}
+
 // A leaf that somebody changed in its file is found and made again; one in the journal is not archived twice.
 func TestLeavesAltered(t *testing.T) {
 	t.Parallel()

@@ -10,9 +10,42 @@ import (
 	"testing"
 	"time"
 
+	"yinjian/appliance"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/pki"
 )
+
+// What is due is done without anybody, unless that is off.
+func TestPreserveBySchedule(t *testing.T) {
+	t.Parallel()
+	dir := initAppliance(t, startTimeServer(t))
+	configure(t, dir, func(c *appliance.Config) { c.Preserve.Every = appliance.Duration(10 * time.Second) })
+	m := serve(t, dir)
+	m.trusted(t)
+	m.enrol(t, "D1001", "")
+	his := m.register(t, "his", "--consent", "app-asserted")
+	r, err := his.Sign(t.Context(), "key", asserted("D1001", "key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "the record is archived", func() bool {
+		data, err := his.Evidence(t.Context(), r.RecordID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := evidence.Parse(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(b.EvidenceRecord) > 0
+	})
+	if o := mustRun(t, "preserve", "status", "--dir", dir); !strings.Contains(o.stdout, "1 条记录") {
+		t.Errorf("%v", o)
+	}
+	m.stop(t)
+	configure(t, dir, func(c *appliance.Config) { c.Preserve.Unit = "none" })
+	refused(t, 1, []string{"preserve.unit"}, "serve", "--dir", dir)
+}
 
 // Records outlive the unit that stamped them: it gets a new key and a certificate that lasts longer, the archive stamps
 // the records again, and the offline verifier, which has the roots and nothing else of ours, finds them valid years after
