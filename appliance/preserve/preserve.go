@@ -481,8 +481,13 @@ func (s *Service) record(ctx context.Context, d audit.Draft, a ers.Algorithm, ro
 // how many that were. A renewal that would end no later than what it renews is refused: the unit needs a new certificate.
 func (s *Service) renew(ctx context.Context, actor string, now time.Time) (int, error) {
 	renewed := 0
-	for len(s.ending(now)) > 0 {
-		due := s.ending(now)
+	done := map[ers.Algorithm]bool{}
+	for {
+		due := slices.DeleteFunc(s.ending(now), func(t *token) bool { return done[t.algorithm] })
+		if len(due) == 0 {
+			return renewed, nil
+		}
+		done[due[0].algorithm] = true
 		a, latest := due[0].algorithm, due[0].until
 		var leaves [][]byte
 		var list []covered
@@ -524,7 +529,6 @@ func (s *Service) renew(ctx context.Context, actor string, now time.Time) (int, 
 		}
 		renewed += len(list)
 	}
-	return renewed, nil
 }
 
 // rehash begins a new chain for a batch: every record's members and all that proved them before, by the configured digest

@@ -167,10 +167,12 @@ func TestRefused(t *testing.T) {
 	r := sm2Unit().archive(t, start, ers.SM3, files(2))[1]
 	der := encode(t, r)
 	token := r.Last().Token.DER
+	sha512 := encode(t, sm2Unit().archive(t, start, ers.SHA512, files(2))[1])
 	for name, c := range map[string]struct {
 		in   []byte
 		want error
 	}{
+		"other digests":  {replace(t, sha512, []byte{0x65, 3, 4, 2, 3}, []byte{0x65, 3, 4, 2, 1}), ers.ErrMalformed},
 		"nothing":        {nil, ers.ErrMalformed},
 		"a token":        {token, ers.ErrMalformed},
 		"cut":            {der[:len(der)-1], ers.ErrMalformed},
