@@ -80,8 +80,11 @@ func (h health) Ready() (bool, []string) {
 	}
 	missing, _ := h.a.machines.missing()
 	reasons = append(reasons, missing...)
-	if stopped := h.stoppedUnits(); len(stopped) > 0 && len(stopped) == len(h.a.units) && !h.a.device.serves() || h.a.device.only() && !h.a.device.serves() {
+	if stopped := h.stoppedUnits(); len(stopped) > 0 && len(stopped) == len(h.a.units) && !h.a.device.serves() {
 		reasons = append(reasons, "没有可用的时间戳单元，须盖时间戳的签名被拒绝 (no timestamp unit stamps; signatures that need a stamp are refused)")
+	}
+	if h.a.device.only() && !h.a.device.serves() {
+		reasons = append(reasons, "上游时间戳设备不可用，须由它盖时间戳的签名被拒绝 (the upstream timestamp device is not usable; signatures that need its stamp are refused)")
 	}
 	if err := h.a.journal.Failed(); err != nil {
 		reasons = append(reasons, "日志不可写 (the journal is closed for writing)")

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -256,9 +257,27 @@ func TestUpstream(t *testing.T) {
 	if !strings.HasPrefix(d.Text, "upstream/old-tsa; ") || d.From != "journal" {
 		t.Errorf("the journal's word for the relayed token's time: %+v", d)
 	}
+	m.stf(t, "detail", wire.STFReadItem{Response: r.Token, Item: 6}, &d) // in a signature's entry
+	if !strings.HasPrefix(d.Text, "upstream/old-tsa; ") || d.From != "journal" {
+		t.Errorf("the journal's word for the signature's time: %+v", d)
+	}
 	m.stf(t, "detail", wire.STFReadItem{Response: reply, Item: 8}, &d)
 	if d.Text != "HTTP" {
 		t.Errorf("how it was given: %+v", d)
+	}
+
+	local := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", m.ends.Admin)
+	}}}
+	defer local.CloseIdleConnections()
+	page, err := local.Get("http://yinjian/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics, err := io.ReadAll(page.Body)
+	page.Body.Close()
+	if err != nil || !strings.Contains(string(metrics), `yinjian_upstream_up{device="old-tsa"} 1`) || !strings.Contains(string(metrics), `yinjian_upstream_refused_total{device="old-tsa",reason="untrusted"}`) {
+		t.Errorf("%v: %s", err, metrics)
 	}
 
 	// 4. It is killed under load. Signatures go on.
@@ -385,6 +404,7 @@ func TestUpstream(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "unit/sm2: certificate_unusable") || !strings.Contains(err.Error(), "upstream/old-tsa: ") {
 		t.Errorf("nobody: %v", err)
 	}
+	m.mustBeClean(t) // tokens that no key of ours made are no signatures without a use
 	m.stop(t)
 
 	// 8. The journal has its going and coming.
@@ -412,8 +432,8 @@ func TestUpstreamAlone(t *testing.T) {
 	m.enrol(t, "D1", "")
 	his := m.register(t, "his", "--consent", "app-asserted")
 	eventually(t, time.Minute, "the device is down", func() bool { return m.upstream(t).State == "down" })
-	if m.state(t).Ready {
-		t.Error("ready, and nobody stamps")
+	if s := m.state(t); s.Ready || !strings.Contains(strings.Join(s.Warnings, " "), "须由它盖时间戳的签名被拒绝") {
+		t.Errorf("nobody stamps: ready %v, %v", s.Ready, s.Warnings)
 	}
 	_, err := his.Sign(t.Context(), "none", asserted("D1", "none"))
 	wantCode(t, err, "not_ready")
