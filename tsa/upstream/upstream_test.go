@@ -486,11 +486,16 @@ func TestBreaker(t *testing.T) {
 	t.Parallel()
 	m := sm2Maker()
 	var asked atomic.Int64
+	probed := make(chan struct{})
 	var broken atomic.Pointer[error]
 	gone := errors.New("gone")
 	var answer atomic.Pointer[[]byte]
 	c := config(m, func(_ context.Context, query []byte) ([]byte, error) {
 		asked.Add(1)
+		select {
+		case probed <- struct{}{}:
+		default: // nobody looks
+		}
 		if err := broken.Load(); err != nil {
 			return nil, *err
 		}
@@ -540,8 +545,8 @@ func TestBreaker(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- d.Run(ctx) }()
-	for asked.Load() < before+3 { // it is asked again and again
-		time.Sleep(time.Millisecond)
+	for range 3 { // it is asked again and again
+		<-probed
 	}
 	broken.Store(nil)
 	if why := <-changes; why != nil {
