@@ -139,6 +139,7 @@ func TestTimeAdministration(t *testing.T) {
 	}
 
 	// The states: the journal has them from the first on, each beginning where the one before ended, but for the restart.
+	eventually(t, time.Minute, "the journal has the states", func() bool { return len(entries(t, dir, "time.state")) >= 4 })
 	var states []string
 	for _, e := range entries(t, dir, "time.state") {
 		states = append(states, e.Text("from")+">"+e.Text("to"))
@@ -153,27 +154,37 @@ func TestTimeAdministration(t *testing.T) {
 		t.Errorf("changes %+v", s.Changes)
 	}
 
-	// The ledger.
-	if hours := entries(t, dir, "time.ledger"); len(hours) != 1 {
-		t.Errorf("%d hours in the journal after one stop", len(hours))
+	// The ledger: an entry at the stop, and one more if an hour has ended meanwhile. What is running is shown, too.
+	hours := len(entries(t, dir, "time.ledger"))
+	if hours < 1 || hours > 3 {
+		t.Errorf("%d hours in the journal after one stop", hours)
 	}
 	var history struct{ Hours []ledger.Hour }
 	if err := json.Unmarshal([]byte(mustRun(t, "time", "ledger", "--dir", dir, "-o", "json").stdout), &history); err != nil {
 		t.Fatal(err)
 	}
-	if len(history.Hours) != 2 {
+	if len(history.Hours) < 2 {
 		t.Fatalf("ledger %+v", history)
 	}
-	first := history.Hours[0]
+	rounds, confirmed, issued, trusted, cold := 0, 0, uint64(0), int64(0), int64(0)
 	byName := map[string]ledger.SourceHour{}
-	for _, s := range first.Sources {
-		byName[s.Name] = s
+	for i, h := range history.Hours {
+		rounds, confirmed, issued = rounds+h.Rounds, confirmed+h.Confirmed, issued+h.Tokens.Issued
+		trusted, cold = trusted+h.StatesMS["trusted"], cold+h.StatesMS["cold"]
+		for _, s := range h.Sources {
+			was := byName[s.Name]
+			s.Answers, s.Candidates, s.Failed = s.Answers+was.Answers, s.Candidates+was.Candidates, s.Failed+was.Failed
+			byName[s.Name] = s
+		}
+		if !h.From.Before(h.To) || i > 0 && h.From.Before(history.Hours[i-1].To) {
+			t.Errorf("hour %d from %v to %v", i, h.From, h.To)
+		}
 	}
-	if first.Rounds < 5 || first.Confirmed < 5 || first.StatesMS["trusted"] == 0 || first.StatesMS["cold"] == 0 || first.BoundMinUS == 0 || !first.From.Before(first.To) ||
-		byName[name].Answers < 3 || byName["b"].Candidates < 2 || byName["c"].Failed < 2 || byName["c"].Answers != 0 || byName["b"].RefID != "TEST" || first.Tokens.Issued == 0 {
-		t.Errorf("the first hour: %+v", first)
+	if rounds < 5 || confirmed < 5 || trusted == 0 || cold == 0 || issued == 0 || history.Hours[0].BoundMinUS == 0 ||
+		byName[name].Answers < 3 || byName["b"].Candidates < 2 || byName["c"].Failed < 2 || byName["c"].Answers != 0 || byName["b"].RefID != "TEST" {
+		t.Errorf("ledger %+v", history)
 	}
-	if o := mustRun(t, "time", "ledger", "--dir", dir, "--from", "2h"); strings.Count(o.stdout, "b(lan-b)") != 2 {
+	if o := mustRun(t, "time", "ledger", "--dir", dir, "--from", "2h"); strings.Count(o.stdout, "b(lan-b)") < 2 {
 		t.Errorf("ledger: %v", o)
 	}
 	refused(t, 2, []string{"--from"}, "time", "ledger", "--dir", dir, "--from", "昨天")
@@ -188,7 +199,6 @@ func TestTimeAdministration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var rounds int
 	if _, err := fmt.Sscanf(o.stdout[strings.Index(o.stdout, "，")+len("，"):], "%d 轮", &rounds); err != nil {
 		t.Fatalf("%v: %v", o, err)
 	}
@@ -214,7 +224,7 @@ func TestTimeAdministration(t *testing.T) {
 		}
 	}
 	// One mark for the hour before the restart as well.
-	if rounds == 0 || marks["b"] < rounds/2 || marks["b"] > rounds+1 || marks["c"] != 0 || marks[name] != 1 {
+	if rounds == 0 || marks["b"] < rounds/2 || marks["b"] > rounds+hours || marks["c"] != 0 || marks[name] < 1 || marks[name] > hours {
 		t.Errorf("%d rounds, marks %v", rounds, marks)
 	}
 	m.mustBeClean(t)
