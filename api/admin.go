@@ -44,6 +44,7 @@ type (
 	ChangeMachine         = wire.ChangeMachine
 	AuditVerify           = wire.AuditVerify
 	Compare               = wire.Compare
+	Stamp                 = wire.Stamp
 )
 
 // Admin does what an administrator on the local socket asks. actor says who that is in words that the journal keeps:
@@ -83,6 +84,7 @@ type Admin interface {
 	ListMachines(ctx context.Context, actor string) (any, error)
 	AuditVerify(ctx context.Context, actor string, req AuditVerify) (any, error)
 	Compare(ctx context.Context, actor string, req Compare) (any, error)
+	Stamp(ctx context.Context, actor string, req Stamp) (any, error)
 	State(ctx context.Context, actor string) (any, error)
 	TimeAdmin
 	PreserveAdmin
@@ -127,12 +129,20 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
 	e.POST("/admin/v1/compare", administered(s, nothingToCheck[Compare], a.Compare))
 	s.preserveRoutes(e)
+	e.POST("/admin/v1/stamps", administered(s, checkStamp, a.Stamp))
 	e.GET("/admin/v1/state", s.listed(a.State))
 	e.GET("/metrics", s.local(body{gives: "text/plain"}, func(c echo.Context, _ string, _ []byte) error {
 		return send(c, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", s.cfg.Health.Metrics())
 	}))
 	e.GET("/health/alive", s.alive)
 	e.GET("/health/ready", s.ready)
+}
+
+func checkStamp(_ echo.Context, r *Stamp) *problem.Problem {
+	if len(r.Request) == 0 || len(r.Request) > 4096 {
+		return problem.Invalid("request", "须为 1–4096 字节 (1 to 4096 bytes)")
+	}
+	return nil
 }
 
 // administered reads and checks a request, and says who asks. There is no time limit: an audit takes what it takes,

@@ -123,6 +123,10 @@ func (a *admin) ListCRLs(_ context.Context, actor string) (any, error) {
 func (a *admin) AuditVerify(_ context.Context, actor string, req api.AuditVerify) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) Stamp(_ context.Context, actor string, req api.Stamp) (any, error) {
+	return a.note(actor, req)
+}
+
 func (a *admin) Compare(_ context.Context, actor string, req api.Compare) (any, error) {
 	return a.note(actor, req)
 }
@@ -270,6 +274,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.PreservedRecord(ctx, wire.PreservedRecord{ID: strings.Repeat("0a", 32)}))
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
+	check(a.Stamp(ctx, wire.Stamp{Request: []byte("req")}))
 	check(a.State(ctx))
 	want := []any{
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}, enrol,
@@ -281,7 +286,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		"time", wire.TimeHistory{From: "2026-11-22T00:00:00Z", To: "2026-11-22T06:00:00Z"}, "time sources", added, wire.RemoveTimeSource{Name: "ntp 2", Reason: "检修"},
 		wire.ReadmitTime{Reason: "核对", Persons: []string{"甲", "乙"}}, "tsa", wire.StampService{Reason: "检修"}, wire.StampService{Unit: "sm2", Reason: "检修"}, wire.StampLog{Lines: 5},
 		wire.RunPreserve{}, "preserve", wire.PreservedRecord{ID: strings.Repeat("0a", 32)},
-		wire.AuditVerify{}, wire.Compare{}, "state",
+		wire.AuditVerify{}, wire.Compare{}, wire.Stamp{Request: []byte("req")}, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
 		t.Error(diff)
@@ -370,6 +375,7 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		}, "persons"},
 		"stamping stopped without reason": {func() error { _, err := a.ChangeStamping(ctx, "stop", wire.StampService{}); return err }, "reason"},
 		"record id":                       {func() error { _, err := a.PreservedRecord(ctx, wire.PreservedRecord{ID: "0A"}); return err }, "id"},
+		"nothing to stamp":                {func() error { _, err := a.Stamp(ctx, wire.Stamp{}); return err }, "request"},
 		"too many lines":                  {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
 		"limit without reason":            {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
 		"limit of nobody": {func() error {

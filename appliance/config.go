@@ -377,8 +377,8 @@ type Database struct {
 	PasswordFile string `toml:"password_file"`
 }
 
-// place is where connections go, with the password as the file has it now.
-func (d *Database) place(dir string) (connect.Place, error) {
+// Place is where connections go, with the password as the file has it now. dir is the appliance's folder.
+func (d *Database) Place(dir string) (connect.Place, error) {
 	if d.DSN == "" {
 		return connect.File(filepath.Join(dir, "central.db")), nil
 	}

@@ -417,6 +417,15 @@ func (d admin) Compare(ctx context.Context, actor string, _ wire.Compare) (any, 
 	return report, err
 }
 
+// Stamp has the first unit answer a request of the administrator's, journalled as every token is.
+func (d admin) Stamp(ctx context.Context, actor string, req wire.Stamp) (any, error) {
+	der, err := stamps(d).Respond(ctx, d.a.cfg.units()[0].Name, actor, req.Request)
+	if err != nil {
+		return nil, err
+	}
+	return wire.Stamped{Response: der}, nil
+}
+
 func (d admin) State(context.Context, string) (any, error) { return health(d).State(), nil }
 
 // batchMAC is the projection's MAC key.

@@ -50,7 +50,7 @@ func (p *projection) set(c *central.Store, s *audit.Shipper, err error) {
 }
 
 func (p *projection) once(ctx context.Context) error {
-	place, err := p.a.cfg.Database.place(p.a.dir)
+	place, err := p.a.cfg.Database.Place(p.a.dir)
 	if err != nil {
 		return err
 	}

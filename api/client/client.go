@@ -582,6 +582,11 @@ func (a *Admin) Compare(ctx context.Context) (json.RawMessage, error) {
 	return a.post(ctx, "compare", wire.Compare{})
 }
 
+// Stamp has a TimeStampReq answered by the appliance's first unit.
+func (a *Admin) Stamp(ctx context.Context, req wire.Stamp) (json.RawMessage, error) {
+	return a.post(ctx, "stamps", req)
+}
+
 func (a *Admin) AddMachine(ctx context.Context, req wire.AddMachine) (json.RawMessage, error) {
 	return a.post(ctx, "machines", req)
 }

@@ -111,6 +111,16 @@ type AuditVerify struct{}
 // Compare is the body of POST /admin/v1/compare: the journal against the central database.
 type Compare struct{}
 
+// Stamp is the body of POST /admin/v1/stamps: a timestamp for the administrator's own files, as reports.
+type Stamp struct {
+	Request []byte `json:"request"` // DER of a TimeStampReq
+}
+
+// Stamped is its answer.
+type Stamped struct {
+	Response []byte `json:"response"` // DER of a TimeStampResp
+}
+
 // AddAnchor is the body of POST /admin/v1/anchors.
 type AddAnchor struct {
 	Certificate []byte   `json:"certificate"`    // a file: PEM or DER, one certificate

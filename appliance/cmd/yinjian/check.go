@@ -297,7 +297,7 @@ func databaseCommand() *cobra.Command {
 		},
 	}
 	f.add(compare)
-	c.AddCommand(compare)
+	c.AddCommand(compare, databaseCheckCommand())
 	return c
 }
 
