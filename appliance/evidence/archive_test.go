@@ -5,7 +5,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
+	"encoding/pem"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -277,6 +280,38 @@ func TestAlgorithmEnds(t *testing.T) {
 			t.Errorf("%s: missing %q", c.name, r.Missing)
 		}
 	}
+}
+
+// Evidence with archive timestamps that this release leaves is judged by every later one, years after the end of its token.
+// testdata/archived is recorded anew (-update) only when the format gets a new number.
+func TestRecordedArchive(t *testing.T) {
+	t.Parallel()
+	if *update {
+		w := newWard(t)
+		b := w.bundle(t, request("a", kind{"SM2", "cms"}))
+		first, second := w.archivist(t, "SM2", 1, 7), w.archivist(t, "RSA-2048", 6, 9)
+		record := first.renew(t, years(2), first.archive(t, years(1), ers.SM3, new(ers.Record), b))
+		record = second.archive(t, years(6).Add(time.Hour), ers.SHA256, record, b)
+		spki, err := smx509.MarshalPKIXPublicKey(w.LogKey.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, data := range map[string][]byte{
+			"bundle.json": encode(t, archived(t, b, record)), "document.xml": testkit.Document,
+			"anchors.pem": pki.EncodeCertificatePEMs(w.Trust.Anchors...), "log.pem": pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}),
+		} {
+			if err := os.WriteFile(filepath.Join("testdata", "archived", name), data, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	b, trust := parse(t, read(t, "archived/bundle.json")), trustIn(t, "archived/")
+	in := evidence.Input{Document: read(t, "archived/document.xml"), At: years(8)}
+	r := evidence.Verify(b, trust, in)
+	wants(t, r, pki.Valid, pki.Passed, evidence.CheckArchiveTree, evidence.CheckArchiveRenewal, evidence.CheckArchiveCurrent)
+	says(t, r, "3 次存档时间戳")
+	b = with(t, b, func(b *evidence.Bundle) { b.Format, b.EvidenceRecord = evidence.Format, nil })
+	wants(t, evidence.Verify(b, trust, in), pki.Indeterminate, pki.NotChecked, evidence.CheckArchiveCurrent)
 }
 
 // No byte of a file with archive timestamps is free, and no other file's record can be put in.

@@ -205,11 +205,16 @@ func read(t testing.TB, name string) []byte {
 
 func recordedTrust(t testing.TB) evidence.Trust {
 	t.Helper()
-	anchors, err := pki.ParseCertificatePEMs(read(t, "anchors.pem"))
+	return trustIn(t, "")
+}
+
+func trustIn(t testing.TB, folder string) evidence.Trust {
+	t.Helper()
+	anchors, err := pki.ParseCertificatePEMs(read(t, folder+"anchors.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	block, _ := pem.Decode(read(t, "log.pem"))
+	block, _ := pem.Decode(read(t, folder+"log.pem"))
 	key, err := smx509.ParsePKIXPublicKey(block.Bytes)
 	if err != nil {
 		t.Fatal(err)
@@ -233,6 +238,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(small.Bytes())
 		f.Add(data[:len(data)/2])
 	}
+	f.Add(read(f, "archived/bundle.json"))
 	f.Add([]byte(`{"format":"yinjian-evidence/1"}`))
 	f.Add([]byte(`{"format":"yinjian-evidence/1","record":{"size":-1},"journal":{"sequence":18446744073709551615,"leaf":"MAA="}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {

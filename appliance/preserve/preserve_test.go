@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 
 	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
+	"yinjian/appliance/cms/cmstest"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/internal/testkit"
 	"yinjian/appliance/pki"
@@ -30,6 +32,8 @@ import (
 	"yinjian/tsa"
 	"yinjian/tsa/ers"
 )
+
+func TestMain(m *testing.M) { cmstest.Main(m) }
 
 // A vault is a house with an archive.
 type vault struct {
@@ -366,6 +370,55 @@ func TestRehashCutOff(t *testing.T) {
 	}
 	if status := v.service.Status(); half.Error == "" || status.Error != "" || status.Tokens != 2 {
 		t.Errorf("%+v, then %+v", half, status)
+	}
+}
+
+// Bouncy Castle finds the members of each record covered by the evidence record that the archive gives it, through a
+// renewal and another digest, and verifies every token with the revocation lists inside.
+func TestBouncyCastleReadsTheArchive(t *testing.T) {
+	t.Parallel()
+	source, err := os.ReadFile("../../tsa/ers/testdata/ERSCheck.java")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bc := cmstest.JudgeOf(t, "ERSCheck", source)
+	v := newVault(t)
+	units := []*smx509.Certificate{v.unit.Chain()[0]}
+	v.sign(5)
+	v.run(true, 1, 0, 0)
+	v.pass(4*365*day + 300*day)
+	v.newUnit(3 * 365 * day)
+	units = append(units, v.unit.Chain()[0])
+	v.run(false, 0, 1, 0)
+	v.config.Digest = ers.SHA256
+	v.restart()
+	v.run(false, 0, 0, 1)
+
+	dir := t.TempDir()
+	write := func(data []byte) string {
+		files, err := os.ReadDir(dir)
+		v.must(err)
+		return cmstest.Write(t, filepath.Join(dir, fmt.Sprint(len(files))), data)
+	}
+	certs := write(cmstest.CertPEM(units...))
+	var list []string
+	for n := range v.signed {
+		b, record := v.record(n)
+		line := []string{write(record), certs}
+		for _, m := range b.Members() {
+			line = append(line, write(m))
+		}
+		list = append(list, strings.Join(line, "\t"), strings.Join(line[:len(line)-1], "\t")) // all members, all but one
+	}
+	out, err := bc("verify", write([]byte(strings.Join(list, "\n")+"\n")))
+	got := strings.Split(strings.TrimSpace(out), "\n")[1:]
+	if err != nil || len(got) != len(list) {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for i, line := range got {
+		if want := []string{"yes 3", "no"}[i%2]; !strings.HasPrefix(line, want) {
+			t.Errorf("record %d: %s, want %s", i/2, line, want)
+		}
 	}
 }
 

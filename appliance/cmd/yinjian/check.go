@@ -316,7 +316,7 @@ func printCompare(w io.Writer, r *audit.CompareReport) {
 }
 
 func verifyCommand() *cobra.Command {
-	var anchors, logKey, document, output string
+	var anchors, logKey, document, at, output string
 	c := &cobra.Command{
 		Use:   "verify --anchors PATH --log-key FILE [--document FILE] EVIDENCE",
 		Short: "离线验证一份证据 (verify evidence without the appliance)",
@@ -338,6 +338,11 @@ func verifyCommand() *cobra.Command {
 				return err
 			}
 			var in evidence.Input
+			if at != "" {
+				if in.At, err = time.Parse(time.RFC3339, at); err != nil {
+					return usageError{fmt.Errorf("--at: %w", err)}
+				}
+			}
 			if document != "" {
 				if in.Document, err = os.ReadFile(document); err != nil {
 					return err
@@ -363,6 +368,7 @@ func verifyCommand() *cobra.Command {
 	f.StringVar(&anchors, "anchors", "", "信任锚：PEM 文件或目录 (trust anchors: PEM file or folder)")
 	f.StringVar(&logKey, "log-key", "", "日志公钥 PEM (the log's public key)")
 	f.StringVar(&document, "document", "", "原文 (the document)")
+	f.StringVar(&at, "at", "", "按此时刻判断时间戳是否已到期，RFC 3339；不给则只按签署的时刻 (judge at this time; without it, at the time of signing alone)")
 	f.StringVarP(&output, "output", "o", "text", "text 或 json")
 	_ = c.MarkFlagRequired("anchors")
 	_ = c.MarkFlagRequired("log-key")
