@@ -365,6 +365,32 @@ func TestSignNeedsTime(t *testing.T) {
 	}
 }
 
+// A unit that says beforehand that it would issue nothing is believed: nothing is signed that would be thrown away. Where no
+// timestamp is asked for, nobody asks it.
+func TestUnitForetells(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	lab := w.App("lab", func(a *account.Application) { a.Stamp = account.StampNone })
+	stopped := problem.New(problem.NotReady, "停止 (stopped)", "启动 (start it)")
+	for name, c := range map[string]struct {
+		why  error
+		want problem.Code
+	}{"time": {fmt.Errorf("unit: %w", tsa.ErrTimeNotAvailable), problem.TimeUntrusted}, "stopped": {stopped, problem.NotReady}} {
+		w.Stampers["SM2"].NotReady(c.why)
+		signed := w.Staff.Calls("Do")
+		_, err := w.Signing.Sign(t.Context(), w.app, request(name, "SM2", "raw"))
+		wants(t, name, err, c.want)
+		if n := w.Staff.Calls("Do"); n != signed {
+			t.Errorf("%s: %d signatures were made", name, n-signed)
+		}
+		if _, err := w.Signing.Sign(t.Context(), lab, request(name+"-without", "SM2", "raw")); err != nil {
+			t.Errorf("%s, without a timestamp: %v", name, err)
+		}
+	}
+	w.Stampers["SM2"].NotReady(nil)
+	w.Sign(w.app, request("time", "SM2", "raw"))
+}
+
 func TestSignNeedsStatus(t *testing.T) {
 	t.Parallel()
 	w := newWard(t)

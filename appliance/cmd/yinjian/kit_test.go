@@ -667,7 +667,8 @@ func (p process) alive() bool {
 	return ok && now.start == p.start
 }
 
-// signal sends to the process, unless its number belongs to another by now.
+// signal sends to the process, unless its number belongs to another by now. One that is to stop has stopped then: on a busy
+// machine its threads may go on for some calls.
 func (p process) signal(t *testing.T, s syscall.Signal) {
 	t.Helper()
 	if !p.alive() {
@@ -676,6 +677,16 @@ func (p process) signal(t *testing.T, s syscall.Signal) {
 	if err := syscall.Kill(p.pid, s); err != nil {
 		t.Fatalf("signal %v to %d (%s): %v", s, p.pid, p.args, err)
 	}
+	if s != syscall.SIGSTOP {
+		return
+	}
+	eventually(t, 20*time.Second, "all its threads stop", func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.pid)) // the pattern is well-formed
+		return !slices.ContainsFunc(threads, func(name string) bool {
+			b, err := os.ReadFile(name)
+			return err == nil && !bytes.Contains(b, []byte(") T ")) // one that has gone runs no more
+		})
+	})
 }
 
 // eventually asks until the answer is yes.

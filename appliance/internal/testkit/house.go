@@ -125,6 +125,21 @@ type Stamper struct {
 	*tsa.Authority
 	mu    sync.Mutex
 	fault func() error // guarded by mu
+	ready error        // guarded by mu
+}
+
+// NotReady has the unit say beforehand why it would issue nothing; nil: it would.
+func (s *Stamper) NotReady(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ready = why
+}
+
+// Ready satisfies sign.Foreteller.
+func (s *Stamper) Ready() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ready
 }
 
 // Fault has f decide whether no token is issued.
