@@ -45,7 +45,6 @@ type answer struct {
 	refAge               time.Duration
 	offset               time.Duration // of the server's clock
 	inside               time.Duration // claimed between receive and transmit
-	origin, recv, xmit   uint64        // 0: right ones
 	noXmit, wrongOrigin  bool
 	refZero, recvLater   bool
 	truncate, extraBytes int
