@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -138,10 +139,12 @@ func (s *Source) query(ctx context.Context) (ntp.Measurement, error) {
 		case errors.Is(err, ErrDenied), errors.Is(err, ErrBackoff):
 			return m, err
 		}
-		if last == nil || ctx.Err() == nil { // a later timeout says less than what was wrong before
+		// The socket's deadline is the context's, and may be noticed before it.
+		over := ctx.Err() != nil || errors.Is(err, os.ErrDeadlineExceeded)
+		if last == nil || !over { // a later timeout says less than what was wrong before
 			last = err
 		}
-		if ctx.Err() != nil {
+		if over {
 			break
 		}
 	}

@@ -483,9 +483,13 @@ func TestForgedAnswersAreCounted(t *testing.T) {
 	if err := os.WriteFile(keys, fmt.Appendf(nil, "7 SHA256 HEX:%x\n", macKey), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	var asked atomic.Int32
 	s, err := source.New(source.Config{
 		Name: "s", Address: "127.0.0.1:123", Clock: kernel, Auth: source.Auth{KeyID: 7, Type: "SHA256", KeyFile: keys},
 		Dial: func(context.Context, string, string) (net.Conn, error) {
+			if asked.Add(1) > 1 { // the time is up, and nothing is asked again
+				return nil, os.ErrDeadlineExceeded
+			}
 			return &fakeConn{packet: mac(good().bytes(make([]byte, 48)), 7, []byte("another key"), 0), fix: true}, nil
 		},
 	})
@@ -494,6 +498,9 @@ func TestForgedAnswersAreCounted(t *testing.T) {
 	}
 	if m, err := s.Query(t.Context()); !errors.Is(err, os.ErrDeadlineExceeded) || !strings.Contains(err.Error(), "authentication failed for 1 answers") {
 		t.Errorf("%+v, %v", m, err)
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
 	}
 }
 
