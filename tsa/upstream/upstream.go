@@ -117,11 +117,11 @@ type Config struct {
 type Device struct {
 	cfg Config
 
-	mu       sync.Mutex // guards what follows
-	path     []*smx509.Certificate
-	failures int   // in a row
-	down     error // why it is left alone
-	asked    bool  // since Run looked last
+	mu       sync.Mutex              // guards what follows
+	paths    [][]*smx509.Certificate // of the certificates that good tokens had, the latest first
+	failures int                     // in a row
+	down     error                   // why it is left alone
+	asked    bool                    // since Run looked last
 	stamped  uint64
 	refused  map[Reason]uint64
 }
@@ -277,7 +277,7 @@ func (d *Device) verify(in []byte, req *tsa.Request, before ntp.Reading, ownTime
 	}
 
 	// 2. Signature and purpose.
-	report, err := token.Verify(req.Imprint, slices.Concat(d.cfg.Certificates, d.Path())...)
+	report, err := token.Verify(req.Imprint, slices.Concat(append(d.remembered(), d.cfg.Certificates)...)...)
 	if err != nil {
 		reason := Signature
 		var check *cms.CheckError
@@ -308,10 +308,16 @@ func (d *Device) verify(in []byte, req *tsa.Request, before ntp.Reading, ownTime
 	token.Provenance = ntp.Reading{Time: token.GenTime, Bound: accuracy, State: after.State, Provenance: "upstream/" + d.cfg.Name}
 	if before.Trusted() && after.Trusted() {
 		spread := accuracy + d.cfg.Allowance
-		if early, late := before.Time.Add(-before.Bound-spread), after.Time.Add(after.Bound+spread); token.GenTime.Before(early) || token.GenTime.After(late) {
-			return nil, d.refuse(Time, fmt.Errorf("genTime %v is outside %v to %v", token.GenTime, early, late))
+		early, late := before.Time.Add(-before.Bound), after.Time.Add(after.Bound)
+		if token.GenTime.Before(early.Add(-spread)) || token.GenTime.After(late.Add(spread)) {
+			return nil, d.refuse(Time, fmt.Errorf("genTime %v is more than %v outside %v to %v", token.GenTime, spread, early, late))
 		}
 		token.Provenance.Provenance += "; " + after.Provenance
+		// What the allowance alone lets through is worse than the token says, and by our clock it is known by how much.
+		if token.GenTime.Add(accuracy).Before(early) || token.GenTime.Add(-accuracy).After(late) {
+			token.Provenance.Bound = max(late.Sub(token.GenTime), token.GenTime.Sub(early))
+			token.Provenance.Provenance += fmt.Sprintf("; its accuracy of %v contradicts own time", accuracy)
+		}
 	} else if ownTime {
 		return nil, d.refuse(OwnTime, fmt.Errorf("clock is %s", after.State))
 	} else {
@@ -327,17 +333,20 @@ func (d *Device) verify(in []byte, req *tsa.Request, before ntp.Reading, ownTime
 	return token, nil
 }
 
-// standing answers the path of a certificate that is good at a time. The last path is remembered: with it a token costs no
-// search.
+// maxPaths is how many paths are remembered. Several machines may answer at one address, each under a certificate of its own.
+const maxPaths = 8
+
+// standing answers the path of a certificate that is good at a time. The last paths are remembered: with one of them a token
+// costs no search, and whoever remembers answers about the certificate meets the same one again.
 func (d *Device) standing(leaf *smx509.Certificate, others []*smx509.Certificate, at time.Time) ([]*smx509.Certificate, error) {
-	d.mu.Lock()
-	path := d.path
-	d.mu.Unlock()
-	if path != nil && bytes.Equal(path[0].Raw, leaf.Raw) && d.cfg.Standing(path, at) == nil {
-		return path, nil
+	paths := d.remembered()
+	known := func(path []*smx509.Certificate) bool { return bytes.Equal(path[0].Raw, leaf.Raw) }
+	if i := slices.IndexFunc(paths, known); i >= 0 && d.cfg.Standing(paths[i], at) == nil {
+		d.remember(paths[i])
+		return paths[i], nil
 	}
 	r := pki.VerifyPath(pki.Options{
-		Leaf: leaf, Intermediates: slices.Concat(others, d.cfg.Certificates, path), Anchors: d.cfg.Anchors(), At: at, Purpose: pki.TimeStamping,
+		Leaf: leaf, Intermediates: slices.Concat(append(paths, others, d.cfg.Certificates)...), Anchors: d.cfg.Anchors(), At: at, Purpose: pki.TimeStamping,
 	})
 	for _, c := range r.Checks {
 		if c.Status == pki.Passed || c.ID == pki.CheckPathRevocation {
@@ -355,17 +364,36 @@ func (d *Device) standing(leaf *smx509.Certificate, others []*smx509.Certificate
 	if err := d.cfg.Standing(r.Chain, at); err != nil {
 		return nil, d.refuse(Revocation, err)
 	}
-	d.mu.Lock()
-	d.path = r.Chain
-	d.mu.Unlock()
+	d.remember(r.Chain)
 	return r.Chain, nil
+}
+
+// remembered is the caller's to change, but for the paths themselves.
+func (d *Device) remembered() [][]*smx509.Certificate {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.paths)
+}
+
+// remember makes path the latest, in the place of any other for its certificate.
+func (d *Device) remember(path []*smx509.Certificate) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.paths) > 0 && &d.paths[0][0] == &path[0] {
+		return
+	}
+	paths := slices.DeleteFunc(slices.Clone(d.paths), func(p []*smx509.Certificate) bool { return bytes.Equal(p[0].Raw, path[0].Raw) })
+	d.paths = slices.Insert(paths[:min(len(paths), maxPaths-1)], 0, path)
 }
 
 // Path is the device's certificate, and those above it, as its last good token had them; nil before the first.
 func (d *Device) Path() []*smx509.Certificate {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.path
+	if len(d.paths) == 0 {
+		return nil
+	}
+	return d.paths[0]
 }
 
 // Down is why the device is left alone, nil while it is not.

@@ -224,7 +224,9 @@ func TestGood(t *testing.T) {
 		maker    func() *maker
 		change   func(*told)
 		accuracy time.Duration
-		with     func(*upstream.Config, *maker)
+		// what provenance says beyond who it was
+		provenance string
+		with       func(*upstream.Config, *maker)
 	}{
 		"sm2":    {maker: sm2Maker, accuracy: 500 * time.Millisecond},
 		"rsa":    {maker: rsaMaker, accuracy: 500 * time.Millisecond},
@@ -235,7 +237,8 @@ func TestGood(t *testing.T) {
 		"accuracy assumed": {maker: sm2Maker, accuracy: 700 * time.Millisecond, change: func(x *told) { x.accuracy = 0 }, with: func(c *upstream.Config, _ *maker) {
 			c.Assumed = 700 * time.Millisecond
 		}},
-		"whole seconds": {maker: sm2Maker, accuracy: 10 * time.Millisecond, change: func(x *told) { x.genTime, x.accuracy = now.Truncate(time.Second), 10*time.Millisecond }},
+		// 120.456789 ms were cut off; our clock, 20 ms wrong at most, knows that 10 ms is not true
+		"whole seconds": {maker: sm2Maker, accuracy: 140456789, provenance: "; its accuracy of 10ms contradicts own time", change: func(x *told) { x.genTime, x.accuracy = now.Truncate(time.Second), 10*time.Millisecond }},
 		"listed policy": {maker: sm2Maker, accuracy: 500 * time.Millisecond, with: func(c *upstream.Config, _ *maker) {
 			c.Policies = []asn1.ObjectIdentifier{{1, 2, 3}, policy}
 		}},
@@ -261,7 +264,7 @@ func TestGood(t *testing.T) {
 				if _, err := token.VerifyData(data, m.cert); err != nil {
 					t.Error(err)
 				}
-				if p := token.Provenance; p.Bound != row.accuracy || !p.Time.Equal(token.GenTime) || p.State != ntp.Trusted || p.Provenance != "upstream/old-tsa; BDS+lan" {
+				if p := token.Provenance; p.Bound != row.accuracy || !p.Time.Equal(token.GenTime) || p.State != ntp.Trusted || p.Provenance != "upstream/old-tsa; BDS+lan"+row.provenance {
 					t.Errorf("provenance %+v", p)
 				}
 				if o := token.Origin; o.By != "upstream/old-tsa" || len(o.Path) != 2 || !o.Path[1].Equal(m.ca) || o.Instead != "" {
@@ -291,6 +294,42 @@ func TestGood(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 		})
+	}
+}
+
+// TestSeveralCertificates: machines behind one address sign each under its own certificate. All of them are known, by the
+// same pointers: package account remembers its answers by these.
+func TestSeveralCertificates(t *testing.T) {
+	t.Parallel()
+	m := sm2Maker()
+	var certs []*smx509.Certificate
+	for serial := range int64(3) {
+		certs = append(certs, m.certificate(func(c *smx509.Certificate) { c.SerialNumber = big.NewInt(100 + serial) }))
+	}
+	turn, bare := 0, false
+	c := config(m, func(_ context.Context, query []byte) ([]byte, error) {
+		turn++
+		return m.answer(query, func(x *told) { x.cert, x.bare = certs[turn%len(certs)], bare }), nil
+	})
+	asked := map[*smx509.Certificate]int{}
+	c.Standing = func(path []*smx509.Certificate, _ time.Time) error { asked[path[0]]++; return nil }
+	d := device(t, c)
+	for range 4 * len(certs) {
+		if _, err := stamp(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(asked) != len(certs) {
+		t.Errorf("asked about %d certificates, there are %d", len(asked), len(certs))
+	}
+	bare = true
+	for range len(certs) {
+		if _, err := stamp(t.Context(), d); err != nil {
+			t.Error(err)
+		}
+		if p := d.Path(); !p[0].Equal(certs[turn%len(certs)]) {
+			t.Errorf("path of %v, want that of the latest token", p[0].SerialNumber)
+		}
 	}
 }
 
