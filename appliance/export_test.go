@@ -1,6 +1,13 @@
 package appliance
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"yinjian/appliance/audit"
+	"yinjian/tsa"
+	"yinjian/tsa/stf"
+)
 
 // What tests of this package reach from outside.
 
@@ -30,3 +37,10 @@ func NewListenerIdentity(slot *HandshakeKey) *ListenerIdentity { return &listene
 
 func (l *listenerIdentity) Use(chain [][]byte) error { return l.use(chain) }
 func (l *listenerIdentity) Warnings() []string       { return l.warnings() }
+
+// Known asks a journal about a token.
+func Known(ctx context.Context, j *audit.Journal, t *tsa.Token) (*stf.Known, error) {
+	a := &Appliance{journal: j, cfg: new(Config)}
+	a.cfg.Time.Accuracy = Duration(time.Second)
+	return tokens{a}.Known(ctx, t)
+}

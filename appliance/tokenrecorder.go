@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"time"
 
 	"yinjian/appliance/audit"
 	"yinjian/tsa"
@@ -34,7 +35,7 @@ func (r TokenRecorder) RecordToken(ctx context.Context, t *tsa.Token) error {
 			{Name: "imprint.digest", Value: audit.Octets(t.Imprint.Digest)},
 			{Name: "policy", Value: audit.Text(t.Policy.String())},
 			{Name: "serial", Value: audit.Octets(t.Serial.Bytes())},
-			{Name: "time.bound_us", Value: audit.Int(t.Provenance.Bound.Microseconds())},
+			{Name: "time.bound_us", Value: audit.Int((t.Provenance.Bound + time.Microsecond - 1).Microseconds())}, // up: a bound must hold
 			{Name: "time.provenance", Value: audit.Text(t.Provenance.Provenance)},
 		},
 		Payloads: []audit.Attachment{{Name: "token", MediaType: "application/timestamp-token", Data: t.DER}},

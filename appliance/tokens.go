@@ -36,16 +36,20 @@ func (k tokens) Unit(alg stf.SignatureAlgorithm) string {
 }
 
 const (
-	knownEntries = 5000        // that a search looks at; seconds of the busiest hour
+	knownEntries = 5000        // that a search looks at, not before genTime; seconds of the busiest hour
 	knownAfter   = time.Minute // after genTime, by which a token's entry is written or its requester was refused
 )
 
 var errFound = errors.New("found")
 
 // Known looks for the token's entry, of its own or of the signature that it stamps. Entries stand in the order of their
-// time, so it begins at the first that is not before genTime and gives up soon: no index is kept for a question that is
-// asked so seldom. A token of before a restored journal's clock went back may not be found.
+// time, so it begins at the first that may be the token's and gives up soon: no index is kept for a question that is asked so
+// seldom. GenTime is another clock's, a worker's or a device's, which may be ahead of the journal's by what both may be wrong. A token of before a restored journal's clock went back may not be found.
 func (k tokens) Known(ctx context.Context, token *tsa.Token) (*stf.Known, error) {
+	first := token.GenTime.Add(-token.Accuracy - time.Duration(k.a.cfg.Time.Accuracy))
+	if d := k.a.cfg.TSA.Upstream; d != nil {
+		first = first.Add(-time.Duration(d.Allowance))
+	}
 	var failed error
 	from := sort.Search(int(k.a.journal.Size()), func(i int) bool {
 		r, err := k.a.journal.Entry(ctx, uint64(i))
@@ -53,7 +57,7 @@ func (k tokens) Known(ctx context.Context, token *tsa.Token) (*stf.Known, error)
 			failed = err
 			return true
 		}
-		return !r.Entry.Time.UTC().Before(token.GenTime)
+		return !r.Entry.Time.UTC().Before(first)
 	})
 	if failed != nil {
 		return nil, failed
@@ -69,7 +73,10 @@ func (k tokens) Known(ctx context.Context, token *tsa.Token) (*stf.Known, error)
 			}
 			return errFound
 		}
-		if seen++; seen >= knownEntries || e.Time.UTC().After(token.GenTime.Add(knownAfter)) {
+		if !e.Time.UTC().Before(token.GenTime) {
+			seen++
+		}
+		if seen >= knownEntries || e.Time.UTC().After(token.GenTime.Add(knownAfter)) {
 			return errFound
 		}
 		return ctx.Err()
