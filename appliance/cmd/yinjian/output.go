@@ -82,3 +82,56 @@ func short(v any) string {
 	}
 	return s
 }
+
+// A columns aligns cells that tabs separate, as text/tabwriter does, but by how wide they show: a Han character takes two
+// places. The last cell of a line is not padded, and what would steer a terminal is replaced.
+type columns struct {
+	to   io.Writer
+	text strings.Builder
+}
+
+func (c *columns) Write(b []byte) (int, error) { return c.text.Write(b) }
+
+// flush writes the lines.
+func (c *columns) flush() {
+	var rows [][]string
+	var widest []int
+	for line := range strings.Lines(c.text.String()) {
+		row := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		for i, cell := range row {
+			row[i] = strings.Map(func(r rune) rune {
+				if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+					return '?'
+				}
+				return r
+			}, cell)
+			if i == len(widest) {
+				widest = append(widest, 0)
+			}
+			if i < len(row)-1 {
+				widest[i] = max(widest[i], places(row[i]))
+			}
+		}
+		rows = append(rows, row)
+	}
+	for _, row := range rows {
+		for i, cell := range row {
+			if i < len(row)-1 {
+				cell += strings.Repeat(" ", widest[i]-places(cell)+2)
+			}
+			fmt.Fprint(c.to, cell)
+		}
+		fmt.Fprintln(c.to)
+	}
+}
+
+// places is how many columns of a terminal a text takes.
+func places(s string) (n int) {
+	for _, r := range s {
+		n++
+		if unicode.Is(unicode.Han, r) || r >= 0x3000 && r <= 0x303f || r >= 0xff01 && r <= 0xff60 {
+			n++
+		}
+	}
+	return n
+}

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -169,9 +168,11 @@ func printTimeStatus(w io.Writer, r *timeReport) {
 	if len(r.Changes) == 0 {
 		fmt.Fprintln(w, "  （无 none）")
 	}
+	t := &columns{to: w}
 	for _, c := range r.Changes {
-		fmt.Fprintf(w, "  %s  %s → %s  %s\n", local(c.At), c.From, c.To, c.Reason)
+		fmt.Fprintf(t, "  %s\t%s → %s\t%s\n", local(c.At), c.From, c.To, c.Reason)
 	}
+	t.flush()
 	fmt.Fprintln(w, "\n时间戳单元 units")
 	printUnits(w, r.Stamping)
 }
@@ -181,7 +182,7 @@ func hours(s int64) string {
 }
 
 func printTimeSources(w io.Writer, sources *[]timeSource) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := &columns{to: w}
 	fmt.Fprintln(t, "名称 name\t组 group\t地址 address\t状态 state\t偏差 offset\t根距离 root dist.\t往返 rtt\t层 stratum\t参考 refid\t参考年龄 ref. age\t认证 auth\t原因 reason")
 	for _, s := range *sources {
 		added := map[bool]string{true: "（运行时添加）"}[s.Added]
@@ -192,7 +193,7 @@ func printTimeSources(w io.Writer, sources *[]timeSource) {
 		fmt.Fprintf(t, "%s%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%.0fs\t%s\t%s\n", s.Name, added, s.Group, s.Address, sourceStates[s.State], micros(s.OffsetUS), micros(s.DistanceUS), micros(s.RTTUS),
 			s.Stratum, s.RefID, s.ReferenceAge, cmp.Or(s.Authentication, "无"), s.Reason)
 	}
-	t.Flush()
+	t.flush()
 }
 
 // A timeHistory is what journal and memory know of a time.
@@ -308,7 +309,7 @@ func timeLedgerCommand() *cobra.Command {
 }
 
 func printLedger(w io.Writer, h *timeHistory) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := &columns{to: w}
 	fmt.Fprintln(t, "自 from（UTC+8）\t至 to\t轮 rounds\t确认 conf.\t误差上限 bound\t状态 states\t时间戳 tokens\t因时间拒绝\t时间源 source\t询问/应答/合格/否决\t偏差 offset 末/小/大\t根距离\t层\t参考\t原因 reason")
 	for _, one := range h.Hours {
 		bound := "—"
@@ -334,7 +335,7 @@ func printLedger(w io.Writer, h *timeHistory) {
 			fmt.Fprintln(t, head)
 		}
 	}
-	t.Flush()
+	t.flush()
 	if len(h.Hours) == 0 {
 		fmt.Fprintln(w, "（此时段无台账 nothing was recorded in this time）")
 	}
@@ -443,12 +444,12 @@ type stampingUnit struct {
 var unitStates = map[string]string{"running": "运行", "stopped": "已停止", "unable": "不能盖章"}
 
 func printUnits(w io.Writer, units []stampingUnit) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := &columns{to: w}
 	fmt.Fprintln(t, "单元 unit\t状态 state\t策略 policy\t证书有效期止 until\t变更人 by\t变更时间 at\t原因 reason")
 	for _, u := range units {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", u.Unit, unitStates[u.State], u.Policy, u.NotAfter.In(beijing).Format(time.DateOnly), cmp.Or(u.ChangedBy, "—"), cmp.Or(u.ChangedAt, "—"), u.Reason)
 	}
-	t.Flush()
+	t.flush()
 }
 
 func stampingCommand() *cobra.Command {
@@ -487,7 +488,7 @@ func stampingCommand() *cobra.Command {
 			c.Flags().IntVarP(&lines.Lines, "lines", "n", 20, "行数 1–1000 (how many)")
 		}, func(ctx context.Context, a *client.Admin) (json.RawMessage, error) { return a.StampLog(ctx, lines) },
 			func(w io.Writer, all *[]line) {
-				t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+				t := &columns{to: w}
 				fmt.Fprintln(t, "条目 entry\t时间 time（UTC+8）\t类别 kind\t单元 unit\t请求者 requester\t序列号 serial\t误差上限 bound\t次数 count\t原因 reason")
 				for _, l := range *all {
 					bound, count := "", ""
@@ -499,7 +500,7 @@ func stampingCommand() *cobra.Command {
 					}
 					fmt.Fprintf(t, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.Sequence, local(l.Time), l.Kind, l.Unit, l.Requester, l.Serial, bound, count, l.Reason)
 				}
-				t.Flush()
+				t.flush()
 			}),
 	)
 	return c
