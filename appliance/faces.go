@@ -300,6 +300,7 @@ func (h health) State() any {
 		s.State, s.Journal.Failed = "failed", "日志已停止写入，详见运行日志 (closed for writing, see the log)"
 	}
 	s.Projection = a.projection.status()
+	s.Warnings = append(s.Warnings, a.projection.warnings()...)
 	if s.Projection.Fork {
 		s.Warnings = append(s.Warnings, "分叉告警：投影库中同一位置有另一条目 (fork alarm: the projection holds another entry under the same key)")
 	}
@@ -412,7 +413,7 @@ func (d admin) AuditVerify(ctx context.Context, actor string, _ wire.AuditVerify
 func (d admin) Compare(ctx context.Context, actor string, _ wire.Compare) (any, error) {
 	report, err := d.a.projection.compare(ctx)
 	if report == nil {
-		return nil, problem.New(problem.NotReady, "投影库未打开 (the projection is not open)", "见 yinjian status；可停机删除 central.db，启动后自动重投 (see yinjian status)").With(err)
+		return nil, problem.New(problem.NotReady, "投影库未打开 (the projection is not open)", "见 yinjian status 与运行日志；内嵌的库可停机删除 central.db，启动后自动重投 (see yinjian status and the log; the embedded central.db may be deleted while stopped)").With(err)
 	}
 	return report, err
 }

@@ -46,6 +46,9 @@ func checkPermissions(dir string, cfg *Config) error {
 		closed(filepath.Join(dir, f), 0o077, "600")
 	}
 	closed(machinesPath(dir), 0o022, "600")
+	if cfg.Database.PasswordFile != "" {
+		closed(cfg.Database.PasswordFile, 0o077, "600")
+	}
 	for _, s := range cfg.HSM.Slots {
 		closed(s.PINFile, 0o077, "600")
 	}

@@ -2,12 +2,13 @@ package appliance
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
-	"github.com/sirupsen/logrus"
-
 	"yinjian/appliance/audit"
+	"yinjian/dbdriver"
 	"yinjian/dbdriver/central"
 	"yinjian/dbdriver/connect"
 )
@@ -61,10 +62,8 @@ func (p *projection) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range store.Settings() {
-		if s.Verdict == central.Doubtful {
-			p.a.log.WithFields(logrus.Fields{"setting": s.Name, "value": s.Value}).Warning("the central database has a doubtful setting: " + s.Why)
-		}
+	for _, warning := range doubtful(store) {
+		p.a.log.WithField("setting", warning).Warning("the central database has a doubtful setting")
 	}
 	defer func() {
 		p.set(nil, nil, p.err)
@@ -85,16 +84,62 @@ func (p *projection) author() central.Author {
 	return central.Author{Name: p.a.cfg.Node, Micros: p.a.clock.Now().Time.UnixMicro()}
 }
 
+// doubtful are the database's settings that somebody should look at.
+func doubtful(store *central.Store) []string {
+	var out []string
+	for _, s := range store.Settings() {
+		if s.Verdict == central.Doubtful {
+			out = append(out, fmt.Sprintf("%s = %s：%s", s.Name, s.Value, s.Why))
+		}
+	}
+	return out
+}
+
+// warnings are about the database that is open.
+func (p *projection) warnings() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []string
+	if p.central != nil {
+		for _, s := range doubtful(p.central) {
+			out = append(out, "中心库的设置 (a setting of the central database): "+s)
+		}
+	}
+	return out
+}
+
 // status is what /health/state shows.
 func (p *projection) status() projectionState {
 	p.mu.Lock()
 	shipper, err := p.shipper, p.err
 	p.mu.Unlock()
 	if shipper == nil {
-		return projectionState{Lag: p.a.journal.Size(), Error: errorText(err)}
+		return projectionState{Lag: p.a.journal.Size(), Error: shownError(err)}
 	}
 	s := shipper.Status()
-	return projectionState{Shipped: s.Shipped, Lag: s.Lag, Fork: s.Fork, Error: errorText(s.LastError)}
+	return projectionState{Shipped: s.Shipped, Lag: s.Lag, Fork: s.Fork, Error: shownError(s.LastError)}
+}
+
+// shownError says in words of ours what is wrong: applications may read the state, and a server's own words have its
+// address, accounts and tables in them. Those are in the log.
+func shownError(err error) string {
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, audit.ErrFork):
+		return "分叉：库中同一位置有另一条目 (fork: another entry under the same key)"
+	case errors.Is(err, dbdriver.ErrReadOnly):
+		return "库只读，或是备库 (the database takes no writes, or is a standby)"
+	case errors.Is(err, dbdriver.ErrFull):
+		return "库的磁盘已满 (the database's disk is full)"
+	case errors.Is(err, dbdriver.ErrDeadlock):
+		return "死锁或锁超时，将重试 (deadlock or lock timeout, tried again)"
+	case errors.Is(err, dbdriver.ErrDamaged):
+		return "库已损坏，详见运行日志 (the database is damaged, see the log)"
+	case errors.Is(err, dbdriver.ErrUnfit):
+		return "库不合用，详见运行日志与 yinjian db check (the database is unfit for use, see the log and yinjian db check)"
+	}
+	return "库不可用，将重试；详见运行日志 (the database is not available, tried again; see the log)"
 }
 
 // compare derives every row again. It answers a nil report when the database is not open.

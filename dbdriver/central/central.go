@@ -67,9 +67,6 @@ func (s *Store) Close() error { return s.db.Close() }
 // Settings are the server's, as they were when it was opened.
 func (s *Store) Settings() []Setting { return slices.Clone(s.settings) }
 
-// Name is the seam's: which kind of database it is.
-func (s *Store) Name() string { return s.seam.Name }
-
 var errNoRow = fmt.Errorf("%w (%w)", audit.ErrNotFound, dbdriver.ErrNotFound)
 
 // ours are the errors that classify leaves as they are.

@@ -44,7 +44,7 @@ type Report struct {
 	Database  string            `json:"database"` // the seam's name
 	DSN       string            `json:"dsn"`      // without a password
 	At        string            `json:"at"`       // RFC 3339; the program's clock, not proved
-	Drivers   []string          `json:"drivers"` // that the program has, and the modules that bring them
+	Drivers   []string          `json:"drivers"`  // that the program has, and the modules that bring them
 	Modules   []string          `json:"modules"`
 	Settings  []central.Setting `json:"settings"`
 	Items     []Item            `json:"items"`

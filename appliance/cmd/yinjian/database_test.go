@@ -49,12 +49,15 @@ func TestPostgresProjection(t *testing.T) {
 	}
 	sign("first")
 	shipped()
+	if warnings := strings.Join(m.state(t).Warnings, "\n"); !strings.Contains(warnings, "fsync = off") {
+		t.Errorf("no warning names the doubtful setting: %s", warnings)
+	}
 
 	c.Kill()
 	sign("down")
-	if lag := m.state(t).Projection.Lag; lag == 0 {
-		t.Error("no lag is shown while the database is down")
-	}
+	eventually(t, time.Minute, "the state says that the database is away", func() bool {
+		return m.state(t).Projection.Lag > 0
+	})
 	c.Start(t)
 	sign("up-again")
 	shipped()
@@ -118,13 +121,16 @@ func TestUnfitDatabase(t *testing.T) {
 	a := m.admin()
 	defer a.Close()
 	var state []byte
-	eventually(t, time.Minute, "the state names the setting", func() bool {
+	eventually(t, time.Minute, "the state says that the database is unfit", func() bool {
 		b, err := a.State(context.WithoutCancel(t.Context()))
 		state = b
-		return err == nil && strings.Contains(string(b), "server_encoding = LATIN1")
+		return err == nil && strings.Contains(string(b), "库不合用")
 	})
+	if strings.Contains(string(state), c.Run) || strings.Contains(string(state), "latin") {
+		t.Errorf("the state shows where the database is: %s", state)
+	}
 	log, err := os.ReadFile(m.log)
-	if err != nil || !strings.Contains(string(log), "server_encoding") || strings.Contains(string(log)+string(state), password) {
+	if err != nil || !strings.Contains(string(log), "server_encoding = LATIN1") || strings.Contains(string(log)+string(state), password) {
 		t.Errorf("the log, %v:\n%s", err, log)
 	}
 	m.stop(t)
