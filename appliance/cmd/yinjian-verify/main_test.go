@@ -114,6 +114,79 @@ func TestAlone(t *testing.T) {
 	}
 }
 
+// Evidence with archive timestamps, recorded in 2026 by a clock that was moved to 2032.
+const archivedFiles = "../../evidence/testdata/archived/"
+
+func TestArchivedAlone(t *testing.T) {
+	t.Parallel()
+	testkit.NewJail(t, ".", map[string]string{
+		"anchors/ca.pem": archivedFiles + "anchors.pem", "log.pem": archivedFiles + "log.pem", "document": archivedFiles + "document.xml", "evidence.json": archivedFiles + "bundle.json",
+	}).JudgeAlone(t, 200)
+}
+
+// An evidence record may stand beside the evidence, too; algorithms end when the caller says so.
+func TestEvidenceRecordBeside(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile(archivedFiles + "bundle.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := evidence.Parse(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	write := func(name string, data []byte) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	record := write("record.ers", b.EvidenceRecord)
+	b.Format, b.EvidenceRecord = evidence.Format, nil
+	plain, err := b.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := write("evidence.json", plain)
+	for name, c := range map[string]struct {
+		flags  []string
+		status int
+		failed string
+	}{
+		"nothing beside it":                       {nil, exitIndeterminate, ""},
+		"the record beside it":                    {[]string{"--evidence-record", record}, exitValid, ""},
+		"another file":                            {[]string{"--evidence-record", file}, exitInvalid, evidence.CheckArchive},
+		"SM2 ends before the record left it":      {[]string{"--evidence-record", record, "--algorithm-end", "SM2=2028-01-01T00:00:00Z"}, exitIndeterminate, ""},
+		"SM2 ends later":                          {[]string{"--evidence-record", record, "--algorithm-end", "SM2=2033-01-01T00:00:00Z"}, exitValid, ""},
+		"what vouches for the document has ended": {[]string{"--evidence-record", record, "--algorithm-end", "SM3=2033-01-01T00:00:00Z"}, exitIndeterminate, ""},
+		"no time":        {[]string{"--algorithm-end", "SM2"}, exitMisused, ""},
+		"no such record": {[]string{"--evidence-record", dir + "/absent"}, exitMisused, ""},
+	} {
+		args := append([]string{"--anchors", archivedFiles + "anchors.pem", "--log-key", archivedFiles + "log.pem", "--document", archivedFiles + "document.xml", "--at", "2034-06-01T00:00:00Z"}, c.flags...)
+		status, r := judge(t, append(args, file)...)
+		if status != c.status || c.failed != "" && !slices.Contains(failed(r), c.failed) {
+			t.Errorf("%s: status %d, want %d: failed %v, missing %v", name, status, c.status, failed(r), r.Missing)
+		}
+	}
+	for name, args := range map[string][]string{
+		"a record for a folder":    {"--evidence-record", record, dir},
+		"a record for a token":     {"--evidence-record", record, "--token", v1 + "token-sm2.tsr"},
+		"an algorithm, no time":    {"--algorithm-end", "SM2=2033-01-01T00:00:00Z", file},
+		"a query for evidence":     {"--query", record, file},
+		"a query that is no query": {"--query", record, "--token", v1 + "token-sm2.tsr"},
+	} {
+		base := []string{"--anchors", archivedFiles + "anchors.pem"}
+		if !slices.Contains(args, "--token") {
+			base = append(base, "--log-key", archivedFiles+"log.pem")
+		}
+		if status, _ := judge(t, append(base, args...)...); status != exitMisused {
+			t.Errorf("%s: status %d, want %d", name, status, exitMisused)
+		}
+	}
+}
+
 func TestMisuse(t *testing.T) {
 	t.Parallel()
 	for name, args := range map[string][]string{
