@@ -570,6 +570,9 @@ func TestBadTokens(t *testing.T) {
 			binary.BigEndian.PutUint64(a[9:], uint64(30*time.Millisecond))
 			return a, nil
 		},
+		"reading of a clock that is not trusted": func(a []byte) ([]byte, error) {
+			return bytes.Replace(a, []byte(ntp.Trusted), []byte(ntp.Suspect), 1), nil
+		},
 		"not a token": func(a []byte) ([]byte, error) { return append(a[:len(a)-40], make([]byte, 40)...), nil },
 		"an earlier one": func(a []byte) ([]byte, error) {
 			if again == nil {

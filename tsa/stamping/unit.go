@@ -209,6 +209,8 @@ func (u *Unit) check(machine string, before, r ntp.Reading, der []byte, req *tsa
 		return bad(err)
 	}
 	switch {
+	case !r.Trusted(): // which Watch compares with nothing
+		return bad("made while its clock was " + string(r.State))
 	case token.Serial.Cmp(serial) != 0:
 		return bad("another serial number than it was given")
 	case !token.Policy.Equal(u.cfg.Terms.Policy):
