@@ -1,6 +1,7 @@
 // Package stamping keeps a timestamp unit's key and its clock in one process, apart from who serves requests: TSTInfo is
 // built, and signed, where the key's worker reads the time itself. Whoever owns the process that serves can ask for a
-// token, and cannot say what time is to stand in it.
+// token, and cannot say over this stream what time is to stand in it. Whoever starts the worker can: it believes the sources,
+// and the terms, that it is started with.
 //
 // A [Service] is the end in the worker: it has tokens issued by package tsa, signs certificate requests for its own keys
 // (RFC 2986, seen whole), and signs nothing else. A [Unit] is the end that serves: it asks, verifies what came and holds
