@@ -144,6 +144,7 @@ func TestPlainListenerHostile(t *testing.T) {
 		"two types":              {post(typed + query + "\r\nq"), "", "HTTP/1.1 415 ", "unsupported_media_type"},
 		"compressed":             {post("Content-Encoding: gzip\r\n" + query + "\r\nq"), "", "HTTP/1.1 415 ", "unsupported_media_type"},
 		"two gigabytes declared": {post(typed + "Content-Length: 2147483648\r\n\r\n"), "", "HTTP/1.1 413 ", "Connection: close"},
+		"five megabytes":         {post(typed + "Content-Length: 5242880\r\n\r\n"), strings.Repeat("x", 64<<10), "HTTP/1.1 413 ", "too_large"},
 		"endless chunks":         {post(typed + "Transfer-Encoding: chunked\r\n\r\n"), "1000\r\n" + strings.Repeat("x", 4096) + "\r\n", "HTTP/1.1 413 ", "too_large"},
 		"header byte by byte":    {post("X-A: "), "a", "", ""},
 		"body byte by byte":      {post(typed + "Content-Length: 16000\r\n\r\n"), "a", "HTTP/1.1 408 ", "request_timeout"},

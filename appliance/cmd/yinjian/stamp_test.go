@@ -215,14 +215,18 @@ type stamped struct {
 	body   []byte
 }
 
-// stamp posts to the plain listener from an address of loopback.
+// stamp posts to the plain listener from an address of loopback. A body that is too large is announced first: whoever sends
+// it at once may find the connection reset before he has read why.
 func (m *machine) stamp(t *testing.T, from, media string, body []byte) stamped {
 	t.Helper()
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
-	h := &http.Client{Transport: &http.Transport{DialContext: d.DialContext, DisableKeepAlives: true}, Timeout: answerWithin}
+	h := &http.Client{Transport: &http.Transport{DialContext: d.DialContext, DisableKeepAlives: true, ExpectContinueTimeout: answerWithin}, Timeout: answerWithin}
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, m.ends.TSASM2, bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(body) > 16<<10 {
+		r.Header.Set("Expect", "100-continue")
 	}
 	if media != "" {
 		r.Header.Set("Content-Type", media)
