@@ -14,6 +14,7 @@ import (
 	"yinjian/api"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
+	"yinjian/appliance/pki"
 	"yinjian/appliance/preserve"
 	"yinjian/appliance/problem"
 	"yinjian/hsm"
@@ -98,11 +99,17 @@ func (p *preserver) unit() *unit {
 	return p.a.unitFor(hsm.RSA2048)
 }
 
-// Issue satisfies preserve.Stamper.
+// Issue satisfies preserve.Stamper. A unit whose certificate is revoked, or of unknown status under the policy "hard",
+// archives nothing: what it stamped could be proved by nobody later.
 func (p *preserver) Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, error) {
 	u := p.unit()
 	if u == nil {
 		return nil, problem.New(problem.NotReady, "没有时间戳单元，不能盖存档时间戳 (there is no timestamp unit)", "在配置中设置单元 (configure one)")
+	}
+	if r := p.a.clock.Now(); r.Trusted() {
+		if _, err := p.a.directory.Standing(u.Chain(), pki.TimeStamping, r.Time); err != nil {
+			return nil, err
+		}
 	}
 	return gatedUnit{p.a.service, u.name, u}.Issue(ctx, req)
 }
@@ -115,9 +122,12 @@ func (p *preserver) Chain() []*smx509.Certificate {
 	return nil
 }
 
-// validation is what stands beside each archive timestamp: the certificates above all units, and their newest lists.
+// validation is what stands beside each archive timestamp: the certificates above all units, and their newest lists. Without
+// a list that is current today a token of that unit cannot be cleared once its certificate has ended, which is logged.
 func (p *preserver) validation() (certificates []*smx509.Certificate, lists [][]byte) {
 	issuers := map[string]bool{}
+	open := map[string]bool{} // of units whose certificate has not ended, and no current list was met yet
+	now := p.a.clock.Now().Time
 	for _, name := range p.a.unitNames() {
 		for _, path := range p.a.directory.Paths("tsa:" + name) {
 			for _, c := range path[1:] {
@@ -126,12 +136,21 @@ func (p *preserver) validation() (certificates []*smx509.Certificate, lists [][]
 			for _, c := range path {
 				issuers[string(c.RawIssuer)] = true
 			}
+			if path[0].NotAfter.After(now) {
+				open[string(path[0].RawIssuer)] = true
+			}
 		}
 	}
 	for _, l := range p.a.directory.CRLs() {
 		if issuers[string(l.RawIssuer())] {
 			lists = append(lists, l.Raw())
+			if !now.Before(l.ThisUpdate()) && !now.After(l.NextUpdate()) {
+				delete(open, string(l.RawIssuer()))
+			}
 		}
+	}
+	if len(open) > 0 {
+		p.a.log.WithField("issuers", len(open)).Warn("an archive timestamp is made without a current list of a unit's issuer: that unit's tokens cannot be cleared after its end")
 	}
 	return certificates, lists
 }

@@ -100,9 +100,6 @@ func TestPreserve(t *testing.T) {
 	work := tempDir(t)
 	csr := filepath.Join(work, "tsa.csr")
 	mustRun(t, "cert", "csr", "--dir", dir, "--for", "tsa:sm2", "--new-key", "-o", csr)
-	for _, l := range ca.lists() {
-		mustRun(t, "cert", "crl", "import", l, "--dir", dir)
-	}
 	unit := ca.issue(csr, "tsa", "-days", "2920")
 	mustRun(t, "cert", "import", unit, "--dir", dir)
 	pem, err := os.ReadFile(unit)
@@ -113,6 +110,14 @@ func TestPreserve(t *testing.T) {
 		b, err := os.ReadFile(filepath.Join(dir, "tsa-sm2.pem"))
 		return err == nil && bytes.HasPrefix(bytes.TrimSpace(b), bytes.TrimSpace(pem[bytes.Index(pem, []byte("-----BEGIN")):]))
 	})
+
+	refused(t, 1, []string{"certificate_unusable"}, "preserve", "run", "--dir", dir) // nobody says that it is not revoked
+	if o := mustRun(t, "preserve", "status", "--dir", dir); !strings.Contains(o.stdout, "上次失败") {
+		t.Errorf("%v", o)
+	}
+	for _, l := range ca.lists() {
+		mustRun(t, "cert", "crl", "import", l, "--dir", dir)
+	}
 
 	// 2. The run: all records under one token. A second one finds nothing to do; a kill loses nothing.
 	o := mustRun(t, "preserve", "run", "--dir", dir)
