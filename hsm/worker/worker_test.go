@@ -853,6 +853,9 @@ func TestClasses(t *testing.T) {
 				if want && err != nil || !want && (!errors.As(err, &refused) || hsm.RVName(refused.RV) != "CKR_KEY_FUNCTION_NOT_PERMITTED") {
 					t.Errorf("%q: the caller's end says %v, want allowed %v", op, err, want)
 				}
+				if err != nil && strings.HasPrefix(err.Error(), "hsm/worker: ") {
+					t.Errorf("%q: the caller's end has asked the child: %v", op, err)
+				}
 				if _, err := conn.Write(worker.DoFrame(1, "echo", op, []byte("x"))); err != nil {
 					t.Fatal(err)
 				}

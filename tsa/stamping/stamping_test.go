@@ -566,6 +566,10 @@ func TestBadTokens(t *testing.T) {
 			binary.BigEndian.PutUint64(a[1:], binary.BigEndian.Uint64(a[1:])+2e6)
 			return a, nil
 		},
+		"reading earlier than genTime": func(a []byte) ([]byte, error) {
+			binary.BigEndian.PutUint64(a[1:], binary.BigEndian.Uint64(a[1:])-2e6)
+			return a, nil
+		},
 		"bound narrower than the accuracy says": func(a []byte) ([]byte, error) {
 			binary.BigEndian.PutUint64(a[9:], uint64(30*time.Millisecond))
 			return a, nil
