@@ -317,8 +317,8 @@ func everyAnswer() []fault {
 		}
 		for call, fn := range map[string]int{"C_SignInit": fnSignInit, "C_Sign": fnSign, "C_FindObjectsInit": fnFindInit, "C_OpenSession": fnOpenSession} {
 			many := int64(40)
-			if fn == fnOpenSession {
-				many = 4 // a reconnect opens one too, and the breaker's pauses double
+			if fn == fnOpenSession || class == hsm.ClassReconnect || class == hsm.ClassUnknown {
+				many = 4 // each is a reconnect, which opens a session, too, and stretches a PIN; and the breaker's pauses double
 			}
 			for _, times := range []int64{1, many} {
 				f := fault{name: fmt.Sprintf("%s from %s, %d times", hsm.RVName(rv), call, times), lives: class != hsm.ClassFatal, initialize: -1, logins: -1,

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,13 +80,29 @@ func placeMachine(t testing.TB) *machine {
 	return m
 }
 
+// daemonProgram is this program; under the race detector, which YINJIAN_LONG=1 goes with, one without it: a login's
+// stretching of the PIN takes seconds with it, and the daemon has tests of its own.
+var daemonProgram = sync.OnceValues(func() (string, error) {
+	if os.Getenv("YINJIAN_LONG") == "" {
+		return os.Executable()
+	}
+	program := filepath.Join(scratch, "daemon")
+	if out, err := exec.Command("go", "test", "-c", "-o", program, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return program, nil
+})
+
+// scratch is a folder for all tests of a run.
+var scratch string
+
 func (m *machine) run(t testing.TB) {
 	t.Helper()
-	self, err := os.Executable()
+	program, err := daemonProgram()
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.process = exec.Command(self, "daemon", m.root, m.profile)
+	m.process = exec.Command(program, "daemon", m.root, m.profile)
 	m.process.Stderr = os.Stderr
 	out, err := m.process.StdoutPipe()
 	if err != nil {

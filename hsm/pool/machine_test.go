@@ -387,57 +387,23 @@ func TestMachineLost(t *testing.T) {
 	t.Logf("%d signatures, the slowest %v", s.signed.Load(), time.Duration(s.slowest.Load()).Round(time.Millisecond))
 }
 
-// Three equal machines do equal shares; with YINJIAN_LONG=1: one that is slower does less, and weights count.
+// Three equal machines all do some of the work. How much is TestWeights', in simulated time, and the bench's.
 func TestShares(t *testing.T) {
-	ms := startMachines(t, []time.Duration{3 * time.Millisecond, 3 * time.Millisecond, 3 * time.Millisecond, 30 * time.Millisecond}, signerKey)
-	share := func(t *testing.T, weights []int, ms ...*machine) []float64 {
-		p := pool.New(pool.Config{Class: hsm.Staff, CallDeadline: callDeadline, Log: quiet()})
-		for i, m := range ms {
-			if err := p.Add(t.Context(), pool.Machine{Name: m.name, Token: m.client, Weight: weights[i], Sessions: 8}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		run(t, p)
-		s := startSigners(t, p, signerKey.Label, 9)
-		s.more(300) // sessions are open
-		before := p.States()
-		s.more(1500)
-		s.stop()
-		if n := s.failed.Load(); n > 0 {
-			t.Fatalf("%d failed: %v", n, s.last.Load())
-		}
-		var out []float64
-		sum := 0.0
-		for i, st := range p.States() {
-			out = append(out, float64(st.Done-before[i].Done))
-			sum += out[i]
-		}
-		for i := range out {
-			out[i] /= sum
-		}
-		t.Logf("shares %.3f", out)
-		return out
+	ms := startMachines(t, []time.Duration{3 * time.Millisecond, 3 * time.Millisecond, 3 * time.Millisecond}, signerKey)
+	p := poolOf(t, ms...)
+	s := startSigners(t, p, signerKey.Label, 9)
+	s.more(300) // sessions are open
+	before := p.States()
+	s.more(1500)
+	s.stop()
+	if n := s.failed.Load(); n > 0 {
+		t.Fatalf("%d failed: %v", n, s.last.Load())
 	}
-	t.Run("equal", func(t *testing.T) {
-		for i, s := range share(t, []int{1, 1, 1}, ms[:3]...) {
-			if s < 0.6/3 || s > 1.4/3 { // a busy machine disturbs; bench has the figure
-				t.Errorf("machine %d does %.3f of the work", i, s)
-			}
+	for i, st := range p.States() {
+		if n := st.Done - before[i].Done; n < 150 {
+			t.Errorf("machine %s did %d of 1500", st.Machine, n)
 		}
-	})
-	if os.Getenv("YINJIAN_LONG") != "1" {
-		return
 	}
-	t.Run("weights", func(t *testing.T) {
-		if s := share(t, []int{3, 1}, ms[:2]...); s[0] < 0.6 || s[0] > 0.85 {
-			t.Errorf("a weight of 3 to 1 does %.3f of the work", s[0])
-		}
-	})
-	t.Run("slower", func(t *testing.T) {
-		if s := share(t, []int{1, 1}, ms[2], ms[3]); s[1] > 0.3 {
-			t.Errorf("a machine ten times as slow does %.3f of the work", s[1])
-		}
-	})
 }
 
 // Machines of two makers in one pool: keys are made on both, each is found where it is, and every signature verifies.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/emmansun/gmsm/sm2"
@@ -769,5 +770,53 @@ func TestOneSlowAnswer(t *testing.T) {
 	}
 	if after := stateOf(p, "b").Latency; after <= before || after > before+before/2 {
 		t.Errorf("the mean went from %v to %v", before, after)
+	}
+}
+
+// Weights and speed decide how much of the work is a machine's. Time is simulated: nothing but the machines takes any.
+func TestWeights(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		weights [2]int
+		slower  int // the second machine, so many times
+		least   int // of 1000 signatures, the first machine's
+		most    int
+	}{
+		{"equal", [2]int{1, 1}, 1, 450, 550},
+		{"3 to 1", [2]int{3, 1}, 1, 700, 800},
+		{"ten times as slow", [2]int{1, 1}, 10, 850, 970},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ms := replicas("a", "b")
+				p := pool.New(pool.Config{Class: hsm.Staff, CallDeadline: time.Second, Log: quiet()})
+				for i, m := range ms {
+					takes := 3 * time.Millisecond
+					if i == 1 {
+						takes *= time.Duration(row.slower)
+					}
+					if err := p.Add(t.Context(), pool.Machine{Name: m.name, Token: m, Weight: row.weights[i], Sessions: 8}); err != nil {
+						t.Fatal(err)
+					}
+					m.failing(func(context.Context, string, string) error { time.Sleep(takes); return nil })
+				}
+				var left atomic.Int64
+				left.Store(1000)
+				var signers sync.WaitGroup
+				for range 8 {
+					signers.Go(func() {
+						for left.Add(-1) >= 0 {
+							if _, err := p.Do(t.Context(), "shared", hsm.SignSM2E, digest); err != nil {
+								t.Error(err)
+							}
+						}
+					})
+				}
+				signers.Wait()
+				if n := ms[0].count("Do shared"); n < row.least || n > row.most {
+					t.Errorf("the first machine made %d of 1000 signatures, want %d to %d", n, row.least, row.most)
+				}
+			})
+		})
 	}
 }
