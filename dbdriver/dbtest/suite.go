@@ -295,7 +295,8 @@ func all(t *testing.T, s *central.Store, epoch string, from uint64) []audit.Proj
 // texts: what goes in comes out, byte by byte; absent text stays absent.
 func texts(t *testing.T, fresh func(testing.TB) *Database) {
 	t.Parallel()
-	s := fresh(t).Open(t)
+	d := fresh(t)
+	s := d.Open(t)
 	var rows []audit.ProjectedRow
 	for i, text := range []string{
 		"", "王小明", "𠮷野家 🩺", "㐀𪚥", "trailing  ", "  leading", " ", "it's \"quoted\" \\ back%_", "line\nbreak\ttab", "Å Å", // composed and not
@@ -312,6 +313,7 @@ func texts(t *testing.T, fresh func(testing.TB) *Database) {
 	if got := all(t, s, "e", 0); !slices.Equal(got, rows) {
 		t.Errorf("rows = %+v\nwant %+v", got, rows)
 	}
+	d.Exec(t, `UPDATE yj_record SET status_code = 'x' WHERE application_id IS NULL`) // absent, not empty
 }
 
 // pages: more rows than a query answers, over two epochs and another node.
