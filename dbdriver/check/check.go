@@ -49,6 +49,16 @@ type Report struct {
 	Settings  []central.Setting `json:"settings"`
 	Items     []Item            `json:"items"`
 	CommitsMS []float64         `json:"commits_ms,omitempty"` // time of single commits: median, 95th percentile, worst
+	Soak      *Soak             `json:"soak,omitempty"`
+}
+
+// A Soak is what came of writing row after row for some time, in which the site may switch servers.
+type Soak struct {
+	Seconds      float64          `json:"seconds"`
+	Rows         int64            `json:"rows"`           // acknowledged, or found after the answer was lost
+	AnswersLost  int64            `json:"answers_lost"`   // rows that were found so
+	Errors       map[string]int64 `json:"errors"`         // by what they mean
+	LongestGapMS float64          `json:"longest_gap_ms"` // between two rows
 }
 
 // OK says that nothing failed and no setting is refused.
@@ -69,9 +79,9 @@ type run struct {
 // callLimit bounds each call; a database that does not answer within it has failed.
 const callLimit = 20 * time.Second
 
-// Run checks. The error is for a database that cannot be reached or whose leftovers cannot be removed; everything else
+// Run checks, and writes for as long as soak says. The error is for a database that cannot be reached or whose leftovers cannot be removed; everything else
 // stands in the report.
-func Run(ctx context.Context, db *sql.DB, seam *central.Seam, report *Report) error {
+func Run(ctx context.Context, db *sql.DB, seam *central.Seam, soak time.Duration, report *Report) error {
 	r := &run{ctx: ctx, db: db, seam: seam, by: "db-check", report: report}
 	report.Format, report.Database, report.Drivers = "yinjian/db-check/v1", seam.Name, sql.Drivers()
 	if err := db.PingContext(ctx); err != nil {
@@ -150,6 +160,9 @@ func Run(ctx context.Context, db *sql.DB, seam *central.Seam, report *Report) er
 	r.item("writers", "四个连接同时写 (four connections write at once)", r.writers)
 	r.item("commits", "单次提交的时间 (time of single commits)", r.commits)
 	r.store()
+	if soak > 0 {
+		r.soak(soak)
+	}
 	return nil
 }
 
@@ -600,6 +613,90 @@ func (r *run) commits(ctx context.Context) error {
 	slices.Sort(took)
 	r.report.CommitsMS = []float64{took[n/2], took[n*95/100], took[n-1]}
 	return nil
+}
+
+const (
+	soakFrom  = 1_000_000 // number of the first row
+	soakPause = 10 * time.Millisecond
+	soakCall  = 5 * time.Second
+)
+
+// soak writes row after row. After an error the row is looked for before it is written again, as the shipper does. In
+// the end each row is there once.
+func (r *run) soak(d time.Duration) {
+	s := &Soak{Errors: map[string]int64{}}
+	r.report.Soak = s
+	begun := time.Now() // interval
+	last := begun
+	done := func() {
+		s.LongestGapMS = max(s.LongestGapMS, float64(time.Since(last).Microseconds())/1000)
+		last = time.Now() // interval
+		s.Rows++
+	}
+	note := func(err error) { s.Errors[kind(r.seam.Error(err))]++ }
+	unsure := false
+	// A row that is open when the time is over may take a while longer.
+	for over := false; !over && r.ctx.Err() == nil; {
+		if !unsure && time.Since(begun) > d || time.Since(begun) > d+time.Minute {
+			over = true
+			continue
+		}
+		no := soakFrom + s.Rows
+		ctx, cancel := context.WithTimeout(r.ctx, soakCall)
+		if unsure {
+			n, err := r.count(ctx, no, no)
+			switch {
+			case err != nil:
+				note(err)
+			case n > 0:
+				unsure = false
+				s.AnswersLost++
+				done()
+			default:
+				unsure = false
+			}
+		} else if err := r.insert(ctx, r.db, no, nil, nil); err != nil {
+			note(err)
+			unsure = true
+		} else {
+			done()
+		}
+		cancel()
+		select {
+		case <-r.ctx.Done():
+		case <-time.After(soakPause):
+		}
+	}
+	s.Seconds = time.Since(begun).Round(time.Millisecond).Seconds()
+	r.item("soak", "持续写入：每一行恰好一次，故障后续写 (row after row, each once, over every fault)", func(ctx context.Context) error {
+		if unsure {
+			return errors.New("一分钟后库仍不可用 (the database did not come back within a minute)")
+		}
+		n, err := r.count(ctx, soakFrom, soakFrom+s.Rows)
+		if err == nil && n != s.Rows {
+			err = fmt.Errorf("%d 行，库中 %d 行 (rows, in the database)", s.Rows, n)
+		}
+		if err == nil && s.Rows == 0 {
+			err = errors.New("一行也没有写成 (no row was written)")
+		}
+		return err
+	})
+}
+
+// kind is an error in a word.
+func kind(err error) string {
+	for _, k := range []struct {
+		err  error
+		word string
+	}{
+		{dbdriver.ErrConflict, "conflict"}, {dbdriver.ErrReadOnly, "read-only"}, {dbdriver.ErrDeadlock, "deadlock"}, {dbdriver.ErrFull, "full"},
+		{context.DeadlineExceeded, "deadline"}, {dbdriver.ErrUnfit, "unfit"},
+	} {
+		if errors.Is(err, k.err) {
+			return k.word
+		}
+	}
+	return "unavailable"
 }
 
 // store runs the program's own tables through their life, where there are none yet.

@@ -1,9 +1,12 @@
 package check_test
 
 import (
+	"database/sql/driver"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"yinjian/dbdriver/check"
 	"yinjian/dbdriver/dbtest"
@@ -38,7 +41,7 @@ func TestRun(t *testing.T) {
 			defer db.Close()
 			for range 2 {
 				var r check.Report
-				if err := check.Run(t.Context(), db, d.Seam(), &r); err != nil {
+				if err := check.Run(t.Context(), db, d.Seam(), 0, &r); err != nil {
 					t.Fatal(err)
 				}
 				for _, i := range r.Items {
@@ -64,6 +67,49 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// A server that is killed and comes back while rows are written: each is there once. Answers that were lost are found.
+func TestSoak(t *testing.T) {
+	t.Parallel()
+	c := dbtest.StartPostgres(t)
+	d := dbtest.Postgres(c)(t)
+	var soaking atomic.Bool
+	var commits atomic.Int64
+	killed := make(chan bool)
+	db := d.Pool(func(op dbtest.Op) dbtest.Fault {
+		if op.Text == "DROP TABLE yj_schema_change" { // the last thing before
+			soaking.Store(true)
+		}
+		if !soaking.Load() || op.Kind != "commit" {
+			return dbtest.Fault{}
+		}
+		switch n := commits.Add(1); {
+		case n == 5:
+			close(killed)
+		case n%7 == 0:
+			return dbtest.Fault{After: driver.ErrBadConn}
+		}
+		return dbtest.Fault{}
+	})
+	defer db.Close()
+	var r check.Report
+	done := make(chan error, 1)
+	go func() { done <- check.Run(t.Context(), db, d.Seam(), 3*time.Second, &r) }()
+	select {
+	case <-killed:
+		c.Kill()
+		c.Start(t)
+	case err := <-done:
+		t.Fatalf("Run = %v before anything was written: %+v", err, r)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	i := item(&r, "soak")
+	if s := r.Soak; i.Result != check.Passed || s == nil || s.Rows < 10 || s.AnswersLost == 0 || len(s.Errors) == 0 {
+		t.Errorf("soak = %+v, %+v", i, r.Soak)
+	}
+}
+
 // Tables in use are not touched.
 func TestInUse(t *testing.T) {
 	t.Parallel()
@@ -75,7 +121,7 @@ func TestInUse(t *testing.T) {
 	db := d.Pool(nil)
 	defer db.Close()
 	var r check.Report
-	if err := check.Run(t.Context(), db, d.Seam(), &r); err != nil {
+	if err := check.Run(t.Context(), db, d.Seam(), 0, &r); err != nil {
 		t.Fatal(err)
 	}
 	if i := item(&r, "store"); i.Result != check.Skipped || !r.OK() {
@@ -119,7 +165,7 @@ func TestFaultsAreFound(t *testing.T) {
 			db := d.Pool(c.fault)
 			defer db.Close()
 			var r check.Report
-			if err := check.Run(t.Context(), db, d.Seam(), &r); err != nil {
+			if err := check.Run(t.Context(), db, d.Seam(), 0, &r); err != nil {
 				t.Fatal(err)
 			}
 			if r.OK() != (len(c.items) == 0) {

@@ -27,6 +27,7 @@ import (
 
 func databaseCheckCommand() *cobra.Command {
 	var dir, dsn, passwordFile, out, output string
+	var soak time.Duration
 	c := &cobra.Command{
 		Use:   "check (--dsn DSN [--password-file FILE] | --dir DIR) [--out NAME]",
 		Short: "中心库的现场验收：逐项试用，写出报告 (acceptance of a central database: tries it and writes a report)",
@@ -58,7 +59,10 @@ func databaseCheckCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			report, err := checkDatabase(c.Context(), place)
+			if soak > 0 {
+				fmt.Fprintf(os.Stderr, "逐项试用后持续写入 %v：其间请做主备切换、重启服务器 (after the checks, rows are written for that long: switch over or restart servers meanwhile)\n", soak)
+			}
+			report, err := checkDatabase(c.Context(), place, soak)
 			if err != nil {
 				return err
 			}
@@ -89,12 +93,13 @@ func databaseCheckCommand() *cobra.Command {
 	f.StringVar(&dsn, "dsn", "", "库在哪里，见 docs/database.md；不得写口令 (where the database is, without a password)")
 	f.StringVar(&passwordFile, "password-file", "", "口令文件，权限 600 (file with the password)")
 	f.StringVar(&dir, "dir", "", "设备目录：其配置的库，并由其签名 (an appliance's folder: its database, its signature)")
+	f.DurationVar(&soak, "soak", 0, "另外持续写入多久，供切换演练，如 10m (write for that long besides, for a switchover)")
 	f.StringVar(&out, "out", "", "报告的文件名，不含扩展名 (name of the report's files, without extension)")
 	f.StringVarP(&output, "output", "o", "text", "text 或 json (text or json)")
 	return c
 }
 
-func checkDatabase(ctx context.Context, place connect.Place) (*check.Report, error) {
+func checkDatabase(ctx context.Context, place connect.Place, soak time.Duration) (*check.Report, error) {
 	clock, err := sysclock.Open()
 	if err != nil {
 		return nil, err
@@ -107,7 +112,7 @@ func checkDatabase(ctx context.Context, place connect.Place) (*check.Report, err
 	report := &check.Report{
 		Program: appliance.Version, DSN: place.DSN, At: clock.Realtime().Format(time.RFC3339), Modules: databaseModules(),
 	}
-	return report, check.Run(ctx, db, seam, report)
+	return report, check.Run(ctx, db, seam, soak, report)
 }
 
 // databaseModules are the modules of the program that bring drivers, with what stands in for them.
@@ -213,6 +218,9 @@ func printDatabaseCheck(w io.Writer, r *check.Report) {
 	}
 	if len(r.CommitsMS) == 3 {
 		fmt.Fprintf(w, "单次提交 one commit: 中位 median %.2f ms，95 %% %.2f ms，最长 worst %.2f ms\n", r.CommitsMS[0], r.CommitsMS[1], r.CommitsMS[2])
+	}
+	if s := r.Soak; s != nil {
+		fmt.Fprintf(w, "持续写入 soak: %.0f s，%d 行 rows，其中应答丢失而已写入 answers lost %d，最长间隔 longest gap %.0f ms，错误 errors %v\n", s.Seconds, s.Rows, s.AnswersLost, s.LongestGapMS, s.Errors)
 	}
 	if r.OK() {
 		fmt.Fprintln(w, "结论 result: 通过 (passed)")
