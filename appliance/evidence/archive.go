@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"crypto"
 	"crypto/rsa"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ const (
 	CheckArchiveRenewal     = "archive.renewal"     // each timestamp was renewed before its end
 	CheckArchiveCurrent     = "archive.current"     // the last one has not ended at the verifier's time
 	CheckArchiveDocument    = "archive.document"    // the algorithm that binds the document counts at that time
+	CheckArchiveJournal     = "archive.journal"     // those of what no token of its own stamps count, or were renewed in time
 )
 
 // Members is the data group that the evidence record covers: the journal's leaf and every payload that it names. What is
@@ -49,8 +51,9 @@ type standing struct {
 	path *pki.PathReport
 	end  time.Time // of the first of its certificates and algorithms to end
 	word string    // what that is
-	// renewed: it counts at the verifier's time only because something stamped it in time.
-	renewed bool
+	// renewed: it counts at the verifier's time only because something stamped it in time. void: otherwise it would be worth
+	// nothing, rather than merely have ended.
+	renewed, void bool
 }
 
 // stand judges a token's certificate. next is when the token is known to have existed, as an archive timestamp proves;
@@ -64,15 +67,13 @@ func stand(t *tsa.Token, signer *smx509.Certificate, certs []*smx509.Certificate
 			s.end, s.word = c.NotAfter, "证书到期 (its certificate ends)"
 		}
 	}
-	for _, a := range algorithmsOf(t, signer) {
-		if end, ok := in.AlgorithmEnds[a]; ok && (s.end.IsZero() || end.Before(s.end)) {
-			s.end, s.word = end, a+" 不再可信 (no longer relied on)"
-		}
+	if end, name := in.algorithmEnd(algorithmsOf(t, append(slices.Clone(s.path.Chain), signer)...)...); name != "" && (s.end.IsZero() || end.Before(s.end)) {
+		s.end, s.word = end, name+" 不再可信 (no longer relied on)"
 	}
 	if next.IsZero() || !s.past(in.At) && s.path.Verdict != pki.Invalid {
 		return s
 	}
-	s.renewed = true
+	s.renewed, s.void = true, s.path.Verdict == pki.Invalid
 	s.path = pki.VerifyPath(pki.Options{
 		Leaf: signer, Intermediates: certs, Anchors: trust.anchors(pki.TimeStamping), CRLs: in.CRLs, Purpose: pki.TimeStamping,
 		At: t.GenTime, RevocationAt: next, StoodAt: next,
@@ -82,21 +83,39 @@ func stand(t *tsa.Token, signer *smx509.Certificate, certs []*smx509.Certificate
 
 func (s standing) past(at time.Time) bool { return !at.IsZero() && !s.end.IsZero() && at.After(s.end) }
 
-// AlgorithmsOf are those that signatures under the certificate's key rest on, by the names that people read: "SM2" and
-// "SM3", or "RSA-2048" and "SHA-256".
-func AlgorithmsOf(c *smx509.Certificate) []string {
-	if key, ok := c.PublicKey.(*rsa.PublicKey); ok {
+// algorithmEnd is the first of the algorithms to end, and when; "" when none does.
+func (in Input) algorithmEnd(names ...string) (end time.Time, name string) {
+	for _, a := range names {
+		if t, ok := in.AlgorithmEnds[a]; ok && (name == "" || t.Before(end)) {
+			end, name = t, a
+		}
+	}
+	return end, name
+}
+
+// AlgorithmsOf are those that signatures under the keys of certificates rest on, by the names that people read: "SM2" and
+// "SM3", or "RSA-2048" and "SHA-256". Whoever can sign as a CA has certificates at will, so that a path rests on all of its
+// keys.
+func AlgorithmsOf(path ...*smx509.Certificate) []string {
+	var out []string
+	for _, c := range path {
+		if c != nil {
+			out = append(out, algorithmsOfKey(c.PublicKey)...)
+		}
+	}
+	return out
+}
+
+func algorithmsOfKey(k crypto.PublicKey) []string {
+	if key, ok := k.(*rsa.PublicKey); ok {
 		return []string{fmt.Sprintf("RSA-%d", key.N.BitLen()), nameSHA256}
 	}
 	return []string{"SM2", nameSM3}
 }
 
-// algorithmsOf are the algorithms that a token rests on.
-func algorithmsOf(t *tsa.Token, signer *smx509.Certificate) []string {
-	var out []string
-	if signer != nil {
-		out = AlgorithmsOf(signer)
-	}
+// algorithmsOf are the algorithms that a token and its path rest on.
+func algorithmsOf(t *tsa.Token, path ...*smx509.Certificate) []string {
+	out := AlgorithmsOf(path...)
 	for _, a := range []ers.Algorithm{ers.SM3, ers.SHA256, ers.SHA384, ers.SHA512} {
 		if (tsa.Imprint{Algorithm: a.OID(), Digest: t.Imprint.Digest}).Equal(t.Imprint) {
 			out = append(out, string(a))
@@ -170,6 +189,11 @@ func verifyArchive(r *builder, b *Bundle, a archive, first *standing, certs []*s
 		known := slices.Concat(t.Token.Certificates(), certs)
 		s := stand(t.Token, report.Signer, known, trust, in, next)
 		verifyArchiveToken(r, i, t, err, report, s, a.bad[i], slices.Concat(known, trust.anchors(pki.TimeStamping)))
+		// One whose key fell into other hands later proves nothing any more. What stands without it still stands; what
+		// would be void without it stays so.
+		if c := &r.Checks[len(r.Checks)-1]; c.Status == pki.Failed && !(first != nil && first.void) && voided(report.Signer, known, trust, in, t.Token.GenTime) {
+			c.Status, c.Detail = pki.NotChecked, c.Detail+"；此次存档时间戳作废，不再证明什么 (this archive timestamp is void and proves nothing)"
+		}
 		which := fmt.Sprintf("第 %d 次存档时间戳 (archive timestamp %d)", i+1, i+1)
 		if before != nil {
 			inTime(r, i, t.Token.GenTime, *before, in)
@@ -300,4 +324,39 @@ func verifyDocumentDigest(r *builder, b *Bundle, in Input) {
 	}
 	r.require(CheckArchiveDocument)
 	r.add(CheckArchiveDocument, pki.NotChecked, fmt.Sprintf("原文只由 %s 摘要约束，该算法自 %s 起不再可信；设备不存原文，存档时间戳不含原文 (the document is bound by that digest alone)", b.Record.DigestAlgorithm, date(end)))
+}
+
+// verifyUnstamped looks at what the signature's token does not stamp: the journal's entry, with the consent and all else in
+// it, is bound by SM3 and the log's key alone, and a signature without a token by its own algorithms. Past the end of one of
+// them archive timestamps have to have covered the entry and its payloads before.
+func verifyUnstamped(r *builder, b *Bundle, a archive, signer *smx509.Certificate, trust Trust, in Input) {
+	names := []string{nameSM3}
+	for _, k := range trust.LogKeys {
+		names = append(names, algorithmsOfKey(k)...)
+	}
+	if len(b.Token) == 0 {
+		names = append(names, AlgorithmsOf(signer)...)
+	}
+	end, name := in.algorithmEnd(names...)
+	if name == "" || !in.At.After(end) {
+		return
+	}
+	r.require(CheckArchiveJournal)
+	switch at := a.next(0); {
+	case at.IsZero():
+		r.add(CheckArchiveJournal, pki.NotChecked, fmt.Sprintf("日志条目（及无时间戳的签名）由 %s 约束，该算法自 %s 起不再可信，且没有存档时间戳 (the journal's entry, or a signature without a token, is bound by it, and no archive timestamp covers it)", name, date(end)))
+	case at.After(end):
+		r.add(CheckArchiveJournal, pki.NotChecked, fmt.Sprintf("日志条目（及无时间戳的签名）由 %s 约束，该算法自 %s 起不再可信，存档时间戳 %s 才盖，逾期 (archived too late)", name, date(end), date(at)))
+	default:
+		r.require(CheckArchive, CheckArchiveTree, CheckArchiveTimestamp, CheckArchiveCertificate, CheckArchiveRenewal, CheckArchiveCurrent)
+		r.add(CheckArchiveJournal, pki.Passed, fmt.Sprintf("%s 自 %s 起不再可信，存档时间戳此前已盖住日志条目与签名 (archived before its algorithm ended)", name, date(end)))
+	}
+}
+
+// verifyUnstampedAlone is that for a signature by itself without a token: nothing shows that it was there before.
+func verifyUnstampedAlone(r *builder, signer *smx509.Certificate, in Input) {
+	if end, name := in.algorithmEnd(AlgorithmsOf(signer)...); name != "" && in.At.After(end) {
+		r.require(CheckArchiveCurrent)
+		r.add(CheckArchiveCurrent, pki.NotChecked, fmt.Sprintf("签名没有时间戳，所用 %s 自 %s 起不再可信 (no timestamp shows that the signature was there before its algorithm ended)", name, date(end)))
+	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/emmansun/gmsm/smx509"
 	"github.com/sirupsen/logrus"
 
+	"yinjian/appliance/account"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/internal/testkit"
 	"yinjian/appliance/pki"
@@ -212,29 +213,38 @@ func TestCompromisedAfterArchive(t *testing.T) {
 		first, second := w.archivist(t, k.algorithm, 1, 8), w.archivist(t, k.algorithm, 2, 9)
 		once := first.archive(t, years(1), ers.SM3, new(ers.Record), b)
 		twice := second.renew(t, years(3), once)
+		entry := func(c *smx509.Certificate, at int) ca.Revoked {
+			return ca.Revoked{Serial: c.SerialNumber, At: years(at), Reason: pki.KeyCompromise}
+		}
 		for _, c := range []struct {
 			name    string
 			record  *ers.Record
-			revoked *smx509.Certificate
-			when    time.Time
+			revoked []ca.Revoked
+			at      int
 			want    pki.Verdict
+			status  pki.Status // of archive.certificate
 		}{
-			{"not archived", nil, unit, years(2), pki.Invalid},
-			{"after the archive timestamp", once, unit, years(2), pki.Valid},
-			{"before the archive timestamp", once, unit, years(1).Add(-time.Hour), pki.Invalid},
-			{"the archive's key", once, first.chain[0], years(2), pki.Invalid},
-			{"the archive's key, after a renewal", twice, first.chain[0], years(4), pki.Valid},
-			{"the archive's key, before the renewal", twice, first.chain[0], years(2), pki.Invalid},
-			{"the newest key", twice, second.chain[0], years(4), pki.Invalid},
+			{"not archived", nil, []ca.Revoked{entry(unit, 2)}, 4, pki.Invalid, ""},
+			{"after the archive timestamp", once, []ca.Revoked{entry(unit, 2)}, 4, pki.Valid, pki.Passed},
+			{"before the archive timestamp", once, []ca.Revoked{entry(unit, 0)}, 4, pki.Invalid, pki.Passed},
+			// The signature's own token stands by itself: one seal that proves nothing does not break it.
+			{"the archive's key", once, []ca.Revoked{entry(first.chain[0], 2)}, 4, pki.Valid, pki.NotChecked},
+			{"the archive's key, after a renewal", twice, []ca.Revoked{entry(first.chain[0], 4)}, 4, pki.Valid, pki.Passed},
+			{"the archive's key, before the renewal", twice, []ca.Revoked{entry(first.chain[0], 2)}, 4, pki.Valid, pki.NotChecked},
+			{"the newest key", twice, []ca.Revoked{entry(second.chain[0], 4)}, 4, pki.Valid, pki.NotChecked},
+			// Where it is needed, nothing else shows the token: it has ended, or is void itself.
+			{"the archive's key, the token ended", once, []ca.Revoked{entry(first.chain[0], 2)}, 6, pki.Indeterminate, pki.NotChecked},
+			{"the newest key, the token ended", twice, []ca.Revoked{entry(second.chain[0], 4)}, 6, pki.Indeterminate, pki.NotChecked},
+			{"both keys", once, []ca.Revoked{entry(unit, 2), entry(first.chain[0], 3)}, 4, pki.Invalid, pki.Failed},
 		} {
 			in := document
-			in.At = years(4).Add(time.Hour)
-			in.CRLs = []*pki.CRL{w.list(t, k.algorithm, years(4), ca.Revoked{Serial: c.revoked.SerialNumber, At: c.when, Reason: pki.KeyCompromise})}
+			in.At = years(c.at).Add(time.Hour)
+			in.CRLs = []*pki.CRL{w.list(t, k.algorithm, years(c.at), c.revoked...)}
 			judged := b
 			if c.record != nil {
 				judged = archived(t, b, c.record)
 			}
-			if r := evidence.Verify(judged, w.Trust, in); r.Verdict != c.want {
+			if r := evidence.Verify(judged, w.Trust, in); r.Verdict != c.want || at(r, evidence.CheckArchiveCertificate) != c.status {
 				t.Errorf("%v, %s: %s, want %s: %s", k, c.name, r.Verdict, c.want, problems(r))
 			}
 		}
@@ -280,6 +290,67 @@ func TestAlgorithmEnds(t *testing.T) {
 			t.Errorf("%s: missing %q", c.name, r.Missing)
 		}
 	}
+}
+
+// What the signature's own token does not stamp ends with its own algorithms: the journal's entry, with the consent in it,
+// and a signature without a token. Archive timestamps before that keep it.
+func TestUnstampedEnds(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	stamped := w.bundle(t, request("stamped", kind{"RSA-2048", "raw"}))
+	w.app = w.App("lab", func(a *account.Application) { a.Stamp, a.Test = account.StampNone, true })
+	bare := w.bundle(t, request("bare", kind{"RSA-2048", "cms"}))
+	rsa, sm2 := w.archivist(t, "RSA-2048", 1, 9), w.archivist(t, "SM2", 1, 9)
+	below := *rsa // an RSA unit below a CA with an SM2 key
+	cert, err := w.CAs["SM2"].Issue(t.Context(), ca.Request{Profile: ca.TSA, Subject: pkix.Name{CommonName: "存档单元"}, PublicKey: rsa.key.Public(), NotBefore: years(1), NotAfter: years(9)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	below.chain = []*smx509.Certificate{cert, w.CAs["SM2"].Certificate()}
+	for _, c := range []struct {
+		name    string
+		b       *evidence.Bundle
+		by      *archivist
+		digest  ers.Algorithm
+		at      int
+		ends    string
+		want    pki.Verdict
+		journal pki.Status
+	}{
+		{"nothing ends", stamped, nil, "", 0, "", pki.Valid, ""},
+		{"the log key's algorithm", stamped, nil, "", 0, "SM2", pki.Indeterminate, pki.NotChecked},
+		{"the journal's digest", stamped, nil, "", 0, "SM3", pki.Indeterminate, pki.NotChecked},
+		{"archived before", stamped, rsa, ers.SHA256, 2, "SM2", pki.Valid, pki.Passed},
+		{"archived before, the digest", stamped, rsa, ers.SHA256, 2, "SM3", pki.Valid, pki.Passed},
+		{"archived before, by what ended, too", stamped, sm2, ers.SHA256, 2, "SM2", pki.Indeterminate, pki.Passed},
+		{"archived before, under a CA of what ended", stamped, &below, ers.SHA256, 2, "SM2", pki.Indeterminate, pki.Passed},
+		{"archived too late", stamped, rsa, ers.SHA256, 4, "SM2", pki.Indeterminate, pki.NotChecked},
+		{"without a token", bare, nil, "", 0, "RSA-2048", pki.Indeterminate, pki.NotChecked},
+		{"without a token, archived before", bare, sm2, ers.SM3, 2, "RSA-2048", pki.Valid, pki.Passed},
+		{"without a token, archived too late", bare, sm2, ers.SM3, 4, "RSA-2048", pki.Indeterminate, pki.NotChecked},
+	} {
+		in := document
+		in.At = years(4).Add(time.Hour)
+		if c.ends != "" {
+			in.AlgorithmEnds = map[string]time.Time{c.ends: years(3)}
+		}
+		judged := c.b
+		if c.by != nil {
+			judged = archived(t, c.b, c.by.archive(t, years(c.at), c.digest, new(ers.Record), c.b))
+		}
+		if r := evidence.Verify(judged, w.Trust, in); r.Verdict != c.want || at(r, evidence.CheckArchiveJournal) != c.journal {
+			t.Errorf("%s: %s, want %s: %s", c.name, r.Verdict, c.want, problems(r))
+		}
+	}
+	// By itself, and without a token, nothing shows that a signature was there before.
+	in := document
+	in.At = years(0)
+	in.CRLs = []*pki.CRL{w.list(t, "RSA-2048", years(0))}
+	if r := evidence.VerifyCMS(bare.Signature.Value, w.Trust, in); r.Verdict != pki.Valid {
+		t.Errorf("the CMS alone: %s: %s", r.Verdict, problems(r))
+	}
+	in.AlgorithmEnds = map[string]time.Time{"RSA-2048": years(0).Add(-time.Hour)}
+	wants(t, evidence.VerifyCMS(bare.Signature.Value, w.Trust, in), pki.Indeterminate, pki.NotChecked, evidence.CheckArchiveCurrent)
 }
 
 // Evidence with archive timestamps that this release leaves is judged by every later one, years after the end of its token.

@@ -171,6 +171,7 @@ func Verify(b *Bundle, trust Trust, in Input) *Report {
 	}
 	r.require(CheckSigner)
 	verifyPath(r, "signer.", signer, certs, trust, in, at, pki.StaffSigning)
+	verifyUnstamped(r, b, archived, signer, trust, in)
 
 	// 5. Consent.
 	verifyConsent(r, b, entry, at)
@@ -729,6 +730,7 @@ func VerifyCMS(der []byte, trust Trust, in Input) *Report {
 		switch tokens := m.SignerInfos[0].TimeStampTokens(); len(tokens) {
 		case 0:
 			r.state(noToken)
+			verifyUnstampedAlone(r, signer, in)
 		default:
 			at, _ = verifyToken(r, tokens[0], m.SignerInfos[0].Signature, m.Certificates, trust, in, time.Time{})
 			if len(tokens) > 1 {
@@ -808,6 +810,7 @@ func VerifyRaw(algorithm string, value, certificate []byte, chain [][]byte, toke
 		at, _ = verifyToken(r, token, value, certs, trust, in, time.Time{})
 	} else {
 		r.state(noToken)
+		verifyUnstampedAlone(r, signer, in)
 	}
 	verifyPath(r, "signer.", signer, certs, trust, in, at, pki.StaffSigning)
 	return r.report()

@@ -225,11 +225,7 @@ func (s *Service) ends(chain []*smx509.Certificate, a ers.Algorithm) time.Time {
 	for _, c := range chain {
 		before(c.NotAfter.UTC())
 	}
-	names := []string{string(a)}
-	if len(chain) > 0 {
-		names = append(names, evidence.AlgorithmsOf(chain[0])...)
-	}
-	for _, name := range names {
+	for _, name := range append(evidence.AlgorithmsOf(chain...), string(a)) {
 		if t, ok := s.cfg.AlgorithmEnds[name]; ok {
 			before(t)
 		}
@@ -513,7 +509,7 @@ func (s *Service) renew(ctx context.Context, actor string, now time.Time) (int, 
 		if until := s.ends(s.cfg.Stamper.Chain(), a); !until.After(latest) || until.Sub(now) <= s.cfg.Lead {
 			return renewed, problem.New(problem.CertificateUnusable,
 				fmt.Sprintf("存档时间戳将于 %s 终止，而时间戳单元的证书或算法只到 %s，续盖无益 (the unit ends no later than what it should renew)", latest.Format(time.DateOnly), until.Format(time.DateOnly)),
-				"先为时间戳单元换发证书（yinjian cert request tsa:…），摘要算法到期的改 preserve.digest，再运行 yinjian preserve run (renew the unit's certificate first)")
+				"先为时间戳单元换发证书（yinjian cert csr --for tsa:… --new-key），摘要算法到期的改 preserve.digest，再运行 yinjian preserve run (renew the unit's certificate first)")
 		}
 		b, err := json.Marshal(list)
 		if err != nil {
