@@ -119,7 +119,7 @@ func (a *Appliance) startSlot(ctx context.Context, command []string, m *Machine,
 	}
 	var extension []byte
 	abandoned := func(answer []byte, reason error) {
-		if made := stamping.Token(answer); made != nil {
+		if made := stamping.Signature(answer); made != nil {
 			a.accounting.discard(reason, made)
 		}
 	}

@@ -176,6 +176,17 @@ func (a *Authority) Issue(ctx context.Context, req *Request) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.issue(ctx, req, serial, reading, genTime)
+}
+
+// Repeat makes the token that another Authority of the same configuration has made for req, under that serial number and from
+// that reading: the same bytes, where the signer answers the same signature. Whoever was sent the signature alone has the
+// token so, and has held against what was asked for whatever is signed in it.
+func (a *Authority) Repeat(ctx context.Context, req *Request, serial *big.Int, reading ntp.Reading) (*Token, error) {
+	return a.issue(ctx, req, serial, reading, reading.Time.UTC().Truncate(time.Millisecond))
+}
+
+func (a *Authority) issue(ctx context.Context, req *Request, serial *big.Int, reading ntp.Reading, genTime time.Time) (*Token, error) {
 	token := &Token{
 		Serial:     serial,
 		GenTime:    genTime,

@@ -3,7 +3,11 @@ package stamping_test
 import (
 	"bytes"
 	"context"
+	"crypto"
+	"crypto/ecdsa"
 	"encoding/binary"
+	"errors"
+	"math/big"
 	"testing"
 	"time"
 
@@ -20,6 +24,12 @@ func FuzzService(f *testing.F) {
 	c := chainFor(&m.sm2.PublicKey, nil)
 	chain := [][]byte{c[0].Raw, c[1].Raw}
 	whole := askWith("sm2", "tsa/sm2", chain, serialOf(1), mustBytes(query("x")))
+	again, err := tsa.New(tsa.Config{
+		Name: "sm2", Policy: policy, Accuracy: time.Second, Signer: held{&m.sm2.PublicKey}, Chain: c, Clock: standing(now), Serials: new(counter), Log: quiet(),
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
 	info, spki := requestInfo(f, m.sm2), c[0].RawSubjectPublicKeyInfo
 	f.Add(whole)
 	f.Add(bytes.Replace(whole, []byte("sm2"), []byte("rsa"), 1))
@@ -32,7 +42,7 @@ func FuzzService(f *testing.F) {
 		s := stamping.New(m, standing(now), terms, quiet())
 		answer, err := s.Extend(context.Background(), request)
 		if m.made.Load() == before {
-			if made := stamping.Token(answer); made != nil {
+			if made := stamping.Signature(answer); made != nil {
 				t.Errorf("nothing was signed, and %x was answered", made)
 			}
 			return
@@ -40,10 +50,16 @@ func FuzzService(f *testing.F) {
 		if err != nil {
 			return // signed, and not handed out
 		}
-		made := stamping.Token(answer)
-		if token, err := tsa.ParseToken(made); err == nil {
-			if !token.GenTime.Equal(now.Time.Truncate(time.Millisecond)) || !token.Policy.Equal(policy) {
-				t.Errorf("a token of %v under %v", token.GenTime, token.Policy)
+		made := stamping.Signature(answer)
+		if answer[0] == 1 {
+			serial, query := tokenRequest(request)
+			req, err := tsa.ParseRequest(query)
+			if err != nil {
+				t.Fatal(err)
+			}
+			token, err := again.Repeat(context.WithValue(context.Background(), heldKey{}, made), req, new(big.Int).SetBytes(serial), now)
+			if err != nil || !token.GenTime.Equal(now.Time.Truncate(time.Millisecond)) {
+				t.Errorf("the key has signed another token: %v", err)
 			}
 			return
 		}
@@ -81,7 +97,7 @@ func FuzzAnswer(f *testing.F) {
 		before := d.count()
 		token, err := u.Issue(context.Background(), query("x"))
 		if err != nil {
-			if stamping.Token(answer) != nil && answer[0] == 1 && d.count() == before {
+			if stamping.Signature(answer) != nil && answer[0] == 1 && d.count() == before {
 				t.Errorf("a token was refused without account: %v", err)
 			}
 			return
@@ -90,4 +106,33 @@ func FuzzAnswer(f *testing.F) {
 			t.Errorf("a token of %v: %v", token.GenTime, err)
 		}
 	})
+}
+
+// held holds the signature that comes with the context against what it should be over.
+type held struct{ pub *ecdsa.PublicKey }
+
+type heldKey struct{}
+
+func (h held) Public() crypto.PublicKey { return h.pub }
+
+func (h held) SignMessage(ctx context.Context, message []byte) ([]byte, error) {
+	signature, _ := ctx.Value(heldKey{}).([]byte)
+	if !sm2.VerifyASN1WithSM2(h.pub, nil, message, signature) {
+		return nil, errors.New("over something else")
+	}
+	return signature, nil
+}
+
+// tokenRequest takes serial number and query out of a request for a token.
+func tokenRequest(b []byte) (serial, query []byte) {
+	next := func() []byte {
+		n := binary.BigEndian.Uint32(b)
+		v := b[4 : 4+n]
+		b = b[4+n:]
+		return v
+	}
+	b = b[1:]
+	next() // unit
+	b = b[32:]
+	return next(), next()
 }

@@ -3,10 +3,11 @@
 // token, and cannot say over this stream what time is to stand in it. Whoever starts the worker can: it believes the sources,
 // and the terms, that it is started with.
 //
-// A [Service] is the end in the worker: it has tokens issued by package tsa, signs certificate requests for its own keys
-// (RFC 2986, seen whole), and signs nothing else. A [Unit] is the end that serves: it asks, verifies what came and holds
-// its genTime against a clock of its own. Between the two are the messages of wire.go, carried by whoever joins them
-// (hsm/worker and hsm/pool in the appliance).
+// A [Service] is the end in the worker: it has tokens issued by package tsa, of which it answers reading and signature, signs
+// certificate requests for its own keys (RFC 2986, seen whole), and signs nothing else. A [Unit] is the end that serves: it
+// asks, holds the reading against a clock of its own, and makes of the signature the token again: what the signature does not
+// verify over was not asked for. Between the two are the messages of wire.go, carried by whoever joins them (hsm/worker and
+// hsm/pool in the appliance).
 //
 // What a unit is (its name, policy, accuracy, profile) stands in the service's configuration. What may change while it
 // runs, its key's label and its certificates, comes with a request when the service does not have it. Who chooses them can
@@ -145,16 +146,17 @@ func (s *Service) stamp(ctx context.Context, in *parts) ([]byte, error) {
 	// 2. What is asked.
 	req, err := tsa.ParseRequest(query)
 	var token *tsa.Token
+	call := &call{serial: serial}
 	if err == nil {
-		token, err = a.Issue(context.WithValue(ctx, serialKey{}, serial), req)
+		token, err = a.Issue(context.WithValue(ctx, callKey{}, call), req)
 	}
 
 	// 3. What came of it.
 	var fault *tsa.RequestError
 	switch {
 	case err == nil:
-		out := make([]byte, 0, len(token.DER)+256)
-		return addPart(addReading(append(out, answerToken), token.Provenance), token.DER), nil
+		// The rest of the token is what was asked for, and what both ends have.
+		return addPart(addReading(append(make([]byte, 0, 512), answerToken), token.Provenance), call.signature), nil
 	case errors.As(err, &fault):
 		return addPart(binary.BigEndian.AppendUint32([]byte{answerRefused}, uint32(fault.Failure)), fault.Detail), nil
 	case errors.Is(err, tsa.ErrTimeNotAvailable):
@@ -185,7 +187,7 @@ func (s *Service) use(ctx context.Context, who issuer, label string, chain [][]b
 		}
 	}
 	a, err := tsa.New(tsa.Config{
-		Name: who.unit, Policy: terms.Policy, Accuracy: terms.Accuracy, Profile: terms.Profile, ContentType: terms.ContentType, Signer: key, Chain: certs,
+		Name: who.unit, Policy: terms.Policy, Accuracy: terms.Accuracy, Profile: terms.Profile, ContentType: terms.ContentType, Signer: keeper{key}, Chain: certs,
 		Clock: s.clock, Serials: &s.serials, Log: s.log,
 	})
 	if err != nil {
@@ -242,7 +244,21 @@ func (s *Service) signRequest(ctx context.Context, label string, info []byte) ([
 	return key.SignMessage(ctx, info)
 }
 
-type serialKey struct{}
+// A call is one token's: its serial number goes down to the authority with the context, and its signature comes back.
+type call struct{ serial, signature []byte }
+
+type callKey struct{}
+
+// A keeper signs and leaves the signature with the call.
+type keeper struct{ *hsm.Key }
+
+func (k keeper) SignMessage(ctx context.Context, message []byte) ([]byte, error) {
+	signature, err := k.Key.SignMessage(ctx, message)
+	if c, ok := ctx.Value(callKey{}).(*call); ok {
+		c.signature = signature
+	}
+	return signature, err
+}
 
 // window is how many numbers behind the highest a serial may come.
 const window = 1 << 16
@@ -258,7 +274,10 @@ type used struct {
 }
 
 func (u *used) Next(ctx context.Context) (*big.Int, error) {
-	serial, _ := ctx.Value(serialKey{}).([]byte)
+	var serial []byte
+	if c, ok := ctx.Value(callKey{}).(*call); ok {
+		serial = c.serial
+	}
 	if len(serial) < 7 || len(serial) > 20 || serial[0] == 0 {
 		return nil, fmt.Errorf("%w: serial of %d bytes", errFrame, len(serial))
 	}

@@ -47,7 +47,7 @@ type UnitConfig struct {
 	Workers Workers
 	Watch   *Watch
 	Serials tsa.SerialStore
-	// Verify says whether each token's signature is verified. What it says is checked always.
+	// Verify says whether each token's signature is verified, and with it all that it is over.
 	Verify bool
 	// Discarded is given what was made and is not used, and why. It must not block.
 	Discarded func(reason error, made ...[]byte)
@@ -59,15 +59,37 @@ type Unit struct {
 	cfg    UnitConfig
 	chain  [][]byte
 	digest [32]byte
+	tokens *tsa.Authority // makes of a signature the token again
 }
 
-// publicOnly stands for a key of which only the public half is at hand.
-type publicOnly struct{ pub crypto.PublicKey }
+// A stranger stands for a key of which only the public half is at hand: its signatures come with the context.
+type stranger struct {
+	pub    crypto.PublicKey
+	verify bool
+}
 
-func (p publicOnly) Public() crypto.PublicKey { return p.pub }
+type signatureKey struct{}
 
-func (p publicOnly) SignMessage(context.Context, []byte) ([]byte, error) {
-	return nil, errors.New("tsa/stamping: the key is another process's")
+func (s stranger) Public() crypto.PublicKey { return s.pub }
+
+func (s stranger) SignMessage(ctx context.Context, message []byte) ([]byte, error) {
+	signature, _ := ctx.Value(signatureKey{}).([]byte)
+	if s.verify && !verifies(s.pub, message, signature) {
+		return nil, hsm.ErrBadSignature
+	}
+	return signature, nil
+}
+
+// verifies says whether a signature is by the key: SM2 with the default identity, or RSASSA-PKCS1-v1_5 with SHA-256.
+func verifies(pub crypto.PublicKey, message, signature []byte) bool {
+	switch pub := pub.(type) {
+	case *ecdsa.PublicKey:
+		return sm2.VerifyASN1WithSM2(pub, nil, message, signature)
+	case *rsa.PublicKey:
+		sum := sha256.Sum256(message)
+		return rsa.VerifyPKCS1v15(pub, crypto.SHA256, sum[:], signature) == nil
+	}
+	return false
 }
 
 // NewUnit checks the certificates as [tsa.New] does, so that what the workers would refuse is not taken into use.
@@ -75,14 +97,14 @@ func NewUnit(c UnitConfig) (*Unit, error) {
 	if len(c.Chain) == 0 || len(c.Chain) > maxCertificates {
 		return nil, fmt.Errorf("tsa/stamping: unit %q: chain of %d certificates", c.Name, len(c.Chain))
 	}
-	_, err := tsa.New(tsa.Config{
-		Name: c.Name, Policy: c.Terms.Policy, Accuracy: c.Terms.Accuracy, Profile: c.Terms.Profile, ContentType: c.Terms.ContentType, Signer: publicOnly{c.Chain[0].PublicKey}, Chain: c.Chain,
+	tokens, err := tsa.New(tsa.Config{
+		Name: c.Name, Policy: c.Terms.Policy, Accuracy: c.Terms.Accuracy, Profile: c.Terms.Profile, ContentType: c.Terms.ContentType, Signer: stranger{c.Chain[0].PublicKey, c.Verify}, Chain: c.Chain,
 		Clock: c.Watch.own, Serials: c.Serials, Log: c.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	u := &Unit{cfg: c}
+	u := &Unit{cfg: c, tokens: tokens}
 	for _, cert := range c.Chain {
 		u.chain = append(u.chain, cert.Raw)
 	}
@@ -157,13 +179,13 @@ func (u *Unit) issue(ctx context.Context, machine string, w Worker, req *tsa.Req
 		in := parts{b: answer}
 		switch kind := in.u8(); kind {
 		case answerToken:
-			r, der := in.reading(), in.part()
+			r, signature := in.reading(), in.part()
 			if err := in.done(); err != nil {
 				return nil, err
 			}
-			token, err := u.check(machine, before, r, der, req, serial)
+			token, err := u.check(ctx, machine, before, r, signature, req, serial)
 			if err != nil {
-				u.cfg.Discarded(fmt.Errorf("machine %s: %w", machine, err), der)
+				u.cfg.Discarded(fmt.Errorf("machine %s: %w", machine, err), signature)
 			}
 			return token, err
 		case answerNoTime, answerNotValid:
@@ -193,43 +215,16 @@ func (u *Unit) issue(ctx context.Context, machine string, w Worker, req *tsa.Req
 	}
 }
 
-// check holds a token against what was asked for and against this process's own clock, as it stood before it was asked.
-func (u *Unit) check(machine string, before, r ntp.Reading, der []byte, req *tsa.Request, serial *big.Int) (*tsa.Token, error) {
+// check holds a reading against this process's own clock, as it stood before it was asked for, and makes the token of the
+// signature: over anything else than what was asked for, at that reading, it does not verify.
+func (u *Unit) check(ctx context.Context, machine string, before, r ntp.Reading, signature []byte, req *tsa.Request, serial *big.Int) (*tsa.Token, error) {
 	if err := u.cfg.Watch.note(machine, before, r); err != nil {
 		return nil, fmt.Errorf("%w: %w: %w", hsm.ErrDeclined, tsa.ErrTimeNotAvailable, err)
 	}
-	bad := func(what any) (*tsa.Token, error) {
-		return nil, fmt.Errorf("%w: the token of machine %s: %v", hsm.ErrBadSignature, machine, what)
-	}
-	token, err := tsa.ParseToken(der, u.cfg.Chain...)
+	token, err := u.tokens.Repeat(context.WithValue(ctx, signatureKey{}, signature), req, serial, r)
 	if err != nil {
-		return bad(err)
+		return nil, fmt.Errorf("%w: the token of machine %s is not what was asked for: %w", hsm.ErrBadSignature, machine, err)
 	}
-	if err := token.Answers(req); err != nil {
-		return bad(err)
-	}
-	switch {
-	case !r.Trusted(): // which Watch compares with nothing
-		return bad("made while its clock was " + string(r.State))
-	case token.Serial.Cmp(serial) != 0:
-		return bad("another serial number than it was given")
-	case !token.Policy.Equal(u.cfg.Terms.Policy):
-		return bad("another policy than the unit's")
-	case !token.GenTime.Equal(r.Time.Truncate(time.Millisecond)):
-		return bad("its genTime is not the reading's")
-	case token.Accuracy < r.Bound+r.Time.Sub(token.GenTime) || token.Accuracy > u.cfg.Terms.Accuracy:
-		return bad("its accuracy is not that of the reading, or beyond the policy's")
-	}
-	if u.cfg.Verify {
-		report, err := token.Verify(req.Imprint, u.cfg.Chain[0])
-		if err != nil {
-			return bad(err)
-		}
-		if !bytes.Equal(report.Signer.Raw, u.chain[0]) {
-			return bad("signed under another certificate")
-		}
-	}
-	token.Provenance = r
 	return token, nil
 }
 
@@ -246,15 +241,7 @@ func SignRequest(ctx context.Context, workers Workers, label string, pub crypto.
 		if err := in.done(); err != nil || kind != answerSignature {
 			return nil, unexpected(kind)
 		}
-		good := false
-		switch pub := pub.(type) {
-		case *ecdsa.PublicKey:
-			good = sm2.VerifyASN1WithSM2(pub, nil, info, signature) // nil: the default identity
-		case *rsa.PublicKey:
-			sum := sha256.Sum256(info)
-			good = rsa.VerifyPKCS1v15(pub, crypto.SHA256, sum[:], signature) == nil
-		}
-		if !good {
+		if !verifies(pub, info, signature) {
 			err := fmt.Errorf("machine %s, key %q: %w", machine, label, hsm.ErrBadSignature)
 			discarded(err, signature)
 			return nil, err

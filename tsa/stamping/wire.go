@@ -26,7 +26,7 @@ const (
 
 // Answers begin with a byte that says what came of it:
 //
-//	answerToken     | reading | TimeStampToken
+//	answerToken     | reading | signature
 //	answerState     | reading
 //	answerSignature | signature
 //	answerNoTime    | reading | why
@@ -130,9 +130,9 @@ func (p *parts) done() error {
 	return nil
 }
 
-// Token answers the token in an answer, nil if there is none, for whoever has to give account of one that nobody waited
-// for. A signature over a certificate request is answered likewise.
-func Token(answer []byte) []byte {
+// Signature answers the signature in an answer, nil if there is none, for whoever has to give account of one that nobody
+// waited for.
+func Signature(answer []byte) []byte {
 	p := parts{b: answer}
 	switch p.u8() {
 	case answerToken:
