@@ -460,6 +460,9 @@ func judgeToken(r *builder, t *tsa.Token, report *cms.Report, certs []*smx509.Ce
 	}
 	s := stand(t, report.Signer, slices.Concat(t.Certificates(), certs), trust, in, next)
 	addPath(r, "tsa.", report.Signer, s.path)
+	if in.At.IsZero() {
+		r.state(noPresent)
+	}
 	if next.IsZero() && s.past(in.At) {
 		r.require(CheckArchiveCurrent)
 		current(r, s, in, false)
@@ -705,6 +708,9 @@ func verifyConsent(r *builder, b *Bundle, e *audit.Entry, at time.Time) {
 		r.state(fmt.Sprintf("同意方式 %q 不为本程序所知 (a method of consent that this program does not know)", a.Method))
 	}
 }
+
+// noPresent says what nobody was told: judged is the time of stamping.
+const noPresent = "没有说明按何时判断（--at）：时间戳按盖戳的时刻判断，此后是否已经到期没有看 (no time to judge at was given: whether the timestamp has ended since was not looked at)"
 
 // noToken says what a missing timestamp means.
 const noToken = "没有时间戳：签署时间没有凭据，证书按验证者所给的时刻判断 (no timestamp: nothing vouches for the time of signing; certificates are judged at the time that the verifier gave)"
