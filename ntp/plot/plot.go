@@ -65,7 +65,8 @@ var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#
 // A span is a stretch of the time axis with what was seen in it: a point, or an hour.
 type span struct {
 	from, to time.Time
-	boundUS  int64 // 0: none
+	state    ntp.State // "": more than one
+	boundUS  int64     // 0: none
 	sources  []mark
 }
 
@@ -109,7 +110,7 @@ func (d *Data) spans() []span {
 		if p.At.Before(d.From) || p.At.After(d.To) {
 			continue
 		}
-		s := span{from: p.At, to: p.At}
+		s := span{from: p.At, to: p.At, state: p.State}
 		if p.State == ntp.Trusted || p.State == ntp.Holdover {
 			s.boundUS = p.BoundUS
 		}
@@ -136,6 +137,10 @@ func (d *Data) spans() []span {
 			points = slices.DeleteFunc(points, func(s span) bool { return s.from.Before(h.To) })
 		}
 		s := span{from: later(h.From, d.From), to: earlier(h.To, d.To), boundUS: h.BoundMaxUS}
+		if len(h.StatesMS) == 1 {
+			for s.state = range h.StatesMS {
+			}
+		}
 		for _, o := range h.Sources {
 			if o.Offsets > 0 {
 				s.sources = append(s.sources, mark{o.Name, o.OffsetUS, o.MinUS, o.MaxUS, o.Candidates > o.Rejected})
@@ -431,19 +436,19 @@ type stretch struct {
 	state    ntp.State
 }
 
-// stretches are the states between changes, cut to where something was recorded: what was before a start is not known.
+// stretches are the states between changes, cut to where something was recorded: what was before a start is not known. A
+// change from another state than the one before it left behind is of a later start: what that start recorded up to it was
+// spent in the state that it came from, and nothing of that says what was before. Where no change says it, what was
+// recorded does.
 func (d *Data) stretches(spans []span) []stretch {
-	if len(d.Changes) == 0 {
-		return nil
-	}
 	changes := slices.Clone(d.Changes)
 	slices.SortStableFunc(changes, func(a, b ledger.Change) int { return cmp.Compare(a.At.UnixNano(), b.At.UnixNano()) })
 	var out []stretch
-	add := func(from, to time.Time, state ntp.State) {
+	add := func(from, to time.Time, state ntp.State) { // "": as recorded
 		from, to = later(from, d.From), earlier(to, d.To)
 		for _, s := range spans {
-			a, b := later(from, s.from), earlier(to, s.to)
-			if !a.Before(b) {
+			a, b, state := later(from, s.from), earlier(to, s.to), cmp.Or(state, s.state)
+			if !a.Before(b) || state == "" {
 				continue
 			}
 			if n := len(out); n > 0 && out[n-1].state == state && !out[n-1].to.Before(a) {
@@ -453,15 +458,29 @@ func (d *Data) stretches(spans []span) []stretch {
 			out = append(out, stretch{a, b, state})
 		}
 	}
-	add(d.From, changes[0].At, changes[0].From)
-	for i, c := range changes {
-		end := d.To
-		if i+1 < len(changes) {
-			end = changes[i+1].At
+	at, state := d.From, ntp.State("")
+	for _, c := range changes {
+		if c.From != state {
+			begun := unbroken(spans, c.At)
+			add(at, begun, state)
+			at = later(at, begun)
 		}
-		add(c.At, end, c.To)
+		add(at, c.At, c.From)
+		at, state = c.At, c.To
 	}
+	add(at, d.To, state)
 	return out
+}
+
+// unbroken is since when there are records without a gap up to at.
+func unbroken(spans []span, at time.Time) time.Time {
+	begun := at
+	for _, s := range slices.Backward(spans) {
+		if !s.from.After(begun) && !s.to.Before(begun) {
+			begun = s.from
+		}
+	}
+	return begun
 }
 
 func (c *canvas) legend(spans []span) {

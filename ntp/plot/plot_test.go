@@ -196,6 +196,7 @@ func TestHours(t *testing.T) {
 	hour := func(i int) ledger.Hour {
 		return ledger.Hour{
 			From: noon.Add(time.Duration(i) * time.Hour), To: noon.Add(time.Duration(i+1) * time.Hour), BoundMinUS: 1000, BoundMaxUS: 3000,
+			StatesMS: map[ntp.State]int64{ntp.Trusted: 3600_000},
 			Sources: []ledger.SourceHour{
 				{Name: "a", Offsets: 9, MinUS: -500, MaxUS: 700, OffsetUS: 100, Candidates: 9}, {Name: "b", Offsets: 9, OffsetUS: 50, MinUS: 50, MaxUS: 50, Candidates: 9, Rejected: 9}, {Name: "silent"},
 			},
@@ -250,5 +251,58 @@ func TestHours(t *testing.T) {
 	}
 	if _, err := plot.Draw(plot.Data{From: noon, To: noon}); err == nil {
 		t.Error("an empty range was drawn")
+	}
+}
+
+// The strip says nothing that nobody knew: a start that had no time for hours does not go on in the state that the one
+// before it was in, what was before a start is not painted in the state that it began in, and a clock that never changed is
+// shown as it was recorded.
+func TestStates(t *testing.T) {
+	t.Parallel()
+	hour := func(from, to time.Duration, state ntp.State) ledger.Hour {
+		return ledger.Hour{From: noon.Add(from), To: noon.Add(to), BoundMaxUS: 3000, StatesMS: map[ntp.State]int64{state: (to - from).Milliseconds()}}
+	}
+	change := func(at time.Duration, from, to ntp.State) ledger.Change {
+		return ledger.Change{At: noon.Add(at), From: from, To: to}
+	}
+	const h = time.Hour
+	var points []ledger.Point // of a start at two, without a time until four
+	for at := 2 * h; at < 6*h; at += 5 * time.Minute {
+		p := ledger.Point{At: noon.Add(at), State: ntp.Trusted, BoundUS: 5}
+		if at < 4*h {
+			p = ledger.Point{At: noon.Add(at), State: ntp.Cold}
+		}
+		points = append(points, p)
+	}
+	for name, c := range map[string]struct {
+		data plot.Data
+		want string
+	}{
+		"a start without a time": {plot.Data{
+			Hours: []ledger.Hour{hour(0, h, ntp.Trusted)}, Points: points, Changes: []ledger.Change{change(-h, ntp.Acquiring, ntp.Trusted), change(4*h, ntp.Cold, ntp.Trusted)},
+		}, "trusted 0-1 cold 2-4 trusted 4-6"},
+		"a start after days without a change": {plot.Data{
+			Hours: []ledger.Hour{hour(0, h, ntp.Trusted)}, Points: points, Changes: []ledger.Change{change(4*h, ntp.Cold, ntp.Trusted)},
+		}, "trusted 0-1 cold 2-4 trusted 4-6"},
+		"no change": {plot.Data{Hours: []ledger.Hour{hour(0, h, ntp.Trusted), hour(h, 2*h, ntp.Trusted)}, Points: points[24:]}, "trusted 0-2 trusted 4-6"},
+		"changes without a start": {plot.Data{
+			Points: points, Changes: []ledger.Change{change(3*h, ntp.Trusted, ntp.Holdover), change(5*h, ntp.Holdover, ntp.Trusted)},
+		}, "trusted 2-3 holdover 3-5 trusted 5-6"},
+	} {
+		c.data.From, c.data.To, c.data.Accuracy = noon, noon.Add(6*h), time.Second
+		svg, err := plot.Draw(c.data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, e := range parse(t, svg) {
+			if e.name == "rect" && e.group == "/states" {
+				at := func(x float64) string { return strconv.FormatFloat((x-92)/1084*6, 'f', 0, 64) }
+				got = append(got, e.attr["data-state"], at(number(t, e.attr["x"]))+"-"+at(number(t, e.attr["x"])+number(t, e.attr["width"])))
+			}
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%s: %q, want %q", name, strings.Join(got, " "), c.want)
+		}
 	}
 }
