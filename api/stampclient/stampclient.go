@@ -46,8 +46,9 @@ func CheckURL(address string) error {
 
 // A Client asks one device. Safe for concurrent use.
 type Client struct {
-	cfg  Config
-	http *http.Client
+	cfg    Config
+	http   *http.Client
+	places chan struct{} // holds one for each connection in use
 }
 
 // New makes a client. Nothing is sent yet.
@@ -55,7 +56,7 @@ func New(c Config) (*Client, error) {
 	if err := CheckURL(c.URL); err != nil {
 		return nil, fmt.Errorf("stampclient: %w", err)
 	}
-	return &Client{c, &http.Client{
+	return &Client{cfg: c, places: make(chan struct{}, maxConnections), http: &http.Client{
 		Transport: &http.Transport{
 			TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: c.Roots, Time: c.Now},
 			MaxConnsPerHost: maxConnections, MaxIdleConnsPerHost: maxConnections, IdleConnTimeout: time.Minute,
@@ -67,8 +68,32 @@ func New(c Config) (*Client, error) {
 
 // Ask posts a DER TimeStampReq and answers the body of a response with status 200, of at most 64 KiB. Its media type is not
 // looked at: devices differ, and the content speaks for itself. An error is an *upstream.Error with the reason, or one of
-// the transport.
+// the transport. Who ran out of time after waiting for a connection is told [upstream.Busy]: that is not the device's fault.
 func (c *Client) Ask(ctx context.Context, query []byte) ([]byte, error) {
+	waited := false
+	select {
+	case c.places <- struct{}{}:
+	default:
+		waited = true
+		select {
+		case c.places <- struct{}{}:
+		case <-ctx.Done():
+			return nil, busy(ctx.Err())
+		}
+	}
+	defer func() { <-c.places }()
+	in, err := c.ask(ctx, query)
+	if err != nil && waited && ctx.Err() != nil {
+		return nil, busy(err)
+	}
+	return in, err
+}
+
+func busy(err error) error {
+	return &upstream.Error{Reason: upstream.Busy, Err: fmt.Errorf("all %d connections were in use: %w", maxConnections, err)}
+}
+
+func (c *Client) ask(ctx context.Context, query []byte) ([]byte, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, c.cfg.URL, bytes.NewReader(query))
 	if err != nil {
 		return nil, fmt.Errorf("stampclient: %w", err)

@@ -54,6 +54,7 @@ const (
 	Accuracy    Reason = "accuracy" // none and none assumed, or vaguer than allowed
 
 	Down      Reason = "down"      // left alone after failures
+	Busy      Reason = "busy"      // too many are asking it at once
 	OwnTime   Reason = "own-time"  // our clock is not trusted, so genTime cannot be judged
 	Request   Reason = "request"   // the device refuses what was asked
 	Cancelled Reason = "cancelled" // whoever asked waits no more
@@ -79,7 +80,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // blamed says whether the device is to be left alone after some of these.
 func (r Reason) blamed() bool {
-	return r != Down && r != OwnTime && r != Request && r != Cancelled
+	return r != Down && r != Busy && r != OwnTime && r != Request && r != Cancelled
 }
 
 // Config describes one device. All fields but those said to be optional are required.
@@ -108,7 +109,8 @@ type Config struct {
 	Anchors func() []*smx509.Certificate
 	// Standing refuses a path, leaf first and an anchor last, of which a certificate is revoked or not known not to be.
 	Standing func(path []*smx509.Certificate, at time.Time) error
-	// OnChange, optional, hears when the device goes down, and why, and when it is up again (nil). It must not block.
+	// OnChange, optional, hears when the device goes down, and why, and when it is up again (nil), in that order. It must
+	// neither block nor ask the device anything.
 	OnChange func(why error)
 	Log      logrus.FieldLogger
 }
@@ -204,16 +206,15 @@ func (d *Device) note(err error) {
 		return
 	}
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	was := d.down
 	if err == nil {
 		d.failures, d.down = 0, nil
 	} else if d.failures++; d.failures >= d.cfg.Failures {
 		d.down = err
 	}
-	now := d.down
-	d.mu.Unlock()
-	if (was == nil) != (now == nil) && d.cfg.OnChange != nil {
-		d.cfg.OnChange(now)
+	if (was == nil) != (d.down == nil) && d.cfg.OnChange != nil {
+		d.cfg.OnChange(d.down) // under the lock, or the last that is heard could be an earlier one
 	}
 }
 
@@ -231,6 +232,8 @@ func (d *Device) exchange(ctx context.Context, query []byte, req *tsa.Request, o
 		switch {
 		case ctx.Err() != nil:
 			return nil, nil, d.refuse(Cancelled, ctx.Err())
+		case errors.As(err, &e) && e.Reason == Busy:
+			return nil, nil, d.refuse(e.Reason, e.Err)
 		case limited.Err() != nil:
 			return nil, nil, d.refuse(TimedOut, fmt.Errorf("no answer within %v", d.cfg.Timeout))
 		case errors.As(err, &e):

@@ -638,6 +638,57 @@ func TestUnderLoad(t *testing.T) {
 	}
 }
 
+// TestBusy: whoever finds all connections in use is told so, and the device is not blamed for what it was never asked.
+func TestBusy(t *testing.T) {
+	t.Parallel()
+	m := sm2Maker()
+	gate, arrived := make(chan struct{}), make(chan struct{}, 200)
+	ask := overHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		query := read(r)
+		arrived <- struct{}{}
+		select {
+		case <-gate:
+			_, _ = w.Write(m.answer(query, nil))
+		case <-r.Context().Done():
+		}
+	})
+	query, err := (&tsa.Request{Imprint: tsa.ImprintOf(data), CertReq: true}).Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 64)
+	for range cap(done) {
+		go func() {
+			_, err := ask(t.Context(), query)
+			done <- err
+		}()
+	}
+	for range cap(done) {
+		<-arrived
+	}
+	c := config(m, ask)
+	c.Timeout = 20 * time.Millisecond
+	d := device(t, c)
+	for range 2 * c.Failures {
+		if _, err := stamp(t.Context(), d); reasonOf(err) != upstream.Busy {
+			t.Errorf("%v, want %s", err, upstream.Busy)
+		}
+	}
+	if err := d.Down(); err != nil {
+		t.Errorf("left alone for want of connections: %v", err)
+	}
+	close(gate)
+	for range cap(done) {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	c.Timeout = time.Minute
+	if _, err := stamp(t.Context(), device(t, c)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	t.Parallel()
 	good := config(sm2Maker(), func(context.Context, []byte) ([]byte, error) { return nil, nil })
