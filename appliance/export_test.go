@@ -44,3 +44,12 @@ func Known(ctx context.Context, j *audit.Journal, t *tsa.Token) (*stf.Known, err
 	a.cfg.Time.Accuracy = Duration(time.Second)
 	return tokens{a}.Known(ctx, t)
 }
+
+// Stamping is a service over a journal: stop stops a unit, recorder journals its tokens.
+func Stamping(j *audit.Journal) (stop func(ctx context.Context, unit string) error, recorder func(unit string) tsa.Recorder) {
+	s := newStampService(&Appliance{journal: j, cfg: &Config{Node: "benbu-1"}})
+	stop = func(ctx context.Context, unit string) error {
+		return s.decide(ctx, "os:root", "stop", "年检", []string{unit})
+	}
+	return stop, func(unit string) tsa.Recorder { return gatedRecorder{s, TokenRecorder{j, unit}} }
+}

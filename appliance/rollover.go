@@ -98,7 +98,7 @@ func (u *unit) Respond(ctx context.Context, der []byte) []byte {
 			return tsa.Reject(tsa.SystemFailure, "the authority cannot serve the request now")
 		}
 	}
-	r := tsa.Responder{Issuer: u, Recorder: TokenRecorder{u.a.journal, u.name}, Discarded: u.a.accounting.discard, Log: u.a.log.WithField("unit", u.name)}
+	r := tsa.Responder{Issuer: u, Recorder: gatedRecorder{u.a.service, TokenRecorder{u.a.journal, u.name}}, Discarded: u.a.accounting.discard, Log: u.a.log.WithField("unit", u.name)}
 	return r.Respond(ctx, der)
 }
 

@@ -1,6 +1,8 @@
 package appliance_test
 
 import (
+	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,5 +42,61 @@ func TestTokenOfAnotherClock(t *testing.T) {
 		if bound, _ := r.Entry.Field("time.bound_us").(audit.Int); time.Duration(bound)*time.Microsecond < token.Provenance.Bound {
 			t.Errorf("the entry says %d µs, the reading %v", bound, token.Provenance.Bound)
 		}
+	}
+}
+
+// TestStoppedWhileUnderWay: a token that was made and not yet journalled when its unit was stopped goes to nobody, and no
+// token's entry stands behind that of the decision.
+func TestStoppedWhileUnderWay(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	stop, recorder := appliance.Stamping(h.Journal.Journal)
+	issue := func(ctx context.Context) *tsa.Token {
+		token, err := h.Stampers[string(hsm.SM2)].Issue(ctx, &tsa.Request{Imprint: tsa.ImprintOf([]byte("x"))})
+		if err != nil {
+			t.Error(err)
+		}
+		return token
+	}
+	busy, end := context.WithCancel(t.Context())
+	defer end()
+	var wg sync.WaitGroup
+	begun := make(chan struct{}, 64)
+	for range 4 {
+		wg.Go(func() {
+			for recorder("sm2").RecordToken(busy, issue(t.Context())) == nil {
+				select {
+				case begun <- struct{}{}:
+				default:
+				}
+			}
+		})
+	}
+	for range 8 {
+		<-begun
+	}
+	late := issue(t.Context())
+	if err := stop(t.Context(), "sm2"); err != nil {
+		t.Fatal(err)
+	}
+	if recorder("sm2").RecordToken(t.Context(), late) == nil {
+		t.Error("a token of a stopped unit was journalled")
+	}
+	end()
+	wg.Wait()
+	if err := recorder("rsa").RecordToken(t.Context(), late); err != nil {
+		t.Errorf("another unit: %v", err)
+	}
+	stopped := false
+	if err := h.Journal.Range(t.Context(), 0, func(r audit.Record) error {
+		switch {
+		case r.Entry.Kind == "tsa.service":
+			stopped = true
+		case r.Entry.Kind == "tsa.token.v1" && r.Entry.Object == "unit/sm2" && stopped:
+			t.Errorf("entry %d of a token behind the decision", r.Entry.Sequence)
+		}
+		return nil
+	}); err != nil || !stopped {
+		t.Fatal(err, stopped)
 	}
 }

@@ -35,7 +35,8 @@ type stampService struct {
 
 	issued, refusedTime, refusedOther atomic.Uint64
 
-	acts    sync.Mutex // held during an administrator's act
+	acts    sync.Mutex   // held during an administrator's act
+	writes  sync.RWMutex // held to write while an act is journalled and obeyed, to read while a token is journalled
 	stopped atomic.Pointer[map[string]stoppedUnit]
 
 	mu       sync.Mutex // guards what follows
@@ -110,6 +111,23 @@ func (s *stampService) respond(unit, requester string, next func() []byte) []byt
 	}
 	s.refuse(unit, requester, reason)
 	return reply
+}
+
+// A gatedRecorder journals tokens of a unit that is not stopped: one that was under way when an administrator stopped it goes to
+// nobody, so that no entry of a token stands behind that of the decision.
+type gatedRecorder struct {
+	service *stampService
+	next    TokenRecorder
+}
+
+// RecordToken satisfies tsa.Recorder.
+func (g gatedRecorder) RecordToken(ctx context.Context, t *tsa.Token) error {
+	g.service.writes.RLock()
+	defer g.service.writes.RUnlock()
+	if err := g.service.ready(g.next.Unit); err != nil {
+		return err
+	}
+	return g.next.RecordToken(ctx, t)
 }
 
 // granted looks at the status of a DER TimeStampResp and no further.
@@ -201,10 +219,15 @@ func (g gatedUnit) Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, err
 		return nil, err
 	}
 	t, err := g.unit.Issue(ctx, req)
-	if err == nil {
-		g.service.issued.Add(1)
+	if err != nil {
+		return nil, err
 	}
-	return t, err
+	if err := g.service.ready(g.name); err != nil { // meanwhile
+		g.service.a.accounting.discard(err, t.DER)
+		return nil, err
+	}
+	g.service.issued.Add(1)
+	return t, nil
 }
 
 // A stampingReport is one unit.
@@ -261,17 +284,26 @@ func (s *stampService) change(ctx context.Context, actor, act string, req api.St
 		}
 		units = []string{req.Unit}
 	}
+	if err := s.decide(ctx, actor, act, req.Reason, units); err != nil {
+		return nil, err
+	}
+	return admin{s.a}.StampStatus(ctx, actor)
+}
+
+func (s *stampService) decide(ctx context.Context, actor, act, reason string, units []string) error {
+	s.writes.Lock()
+	defer s.writes.Unlock()
 	receipt, err := s.a.journal.Append(ctx, audit.Draft{
 		Kind: kindStampService, Actor: actor, Object: s.a.cfg.Node, State: true,
-		Fields: []audit.Field{{Name: "act", Value: audit.Text(act)}, {Name: "units", Value: audit.Text(strings.Join(units, ","))}, {Name: "reason", Value: audit.Text(req.Reason)}},
+		Fields: []audit.Field{{Name: "act", Value: audit.Text(act)}, {Name: "units", Value: audit.Text(strings.Join(units, ","))}, {Name: "reason", Value: audit.Text(reason)}},
 	})
 	if err != nil {
-		return nil, journalRefused(err)
+		return journalRefused(err)
 	}
 	stopped := maps.Clone(*s.stopped.Load())
 	apply(stopped, &receipt.Entry)
 	s.stopped.Store(&stopped)
-	return admin{s.a}.StampStatus(ctx, actor)
+	return nil
 }
 
 // A stampLine is a line of `yinjian tsa log`.

@@ -404,7 +404,8 @@ func (c *choice) Chain() []*smx509.Certificate {
 // Respond answers a client's DER request.
 func (c *choice) Respond(ctx context.Context, der []byte) []byte {
 	r := tsa.Responder{
-		Issuer: clients{c}, Recorder: TokenRecorder{c.a.journal, c.unit.name}, Discarded: c.a.accounting.discard, Log: c.a.log.WithField("unit", c.unit.name),
+		Issuer: clients{c}, Recorder: gatedRecorder{c.a.service, TokenRecorder{c.a.journal, c.unit.name}}, Discarded: c.a.accounting.discard,
+		Log: c.a.log.WithField("unit", c.unit.name),
 	}
 	return r.Respond(ctx, der)
 }
