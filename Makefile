@@ -16,7 +16,7 @@ demo-serve: ## the same set-up, running until Ctrl-C; addresses in out/demo/endp
 	@$(MAKE) --no-print-directory build/yinjian build/libyinjian-p11.so
 	build/yinjian serve --dir $(OUT)
 
-test: ## every test that fits in minutes, with the real peers (OpenSSL, Bouncy Castle, SoftHSM2, openCryptoki, chrony, gpsd)
+test: ## every test that fits in minutes, with the real peers (OpenSSL, Bouncy Castle, SoftHSM2, openCryptoki, PostgreSQL, chrony, gpsd)
 	@packaging/dev/deps.sh test
 	@$(MAKE) --no-print-directory build lint
 	$(GO) test -timeout 20m ./...
