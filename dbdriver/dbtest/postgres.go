@@ -87,6 +87,14 @@ func NewCluster(t testing.TB) *Cluster {
 	}
 	t.Cleanup(func() {
 		c.stop()
+		// Of a server that was killed and not started again its lock segment stays: line 7 of its file has key and number.
+		if b, err := os.ReadFile(filepath.Join(c.Dir, "postmaster.pid")); err == nil {
+			if lines := strings.Split(string(b), "\n"); len(lines) > 6 {
+				if ids := strings.Fields(lines[6]); len(ids) == 2 {
+					_ = exec.Command("ipcrm", "-m", ids[1]).Run() // 56 bytes
+				}
+			}
+		}
 		os.RemoveAll(base)
 	})
 	return c
