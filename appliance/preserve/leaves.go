@@ -112,14 +112,35 @@ func (s *Service) path(ctx context.Context, b *batch, chain int, sequence uint64
 	s.mu.Lock()
 	a := b.chains[chain]
 	s.mu.Unlock()
-	path, err := s.leaves.path(leafFile(s.cfg.Dir, b.first, chain), a, sequence)
-	if !errors.Is(err, errNoLeaf) && !errors.Is(err, fs.ErrNotExist) {
+	name := leafFile(s.cfg.Dir, b.first, chain)
+	path, err := s.leaves.path(name, a, sequence)
+	if !unfit(err) {
+		return path, err
+	}
+	// One makes it, whoever else wants it waits; a chain's file wants those of the chains before it, never of later ones.
+	unlock, err := s.making.Lock(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if path, err = s.leaves.path(name, a, sequence); !unfit(err) {
 		return path, err
 	}
 	s.cfg.Log.WithError(err).Info("leaves of archived records are made again from the journal")
+	// Not under ctx: the time that one request has may never be enough, and whoever asks next would begin anew.
+	if err := s.remake(context.WithoutCancel(ctx), b, chain, a); err != nil {
+		return nil, err
+	}
+	return s.leaves.path(name, a, sequence)
+}
+
+func unfit(err error) bool { return errors.Is(err, errNoLeaf) || errors.Is(err, fs.ErrNotExist) }
+
+// remake makes a chain's file from the journal.
+func (s *Service) remake(ctx context.Context, b *batch, chain int, a *archived) error {
 	w, err := createLeaves(s.cfg.Dir, b.first, chain, a.algorithm)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer w.abandon()
 	err = s.Records(ctx, b.first, b.end, func(r *audit.Record) error {
@@ -136,16 +157,16 @@ func (s *Service) path(ctx context.Context, b *batch, chain int, sequence uint64
 		return w.add(r.Sequence, leaf)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("preserve: records from %d: %w", b.first, err)
+		return fmt.Errorf("preserve: records from %d: %w", b.first, err)
 	}
 	root, err := w.finish()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if !bytes.Equal(root, a.root) {
-		return nil, fmt.Errorf("preserve: records from %d do not hash to what entry %d stamped: %w", b.first, a.entry, audit.ErrCorrupt)
+		return fmt.Errorf("preserve: records from %d do not hash to what entry %d stamped: %w", b.first, a.entry, audit.ErrCorrupt)
 	}
-	return s.leaves.path(leafFile(s.cfg.Dir, b.first, chain), a, sequence)
+	return nil
 }
 
 func (c *leafCache) path(name string, a *archived, sequence uint64) ([][]byte, error) {

@@ -27,6 +27,7 @@ import (
 
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
+	"yinjian/appliance/internal/keylock"
 	"yinjian/appliance/problem"
 	"yinjian/ntp"
 	"yinjian/tsa"
@@ -102,6 +103,7 @@ type Service struct {
 	err      error
 
 	leaves leafCache
+	making keylock.Locks // by a leaf file's name: who makes it again
 }
 
 // A batch is a range of entries with its archive timestamps, one a digest algorithm.

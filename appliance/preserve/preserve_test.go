@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -269,6 +272,75 @@ func TestMissed(t *testing.T) {
 	v.run(false, 0, 1, 0)
 	v.judge(6, pki.Indeterminate, 2)
 	v.judge(4, pki.Valid, 2)
+}
+
+// An impatient journal ends its reader's wait as soon as it is read through.
+type impatient struct {
+	preserve.Journal
+	give func()
+	read atomic.Int64
+}
+
+func (j *impatient) Range(ctx context.Context, from uint64, fn func(audit.Record) error) error {
+	j.read.Add(1)
+	j.give()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return j.Journal.Range(ctx, from, fn)
+}
+
+// The leaves may go at any time. Many who ask at once get what they ask for, of one that is made once; and it is made even
+// if nobody has the time to wait for it.
+func TestLeavesMadeAgain(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	j := &impatient{Journal: v.config.Journal, give: func() {}}
+	v.config.Journal = j
+	v.restart()
+	v.sign(8)
+	v.run(true, 1, 0, 0)
+	v.config.Digest = ers.SHA512
+	v.restart()
+	v.run(true, 0, 0, 1)
+	rec, err := v.Journal.ByRef(t.Context(), ref(t, v.signed[5]))
+	v.must(err)
+	want, err := v.service.EvidenceRecord(t.Context(), &rec[0])
+	v.must(err)
+
+	v.must(os.RemoveAll(v.dir))
+	v.restart()
+	j.read.Store(0)
+	var all sync.WaitGroup
+	for range 24 {
+		all.Go(func() {
+			if got, err := v.service.EvidenceRecord(t.Context(), &rec[0]); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
+	}
+	all.Wait()
+	if n := j.read.Load(); n != 2 { // once for each chain
+		t.Errorf("the journal was read through %d times", n)
+	}
+
+	v.must(os.RemoveAll(v.dir))
+	v.restart()
+	ctx, cancel := context.WithCancel(t.Context())
+	j.give = cancel
+	_, _ = v.service.EvidenceRecord(ctx, &rec[0])
+	if files, err := filepath.Glob(filepath.Join(v.dir, "*.leaves")); err != nil || len(files) == 0 {
+		t.Errorf("%v %v: nothing was made for whoever asks next", files, err)
+	}
+}
+
+func ref(t *testing.T, id string) []byte {
+	t.Helper()
+	out, err := hex.DecodeString(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // Without trusted time, room or a unit nothing is archived, and what failed half-way is done by the next run, once.
