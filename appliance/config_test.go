@@ -108,8 +108,10 @@ func TestConfigRefuses(t *testing.T) {
 			"accuracy = '2s'\nallowance = '6s'\npolicies = ['x']\nuser = 'u'\n[time]"}, []string{"upstream.name", "upstream.url", "upstream.order", "upstream.units", "upstream.timeout",
 			"upstream.failures", "upstream.probe", "upstream.accuracy", "upstream.allowance", "upstream.policies", "upstream.user"}},
 		"upstream's password": {[2]string{"[time]", "[tsa.upstream]\nname = 'old'\nurl = 'http://u:p@a'\n[time]"}, []string{"upstream.url"}},
-		"quota":               {[2]string{"[hsm]", "[policy]\nhsm_rate = -1\nhsm_sessions = 1001\n[hsm]"}, []string{"policy.hsm_rate", "policy.hsm_sessions"}},
-		"accuracy":            {[2]string{`min_sources = 1`, "min_sources = 1\naccuracy = \"1h\""}, []string{"time.accuracy"}},
+		"archive": {[2]string{"[time]", "[preserve]\nevery = '1s'\nlead = '1h'\ndigest = 'sm3'\n[preserve.algorithm_ends]\nsm2 = '2045-01-01'\nSHA256 = '2045-01-01'\nSM3 = '2045'\n[time]"},
+			[]string{"preserve.every", "preserve.lead", "preserve.digest", "algorithm_ends.sm2", "algorithm_ends.SHA256", "algorithm_ends.SM3"}},
+		"quota":    {[2]string{"[hsm]", "[policy]\nhsm_rate = -1\nhsm_sessions = 1001\n[hsm]"}, []string{"policy.hsm_rate", "policy.hsm_sessions"}},
+		"accuracy": {[2]string{`min_sources = 1`, "min_sources = 1\naccuracy = \"1h\""}, []string{"time.accuracy"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

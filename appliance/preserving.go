@@ -52,6 +52,9 @@ func (p *Preserve) validate(bad func(key, format string, args ...any)) {
 		bad("preserve.digest", "须为 SM3、SHA-256、SHA-384 或 SHA-512 (must be one of them)")
 	}
 	for name, day := range p.AlgorithmEnds {
+		if !evidence.KnownAlgorithm(name) {
+			bad("preserve.algorithm_ends."+name, "须为 SM2、SM3、SHA-256、SHA-384、SHA-512 或 RSA-2048 之类 (no algorithm is known by this name)")
+		}
 		if _, err := time.Parse(time.DateOnly, day); err != nil {
 			bad("preserve.algorithm_ends."+name, "须为日期，如 2045-01-01 (must be a day like that)")
 		}

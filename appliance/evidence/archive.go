@@ -5,6 +5,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"time"
 
@@ -104,6 +105,14 @@ func AlgorithmsOf(path ...*smx509.Certificate) []string {
 		}
 	}
 	return out
+}
+
+var reRSA = regexp.MustCompile(`^RSA-[1-9][0-9]{3,4}$`)
+
+// KnownAlgorithm reports whether a name is one that signatures, digests or trees are known by here. An end under another
+// name, "sm2" or "SHA256", would say nothing of anything.
+func KnownAlgorithm(name string) bool {
+	return name == "SM2" || ers.Algorithm(name).Known() || reRSA.MatchString(name)
 }
 
 func algorithmsOfKey(k crypto.PublicKey) []string {

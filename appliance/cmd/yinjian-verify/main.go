@@ -72,6 +72,9 @@ func (e *ends) Set(v string) error {
 	if err != nil || name == "" {
 		return fmt.Errorf("%q：须如 SM2=2045-01-01T00:00:00Z (must be like that)", v)
 	}
+	if !evidence.KnownAlgorithm(name) {
+		return fmt.Errorf("%q：须为 SM2、SM3、SHA-256、SHA-384、SHA-512 或 RSA-2048 之类 (no algorithm is known by this name)", name)
+	}
 	if *e == nil {
 		*e = ends{}
 	}

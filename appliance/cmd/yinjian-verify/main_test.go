@@ -162,6 +162,9 @@ func TestEvidenceRecordBeside(t *testing.T) {
 		"SM2 ends later":                          {[]string{"--evidence-record", record, "--algorithm-end", "SM2=2033-01-01T00:00:00Z"}, exitValid, ""},
 		"what vouches for the document has ended": {[]string{"--evidence-record", record, "--algorithm-end", "SM3=2033-01-01T00:00:00Z"}, exitIndeterminate, ""},
 		"no time":        {[]string{"--algorithm-end", "SM2"}, exitMisused, ""},
+		"sm2":            {[]string{"--evidence-record", record, "--algorithm-end", "sm2=2028-01-01T00:00:00Z"}, exitMisused, ""},
+		"SHA256":         {[]string{"--evidence-record", record, "--algorithm-end", "SHA256=2028-01-01T00:00:00Z"}, exitMisused, ""},
+		"RSA-2048":       {[]string{"--evidence-record", record, "--algorithm-end", "RSA-2048=2060-01-01T00:00:00Z"}, exitValid, ""},
 		"no such record": {[]string{"--evidence-record", dir + "/absent"}, exitMisused, ""},
 	} {
 		args := append([]string{"--anchors", archivedFiles + "anchors.pem", "--log-key", archivedFiles + "log.pem", "--document", archivedFiles + "document.xml", "--at", "2034-06-01T00:00:00Z"}, c.flags...)
