@@ -72,7 +72,7 @@ func (h health) Ready() (bool, []string) {
 	reasons := []string{}
 	if r := h.a.clock.Now(); !r.Trusted() || r.Bound > time.Duration(h.a.cfg.Time.Accuracy) {
 		reasons = append(reasons, "时间不可信 (time is not trusted)")
-	} else if err := h.a.watch.Ready(time.Duration(h.a.cfg.Time.Accuracy)); err != nil && !h.a.device.serves() {
+	} else if err := h.a.watch.Ready(time.Duration(h.a.cfg.Time.Accuracy)); errors.Is(err, tsa.ErrTimeNotAvailable) && !h.a.device.serves() { // one that does not answer is a reason of its own
 		reasons = append(reasons, "时间戳进程的时间不可信，须盖时间戳的签名被拒绝 (the time of the timestamp worker is not trusted; signatures that need a stamp are refused)")
 	}
 	if h.a.softtokenDown.Load() {

@@ -412,8 +412,8 @@ func TestRefusals(t *testing.T) {
 			workers := oneRow(m, standing(c.theirs))
 			var d discards
 			u, watch := unitOf(t, "sm2", workers, standing(c.own), chainFor(&m.sm2.PublicKey, c.change), &d)
-			if err := watch.Ready(time.Second); !errors.Is(err, tsa.ErrTimeNotAvailable) {
-				t.Errorf("ready before anybody was asked: %v", err)
+			if err := watch.Ready(time.Second); !errors.Is(err, hsm.ErrUnavailable) || errors.Is(err, tsa.ErrTimeNotAvailable) {
+				t.Errorf("before anybody was asked: %v, want ErrUnavailable and nothing about the time", err)
 			}
 			if _, err := u.Issue(t.Context(), query("x")); !errors.Is(err, c.want) {
 				t.Errorf("Issue = %v, want %v", err, c.want)

@@ -115,7 +115,7 @@ func NewUnit(c UnitConfig) (*Unit, error) {
 // Chain is the unit's certificate and those above it. The slice is not to be changed.
 func (u *Unit) Chain() []*smx509.Certificate { return u.cfg.Chain }
 
-// Ready says, without asking, why no token would be issued now: [tsa.ErrTimeNotAvailable], or nil. What the workers said of
+// Ready says, without asking, why no token would be issued now: [tsa.ErrTimeNotAvailable], hsm.ErrUnavailable, or nil. What the workers said of
 // their clocks is a second old at most while they answer.
 func (u *Unit) Ready() error { return u.cfg.Watch.Ready(u.cfg.Terms.Accuracy) }
 
@@ -362,11 +362,15 @@ func (w *Watch) fits(machine string) bool {
 	return !known || c.Reading.Trusted() && c.Wrong == nil
 }
 
-// Ready is nil when some worker's clock is trusted to that accuracy, and [tsa.ErrTimeNotAvailable] with why otherwise.
+// Ready is nil when some worker's clock is trusted to that accuracy, [tsa.ErrTimeNotAvailable] with why when none is, and
+// hsm.ErrUnavailable when no worker answers.
 func (w *Watch) Ready(accuracy time.Duration) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	why := errors.New("no timestamp worker has told its time")
+	if len(w.now) == 0 { // which says nothing of the time
+		return fmt.Errorf("%w: no timestamp worker answers", hsm.ErrUnavailable)
+	}
+	var why error
 	for _, c := range w.now {
 		switch {
 		case c.Wrong != nil:
