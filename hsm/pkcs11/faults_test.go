@@ -385,18 +385,19 @@ func TestFaults(t *testing.T) {
 // A bed is what a fault is tried on: a machine, a module that does wrong, a worker, and signers.
 type bed struct {
 	*testing.T
-	f        fault
-	m        *machine
-	ctl      control
-	between  *relay
-	cfg      worker.Config
-	w        *worker.Client
-	public   map[string]*ecdsa.PublicKey
-	signers  []*signer
-	stop     chan struct{}
-	done     sync.WaitGroup
-	struck   atomic.Bool
-	withheld atomic.Int64
+	f         fault
+	m         *machine
+	ctl       control
+	between   *relay
+	cfg       worker.Config
+	w         *worker.Client
+	public    map[string]*ecdsa.PublicKey
+	signers   []*signer
+	stop      chan struct{}
+	done      sync.WaitGroup
+	struck    atomic.Bool
+	provoking bool
+	withheld  atomic.Int64
 
 	mu        sync.Mutex // guards what follows
 	answered  map[uselog.Hash]bool
@@ -482,6 +483,8 @@ func (f fault) run(t *testing.T, m *machine, custody []*hsm.WrappedKey, template
 		case f.mend != nil:
 			b.latched(logins)
 		default:
+			b.progress()
+			b.ctl.clear() // what no call has met yet must not be met later
 			b.progress()
 			b.struck.Store(false)
 		}
@@ -725,9 +728,11 @@ func (b *bed) until(what string, yes func() bool) {
 func (b *bed) provoke(fn int, by []func(*bed)) {
 	b.Helper()
 	for len(by) > 0 && b.ctl.met(fn) == 0 && !b.Failed() {
+		b.provoking = true // on a busy machine fn may have met its fault meanwhile, and the worker be latched
 		for _, do := range by {
 			do(b)
 		}
+		b.provoking = false
 		for end := time.Now().Add(time.Second); b.ctl.met(fn) == 0 && time.Now().Before(end); { // interval
 			time.Sleep(time.Millisecond)
 		}
@@ -738,7 +743,9 @@ func (b *bed) provoke(fn int, by []func(*bed)) {
 // meets waits until n calls of fn have gone wrong since the fault was made.
 func (b *bed) meets(fn int, n int64) {
 	b.Helper()
-	b.until(fmt.Sprintf("function %d goes wrong", fn), func() bool { return b.ctl.met(fn) >= n })
+	b.until(fmt.Sprintf("function %d goes wrong", fn), func() bool {
+		return b.ctl.met(fn) >= n || b.provoking && b.f.mend != nil && b.w.State().Phase == worker.NeedsOperator
+	})
 }
 
 // each waits for all signers at once: ready gets how often each had tried and signed before.
