@@ -83,6 +83,12 @@ func (r Reason) blamed() bool {
 	return r != Down && r != Busy && r != OwnTime && r != Request && r != Cancelled
 }
 
+// clients says whether a client's own request may be the cause, as far as the answer shows: devices differ in what they make of
+// long nonces, of policies that they do not have, of algorithms.
+func (r Reason) clients() bool {
+	return slices.Contains([]Reason{BadStatus, Malformed, Rejected, Imprint, Nonce, Policy}, r)
+}
+
 // Config describes one device. All fields but those said to be optional are required.
 type Config struct {
 	Name string
@@ -153,7 +159,7 @@ func (d *Device) Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, error
 	if err != nil {
 		return nil, d.refuse(Request, err)
 	}
-	_, token, err := d.ask(ctx, query, &own, true, false)
+	_, token, err := d.ask(ctx, query, &own, true, ours)
 	return token, err
 }
 
@@ -165,13 +171,22 @@ func (d *Device) Relay(ctx context.Context, query []byte, ownTime bool) ([]byte,
 	if err != nil {
 		return nil, nil, err
 	}
-	return d.ask(ctx, query, req, ownTime, false)
+	return d.ask(ctx, query, req, ownTime, relayed)
 }
+
+// Whose a request is.
+const (
+	ours = iota
+	relayed
+	probing
+)
 
 func (d *Device) refuse(r Reason, err error) error { return &Error{d.cfg.Name, r, err} }
 
-// ask is one exchange, and what it means for the device's standing.
-func (d *Device) ask(ctx context.Context, query []byte, req *tsa.Request, ownTime, probe bool) ([]byte, *tsa.Token, error) {
+// ask is one exchange, and what it means for the device's standing. A client cannot have the device called down by what he
+// asks: after an answer that may be his own doing it is asked by [Device.Run] soon.
+func (d *Device) ask(ctx context.Context, query []byte, req *tsa.Request, ownTime bool, whose int) ([]byte, *tsa.Token, error) {
+	probe := whose == probing
 	d.mu.Lock()
 	down := d.down
 	d.asked = d.asked || !probe
@@ -182,6 +197,13 @@ func (d *Device) ask(ctx context.Context, query []byte, req *tsa.Request, ownTim
 	response, token, err := d.exchange(ctx, query, req, ownTime)
 	if !probe || err != nil {
 		d.count(err)
+	}
+	var e *Error
+	if whose == relayed && errors.As(err, &e) && e.Reason.clients() {
+		d.mu.Lock()
+		d.asked = false
+		d.mu.Unlock()
+		return nil, nil, err
 	}
 	d.note(err)
 	return response, token, err
@@ -249,7 +271,7 @@ func (d *Device) exchange(ctx context.Context, query []byte, req *tsa.Request, o
 }
 
 // requester are failures that the request is the cause of, not the device.
-var requester = []tsa.Failure{tsa.BadAlg, tsa.BadRequest, tsa.UnacceptedPolicy, tsa.UnacceptedExtension}
+var requester = []tsa.Failure{tsa.BadAlg, tsa.BadRequest, tsa.BadDataFormat, tsa.UnacceptedPolicy, tsa.UnacceptedExtension}
 
 // verify judges an answer that came while the clock went from before to now.
 func (d *Device) verify(in []byte, req *tsa.Request, before ntp.Reading, ownTime bool) (*tsa.Token, error) {
@@ -456,7 +478,7 @@ func (d *Device) probe(ctx context.Context) {
 			break
 		}
 		var e *Error
-		if _, _, err = d.ask(ctx, query, req, true, true); !errors.As(err, &e) || e.Reason != Request {
+		if _, _, err = d.ask(ctx, query, req, true, probing); !errors.As(err, &e) || e.Reason != Request {
 			break
 		}
 	}

@@ -333,6 +333,45 @@ func TestSeveralCertificates(t *testing.T) {
 	}
 }
 
+// TestClientCannotHaveItDown: a device that takes no notice of the policy asked for, as some do, is not called down because a
+// client asks for one that it has not; when our own requests fail it is.
+func TestClientCannotHaveItDown(t *testing.T) {
+	t.Parallel()
+	m := sm2Maker()
+	broken := false
+	d := device(t, config(m, func(_ context.Context, query []byte) ([]byte, error) {
+		return m.answer(query, func(x *told) {
+			if broken {
+				x.nonce = nil
+			}
+		}), nil
+	}))
+	query, err := (&tsa.Request{Imprint: tsa.ImprintOf(data), Policy: asn1.ObjectIdentifier{1, 2, 3, 4}}).Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stamp(t.Context(), d); err != nil { // so that the certificate is known
+		t.Fatal(err)
+	}
+	for range 5 {
+		if _, _, err := d.Relay(t.Context(), query, true); reasonOf(err) != upstream.Policy {
+			t.Fatalf("%v, want that the policy is another", err)
+		}
+	}
+	if _, err := stamp(t.Context(), d); err != nil || d.Down() != nil {
+		t.Errorf("%v, down: %v", err, d.Down())
+	}
+	broken = true
+	for range 3 {
+		if _, err := stamp(t.Context(), d); reasonOf(err) != upstream.Nonce {
+			t.Fatalf("%v, want that the nonce is missing", err)
+		}
+	}
+	if d.Down() == nil {
+		t.Error("not down after three failures of our own requests")
+	}
+}
+
 // TestMisbehaviour is the table of what devices do wrong, each with the reason that is given.
 func TestMisbehaviour(t *testing.T) {
 	t.Parallel()
