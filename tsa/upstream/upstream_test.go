@@ -169,7 +169,7 @@ func config(m *maker, ask func(ctx context.Context, query []byte) ([]byte, error
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	return upstream.Config{
-		Name: "old-tsa", Ask: ask, Clock: newClock(), Timeout: time.Second, Failures: 3, Probe: time.Hour, MaxAccuracy: time.Second,
+		Name: "old-tsa", Ask: ask, Clock: newClock(), Timeout: time.Minute, Failures: 3, Probe: time.Hour, MaxAccuracy: time.Second,
 		Allowance: time.Second, Anchors: func() []*smx509.Certificate { return []*smx509.Certificate{m.ca} },
 		Standing: func([]*smx509.Certificate, time.Time) error { return nil }, Log: log,
 	}
