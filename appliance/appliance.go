@@ -636,6 +636,7 @@ func (a *Appliance) startSigning() error {
 		Directory: a.directory, Journal: a.journal, Keys: &a.keys, Clock: a.clock, Accuracy: time.Duration(a.cfg.Time.Accuracy),
 		Caller: a.cfg.Policy.callerOf, Stampers: stampers,
 		Reserve: a.reserve, Discarded: a.accounting.discard, Archived: a.preserver.evidenceRecord, Log: a.log, Trust: a.trust,
+		AlgorithmEnds: a.cfg.Preserve.ends(),
 	})
 	return nil
 }

@@ -61,6 +61,15 @@ func (p *Preserve) validate(bad func(key, format string, args ...any)) {
 	}
 }
 
+// ends are the days of AlgorithmEnds, each from its beginning in UTC.
+func (p *Preserve) ends() map[string]time.Time {
+	ends := map[string]time.Time{}
+	for name, day := range p.AlgorithmEnds {
+		ends[name], _ = time.Parse(time.DateOnly, day) // read when the configuration was
+	}
+	return ends
+}
+
 // A preserver archives and renews by itself while the appliance runs, unless it is told not to.
 type preserver struct {
 	a       *Appliance
@@ -70,15 +79,11 @@ type preserver struct {
 // newPreserver is made before the directory is replayed, which it takes part in.
 func newPreserver(a *Appliance) *preserver {
 	c := a.cfg.Preserve
-	ends := map[string]time.Time{}
-	for name, day := range c.AlgorithmEnds {
-		ends[name], _ = time.Parse(time.DateOnly, day) // read when the configuration was
-	}
 	p := &preserver{a: a}
 	p.service = preserve.New(preserve.Config{
 		Journal: a.journal, Clock: a.clock, Stamper: p, Validation: p.validation, Reserve: a.tokenReserve,
 		Dir: filepath.Join(a.dir, "preserve"), Digest: ers.Algorithm(c.Digest), Every: time.Duration(c.Every), Lead: time.Duration(c.Lead),
-		AlgorithmEnds: ends, Discarded: a.accounting.discard, Log: a.log,
+		AlgorithmEnds: c.ends(), Discarded: a.accounting.discard, Log: a.log,
 	})
 	return p
 }

@@ -101,6 +101,8 @@ type Config struct {
 	Log      logrus.FieldLogger
 	// Anchors and LogKeys are what Verify trusts.
 	Trust evidence.Trust
+	// AlgorithmEnds are those of evidence.Input, for Verify.
+	AlgorithmEnds map[string]time.Time
 }
 
 // A Service signs and verifies. Safe for concurrent use.

@@ -30,7 +30,7 @@ func (s *Service) Verify(_ context.Context, q *VerifyRequest) (*evidence.Report,
 	}
 	// The appliance's newest lists are looked at also for a bundle, which holds those of its time: they make
 	// nothing good that is not, and may show that a timestamp unit's key has fallen into other hands since.
-	in := evidence.Input{Document: q.Document, CRLs: s.cfg.Directory.CRLs()}
+	in := evidence.Input{Document: q.Document, CRLs: s.cfg.Directory.CRLs(), AlgorithmEnds: s.cfg.AlgorithmEnds}
 	trust := s.cfg.Trust
 	trust.Signers, trust.Units = s.cfg.Directory.AnchorsFor(pki.StaffSigning), s.cfg.Directory.AnchorsFor(pki.TimeStamping)
 	if q.Digest != nil {

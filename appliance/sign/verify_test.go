@@ -100,6 +100,23 @@ func TestVerifyAfterRevocation(t *testing.T) {
 	}
 }
 
+// An algorithm that the house does not rely on any more proves nothing from that day on.
+func TestVerifyAfterAlgorithmEnds(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	r := w.Sign(w.app, request("a", "SM2", "raw"))
+	w.Clock.Advance(time.Hour)
+	for end, want := range map[time.Duration]pki.Verdict{2 * time.Hour: pki.Valid, 30 * time.Minute: pki.Indeterminate} {
+		house := sign.New(sign.Config{
+			Directory: w.Directory, Clock: w.Clock, Trust: w.Trust, AlgorithmEnds: map[string]time.Time{"SM2": testkit.Start.Add(end)},
+		})
+		q := sign.VerifyRequest{Evidence: w.House.Evidence(w.app, r.RecordID), Document: testkit.Document}
+		if got, err := house.Verify(t.Context(), &q); err != nil || got.Verdict != want {
+			t.Errorf("ended after %v: %+v, %v, want %s", end, got, err, want)
+		}
+	}
+}
+
 func TestEvidenceIsTheApplications(t *testing.T) {
 	t.Parallel()
 	w := newWard(t)
