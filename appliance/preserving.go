@@ -189,7 +189,7 @@ func (p *preserver) run(ctx context.Context) error {
 		case err != nil && ctx.Err() == nil:
 			p.a.log.WithError(err).Error("archive timestamps that are due could not be made; it is tried again in an hour")
 			again = time.Hour
-		case err == nil:
+		case err == nil && *out != (preserve.Outcome{}):
 			p.a.log.WithField("batches", out.Batches).WithField("records", out.Records).WithField("renewed", out.Renewed).Info("archive timestamps were made")
 		}
 	}

@@ -379,7 +379,7 @@ func (s *Service) archive(ctx context.Context, actor string) (uint64, error) {
 	}
 	if w.count == 0 {
 		s.mu.Lock()
-		s.scanned = end
+		s.scanned, s.last = end, s.cfg.Clock.Now().Time // nothing to stamp is as good as a batch: it is looked again when the next is due
 		s.mu.Unlock()
 		return 0, nil
 	}

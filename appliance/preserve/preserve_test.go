@@ -274,6 +274,24 @@ func TestMissed(t *testing.T) {
 	v.judge(4, pki.Valid, 2)
 }
 
+// A journal without new signatures is looked through once a day, and nothing is said to be due in between.
+func TestIdle(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	v.sign(1)
+	v.run(true, 1, 0, 0)
+	v.pass(25 * time.Hour)
+	v.App("emr", nil) // an entry, but no signature
+	v.run(false, 0, 0, 0)
+	v.App("lis", nil)
+	if s := v.service.Status(); s.Waiting == 0 || len(s.Due) > 0 || v.service.Due(v.Clock.Now().Time) {
+		t.Errorf("due again at once: %+v", s)
+	}
+	v.sign(1)
+	v.pass(25 * time.Hour)
+	v.run(false, 1, 0, 0)
+}
+
 // An impatient journal ends its reader's wait as soon as it is read through.
 type impatient struct {
 	preserve.Journal
