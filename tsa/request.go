@@ -135,8 +135,14 @@ func ParseRequest(reqDER []byte) (*Request, error) {
 		return nil, err
 	}
 	req.Imprint = imprint
-	if body.PeekASN1Tag(der.OBJECT_IDENTIFIER) && !body.ReadASN1ObjectIdentifier(&req.Policy) {
-		return badFormat("reqPolicy")
+	if body.PeekASN1Tag(der.OBJECT_IDENTIFIER) {
+		var policy cryptobyte.String
+		switch {
+		case !body.ReadASN1Element(&policy, der.OBJECT_IDENTIFIER) || !wellFormedOID(policy):
+			return badFormat("reqPolicy")
+		case !policy.ReadASN1ObjectIdentifier(&req.Policy): // a number in it is too large for us, so it is no policy of ours
+			return nil, &RequestError{UnacceptedPolicy, "the policy is not served here"}
+		}
 	}
 	if body.PeekASN1Tag(der.INTEGER) {
 		var nonce cryptobyte.String
@@ -179,8 +185,11 @@ func readImprint(s *cryptobyte.String) (Imprint, error) {
 	}
 	known := slices.IndexFunc(imprintAlgorithms, func(a imprintAlgorithm) bool { return bytes.Equal(a.der, oid) })
 	if known < 0 {
-		if !oid.ReadASN1ObjectIdentifier(&imprint.Algorithm) {
+		switch {
+		case !wellFormedOID(oid):
 			return broken()
+		case !oid.ReadASN1ObjectIdentifier(&imprint.Algorithm): // a number in it is too large for us
+			return Imprint{}, &RequestError{BadAlg, "hash algorithm is not accepted"}
 		}
 		return Imprint{}, &RequestError{BadAlg, fmt.Sprintf("hash algorithm %v is not accepted", imprint.Algorithm)}
 	}
@@ -193,6 +202,20 @@ func readImprint(s *cryptobyte.String) (Imprint, error) {
 	}
 	imprint.Digest = digest
 	return imprint, nil
+}
+
+// wellFormedOID says whether an element is DER of an OBJECT IDENTIFIER, however large its numbers are (X.690 §8.19).
+func wellFormedOID(element cryptobyte.String) bool {
+	var b cryptobyte.String
+	if !element.ReadASN1(&b, der.OBJECT_IDENTIFIER) || b.Empty() || b[len(b)-1]&0x80 != 0 {
+		return false
+	}
+	for i := range b {
+		if b[i] == 0x80 && (i == 0 || b[i-1]&0x80 == 0) { // fewest octets
+			return false
+		}
+	}
+	return true
 }
 
 // Bytes is the DER of the TimeStampReq. What ParseRequest has read comes out as it went in.

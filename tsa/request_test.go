@@ -91,6 +91,28 @@ var opensslWords = map[tsa.Failure]string{
 	tsa.SystemFailure:       "the request cannot be handled due to system failure",
 }
 
+// TestLargeOIDs: numbers of object identifiers have no end, and those made of UUIDs (2.25, X.667) are met. That they are too
+// large for us is no fault of the encoding.
+func TestLargeOIDs(t *testing.T) {
+	t.Parallel()
+	uuid := append(append([]byte{6, 20, 0x69}, 0x83), append(bytes.Repeat([]byte{0xff}, 17), 0x7f)...)
+	loose := slices.Concat([]byte{6, 4, 0x69, 0x80}, []byte{0x81, 0x01})
+	for name, row := range map[string]struct {
+		in   []byte
+		want tsa.Failure
+	}{
+		"policy":          {tlv(0x30, one, imprint(cms.OIDSM3, 32), uuid), tsa.UnacceptedPolicy},
+		"algorithm":       {tlv(0x30, one, tlv(0x30, tlv(0x30, uuid), tlv(4, make([]byte, 32)))), tsa.BadAlg},
+		"loose policy":    {tlv(0x30, one, imprint(cms.OIDSM3, 32), loose), tsa.BadDataFormat},
+		"loose algorithm": {tlv(0x30, one, tlv(0x30, tlv(0x30, loose), tlv(4, make([]byte, 32)))), tsa.BadDataFormat},
+	} {
+		var fault *tsa.RequestError
+		if _, err := tsa.ParseRequest(row.in); !errors.As(err, &fault) || fault.Failure != row.want {
+			t.Errorf("%s: %v, want %v", name, err, row.want)
+		}
+	}
+}
+
 // TestEveryFailure: what is sent for each fault, through the authority, as a whole response, and how OpenSSL reads it.
 func TestEveryFailure(t *testing.T) {
 	t.Parallel()
