@@ -177,7 +177,8 @@ func (a *Appliance) openUpstream() (*upstreamDevice, error) {
 		OnChange: func(why error) {
 			select {
 			case d.changes <- why:
-			default: // the log has it; the state is shown as it is
+			default: // the journal stands still; the state is shown as it is
+				a.log.WithField("device", u.Name).WithError(why).Error("a change of the upstream device could not be journalled")
 			}
 		},
 		Log: a.log,
