@@ -139,6 +139,11 @@ func (a *Appliance) startSlot(ctx context.Context, command []string, m *Machine,
 	clear(pin)
 	if err == nil {
 		_, err = w.Info(ctx)
+		// A software cipher machine that was killed with us may hold its folder, and answer, for a moment longer.
+		for end := a.sys.Monotonic() + 20*time.Second; a.cfg.Evaluation.Softtoken && m.Name == FirstMachine && errors.Is(err, hsm.ErrUnavailable) &&
+			!errors.Is(err, hsm.ErrNeedsOperator) && ctx.Err() == nil && a.sys.Monotonic() < end; {
+			_, err = w.Info(ctx) // it waits for the worker
+		}
 	}
 	if errors.Is(err, hsm.ErrNeedsOperator) {
 		if w != nil {

@@ -63,7 +63,8 @@ func TestCheckpointTokens(t *testing.T) {
 			stmts: []string{`UPDATE yj_checkpoint_token SET token_der = CAST(substr(token_der, 1, length(token_der) - 1) || x'5A' AS BLOB) WHERE tree_size = ` + highest},
 			code:  1, words: []string{"token-invalid"},
 		},
-		"deleted": {stmts: []string{`DELETE FROM yj_checkpoint_token WHERE tree_size = ` + highest}, words: []string{"have no timestamp token, the first of size"}},
+		// The first, for the last may be younger than the last word on uses, and then is missed there.
+		"deleted": {stmts: []string{`DELETE FROM yj_checkpoint_token WHERE tree_size = ` + lowest}, words: []string{"have no timestamp token, the first of size"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
