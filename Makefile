@@ -19,7 +19,7 @@ demo-serve: ## the same set-up, running until Ctrl-C; addresses in out/demo/endp
 test: ## every test that fits in minutes, with the real peers (OpenSSL, Bouncy Castle, SoftHSM2, openCryptoki, PostgreSQL, chrony, gpsd)
 	@packaging/dev/deps.sh test
 	@$(MAKE) --no-print-directory build lint
-	$(GO) test -timeout 20m ./...
+	$(GO) test -timeout 40m ./...
 
 test-long: ## the same under the race detector, longer fault injection, and each fuzz target for 30 s
 	@packaging/dev/deps.sh test
