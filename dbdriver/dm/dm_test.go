@@ -219,11 +219,13 @@ func TestDial(t *testing.T) {
 			if err != nil {
 				return
 			}
-			go func() { // echoes once, then is silent
+			go func() { // echoes once, then is silent, until the other end closes
+				defer c.Close()
 				b := make([]byte, 1)
 				if n, _ := c.Read(b); n == 1 {
 					c.Write(b)
 				}
+				c.Read(b)
 			}()
 		}
 	}()

@@ -115,8 +115,9 @@ type Pool struct {
 	members atomic.Pointer[[]*member] // replaced under mu; the first is the one that keys stay on
 	admit   sync.Mutex                // held while a machine is taken in
 
-	mu      sync.Mutex           // guards what follows, and the members' fields that say so
-	holders map[string][]*member // by label; slices are replaced, never changed
+	mu      sync.Mutex               // guards what follows, and the members' fields that say so
+	holders map[string][]*member     // by label; slices are replaced, never changed
+	making  map[string]chan struct{} // by label; closed when the key is made
 	looks   sync.WaitGroup
 }
 
@@ -177,7 +178,7 @@ func New(cfg Config) *Pool {
 			*d = otherwise
 		}
 	}
-	p := &Pool{cfg: cfg, log: cfg.Log.WithField("slot", string(cfg.Class)), quotas: quotas{of: map[string]*quota{}}, holders: map[string][]*member{}}
+	p := &Pool{cfg: cfg, log: cfg.Log.WithField("slot", string(cfg.Class)), quotas: quotas{of: map[string]*quota{}}, holders: map[string][]*member{}, making: map[string]chan struct{}{}}
 	p.members.Store(&[]*member{})
 	return p
 }
@@ -932,6 +933,11 @@ func (p *Pool) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.KeyInfo, 
 	if m := p.single(); m != nil {
 		return m.Token.GenerateKey(ctx, spec)
 	}
+	done, err := p.claim(ctx, spec.Label)
+	if err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	defer done()
 	members := p.all()
 	if from, err := p.holding(ctx, spec.Label); err == nil {
 		return hsm.KeyInfo{}, fmt.Errorf("hsm/pool: key %q on machine %s: %w", spec.Label, from[0].Name, hsm.ErrKeyExists)
@@ -959,6 +965,31 @@ func (p *Pool) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.KeyInfo, 
 		p.mu.Unlock()
 	}
 	return info, err
+}
+
+// claim waits until nobody else makes a key of that label: two at once could make it on two machines.
+func (p *Pool) claim(ctx context.Context, label string) (done func(), err error) {
+	for {
+		p.mu.Lock()
+		other := p.making[label]
+		if other == nil {
+			mine := make(chan struct{})
+			p.making[label] = mine
+			p.mu.Unlock()
+			return func() {
+				p.mu.Lock()
+				delete(p.making, label)
+				p.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		p.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("hsm/pool: generating key %q: another call is making it: %w", label, context.Cause(ctx))
+		}
+	}
 }
 
 // DestroyKey implements hsm.Token. The key goes from each machine that holds it; while one of them is away nothing is

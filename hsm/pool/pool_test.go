@@ -773,6 +773,46 @@ func TestOneSlowAnswer(t *testing.T) {
 	}
 }
 
+// A label that several callers want at once becomes one key on one machine.
+func TestOneKeyOfALabel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ms := replicas("a", "b")
+		p := newPool(t, hsm.Staff, ms...)
+		for _, m := range ms {
+			m.failing(func(_ context.Context, call, _ string) error {
+				if call == "GenerateKey" {
+					time.Sleep(time.Second)
+				}
+				return nil
+			})
+		}
+		var made, refused atomic.Int32
+		var callers sync.WaitGroup
+		for range 4 {
+			callers.Go(func() {
+				switch _, err := p.GenerateKey(t.Context(), hsm.KeySpec{Label: "wanted", Algorithm: hsm.SM2}); {
+				case err == nil:
+					made.Add(1)
+				case errors.Is(err, hsm.ErrKeyExists):
+					refused.Add(1)
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait() // one is at a machine, three wait
+		hasty, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if _, err := p.GenerateKey(hasty, hsm.KeySpec{Label: "wanted", Algorithm: hsm.SM2}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a caller that does not wait: %v", err)
+		}
+		callers.Wait()
+		if made.Load() != 1 || refused.Load() != 3 {
+			t.Errorf("made %d times, refused %d times; want 1 and 3", made.Load(), refused.Load())
+		}
+	})
+}
+
 // Weights and speed decide how much of the work is a machine's. Time is simulated: nothing but the machines takes any.
 func TestWeights(t *testing.T) {
 	for _, row := range []struct {
