@@ -88,6 +88,7 @@ type Admin interface {
 	State(ctx context.Context, actor string) (any, error)
 	TimeAdmin
 	PreserveAdmin
+	StaffAdmin
 }
 
 func (s *Server) adminRoutes(e *echo.Echo) {
@@ -129,6 +130,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
 	e.POST("/admin/v1/compare", administered(s, nothingToCheck[Compare], a.Compare))
 	s.preserveRoutes(e)
+	s.staffRoutes(e)
 	e.POST("/admin/v1/stamps", administered(s, checkStamp, a.Stamp))
 	e.GET("/admin/v1/state", s.listed(a.State))
 	e.GET("/metrics", s.local(body{gives: "text/plain"}, func(c echo.Context, _ string, _ []byte) error {
@@ -317,6 +319,11 @@ func checkEnrol(_ echo.Context, r *EnrolSigner) *problem.Problem {
 	}
 	if p := issuer(r.CA); p != nil {
 		return p
+	}
+	if r.Role != "" {
+		if p := text("role", r.Role, 128); p != nil {
+			return p
+		}
 	}
 	if r.PIN == "" {
 		return nil

@@ -51,6 +51,9 @@ func (a *admin) StopApplication(_ context.Context, actor string, req api.Decisio
 func (a *admin) LimitApplication(_ context.Context, actor string, req api.LimitApplication) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) SetProduction(_ context.Context, actor string, req api.SetProduction) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) ListApplications(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "applications")
 }
@@ -224,6 +227,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.ListApplications(ctx))
 	check(a.StopApplication(ctx, wire.Decision{ID: "his", Reason: "停用"}))
 	check(a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}))
+	check(a.SetProduction(ctx, wire.SetProduction{ID: "his", Production: true, Reason: "上线"}))
 	check(a.EnrolSigner(ctx, enrol))
 	check(a.AddSignerKey(ctx, wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}))
 	check(a.ListSigners(ctx))
@@ -277,7 +281,8 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.Stamp(ctx, wire.Stamp{Request: []byte("req")}))
 	check(a.State(ctx))
 	want := []any{
-		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}, enrol,
+		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"},
+		wire.SetProduction{ID: "his", Production: true, Reason: "上线"}, enrol,
 		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"},
 		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, "keys", wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
@@ -377,6 +382,7 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		"record id":                       {func() error { _, err := a.PreservedRecord(ctx, wire.PreservedRecord{ID: "0A"}); return err }, "id"},
 		"nothing to stamp":                {func() error { _, err := a.Stamp(ctx, wire.Stamp{}); return err }, "request"},
 		"too many lines":                  {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
+		"production without reason":       {func() error { _, err := a.SetProduction(ctx, wire.SetProduction{ID: "his"}); return err }, "reason"},
 		"limit without reason":            {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
 		"limit of nobody": {func() error {
 			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "x", Rate: 1, Reason: "x"})

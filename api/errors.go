@@ -42,6 +42,7 @@ var faces = map[problem.Code]face{
 	problem.Forbidden:             {http.StatusForbidden, "没有权限", wire.RetryOperator, 0},
 	problem.ApplicationStopped:    {http.StatusForbidden, "应用已停用", wire.RetryOperator, 0},
 	problem.SignerUnknown:         {http.StatusUnprocessableEntity, "签名人不存在", wire.RetryOperator, 0},
+	problem.SignerTest:            {http.StatusForbidden, "签名人是测试账号", wire.RetryOperator, 0},
 	problem.SignerStopped:         {http.StatusForbidden, "签名人已停用", wire.RetryOperator, 0},
 	problem.KeyUnknown:            {http.StatusUnprocessableEntity, "没有对应算法的密钥", wire.RetryOperator, 0},
 	problem.PINWrong:              {http.StatusForbidden, "PIN 错误", wire.RetryNever, 0},

@@ -326,7 +326,7 @@ func errorText(err error) string {
 type admin struct{ a *Appliance }
 
 func (d admin) RegisterApplication(ctx context.Context, actor string, req api.RegisterApplication) (*api.RegisteredApplication, error) {
-	app := account.Application{ID: req.ID, Name: req.Name, Campus: req.Campus, Rights: req.Rights, Stamp: req.Stamp, Test: req.Test, Rate: req.Rate, Burst: req.Burst, HSMRate: req.HSMRate, HSMSessions: req.HSMSessions}
+	app := account.Application{ID: req.ID, Name: req.Name, Campus: req.Campus, Rights: req.Rights, Stamp: req.Stamp, Test: req.Test, Production: req.Production, Rate: req.Rate, Burst: req.Burst, HSMRate: req.HSMRate, HSMSessions: req.HSMSessions}
 	for _, m := range req.Consent {
 		app.Consent = append(app.Consent, evidence.Method(m))
 	}
@@ -352,6 +352,7 @@ func (d admin) ListApplications(context.Context, string) (any, error) {
 func (d admin) EnrolSigner(ctx context.Context, actor string, req api.EnrolSigner) (any, error) {
 	return d.view(d.a.directory.Enrol(ctx, actor, account.Enrolment{
 		ID: req.ID, Name: req.Name, Department: req.Department, Campus: req.Campus, Algorithms: req.Algorithms, PIN: req.PIN, External: req.CA == "external",
+		Role: req.Role, Test: req.Test,
 	}))
 }
 

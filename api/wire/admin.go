@@ -9,8 +9,11 @@ type RegisterApplication struct {
 	Stamp   string   `json:"stamp"`   // "required" or "none"
 	Consent []string `json:"consent"` // methods of which one suffices
 	Test    bool     `json:"test,omitempty"`
-	Rate    int      `json:"rate"`  // requests a second, 0–10000; 0 means the appliance's default
-	Burst   int      `json:"burst"` // requests at once, 0–100000; 0 means twice the rate, or the default
+	// Production: test signers are refused. Not with Test.
+	Production bool `json:"production,omitempty"`
+
+	Rate  int `json:"rate"`  // requests a second, 0–10000; 0 means the appliance's default
+	Burst int `json:"burst"` // requests at once, 0–100000; 0 means twice the rate, or the default
 	// Signatures a second, 0–10000, and at once, 0–1000; 0 means the appliance's default.
 	HSMRate     int `json:"hsm_rate,omitempty"`
 	HSMSessions int `json:"hsm_sessions,omitempty"`
@@ -54,7 +57,9 @@ type EnrolSigner struct {
 	Campus     string   `json:"campus"`     // 1–64 bytes
 	Algorithms []string `json:"algorithms"` // "SM2", "RSA-2048": one key and certificate each
 	PIN        string   `json:"pin,omitempty"`
-	CA         string   `json:"ca,omitempty"` // "evaluation", also when left out, or "external": the keys wait for certificates
+	CA         string   `json:"ca,omitempty"`   // "evaluation", also when left out, or "external": the keys wait for certificates
+	Role       string   `json:"role,omitempty"` // the post, 1–128 bytes
+	Test       bool     `json:"test,omitempty"` // an account for tests, for ever
 }
 
 // AddSignerKey is the body of POST /admin/v1/signers/{id}/keys.

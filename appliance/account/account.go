@@ -37,11 +37,13 @@ type Application struct {
 	Name    string            `json:"name"`
 	Campus  string            `json:"campus"`
 	Rights  []string          `json:"rights"`
-	Stamp   string            `json:"stamp"`           // StampRequired or StampNone
-	Consent []evidence.Method `json:"consent"`         // methods that suffice, any one of them
-	Test    bool              `json:"test"`            // records are marked as tests
-	Rate    int               `json:"rate,omitempty"`  // requests a second; 0: what the configuration says
-	Burst   int               `json:"burst,omitempty"` // requests at once; 0: twice the rate, or what the configuration says
+	Stamp   string            `json:"stamp"`   // StampRequired or StampNone
+	Consent []evidence.Method `json:"consent"` // methods that suffice, any one of them
+	Test    bool              `json:"test"`    // records are marked as tests
+	// Production refuses signers that are there for tests.
+	Production bool `json:"production,omitempty"`
+	Rate       int  `json:"rate,omitempty"`  // requests a second; 0: what the configuration says
+	Burst      int  `json:"burst,omitempty"` // requests at once; 0: twice the rate, or what the configuration says
 	// HSMRate and HSMSessions are signatures a second and at once; 0: what the configuration says.
 	HSMRate     int       `json:"hsm_rate,omitempty"`
 	HSMSessions int       `json:"hsm_sessions,omitempty"`
@@ -68,6 +70,8 @@ type Signer struct {
 	Name       string       `json:"name"`
 	Department string       `json:"department"`
 	Campus     string       `json:"campus"`
+	Role       string       `json:"role,omitempty"` // the post; the role in which one signs is the application's to say
+	Test       bool         `json:"test,omitempty"` // an account for tests, for ever: its records are marked, and count in no statistics
 	Keys       []SignerKey  `json:"keys"`
 	PIN        *PINVerifier `json:"pin,omitempty"`
 	Sealing    *Sealing     `json:"sealing,omitempty"` // of custody keys

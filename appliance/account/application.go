@@ -66,6 +66,9 @@ func (s *Service) RegisterApplication(ctx context.Context, actor string, a Appli
 	if a.Has(RightSign) && len(a.Consent) == 0 {
 		return nil, nil, problem.Invalid("consent", "有签名权限的应用须指定同意方式 (an application that signs needs a method of consent)")
 	}
+	if a.Test && a.Production {
+		return nil, nil, errTestProduction
+	}
 	if err := (Limits{a.Rate, a.Burst, a.HSMRate, a.HSMSessions}).check(); err != nil {
 		return nil, nil, err
 	}
@@ -114,6 +117,18 @@ func (s *Service) LimitApplication(ctx context.Context, actor, id string, l Limi
 		a.Rate, a.Burst, a.HSMRate, a.HSMSessions = l.Rate, l.Burst, l.HSMRate, l.HSMSessions
 	})
 }
+
+// SetProduction marks an application as one of production, or takes the mark away; live authorisations of test signers
+// are refused from then on. It needs no cipher machine.
+func (s *Service) SetProduction(ctx context.Context, actor, id string, production bool, reason string) (*Application, error) {
+	if a, _, ok := s.Application(id); ok && a.Test && production {
+		return nil, errTestProduction
+	}
+	act := map[bool]string{true: "production", false: "no-production"}[production]
+	return s.changeApplication(ctx, actor, id, act, reason, func(a *Application) { a.Production = production })
+}
+
+var errTestProduction = problem.Invalid("production", "测试应用不能标为生产应用 (an application for tests is none of production)")
 
 func (l Limits) check() error {
 	for _, n := range []struct {

@@ -371,6 +371,15 @@ func MaySign(app *Application) error {
 	return nil
 }
 
+// Admits is nil, or why an application may have nothing signed by that signer.
+func Admits(app *Application, g *Signer) error {
+	if app.Production && g.Test {
+		return problem.New(problem.SignerTest, "该签名人是测试账号，生产应用不接受 (the signer is a test account; applications of production refuse it)",
+			"换用正式签名人；测试请用未标为 production 的应用 (use a real signer, or test with an application that is not of production)")
+	}
+	return nil
+}
+
 func allows(app *Application, m evidence.Method) bool {
 	for _, ok := range app.Consent {
 		if ok == m {
@@ -456,6 +465,9 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 	if g.Stopped {
 		return nil, errSignerStopped
 	}
+	if err := Admits(app, g); err != nil {
+		return nil, err
+	}
 	if g.PIN == nil {
 		return nil, problem.New(problem.ConsentInsufficient, "该签名人未设 PIN (the signer has no PIN)", "请管理员设置 PIN (ask an administrator to set one)")
 	}
@@ -520,6 +532,8 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 			return errSignerChanged
 		case known && asking.Stopped:
 			return errApplicationStopped
+		case known:
+			return Admits(asking, present)
 		}
 		return nil
 	})

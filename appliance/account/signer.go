@@ -28,6 +28,8 @@ type Enrolment struct {
 	PIN                          string   // may be empty: no PIN, only app-asserted consent
 	// External leaves the certificates to another CA: the keys wait for them, and nothing is signed until then.
 	External bool
+	Role     string // the post; may be empty
+	Test     bool   // an account for tests
 }
 
 func (s *Service) checkEnrolment(e *Enrolment) error {
@@ -36,6 +38,11 @@ func (s *Service) checkEnrolment(e *Enrolment) error {
 	}
 	if err := errors.Join(problem.CheckText("name", e.Name, maxName), problem.CheckText("department", e.Department, maxName), problem.CheckText("campus", e.Campus, maxCampus)); err != nil {
 		return firstProblem(err)
+	}
+	if e.Role != "" {
+		if err := problem.CheckText("role", e.Role, maxName); err != nil {
+			return err
+		}
 	}
 	for field, v := range map[string]string{"name": e.Name, "department": e.Department} {
 		if utf8.RuneCountInString(v) > 64 { // ub-common-name, ub-organizational-unit-name (RFC 5280 appendix A)
@@ -83,7 +90,7 @@ func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer
 	if err := s.settle(ctx); err != nil { // left by an earlier failure; does not stand in the way of this one
 		s.cfg.Log.WithError(err).Warning("keys of an interrupted enrolment could not be cleared away")
 	}
-	g := Signer{Version: 1, ID: e.ID, Name: e.Name, Department: e.Department, Campus: e.Campus, ChangedBy: actor, ChangedAt: now.Time}
+	g := Signer{Version: 1, ID: e.ID, Name: e.Name, Department: e.Department, Campus: e.Campus, Role: e.Role, Test: e.Test, ChangedBy: actor, ChangedAt: now.Time}
 	if e.PIN != "" {
 		if g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, e.ID, e.PIN); err != nil {
 			return nil, err

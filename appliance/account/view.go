@@ -12,6 +12,8 @@ type SignerView struct {
 	Name       string      `json:"name"`
 	Department string      `json:"department"`
 	Campus     string      `json:"campus"`
+	Role       string      `json:"role,omitempty"`
+	Test       bool        `json:"test,omitempty"`
 	Keys       []SignerKey `json:"keys"`
 	HasPIN     bool        `json:"has_pin"`
 	// Custody says what opens the signer's custody keys: "pin", "token" (no PIN: the cipher machine alone), or "" without any.
@@ -27,7 +29,7 @@ type SignerView struct {
 // View answers what may be shown of a signer.
 func (s *Service) View(g *Signer) *SignerView {
 	v := &SignerView{
-		Version: g.Version, ID: g.ID, Name: g.Name, Department: g.Department, Campus: g.Campus, Keys: slices.Clone(g.Keys),
+		Version: g.Version, ID: g.ID, Name: g.Name, Department: g.Department, Campus: g.Campus, Role: g.Role, Test: g.Test, Keys: slices.Clone(g.Keys),
 		HasPIN: g.PIN != nil, Stopped: g.Stopped, ChangedBy: g.ChangedBy, ChangedAt: g.ChangedAt,
 	}
 	for i := range v.Keys {

@@ -31,8 +31,11 @@ type ProjectedRow struct {
 	ModifiedAt   int64
 }
 
-// StatusRecorded is the status of a row as the shipper writes it.
-const StatusRecorded = "recorded"
+// Statuses of a row as the shipper writes it. Statistics count what is [StatusRecorded].
+const (
+	StatusRecorded = "recorded"
+	StatusTest     = "test" // an entry with the field test: of a test application or a test signer
+)
 
 // Project derives the row of an entry.
 func Project(r Record) ProjectedRow {
@@ -41,12 +44,16 @@ func Project(r Record) ProjectedRow {
 	if len(by) > MaxNameBytes {
 		by = by[:MaxNameBytes]
 	}
+	status := StatusRecorded
+	if e.Field(FieldTest) == Bool(true) {
+		status = StatusTest
+	}
 	return ProjectedRow{
 		Node: e.Node, Epoch: e.Epoch.String(), Sequence: e.Sequence, LeafHash: r.LeafHash.String(),
 		RecordID: hex.EncodeToString(e.Ref), Kind: e.Kind,
 		Application: short(e.Text(FieldApplication)), Signer: short(e.Text(FieldSigner)),
 		Department: short(e.Text(FieldDepartment)), DocumentType: short(e.Text(FieldDocumentType)),
-		Campus: short(e.Text(FieldCampus)), SignedAt: e.Time.Micros, Bound: e.Time.BoundMicros, Status: StatusRecorded,
+		Campus: short(e.Text(FieldCampus)), SignedAt: e.Time.Micros, Bound: e.Time.BoundMicros, Status: status,
 		CreatedBy: by, CreatedAt: e.Time.Micros, ModifiedBy: by, ModifiedAt: e.Time.Micros,
 	}
 }

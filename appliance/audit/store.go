@@ -340,4 +340,5 @@ const (
 	FieldDepartment   = "department"
 	FieldDocumentType = "document.type"
 	FieldCampus       = "campus"
+	FieldTest         = "test"
 )

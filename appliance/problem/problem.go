@@ -26,6 +26,7 @@ const (
 	ApplicationStopped    Code = "application_stopped"     // stopped by an administrator
 	SignerUnknown         Code = "signer_unknown"          //
 	SignerStopped         Code = "signer_stopped"          //
+	SignerTest            Code = "signer_test"             // a test account, and an application of production
 	KeyUnknown            Code = "key_unknown"             // the signer has no key of that algorithm
 	PINWrong              Code = "pin_wrong"               // with tries left
 	PINLocked             Code = "pin_locked"              //

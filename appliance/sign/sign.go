@@ -272,7 +272,11 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if err != nil {
 		return nil, err
 	}
+	if err := account.Admits(app, signer); err != nil {
+		return nil, err
+	}
 	cert := key.Path[0]
+	test := app.Test || signer.Test
 
 	// 3. Time, room and certificate status: refuse before anything is signed. Without trusted time a certificate cannot be
 	// judged, so it is needed also where no timestamp is asked for; how wrong it can be matters to the timestamp alone.
@@ -349,7 +353,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if q.Form == formCMS {
 		attribute, err := (&pki.SigningContext{
 			Application: app.ID, Campus: app.Campus, RecordID: hex.EncodeToString(id[:]), DocumentType: q.Document.Type,
-			SignerRole: q.Role, Department: signer.Department, AuthorisationHash: consentHash, Test: app.Test,
+			SignerRole: q.Role, Department: signer.Department, AuthorisationHash: consentHash, Test: test,
 		}).Marshal()
 		if err != nil {
 			return nil, fmt.Errorf("sign: signing context: %w", err)
@@ -461,7 +465,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 			{Name: "role", Value: audit.Text(q.Role)},
 			{Name: "signer", Value: audit.Text(signer.ID)},
 			{Name: "stamp", Value: audit.Text(app.Stamp)},
-			{Name: "test", Value: audit.Bool(app.Test)},
+			{Name: "test", Value: audit.Bool(test)},
 			{Name: "time.bound_us", Value: audit.Int((reading.Bound + time.Microsecond - 1).Microseconds())}, // up: a bound must hold
 			{Name: "time.provenance", Value: audit.Text(reading.Provenance)},
 		},

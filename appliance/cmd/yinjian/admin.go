@@ -146,10 +146,20 @@ func applicationCommand() *cobra.Command {
 	register.Flags().IntVar(&req.HSMRate, "hsm-rate", 0, "每秒签名数上限；0 取配置的 policy.hsm_rate (signatures a second; 0: the configuration's)")
 	register.Flags().IntVar(&req.HSMSessions, "hsm-sessions", 0, "同时签名数上限；0 取配置的 policy.hsm_sessions (signatures at once; 0: the configuration's)")
 	register.Flags().BoolVar(&req.Test, "test", false, "测试应用，记录带测试标记 (a test application)")
+	register.Flags().BoolVar(&req.Production, "production", false, "生产应用，拒绝测试签名人 (an application of production: test signers are refused)")
 	register.Flags().StringVar(&keyFile, "key-file", "", "凭据文件，缺省在设备目录的 credentials 下 (default: below the folder)")
 	var reason string
 	var limits wire.LimitApplication
+	var production wire.SetProduction
+	var off bool
 	c.AddCommand(register,
+		adminCommand("production ID", "标为生产应用，从此拒绝测试签名人 (an application of production refuses test signers)", 1, func(c *cobra.Command) {
+			c.Flags().BoolVar(&off, "off", false, "取消标记 (take the mark away)")
+			required(c, &production.Reason, "reason", "原因，记入日志 (why, for the journal)")
+		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			production.ID, production.Production = args[0], !off
+			return a.SetProduction(ctx, production)
+		}),
 		adminCommand("limit ID", "设定应用的请求与签名速率，立即生效 (set how much it may ask for; counts at once)", 1, func(c *cobra.Command) {
 			c.Flags().IntVar(&limits.Rate, "rate", 0, "每秒请求数；0 恢复缺省 (requests a second; 0: the default again)")
 			c.Flags().IntVar(&limits.Burst, "burst", 0, "突发请求数；0 恢复缺省 (requests at once; 0: the default again)")
@@ -218,6 +228,8 @@ func signerCommand() *cobra.Command {
 			required(c, &req.Department, "department", "科室 (department)")
 			required(c, &req.Campus, "campus", "院区 (campus)")
 			c.Flags().StringSliceVar(&req.Algorithms, "algorithms", []string{"SM2", "RSA-2048"}, "算法 (algorithms)")
+			c.Flags().StringVar(&req.Role, "role", "", "岗位 (the post)")
+			c.Flags().BoolVar(&req.Test, "test", false, "测试账号，登记后不可改；其记录带测试标记，不计入统计，生产应用拒绝 (an account for tests, for ever)")
 			ca(c, &req.CA)
 		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
 			req.ID = args[0]

@@ -19,7 +19,7 @@ var labels = map[string]string{
 	"evaluation": "评估", "failed": "故障", "fork": "分叉", "free_bytes": "剩余字节", "has_pin": "已设 PIN", "health": "自检", "hsm": "密码机", "id": "编号",
 	"issuer": "签发者", "journal": "日志", "keys": "密钥", "keys_only_here": "仅此机有的密钥", "label": "标签", "lag": "落后", "latency_ms": "延迟（毫秒）", "last_error": "最近错误", "listeners": "监听", "machines": "各密码机",
 	"name": "名称", "node": "节点", "not_after": "有效期止", "not_before": "有效期起", "note": "说明", "open": "未决", "over_quota": "超出配额", "owner": "归属",
-	"phase": "阶段", "pid": "进程号", "pin_locked": "PIN 已锁", "pin_locked_for": "被锁的应用", "projection": "投影", "provenance": "来源",
+	"phase": "阶段", "pid": "进程号", "pin_locked": "PIN 已锁", "pin_locked_for": "被锁的应用", "production": "生产应用", "projection": "投影", "provenance": "来源",
 	"rate": "每秒请求数", "ready": "可签名", "reason": "原因", "restarts": "重启次数", "revocation": "吊销状态", "revoked_at": "吊销时间",
 	"rights": "权限", "serial": "序列号", "served": "已受理", "sessions": "会话数", "shipped": "已投递", "since": "自（UTC）", "since_s": "已持续（秒）", "slot": "槽位", "slots": "槽位", "sources": "来源", "stamp": "时间戳策略",
 	"state": "状态", "status": "状态", "stopped": "已停用", "subject": "主题", "test": "测试", "time": "时间", "timestamp_sources": "时间戳来源", "tsa_plain": "明文时间戳",
