@@ -375,6 +375,8 @@ type Database struct {
 	// Never with a password.
 	DSN          string `toml:"dsn"`
 	PasswordFile string `toml:"password_file"`
+	// Nodes are the other appliances that ship to this database. Rows of any other are named as foreign.
+	Nodes []string `toml:"nodes"`
 }
 
 // Place is where connections go, with the password as the file has it now. dir is the appliance's folder.

@@ -822,6 +822,15 @@ func (h health) Metrics() []byte {
 	fmt.Fprintf(&b, "yinjian_ready %d\n", one(ready))
 	family("yinjian_journal_entries", "counter", "Entries of the journal.")
 	fmt.Fprintf(&b, "yinjian_journal_entries %d\n", h.a.journal.Size())
+	projected := h.a.projection.status()
+	family("yinjian_projection_shipped_entries", "gauge", "Entries of the journal that the central database has; 0 while it is not known.")
+	fmt.Fprintf(&b, "yinjian_projection_shipped_entries %d\n", projected.Shipped)
+	family("yinjian_projection_lag_entries", "gauge", "Entries that it has not.")
+	fmt.Fprintf(&b, "yinjian_projection_lag_entries %d\n", projected.Lag)
+	family("yinjian_projection_up", "gauge", "Whether the last attempt to write to it succeeded.")
+	fmt.Fprintf(&b, "yinjian_projection_up %d\n", one(projected.Error == ""))
+	family("yinjian_projection_fork", "gauge", "Whether it holds another history of this node: an alarm, nothing is shipped.")
+	fmt.Fprintf(&b, "yinjian_projection_fork %d\n", one(projected.Fork))
 	states := h.a.machines.states()
 	for _, m := range []struct {
 		name, kind, help string

@@ -150,5 +150,5 @@ func (p *projection) compare(ctx context.Context) (*audit.CompareReport, error) 
 	if store == nil {
 		return nil, err
 	}
-	return audit.Compare(ctx, p.a.journal, store, p.a.batchMAC())
+	return audit.Compare(ctx, p.a.journal, store, p.a.batchMAC(), p.a.cfg.Database.Nodes...)
 }

@@ -44,6 +44,7 @@ type CompareReport struct {
 	Batches     uint64       `json:"batches"`
 	MACsChecked uint64       `json:"macs_checked"`
 	NotShipped  uint64       `json:"not_shipped"` // entries after the last shipped one: the lag
+	Days        []DayDigest  `json:"days"`        // by node and day
 	Differences []Difference `json:"differences"`
 	Omitted     uint64       `json:"omitted"`
 }
@@ -69,49 +70,79 @@ func (r *CompareReport) add(d Difference) {
 // come since is left to the next time.
 func Compare(ctx context.Context, j *Journal, p Projection, mac MAC, campuses ...string) (*CompareReport, error) {
 	report := &CompareReport{}
+	days := &dayTable{}
+	err := compare(ctx, report, days, j, p, mac, campuses)
+	report.Days = days.digests()
+	if err != nil {
+		err = fmt.Errorf("audit: comparing: %w", err)
+	}
+	return report, err
+}
+
+func compare(ctx context.Context, report *CompareReport, days *dayTable, j *Journal, p Projection, mac MAC, campuses []string) error {
 	spans, err := j.Epochs(ctx)
 	if err != nil {
-		return report, fmt.Errorf("audit: comparing: %w", err)
+		return err
 	}
-	for i, span := range spans {
-		// Entries are shipped after they are journalled, so a row that is read has its entry below end by then.
-		end := func() uint64 { return span.End }
-		if i == len(spans)-1 {
-			end = j.Size
-		}
-		if err := compareEpoch(ctx, report, j, p, mac, span, end); err != nil {
-			return report, fmt.Errorf("audit: comparing epoch %s: %w", span.Epoch, err)
-		}
-	}
-	stored, err := p.Epochs(ctx, j.Node())
+	epochs, err := p.Epochs(ctx, j.Node())
 	if err != nil {
-		return report, fmt.Errorf("audit: comparing: %w", err)
+		return err
 	}
-	for _, epoch := range stored {
-		if !slices.ContainsFunc(spans, func(s EpochSpan) bool { return s.Epoch.String() == epoch }) {
+	for _, s := range spans {
+		epochs = append(epochs, s.Epoch.String())
+	}
+	slices.Sort(epochs) // the order in which digests of days take them
+	for _, epoch := range slices.Compact(epochs) {
+		i := slices.IndexFunc(spans, func(s EpochSpan) bool { return s.Epoch.String() == epoch })
+		if i < 0 {
 			report.add(Difference{
 				Kind: RowAdded, Epoch: epoch, Detail: fmt.Sprintf("the projection has rows or batches of epoch %s, which the journal does not know", epoch),
 				DetailZH: fmt.Sprintf("中心库含有日志中不存在的纪元 %s 的行或批次", epoch),
 			})
+			if err := p.Rows(ctx, j.Node(), epoch, 0, func(r ProjectedRow) error { days.row(r); return nil }); err != nil {
+				return fmt.Errorf("epoch %s: %w", epoch, err)
+			}
+			continue
+		}
+		// Entries are shipped after they are journalled, so a row that is read has its entry below end by then.
+		end := func() uint64 { return spans[i].End }
+		if i == len(spans)-1 {
+			end = j.Size
+		}
+		if err := compareEpoch(ctx, report, days, j, p, mac, spans[i], end); err != nil {
+			return fmt.Errorf("epoch %s: %w", epoch, err)
 		}
 	}
 	nodes, err := p.Nodes(ctx)
 	if err != nil {
-		return report, fmt.Errorf("audit: comparing: %w", err)
+		return err
 	}
 	for _, node := range nodes {
-		if node == j.Node() || slices.Contains(campuses, node) {
-			continue
+		switch {
+		case node == j.Node():
+		case slices.Contains(campuses, node):
+			err = ofCampus(ctx, days, node, p)
+		default:
+			err = foreign(ctx, report, days, j.Node(), node, p)
 		}
-		if err := foreign(ctx, report, j.Node(), node, p); err != nil {
-			return report, fmt.Errorf("audit: comparing: node %q: %w", node, err)
+		if err != nil {
+			return fmt.Errorf("node %q: %w", node, err)
 		}
 	}
-	return report, nil
+	return nil
+}
+
+// ofCampus sums up the rows of another campus, for people to hold against what is printed there.
+func ofCampus(ctx context.Context, days *dayTable, node string, p Projection) error {
+	epochs, err := p.Epochs(ctx, node)
+	for i := 0; i < len(epochs) && err == nil; i++ {
+		err = p.Rows(ctx, node, epochs[i], 0, func(r ProjectedRow) error { days.row(r); return nil })
+	}
+	return err
 }
 
 // foreign lists the rows and batches of a node that has no business in the database.
-func foreign(ctx context.Context, report *CompareReport, own, node string, p Projection) error {
+func foreign(ctx context.Context, report *CompareReport, days *dayTable, own, node string, p Projection) error {
 	epochs, err := p.Epochs(ctx, node)
 	if err != nil {
 		return err
@@ -119,6 +150,7 @@ func foreign(ctx context.Context, report *CompareReport, own, node string, p Pro
 	for _, epoch := range epochs {
 		err := p.Rows(ctx, node, epoch, 0, func(r ProjectedRow) error {
 			report.Rows++
+			days.row(r)
 			report.add(Difference{
 				Kind: RowForeign, Node: node, Epoch: epoch, Sequence: r.Sequence, RecordID: r.RecordID,
 				Detail:   fmt.Sprintf("row %d is of node %q; this journal's is %q", r.Sequence, node, own),
@@ -145,7 +177,7 @@ func foreign(ctx context.Context, report *CompareReport, own, node string, p Pro
 	return nil
 }
 
-func compareEpoch(ctx context.Context, report *CompareReport, j *Journal, p Projection, mac MAC, span EpochSpan, endNow func() uint64) error {
+func compareEpoch(ctx context.Context, report *CompareReport, days *dayTable, j *Journal, p Projection, mac MAC, span EpochSpan, endNow func() uint64) error {
 	epoch := span.Epoch.String()
 	last, err := p.Shipped(ctx, j.Node(), epoch)
 	if errors.Is(err, ErrNotFound) {
@@ -171,6 +203,7 @@ func compareEpoch(ctx context.Context, report *CompareReport, j *Journal, p Proj
 				return errStop
 			}
 			report.Rows++
+			days.row(r)
 			if r.Sequence < from {
 				addedRow(report, r)
 				return nil
@@ -186,7 +219,9 @@ func compareEpoch(ctx context.Context, report *CompareReport, j *Journal, p Proj
 				return errStop
 			}
 			got, ok := rows[rec.Sequence]
-			compareRow(report, Project(rec), got, ok)
+			want := Project(rec)
+			days.entry(want)
+			compareRow(report, want, got, ok)
 			return nil
 		})
 		if err != nil && !errors.Is(err, errStop) {
@@ -198,6 +233,7 @@ func compareEpoch(ctx context.Context, report *CompareReport, j *Journal, p Proj
 			return nil // shipped since the comparison began
 		}
 		report.Rows++
+		days.row(r)
 		d := Difference{
 			Kind: RowBeyondJournal, Epoch: epoch, Sequence: r.Sequence, RecordID: r.RecordID,
 			Detail:   fmt.Sprintf("the projection has entry %d of the epoch, the journal has not: a restore lost it, or it was added", r.Sequence),

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -204,21 +205,30 @@ func same(t testing.TB, j *audit.Journal, p audit.Projection) {
 }
 
 // clock moves by a millisecond with each reading.
-type clock struct{ ms atomic.Int64 }
+type clock struct {
+	from time.Time
+	ms   atomic.Int64
+}
 
 func (c *clock) Now() ntp.Reading {
-	at := time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC).Add(time.Duration(c.ms.Add(1)) * time.Millisecond)
+	at := c.from.Add(time.Duration(c.ms.Add(1)) * time.Millisecond)
 	return ntp.Reading{Time: at, Bound: 3 * time.Millisecond, State: ntp.Trusted, Provenance: "test"}
 }
 
 // Journal opens a journal in a folder and runs it until stop or the test's end.
 func Journal(t testing.TB, dir string, newEpoch bool) (j *audit.Journal, stop func()) {
 	t.Helper()
+	return JournalOf(t, dir, "east", newEpoch, time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC))
+}
+
+// JournalOf is Journal for a node, at a time that begins there.
+func JournalOf(t testing.TB, dir, node string, newEpoch bool, at time.Time) (j *audit.Journal, stop func()) {
+	t.Helper()
 	store, err := sqlite.OpenJournal(t.Context(), sqlite.JournalConfig{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
-	j, err = audit.Open(t.Context(), audit.Config{Store: store, Node: "east", Clock: &clock{}, Log: Quiet(), NewEpoch: newEpoch})
+	j, err = audit.Open(t.Context(), audit.Config{Store: store, Node: node, Clock: &clock{from: at}, Log: Quiet(), NewEpoch: newEpoch})
 	if err != nil {
 		store.Close()
 		t.Fatal(err)
@@ -262,7 +272,7 @@ func Append(t testing.TB, j *audit.Journal, from, n int) {
 // Suite is what every database has to pass.
 func Suite(t *testing.T, fresh func(t testing.TB) *Database) {
 	for name, f := range map[string]func(*testing.T, func(testing.TB) *Database){
-		"Texts": texts, "Pages": pages, "Apply": apply, "Shipper": shipper, "Fork": fork, "Compare": differences,
+		"Texts": texts, "Pages": pages, "Apply": apply, "Shipper": shipper, "Fork": fork, "Compare": differences, "Days": days,
 		"AnswersLost": answersLost, "Hang": hang, "Migrations": migrations, "TwoMigrate": twoMigrate, "LaterSchema": laterSchema,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, fresh) })
@@ -515,6 +525,77 @@ func differences(t *testing.T, fresh func(testing.TB) *Database) {
 			}
 		})
 	}
+}
+
+// days: journal and database are summed up by day alike, and as a stranger's tools would.
+func days(t *testing.T, fresh func(testing.TB) *Database) {
+	t.Parallel()
+	d := fresh(t)
+	s := d.Open(t)
+	midnight := time.Date(2026, 3, 1, 16, 0, 0, 0, time.UTC) // in Beijing
+	west, _ := JournalOf(t, t.TempDir(), "west", false, midnight)
+	Append(t, west, 0, 5)
+	Ship(t, west, s, CaughtUp)
+	dir := t.TempDir()
+	j, stop := JournalOf(t, dir, "east", false, midnight.Add(-100*time.Millisecond))
+	Append(t, j, 0, 200)
+	stop()
+	j, _ = JournalOf(t, dir, "east", true, midnight.Add(time.Hour))
+	Append(t, j, 1000, 30)
+	Ship(t, j, s, CaughtUp)
+
+	report := func() []audit.DayDigest {
+		r, err := audit.Compare(t.Context(), j, s, macKey, "west")
+		if err != nil || len(r.Days) != 3 {
+			t.Fatalf("compare = %+v, %v, want three days", r, err)
+		}
+		return r.Days
+	}
+	leaves := map[string]string{}
+	for _, node := range []string{"east", "west"} {
+		epochs, err := s.Epochs(t.Context(), node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, epoch := range epochs {
+			err := s.Rows(t.Context(), node, epoch, 0, func(r audit.ProjectedRow) error {
+				day := "2026-03-02"
+				if r.SignedAt < midnight.UnixMicro() {
+					day = "2026-03-01"
+				}
+				leaves[node+day] += r.LeafHash + "\n"
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, d := range report() {
+		lines := leaves[d.Node+d.Day]
+		if want := openssl(t, lines); d.RowsSM3 != want || d.Rows != uint64(strings.Count(lines, "\n")) {
+			t.Errorf("%s %s: %d rows, %s, want %s", d.Node, d.Day, d.Rows, d.RowsSM3, want)
+		}
+		if own := d.Node == "east"; d.Agrees() != own || !own && d.EntriesSM3 != "" {
+			t.Errorf("journal and database: %+v", d)
+		}
+	}
+	d.Exec(t, `UPDATE yj_record SET leaf_hash = '00' WHERE node_id = 'east' AND seq_no = 3`)
+	if days := report(); days[0].Agrees() || !days[1].Agrees() {
+		t.Errorf("after a change of the first day: %+v", days)
+	}
+}
+
+// openssl is the SM3 of a text by a stranger.
+func openssl(t *testing.T, text string) string {
+	t.Helper()
+	cmd := exec.Command("openssl", "dgst", "-sm3", "-r")
+	cmd.Stdin = strings.NewReader(text)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("openssl: %v", err)
+	}
+	return string(out[:64])
 }
 
 // answersLost: about each sixth change of the database fails in one of the ways that DM8 and its driver have. Every entry

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -303,6 +305,7 @@ func databaseCommand() *cobra.Command {
 
 func printCompare(w io.Writer, r *audit.CompareReport) {
 	fmt.Fprintf(w, "投影 projection：%d 行 rows，%d 批 batches，%d 批 MAC 已验 checked，%d 条未送达 not shipped yet\n", r.Rows, r.Batches, r.MACsChecked, r.NotShipped)
+	printDays(w, r.Days)
 	if r.OK() {
 		fmt.Fprintln(w, "结论 result: 与日志一致 (agrees with the journal)")
 	}
@@ -313,6 +316,38 @@ func printCompare(w io.Writer, r *audit.CompareReport) {
 		}
 		fmt.Fprintf(w, "  ✗ 条目 entry %d [%s]%s\n      %s\n      %s\n", d.Sequence, d.Kind, where, d.DetailZH, d.Detail)
 	}
+}
+
+// shownDays is how many days of each node are printed; -o json has all.
+const shownDays = 31
+
+// printDays prints a line a day, for comparing by eye: the same day of the same node reads the same at every campus.
+func printDays(w io.Writer, days []audit.DayDigest) {
+	t := &columns{to: w}
+	fmt.Fprintln(t, "日期 day\t节点 node\t日志 entries\t库 rows\t叶值的 SM3 of the leaf hashes")
+	for len(days) > 0 {
+		n := slices.IndexFunc(days, func(d audit.DayDigest) bool { return d.Node != days[0].Node })
+		if n < 0 {
+			n = len(days)
+		}
+		of := days[:n]
+		days = days[n:]
+		if earlier := n - shownDays; earlier > 0 {
+			fmt.Fprintf(t, "…\t%s\t更早的 %d 天见 -o json (%d earlier days are in -o json)\n", of[0].Node, earlier, earlier)
+			of = of[earlier:]
+		}
+		for _, d := range of {
+			entries, sum := fmt.Sprint(d.Entries), d.RowsSM3
+			switch {
+			case d.Entries == 0 && d.Rows > 0: // another node's, or added
+				entries = "—"
+			case !d.Agrees():
+				sum = fmt.Sprintf("✗ 日志 journal %s，库 database %s", d.EntriesSM3, cmp.Or(d.RowsSM3, "—"))
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\n", d.Day, d.Node, entries, d.Rows, sum)
+		}
+	}
+	t.flush()
 }
 
 func verifyCommand() *cobra.Command {

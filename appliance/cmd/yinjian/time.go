@@ -15,6 +15,7 @@ import (
 
 	"yinjian/api/client"
 	"yinjian/api/wire"
+	"yinjian/appliance/audit"
 	"yinjian/ntp"
 	"yinjian/ntp/ledger"
 	"yinjian/ntp/plot"
@@ -57,7 +58,7 @@ func shown[T any](use, short string, flags func(*cobra.Command), ask func(ctx co
 }
 
 // beijing is the zone of tables and pictures.
-var beijing = time.FixedZone("UTC+8", 8*3600)
+var beijing = audit.Beijing
 
 func local(t time.Time) string {
 	if t.IsZero() {
