@@ -75,7 +75,7 @@ func Split(secret []byte, purpose, name string, holders []string, threshold int)
 		if err != nil {
 			return nil, nil, err
 		}
-		share := Share{Purpose: purpose, Name: name, Set: commitments.set(), Holder: holders[i], Number: i + 1, Threshold: threshold, Of: len(holders)}
+		share := Share{Purpose: purpose, Name: name, Set: commitments.Set(), Holder: holders[i], Number: i + 1, Threshold: threshold, Of: len(holders)}
 		copy(share.value[:], v)
 		clear(v)
 		if err := share.Check(commitments); err != nil {
@@ -86,14 +86,15 @@ func Split(secret []byte, purpose, name string, holders []string, threshold int)
 	return shares, commitments, nil
 }
 
-func (c Commitments) set() string { return Fingerprint(bytes.Join(c, nil)) }
+// Set names the shares that the commitments are of.
+func (c Commitments) Set() string { return Fingerprint(bytes.Join(c, nil)) }
 
 // Check says whether the share is of the set that the commitments are of.
 func (s *Share) Check(c Commitments) error {
 	bad := func(why string) error {
 		return fmt.Errorf("第 %d 份（%s）不属于这一套 (share %d is not of this set): %s", s.Number, s.Holder, s.Number, why)
 	}
-	if s.Set != c.set() || s.Threshold != len(c) {
+	if s.Set != c.Set() || s.Threshold != len(c) {
 		return bad("set " + s.Set)
 	}
 	var elements secretsharing.SecretCommitment

@@ -1,0 +1,121 @@
+package backup_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"yinjian/appliance/backup"
+	"yinjian/appliance/custody"
+)
+
+// archive writes a backup with the files, by name and content, and answers its path and what continues it.
+func archive(t *testing.T, c *backup.Custodians, h backup.Header, m backup.Manifest, files ...string) (string, *backup.Base) {
+	t.Helper()
+	h.ID, h.Node, h.Set, h.Threshold = backup.NewID(), "benbu-1", c.Set(), c.Threshold
+	name := filepath.Join(t.TempDir(), h.ID)
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w, err := backup.NewWriter(f, h, c.Point)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(files); i += 2 {
+		if err := w.Add(files[i], int64(len(files[i+1])), strings.NewReader(files[i+1])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(m); err != nil {
+		t.Fatal(err)
+	}
+	digest, err := backup.Digest(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name, &backup.Base{ID: h.ID, SM3: digest, Through: m.Through}
+}
+
+func extract(t *testing.T, dir string, shares []custody.Share, files ...string) (*backup.Manifest, error) {
+	t.Helper()
+	parts, err := backup.Chain(files)
+	if err != nil {
+		return nil, err
+	}
+	return backup.Extract(t.Context(), parts, shares, dir)
+}
+
+// A chain gives the files of its last backup, and of the earlier ones the sealed segments that it leaves out.
+func TestChain(t *testing.T) {
+	t.Parallel()
+	c, shares := custodians(t, "2026")
+	seg := backup.SegmentName
+	whole, base := archive(t, c, backup.Header{}, backup.Manifest{Segments: 2, Through: 1}, "config.toml", "old", "machines.toml", "gone since", seg(1), "sealed 1", seg(2), "half of 2")
+	second, next := archive(t, c, backup.Header{Base: base}, backup.Manifest{Segments: 3, Through: 2}, "config.toml", "newer", seg(2), "sealed 2", seg(3), "half of 3")
+	third, _ := archive(t, c, backup.Header{Base: next}, backup.Manifest{Segments: 4, Through: 3, Entries: 7}, "config.toml", "newest", "uses/a", "u", seg(3), "sealed 3", seg(4), "half of 4")
+	dir := t.TempDir()
+	m, err := extract(t, dir, shares[1:], third, whole, second)
+	if err != nil || m.Entries != 7 {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	got := map[string]string{}
+	_ = filepath.WalkDir(dir, func(name string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			b, _ := os.ReadFile(name)
+			rel, _ := filepath.Rel(dir, name)
+			got[rel] = string(b)
+			if i, err := d.Info(); err != nil || i.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %v, %v", rel, i, err)
+			}
+		}
+		return err
+	})
+	want := map[string]string{"config.toml": "newest", "uses/a": "u", seg(1): "sealed 1", seg(2): "sealed 2", seg(3): "sealed 3", seg(4): "half of 4"}
+	if len(got) != len(want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for name, text := range want {
+		if got[name] != text {
+			t.Errorf("%s is %q, want %q", name, got[name], text)
+		}
+	}
+	forged := *next
+	forged.SM3 = strings.Repeat("0", 64)
+	wrong, _ := archive(t, c, backup.Header{Base: &forged}, backup.Manifest{Segments: 3, Through: 2}, seg(3), "x")
+	for name, one := range map[string]struct {
+		files []string
+		word  string
+	}{
+		"without the whole one":        {[]string{second, third}, "没有完整备份"},
+		"without the one in between":   {[]string{whole, third}, "缺了中间的一份"},
+		"two whole ones":               {[]string{whole, whole}, "接得上"},
+		"the one before is not as was": {[]string{whole, second, wrong}, "接在摘要为"},
+	} {
+		if _, err := extract(t, t.TempDir(), shares, one.files...); err == nil || !strings.Contains(err.Error(), one.word) {
+			t.Errorf("%s: %v, want %q", name, err, one.word)
+		}
+	}
+}
+
+func TestExtractRefuses(t *testing.T) {
+	t.Parallel()
+	c, shares := custodians(t, "2026")
+	for name, one := range map[string]struct {
+		m     backup.Manifest
+		files []string
+	}{
+		"a file outside":         {backup.Manifest{Segments: 1}, []string{backup.SegmentName(1), "x", "../evil", "x"}},
+		"an absolute name":       {backup.Manifest{Segments: 1}, []string{backup.SegmentName(1), "x", "/etc/evil", "x"}},
+		"a name of another form": {backup.Manifest{Segments: 1}, []string{backup.SegmentName(1), "x", "a/../config.toml", "x"}},
+		"a segment that is not":  {backup.Manifest{Segments: 2}, []string{backup.SegmentName(1), "x"}},
+	} {
+		file, _ := archive(t, c, backup.Header{}, one.m, one.files...)
+		if _, err := extract(t, t.TempDir(), shares, file); !errors.Is(err, backup.ErrDamaged) {
+			t.Errorf("%s: %v, want %v", name, err, backup.ErrDamaged)
+		}
+	}
+}
