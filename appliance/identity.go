@@ -212,8 +212,12 @@ func (a *Appliance) birth(ctx context.Context) (*identity, map[string]*ca.Author
 	if err != nil {
 		return nil, nil, err
 	}
+	changed, err := audit.Changed(nil, id)
+	if err != nil {
+		return nil, nil, err
+	}
 	_, err = a.journal.Append(ctx, audit.Draft{
-		Kind: kindIdentity, Actor: "appliance", Object: a.cfg.Node, State: true,
+		Kind: kindIdentity, Actor: "appliance", Object: a.cfg.Node, State: true, Fields: changed,
 		Payloads: []audit.Attachment{{Name: "object", MediaType: "application/json", Data: body}},
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -480,6 +481,7 @@ func (m *machines) act(ctx context.Context, actor, act, name, reason string, fil
 		return journalRefused(err)
 	}
 	ctx = context.WithoutCancel(ctx) // what was begun is finished and told
+	before := m.decided(name)
 	list, err := do()
 	if err == nil {
 		m.put(list)
@@ -492,18 +494,31 @@ func (m *machines) act(ctx context.Context, actor, act, name, reason string, fil
 	if err != nil {
 		result = cutText("refused: " + err.Error())
 	}
-	if oerr := m.outcome(ctx, actor, act, name, hex.EncodeToString(ref[:]), result); oerr != nil {
+	changed, cerr := audit.Changed(before, m.decided(name))
+	if oerr := errors.Join(cerr, m.outcome(ctx, actor, act, name, hex.EncodeToString(ref[:]), reason, result, changed)); oerr != nil {
 		return journalRefused(errors.Join(err, oerr))
 	}
 	return err
 }
 
-func (m *machines) outcome(ctx context.Context, actor, act, name, intent, result string) error {
+func (m *machines) outcome(ctx context.Context, actor, act, name, intent, reason, result string, changed []audit.Field) error {
 	_, err := m.a.journal.Append(ctx, audit.Draft{
 		Kind: kindMachineOutcome, Actor: actor, Object: name, State: true,
-		Fields: []audit.Field{{Name: "act", Value: audit.Text(act)}, {Name: "intent", Value: audit.Text(intent)}, {Name: "result", Value: audit.Text(result)}},
+		Fields: append(changed, audit.Field{Name: "act", Value: audit.Text(act)}, audit.Field{Name: "intent", Value: audit.Text(intent)},
+			audit.Field{Name: "reason", Value: audit.Text(reason)}, audit.Field{Name: "result", Value: audit.Text(result)}),
 	})
 	return err
+}
+
+// decided is what the change log has of a machine: its description and whether it is draining; nil without one.
+func (m *machines) decided(name string) any {
+	c := m.find(name)
+	if c == nil {
+		return nil
+	}
+	return map[string]any{
+		"name": name, "module": c.Module, "profile": c.Profile, "weight": c.Weight, "slots": slices.Sorted(maps.Keys(c.Slots)), "draining": c.draining,
+	}
 }
 
 // cutText shortens what a field of the journal is to hold.
@@ -542,7 +557,7 @@ func (m *machines) settle(ctx context.Context) error {
 				now = "draining"
 			}
 		}
-		if err := m.outcome(ctx, "appliance", o.act, o.name, id, "interrupted; the machine is "+now); err != nil {
+		if err := m.outcome(ctx, "appliance", o.act, o.name, id, "", "interrupted; the machine is "+now, nil); err != nil {
 			return err
 		}
 	}

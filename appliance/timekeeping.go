@@ -677,7 +677,9 @@ func (d admin) ReadmitTime(ctx context.Context, actor string, req wire.ReadmitTi
 		err = problem.New(problem.NotReady, "多数源已改变或消失，或时间戳进程尚未见到，没有全部执行 (the majority has changed or gone, or a timestamp worker has not seen it)",
 			"见 yinjian time status；仍在等待核准的，再执行一次 (see yinjian time status; do it again where one still waits)").With(err)
 	}
-	if oerr := k.conclude(ctx, kindReadmitOutcome, actor, d.a.cfg.Node, intent, result); oerr != nil {
+	changed, cerr := audit.Changed(map[string]any{"state": own.State, "offset_us": round.Offset.Microseconds()}, map[string]any{"state": d.a.clock.Now().State, "result": result})
+	changed = append(changed, audit.Field{Name: "reason", Value: audit.Text(req.Reason)})
+	if oerr := errors.Join(cerr, k.conclude(ctx, kindReadmitOutcome, actor, d.a.cfg.Node, intent, result, changed...)); oerr != nil {
 		return nil, journalRefused(errors.Join(err, oerr))
 	}
 	if err != nil {

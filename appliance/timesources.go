@@ -158,12 +158,22 @@ func (k *timekeeper) intend(ctx context.Context, d audit.Draft) (string, error) 
 	return id, nil
 }
 
-func (k *timekeeper) conclude(ctx context.Context, kind, actor, object, intent, result string) error {
+func (k *timekeeper) conclude(ctx context.Context, kind, actor, object, intent, result string, more ...audit.Field) error {
 	_, err := k.a.journal.Append(ctx, audit.Draft{
 		Kind: kind, Actor: actor, Object: object, State: true,
-		Fields: []audit.Field{{Name: "intent", Value: audit.Text(intent)}, {Name: "result", Value: audit.Text(result)}},
+		Fields: append(more, audit.Field{Name: "intent", Value: audit.Text(intent)}, audit.Field{Name: "result", Value: audit.Text(result)}),
 	})
 	return err
+}
+
+// decided is what the change log has of a source; nil without one.
+func (k *timekeeper) decided(name string) any {
+	for _, s := range k.all() {
+		if s.Name == name {
+			return map[string]any{"name": name, "group": s.Group, "address": s.Address, "authentication": s.KeyType, "key_id": s.KeyID}
+		}
+	}
+	return nil
 }
 
 // act does what an administrator decided about a source: intent, the act, outcome. do answers the list as it is to be. It is
@@ -181,6 +191,7 @@ func (k *timekeeper) act(ctx context.Context, actor, act string, s TimeSource, r
 		return err
 	}
 	ctx = context.WithoutCancel(ctx) // what was begun is finished and told
+	before := k.decided(s.Name)
 	list, err := do()
 	if err == nil {
 		if serr := k.save(list); serr != nil {
@@ -198,7 +209,9 @@ func (k *timekeeper) act(ctx context.Context, actor, act string, s TimeSource, r
 		err = problem.New(problem.NotReady, "已执行；有时间戳进程尚未换新，仍询问原来的时间源 (done; a timestamp worker still asks the sources of before)",
 			"它下次启动时采用；或重启服务 (it will ask them from its next start on; or restart the service)").With(werr)
 	}
-	if oerr := k.conclude(ctx, kindSourceOutcome, actor, s.Name, intent, result); oerr != nil {
+	changed, cerr := audit.Changed(before, k.decided(s.Name))
+	changed = append(changed, audit.Field{Name: "act", Value: audit.Text(act)}, audit.Field{Name: "reason", Value: audit.Text(reason)})
+	if oerr := errors.Join(cerr, k.conclude(ctx, kindSourceOutcome, actor, s.Name, intent, result, changed...)); oerr != nil {
 		return journalRefused(errors.Join(err, oerr))
 	}
 	return err

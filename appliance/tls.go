@@ -173,7 +173,7 @@ func (a *Appliance) makeTLSKey(ctx context.Context, t hsm.Token) (hsm.KeyInfo, e
 		return info, err
 	}
 	_, err = a.journal.Append(ctx, audit.Draft{
-		Kind: kindTLSKey, Actor: "appliance", Object: tlsLabel, Fields: []audit.Field{{Name: "spki", Value: audit.Octets(spki)}},
+		Kind: kindTLSKey, Actor: "appliance", Object: tlsLabel, State: true, Fields: []audit.Field{{Name: "spki", Value: audit.Octets(spki)}},
 	})
 	return info, err
 }

@@ -293,9 +293,22 @@ func (s *stampService) change(ctx context.Context, actor, act string, req api.St
 func (s *stampService) decide(ctx context.Context, actor, act, reason string, units []string) error {
 	s.writes.Lock()
 	defer s.writes.Unlock()
+	before, after := map[string]any{}, map[string]any{}
+	for _, unit := range units {
+		before[unit] = "serving"
+		if _, is := (*s.stopped.Load())[unit]; is {
+			before[unit] = "stopped"
+		}
+		after[unit] = map[string]string{"stop": "stopped", "start": "serving"}[act]
+	}
+	changed, err := audit.Changed(before, after)
+	if err != nil {
+		return err
+	}
 	receipt, err := s.a.journal.Append(ctx, audit.Draft{
 		Kind: kindStampService, Actor: actor, Object: s.a.cfg.Node, State: true,
-		Fields: []audit.Field{{Name: "act", Value: audit.Text(act)}, {Name: "units", Value: audit.Text(strings.Join(units, ","))}, {Name: "reason", Value: audit.Text(reason)}},
+		Fields: append(changed, audit.Field{Name: "act", Value: audit.Text(act)}, audit.Field{Name: "units", Value: audit.Text(strings.Join(units, ","))},
+			audit.Field{Name: "reason", Value: audit.Text(reason)}),
 	})
 	if err != nil {
 		return journalRefused(err)

@@ -161,6 +161,11 @@ func (s *Service) conclude(ctx context.Context, d audit.Draft, ref []byte, objec
 	if err != nil {
 		return err
 	}
+	changed, err := audit.Changed(s.before(d.Kind, d.Object, object), object)
+	if err != nil {
+		return err
+	}
+	d.Fields = append(d.Fields, changed...)
 	d.State, d.Unique, d.Ref = true, true, ref
 	d.Payloads = append(d.Payloads, audit.Attachment{Name: "object", MediaType: "application/json", Data: body})
 	r, err := s.cfg.Journal.Append(ctx, d)
@@ -173,6 +178,55 @@ func (s *Service) conclude(ctx context.Context, d audit.Draft, ref []byte, objec
 		return journalProblem(err)
 	}
 	return s.apply(ctx, &r.Entry, body, appKey)
+}
+
+// before is what the directory has of the object of an outcome, for the change log; nil: nothing. after is the payload.
+func (s *Service) before(kind, object string, after any) any {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	switch after := after.(type) {
+	case *Application:
+		return s.applications[after.ID]
+	case *Signer:
+		return s.signers[after.ID]
+	case *Anchor:
+		return s.anchors[after.ID]
+	case *foreignCRL:
+		return s.foreign[s.listKey(after)]
+	case *crlPayload:
+		if l := s.crls[object]; l != nil {
+			return crlPayload{object, l.Number, l.ThisUpdate, l.NextUpdate, l.DER}
+		}
+	case *revocation:
+		return map[string]any{"serial": after.Serial, "status": s.certificates[after.Serial].Status}
+	case *intermediates:
+		return map[string]any{"known": len(s.intermediates)}
+	case *Request:
+		if k := s.heldKey(object, after.Label); k != nil {
+			return k.request
+		}
+	case *imported:
+		serials := []string{}
+		if k := s.heldKey(object, after.Label); k != nil {
+			for _, c := range k.certs {
+				serials = append(serials, pki.SerialHex(c.leaf().SerialNumber))
+			}
+		}
+		return map[string]any{"label": after.Label, "certificates": serials}
+	case *destruction:
+		return map[string]any{"owner": after.Owner, "label": after.Label, "state": "present"}
+	}
+	return nil
+}
+
+// heldKey is a key by owner and label, nil if there is none. The caller holds s.mu.
+func (s *Service) heldKey(owner, label string) *heldKey {
+	for _, k := range s.held[owner] {
+		if k.label == label {
+			return k
+		}
+	}
+	return nil
 }
 
 // notWritten reports whether an error of Append means that nothing was or will be written. All others are taken to leave

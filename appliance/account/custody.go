@@ -419,7 +419,7 @@ func (s *Service) RecoverPIN(ctx context.Context, actor, id, pin string, shares 
 func (s *Service) Ceremony(ctx context.Context, actor, kek string, minutes, signature []byte) error {
 	sum := sm3.Sum(signature)
 	_, err := s.cfg.Journal.Append(ctx, audit.Draft{
-		Kind: kindCeremony, Actor: actor, Object: kek, Fields: []audit.Field{octets("signature.sm3", sum[:])},
+		Kind: kindCeremony, Actor: actor, Object: kek, State: true, Fields: []audit.Field{octets("signature.sm3", sum[:])},
 		Payloads: []audit.Attachment{{Name: "minutes", MediaType: "application/json", Data: minutes}},
 	})
 	if err != nil {

@@ -58,17 +58,8 @@ func Project(r Record) ProjectedRow {
 	}
 }
 
-// short cuts text to the 256 bytes of its column, at a character's end. The journal has the whole.
-func short(s string) string {
-	if len(s) <= MaxSubjectBytes {
-		return s
-	}
-	n := MaxSubjectBytes
-	for n > 0 && s[n]&0xC0 == 0x80 {
-		n--
-	}
-	return s[:n]
-}
+// short cuts text to the 256 bytes of its column. The journal has the whole.
+func short(s string) string { return cut(s, MaxSubjectBytes) }
 
 // A column of a row by name, as text, for comparing and for the MAC.
 type column struct{ name, value string }
@@ -95,6 +86,27 @@ type ProjectedBatch struct {
 	MAC         string // HMAC-SM3, 64 hexadecimal digits
 	KeyID       string
 	Rows        []ProjectedRow
+	// Changes are the rows' entries that changed something, each under a MAC of its own; Sealer computes that of their
+	// set's root, which is known in the transaction alone.
+	Changes []ProjectedChange
+	Sealer  MAC
+}
+
+// seal computes the MACs of the batch and of its changes.
+func (b *ProjectedBatch) seal(ctx context.Context, mac MAC, keyID string) error {
+	sum, err := mac.MAC(ctx, b.MACInput())
+	if err != nil {
+		return fmt.Errorf("MAC: %w", err)
+	}
+	b.MAC, b.KeyID, b.Sealer = hex.EncodeToString(sum), keyID, mac
+	for i := range b.Changes {
+		c := &b.Changes[i]
+		if c.MAC, err = RowMAC(ctx, mac, ChangeSet, c.Columns()); err != nil {
+			return err
+		}
+		c.KeyID = keyID
+	}
+	return nil
 }
 
 // MACInput is what a batch's MAC is computed over: "yinjian/projection/batch/v1" and a zero byte; node, epoch; first
@@ -139,7 +151,7 @@ type MAC interface {
 
 // A Projection is the database that people query.
 type Projection interface {
-	// Apply writes rows and batch in one transaction. Applying the same batch again changes nothing. A row whose key
+	// Apply writes rows, batch and changes in one transaction. Applying the same batch again changes nothing. A row whose key
 	// is there with another leaf hash is [ErrFork], and nothing is written.
 	Apply(ctx context.Context, b ProjectedBatch) error
 	// Shipped answers how far this node's epoch is: the greatest sequence, or [ErrNotFound].

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -202,6 +201,9 @@ func (s *Shipper) ship(ctx context.Context, next uint64) (uint64, error) {
 		}
 		b.Node, b.Epoch = row.Node, row.Epoch
 		b.Rows = append(b.Rows, row)
+		if c, is := ProjectChange(r); is {
+			b.Changes = append(b.Changes, c)
+		}
 		return nil
 	}
 	// What was just written is in memory still; what is not is read from the disk.
@@ -217,11 +219,9 @@ func (s *Shipper) ship(ctx context.Context, next uint64) (uint64, error) {
 		return 0, fmt.Errorf("audit: shipping from %d: %w", next, err)
 	}
 	b.First, b.Last = next, next+uint64(len(b.Rows))-1
-	mac, err := s.cfg.MAC.MAC(ctx, b.MACInput())
-	if err != nil {
-		return 0, fmt.Errorf("audit: shipping from %d: MAC: %w", next, err)
+	if err := b.seal(ctx, s.cfg.MAC, s.cfg.MACKeyID); err != nil {
+		return 0, fmt.Errorf("audit: shipping from %d: %w", next, err)
 	}
-	b.MAC, b.KeyID = hex.EncodeToString(mac), s.cfg.MACKeyID
 	if err := s.cfg.Projection.Apply(ctx, b); err != nil {
 		return 0, fmt.Errorf("audit: shipping entries %d to %d: %w", b.First, b.Last, err)
 	}

@@ -160,6 +160,9 @@ func (s *Store) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 		if err := s.insert(ctx, tx, missing); err != nil {
 			return err
 		}
+		if err := s.applyChanges(ctx, tx, b); err != nil {
+			return err
+		}
 		var last int64
 		var mac, key string
 		err = tx.QueryRowContext(ctx, s.seam.Text(selectBatch.Text), b.Node, b.Epoch, int64(b.First)).Scan(&last, &mac, &key)

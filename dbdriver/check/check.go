@@ -730,7 +730,10 @@ func (r *run) store() {
 var tables = []struct {
 	name string
 	drop central.Statement
-}{{"yj_record", central.DropRecords}, {"yj_batch", central.DropBatches}, {"yj_schema_change", central.DropHistory}}
+}{
+	{"yj_change", central.DropChanges}, {"yj_set_root", central.DropRoots}, {"yj_record", central.DropRecords}, {"yj_batch", central.DropBatches},
+	{"yj_schema_change", central.DropHistory},
+}
 
 func tryStore(ctx context.Context, s *central.Store) error {
 	const node, epoch, n = "db-check", "0123456789abcdef", 100

@@ -57,7 +57,7 @@ func TestRun(t *testing.T) {
 						t.Errorf("%s: %+v, want %q", name, i, want)
 					}
 				}
-				for _, table := range []string{"yj_probe", "yj_record", "yj_batch", "yj_schema_change"} {
+				for _, table := range []string{"yj_probe", "yj_record", "yj_batch", "yj_change", "yj_set_root", "yj_schema_change"} {
 					if there, err := d.Seam().Exists(t.Context(), db, "table", table); err != nil || there {
 						t.Errorf("%s was left behind, %v", table, err)
 					}

@@ -1,0 +1,3 @@
+-- review: central-0005
+-- makes: table yj_change
+CREATE TABLE yj_change (node_id VARCHAR(64) NOT NULL, epoch_id VARCHAR(16) NOT NULL, seq_no BIGINT NOT NULL, change_no BIGINT NOT NULL, leaf_hash VARCHAR(64) NOT NULL, kind_name VARCHAR(64) NOT NULL, act_name VARCHAR(64), actor_name VARCHAR(256), object_id VARCHAR(256), reason_text VARCHAR(512), before_text VARCHAR(900), after_text VARCHAR(900), changed_at_us BIGINT NOT NULL, bound_us BIGINT NOT NULL, row_mac VARCHAR(64) NOT NULL, mac_key_id VARCHAR(64) NOT NULL, created_by VARCHAR(64) NOT NULL, created_at BIGINT NOT NULL, modified_by VARCHAR(64) NOT NULL, modified_at BIGINT NOT NULL, PRIMARY KEY (node_id, epoch_id, seq_no))
