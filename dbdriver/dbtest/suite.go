@@ -274,6 +274,7 @@ func Suite(t *testing.T, fresh func(t testing.TB) *Database) {
 	for name, f := range map[string]func(*testing.T, func(testing.TB) *Database){
 		"Texts": texts, "Pages": pages, "Apply": apply, "Shipper": shipper, "Fork": fork, "Compare": differences, "Days": days,
 		"AnswersLost": answersLost, "Hang": hang, "Migrations": migrations, "TwoMigrate": twoMigrate, "LaterSchema": laterSchema,
+		"Decisions": decisions, "DecisionFaults": decisionFaults, "DecisionLate": decisionLate,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, fresh) })
 	}
