@@ -45,6 +45,7 @@ var faces = map[problem.Code]face{
 	problem.SignerTest:            {http.StatusForbidden, "签名人是测试账号", wire.RetryOperator, 0},
 	problem.SignerStopped:         {http.StatusForbidden, "签名人已停用", wire.RetryOperator, 0},
 	problem.KeyUnknown:            {http.StatusUnprocessableEntity, "没有对应算法的密钥", wire.RetryOperator, 0},
+	problem.KeyElsewhere:          {http.StatusUnprocessableEntity, "密钥在另一院区", wire.RetryOperator, 0},
 	problem.PINWrong:              {http.StatusForbidden, "PIN 错误", wire.RetryNever, 0},
 	problem.PINLocked:             {http.StatusForbidden, "PIN 已锁定", wire.RetryOperator, 0},
 	problem.ConsentInsufficient:   {http.StatusForbidden, "授权方式不足", wire.RetryNever, 0},

@@ -541,11 +541,14 @@ func (a *Appliance) objectOf(ctx context.Context, e *audit.Entry) ([]byte, error
 
 func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*ca.Authority) error {
 	policy, err := a.cfg.custodyPolicy()
+	if err == nil {
+		err = a.checkCampusMACs(ctx)
+	}
 	if err != nil {
 		return err
 	}
 	a.directory = account.New(account.Config{
-		Journal: a.journal, Clock: a.clock, MAC: macKeys{a.tokens[hsm.Log]}, Slots: a.tokens, CAs: authorities, Log: a.log,
+		Journal: a.journal, Clock: a.clock, MAC: macKeys{a.tokens[hsm.Log]}, Node: a.cfg.Node, Slots: a.tokens, CAs: authorities, Log: a.log,
 		SoftRevocation: a.cfg.Trust.Revocation == RevocationSoft, Discarded: a.accounting.discard, Custody: policy,
 	})
 	if err := a.identity.register(a.directory, &a.listener); err != nil {

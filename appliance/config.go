@@ -277,6 +277,9 @@ type Custody struct {
 	KEK string `toml:"kek"` // label of the wrapping key in the staff slot
 	// Officers is the public key (PEM) of the officers who together open keys whose PIN was forgotten; empty: nobody can.
 	Officers string `toml:"officers"`
+	// CampusMACs derives PINs' verifiers, applications' keys and what seals custody keys with the MAC keys that the ceremony
+	// of KEK brought to the log slot, so that they hold at every campus where it did. Without it they hold at this one alone.
+	CampusMACs bool `toml:"campus_macs"`
 }
 
 // Slot is one slot class's token.

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"yinjian/appliance/account"
 	"yinjian/appliance/custody"
 	"yinjian/appliance/problem"
+	"yinjian/hsm"
 )
 
 // custodyPolicy is the directory's view of hsm.custody, nil without it.
@@ -24,7 +26,7 @@ func (c *Config) custodyPolicy() (*account.CustodyPolicy, error) {
 	if c.HSM.Custody == nil {
 		return nil, nil
 	}
-	p := &account.CustodyPolicy{KEK: c.HSM.Custody.KEK}
+	p := &account.CustodyPolicy{KEK: c.HSM.Custody.KEK, CampusMACs: c.HSM.Custody.CampusMACs}
 	if c.HSM.Custody.Officers == "" {
 		return p, nil
 	}
@@ -46,6 +48,26 @@ func (c *Config) custodyPolicy() (*account.CustodyPolicy, error) {
 	}
 	p.Officers = elliptic.Marshal(point.Curve, point.X, point.Y)
 	return p, nil
+}
+
+// checkCampusMACs refuses to start without the MAC keys of hsm.custody, and with one that could leave the machine.
+func (a *Appliance) checkCampusMACs(ctx context.Context) error {
+	if c := a.cfg.HSM.Custody; c == nil || !c.CampusMACs {
+		return nil
+	}
+	for _, use := range account.CampusMACs {
+		label := custody.MACLabel(use, a.cfg.HSM.Custody.KEK)
+		info, err := a.tokens[hsm.Log].FindKey(ctx, label)
+		switch {
+		case errors.Is(err, hsm.ErrKeyNotFound):
+			return fmt.Errorf("hsm.custody.campus_macs: log 槽位没有密钥 %s；先由保管人的份额导入：yinjian ceremony restore（见 docs/custody.md“两院区”），或去掉此项 (no such key in the log slot: bring it from the custodians' shares, or take this setting out): %w", label, err)
+		case err != nil:
+			return fmt.Errorf("hsm.custody.campus_macs: key %q: %w", label, err)
+		case info.Algorithm != hsm.HMACSM3 || info.Extractable || !info.Sensitive:
+			return fmt.Errorf("hsm.custody.campus_macs: log 槽位的密钥 %s 不是不可导出的 HMAC-SM3 密钥，不使用 (it is %s, extractable %v, sensitive %v; it is not used)", label, info.Algorithm, info.Extractable, info.Sensitive)
+		}
+	}
+	return nil
 }
 
 // endConsentsEvery is how long an ended authorisation's custody keys stay unwrapped at most.

@@ -24,8 +24,9 @@ type keyLine struct {
 	Kind string `json:"kind"`
 	KEK  string `json:"kek,omitempty"`
 	// State is present, missing (known to the directory and on no machine), unknown (on a machine, and not known to the
-	// directory), sealed (a custody key) or destroyed.
+	// directory), elsewhere (in another appliance's cipher machine), sealed (a custody key) or destroyed.
 	State string `json:"state"`
+	Node  string `json:"node,omitempty"` // the other appliance
 	// Machines are those that hold the key, or of a custody key those that hold the key it is wrapped under.
 	Machines []string `json:"machines"`
 	// What the cipher machine says of the key, read back now; of a key that is on none nothing is said.
@@ -94,6 +95,7 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 	for _, r := range a.directory.KeyRecords() {
 		line := keyLine{Slot: string(r.Class), Label: r.Label, Algorithm: r.Algorithm, Owner: r.Owner, Public: r.Public, KEK: r.KEK,
 			Kind: "resident", State: "missing", Machines: []string{}, Born: instant(r.Born), Activated: instant(r.Activated), Due: instant(r.Due), Destroyed: instant(r.Destroyed)}
+		line.Node = r.Node
 		k, there := found[place{r.Class, r.Label}]
 		known[place{r.Class, r.Label}] = true
 		switch {
@@ -104,6 +106,8 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 			if kek := found[place{r.Class, r.KEK}]; kek != nil {
 				line.Machines = kek.machines
 			}
+		case r.Node != "":
+			line.State = "elsewhere"
 		case !there && silent[r.Class]:
 			line.State = "unavailable"
 		}

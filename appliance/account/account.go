@@ -45,12 +45,15 @@ type Application struct {
 	Rate       int  `json:"rate,omitempty"`  // requests a second; 0: what the configuration says
 	Burst      int  `json:"burst,omitempty"` // requests at once; 0: twice the rate, or what the configuration says
 	// HSMRate and HSMSessions are signatures a second and at once; 0: what the configuration says.
-	HSMRate     int       `json:"hsm_rate,omitempty"`
-	HSMSessions int       `json:"hsm_sessions,omitempty"`
-	Stopped     bool      `json:"stopped"`
-	KeySalt     []byte    `json:"key_salt"` // the HMAC key is derived from it inside the cipher machine
-	ChangedBy   string    `json:"changed_by"`
-	ChangedAt   time.Time `json:"changed_at"`
+	HSMRate     int     `json:"hsm_rate,omitempty"`
+	HSMSessions int     `json:"hsm_sessions,omitempty"`
+	Stopped     bool    `json:"stopped"`
+	KeySalt     []byte  `json:"key_salt"` // the HMAC key is derived from it inside the cipher machine
+	MACKey      *MACKey `json:"mac_key,omitempty"`
+	// KeySealed, if set, is the HMAC key sealed under what is derived from KeySalt: it was another machine's before.
+	KeySealed []byte    `json:"key_sealed,omitempty"`
+	ChangedBy string    `json:"changed_by"`
+	ChangedAt time.Time `json:"changed_at"`
 }
 
 // Has reports whether the application has the right.
@@ -89,6 +92,8 @@ type SignerKey struct {
 	PublicKey   []byte `json:"public_key,omitempty"`  // SubjectPublicKeyInfo, DER, of a key without a certificate
 	// Wrapped is the private half of a custody key; nil: it is in the staff slot under Label.
 	Wrapped *Wrapped `json:"wrapped,omitempty"`
+	// Node is the appliance whose staff slot has a resident key; "": the one whose entry this is.
+	Node string `json:"node,omitempty"`
 
 	Chain [][]byte              `json:"-"` // above Certificate, issuer first; of ActiveSigner
 	Path  []*smx509.Certificate `json:"-"` // Certificate and Chain, parsed; of ActiveSigner
@@ -97,9 +102,10 @@ type SignerKey struct {
 // A PINVerifier checks a PIN without being able to yield it: Tag = HMAC-SM3, with a key that never leaves the cipher
 // machine, over PBKDF2-HMAC-SM3(PIN, Salt, Iterations) and the signer's id.
 type PINVerifier struct {
-	Salt       []byte `json:"salt"`
-	Iterations int    `json:"iterations"`
-	Tag        []byte `json:"tag"`
+	Salt       []byte  `json:"salt"`
+	Iterations int     `json:"iterations"`
+	Tag        []byte  `json:"tag"`
+	MACKey     *MACKey `json:"mac_key,omitempty"`
 }
 
 // A Grant is the answer to a request for an authorisation.

@@ -81,14 +81,17 @@ func (s *Service) RegisterApplication(ctx context.Context, actor string, a Appli
 		return nil, nil, problem.New(problem.Exists, "应用已登记 (application is registered already)", "换一个标识 (choose another id)")
 	}
 	a.Version, a.Stopped, a.ChangedBy, a.ChangedAt = 1, false, actor, s.cfg.Clock.Now().Time
-	a.KeySalt = make([]byte, 16)
+	a.KeySalt, a.KeySealed = make([]byte, 16), nil
 	if _, err := rand.Read(a.KeySalt); err != nil {
 		return nil, nil, err
 	}
 	// The key is derived before anything is written: an application whose registration is on disk can be used.
-	key, err := applicationKey(ctx, s.cfg.MAC, a.ID, a.KeySalt)
+	if a.MACKey, err = s.macs.present(ctx, AppKeyLabel); err != nil {
+		return nil, nil, err
+	}
+	key, err := s.macs.applicationKey(ctx, &a)
 	if err != nil {
-		return nil, nil, hsmProblem(err)
+		return nil, nil, err
 	}
 	i, err := s.intend(ctx, audit.Draft{Kind: kindApplicationIntent, Actor: actor, Object: a.ID}, "register", "")
 	if err != nil {
@@ -105,7 +108,7 @@ func (s *Service) RegisterApplication(ctx context.Context, actor string, a Appli
 // StopApplication stops or starts an application. Its live authorisations are void. It needs no cipher machine.
 func (s *Service) StopApplication(ctx context.Context, actor, id string, stopped bool, reason string) (*Application, error) {
 	act := map[bool]string{true: "stop", false: "start"}[stopped]
-	return s.changeApplication(ctx, actor, id, act, reason, func(a *Application) { a.Stopped = stopped })
+	return s.changeApplication(ctx, actor, id, act, reason, func(a *Application, _ []byte) error { a.Stopped = stopped; return nil })
 }
 
 // LimitApplication sets what the application may ask for. It needs no cipher machine.
@@ -113,8 +116,9 @@ func (s *Service) LimitApplication(ctx context.Context, actor, id string, l Limi
 	if err := l.check(); err != nil {
 		return nil, err
 	}
-	return s.changeApplication(ctx, actor, id, "limit", reason, func(a *Application) {
+	return s.changeApplication(ctx, actor, id, "limit", reason, func(a *Application, _ []byte) error {
 		a.Rate, a.Burst, a.HSMRate, a.HSMSessions = l.Rate, l.Burst, l.HSMRate, l.HSMSessions
+		return nil
 	})
 }
 
@@ -125,7 +129,7 @@ func (s *Service) SetProduction(ctx context.Context, actor, id string, productio
 		return nil, errTestProduction
 	}
 	act := map[bool]string{true: "production", false: "no-production"}[production]
-	return s.changeApplication(ctx, actor, id, act, reason, func(a *Application) { a.Production = production })
+	return s.changeApplication(ctx, actor, id, act, reason, func(a *Application, _ []byte) error { a.Production = production; return nil })
 }
 
 var errTestProduction = problem.Invalid("production", "测试应用不能标为生产应用 (an application for tests is none of production)")
@@ -143,7 +147,7 @@ func (l Limits) check() error {
 }
 
 // changeApplication journals a change of an application that leaves its key as it is.
-func (s *Service) changeApplication(ctx context.Context, actor, id, act, reason string, change func(*Application)) (*Application, error) {
+func (s *Service) changeApplication(ctx context.Context, actor, id, act, reason string, change func(a *Application, key []byte) error) (*Application, error) {
 	if err := checkReason(reason); err != nil {
 		return nil, err
 	}
@@ -158,7 +162,9 @@ func (s *Service) changeApplication(ctx context.Context, actor, id, act, reason 
 	}
 	a := *old
 	a.Version, a.ChangedBy, a.ChangedAt = old.Version+1, actor, s.cfg.Clock.Now().Time
-	change(&a)
+	if err := change(&a, key); err != nil {
+		return nil, err
+	}
 	i, err := s.intend(ctx, audit.Draft{Kind: kindApplicationIntent, Actor: actor, Object: id}, act, "")
 	if err != nil {
 		return nil, err

@@ -478,7 +478,7 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 	if err := s.consents.room(pair{app.ID, g.ID}, len(q.Digests), now.Time); err != nil {
 		return nil, err // before the PIN, so that a right one is not spent on nothing
 	}
-	good, err := g.PIN.check(ctx, s.cfg.MAC, g.ID, q.PIN)
+	good, err := g.PIN.check(ctx, s.macs, g.ID, q.PIN)
 	if err != nil {
 		return nil, err
 	}
@@ -487,6 +487,9 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 	if !good {
 		return nil, s.wrongPIN(ctx, "application/"+app.ID, app.ID, g)
 	}
+	if s.behind(g) {
+		g = s.follow(ctx, g, q.PIN)
+	}
 	keys, err := s.openKeys(ctx, g, q.PIN)
 	if err != nil {
 		return nil, s.orChanged(g, fmt.Errorf("account: opening the custody keys of %s: %w", g.ID, err))
@@ -494,7 +497,7 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 
 	a := &evidence.Authorization{
 		Version: 1, Method: evidence.SignerPIN, Level: 2, Subject: g.ID, Application: app.ID, Count: q.Count,
-		GrantedAt: now.Time.UTC().Format(time.RFC3339Nano), Proof: "PIN verified with key " + PINKeyLabel + " inside the cipher machine",
+		GrantedAt: now.Time.UTC().Format(time.RFC3339Nano), Proof: "PIN verified with key " + g.PIN.MACKey.label(PINKeyLabel) + " inside the cipher machine",
 	}
 	notAfter, remaining := now.Time.Add(time.Duration(q.Seconds)*time.Second), q.Count
 	if len(q.Digests) > 0 {

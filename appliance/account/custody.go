@@ -27,6 +27,8 @@ type CustodyPolicy struct {
 	// Officers is the public point (65 bytes) of those who together open what is sealed under a forgotten PIN; nil: nobody
 	// can, and a signer who forgets the PIN needs new keys.
 	Officers []byte
+	// CampusMACs has what is new derived with the MAC keys that the wrapping key's ceremony made, which every campus has.
+	CampusMACs bool
 }
 
 // A Sealing guards a signer's custody keys: each is sealed to Point, and what opens them is sealed under a key that is
@@ -37,10 +39,11 @@ type Sealing struct {
 	Iterations int    `json:"iterations"`
 	// PIN says that the signer's PIN is needed. Without one the cipher machine alone suffices: the signer has no PIN, and an
 	// application vouches for consent.
-	PIN      bool   `json:"pin"`
-	Private  []byte `json:"private"`
-	Officers []byte `json:"officers,omitempty"` // the officers' point
-	Escrow   []byte `json:"escrow,omitempty"`   // sealed to it
+	PIN      bool    `json:"pin"`
+	Private  []byte  `json:"private"`
+	MACKey   *MACKey `json:"mac_key,omitempty"`
+	Officers []byte  `json:"officers,omitempty"` // the officers' point
+	Escrow   []byte  `json:"escrow,omitempty"`   // sealed to it
 	// Keys are the custody keys that were there when the pair was made, by label: they were sealed to another before.
 	Keys map[string][]byte `json:"keys,omitempty"`
 }
@@ -71,7 +74,7 @@ func (s *Service) closeSealing(ctx context.Context, l *Sealing, signer, pin stri
 			return err
 		}
 	}
-	return l.close(ctx, s.cfg.MAC, signer, pin, seed)
+	return l.close(ctx, s.macs, signer, pin, seed)
 }
 
 // renew gives a signer whose present pair is open another one, under another PIN, and seals the keys to it: what opened the
@@ -116,7 +119,10 @@ func sealingName(signer string) string { return "yinjian/custody-signer/v1 " + s
 func wrappedName(label string) string  { return "yinjian/custody-key/v1 " + label }
 
 // close seals what opens the keys under another PIN.
-func (l *Sealing) close(ctx context.Context, m MAC, signer, pin string, seed []byte) error {
+func (l *Sealing) close(ctx context.Context, m *macs, signer, pin string, seed []byte) (err error) {
+	if l.MACKey, err = m.present(ctx, PINKeyLabel); err != nil {
+		return err
+	}
 	l.Salt, l.Iterations, l.PIN = make([]byte, 16), pinIterations, pin != ""
 	rand.Read(l.Salt) // never fails (crypto/rand)
 	key, err := l.key(ctx, m, signer, pin)
@@ -129,7 +135,7 @@ func (l *Sealing) close(ctx context.Context, m MAC, signer, pin string, seed []b
 }
 
 // open answers what opens the signer's keys. A wrong PIN is custody.ErrSealed. The caller wipes it.
-func (l *Sealing) open(ctx context.Context, m MAC, signer, pin string) ([]byte, error) {
+func (l *Sealing) open(ctx context.Context, m *macs, signer, pin string) ([]byte, error) {
 	key, err := l.key(ctx, m, signer, pin)
 	if err != nil {
 		return nil, err
@@ -139,7 +145,7 @@ func (l *Sealing) open(ctx context.Context, m MAC, signer, pin string) ([]byte, 
 }
 
 // key is HMAC-SM3 in the cipher machine, its first half: a thief of the journal can try no PIN without the machine.
-func (l *Sealing) key(ctx context.Context, m MAC, signer, pin string) ([]byte, error) {
+func (l *Sealing) key(ctx context.Context, m *macs, signer, pin string) ([]byte, error) {
 	msg := make([]byte, 0, 160) // never moved, so that clear leaves no copy
 	defer func() { clear(msg[:cap(msg)]) }()
 	if l.PIN {
@@ -150,7 +156,7 @@ func (l *Sealing) key(ctx context.Context, m MAC, signer, pin string) ([]byte, e
 		msg = append(append(msg, "yinjian/custody-token/v1\x00"...), l.Salt...)
 	}
 	msg = append(msg, signer...)
-	tag, err := mac(ctx, m, PINKeyLabel, msg)
+	tag, err := m.derive(ctx, PINKeyLabel, l.MACKey, msg)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +215,7 @@ func (s *Service) openKeys(ctx context.Context, g *Signer, pin string) (map[stri
 	if g.Sealing == nil {
 		return nil, fmt.Errorf("account: signer %s has custody keys and no sealing", g.ID)
 	}
-	seed, err := g.Sealing.open(ctx, s.cfg.MAC, g.ID, pin)
+	seed, err := g.Sealing.open(ctx, s.macs, g.ID, pin)
 	if err != nil {
 		return nil, err
 	}
@@ -341,7 +347,7 @@ func (s *Service) reseal(ctx context.Context, actor string, g *Signer, old, pin 
 			return errResealingLocked
 		}
 	}
-	seed, err := g.Sealing.open(ctx, s.cfg.MAC, g.ID, old)
+	seed, err := g.Sealing.open(ctx, s.macs, g.ID, old)
 	if err != nil {
 		if errors.Is(err, custody.ErrSealed) {
 			err = s.wrongPIN(ctx, actor, resealing, g)
@@ -409,7 +415,7 @@ func (s *Service) RecoverPIN(ctx context.Context, actor, id, pin string, shares 
 		if err := s.renew(ctx, g, pin, seed); err != nil {
 			return err
 		}
-		g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, id, pin)
+		g.PIN, err = newPINVerifier(ctx, s.macs, id, pin)
 		return err
 	}, who...)
 }

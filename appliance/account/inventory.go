@@ -3,6 +3,7 @@ package account
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ type KeyRecord struct {
 	Owner, Label, Algorithm string
 	Class                   hsm.SlotClass // "" for a key in a file
 	KEK                     string        // of a custody key
+	Node                    string        // of a resident key in another appliance's cipher machine, whose that is; else ""
 	Public                  string        // fingerprint of its SubjectPublicKeyInfo
 	Born                    time.Time     // when the journal has it from
 	Activated, Due          time.Time     // when its first certificate began and its last one ends; zero without any
@@ -32,7 +34,7 @@ func (s *Service) KeyRecords() []KeyRecord {
 	var out []KeyRecord
 	for owner, keys := range s.held {
 		for _, k := range keys {
-			r := KeyRecord{Owner: owner, Label: k.label, Algorithm: k.algorithm, Class: k.class, Public: custody.Fingerprint(k.spki), Born: k.born, Destroyed: k.destroyed}
+			r := KeyRecord{Owner: owner, Label: k.label, Algorithm: k.algorithm, Class: k.class, Node: k.node, Public: custody.Fingerprint(k.spki), Born: k.born, Destroyed: k.destroyed}
 			if k.signer != nil {
 				r.Class = ""
 			}
@@ -133,6 +135,9 @@ func (s *Service) DestroyKey(ctx context.Context, actor, label, reason string) e
 	s.mu.RUnlock()
 	if key == nil {
 		return problem.New(problem.KeyUnknown, "没有此标签的签名人密钥 (no signer's key has this label)", "标签见 yinjian hsm keys；设备自身的密钥不能在此销毁 (see hsm keys; the appliance's own keys are not destroyed here)")
+	}
+	if key.node != "" {
+		return problem.New(problem.KeyElsewhere, fmt.Sprintf("密钥在设备 %s 的密码机内，不能在此销毁 (the key is in the cipher machine of %s; it cannot be destroyed here)", key.node, key.node), "在该院区销毁 (destroy it there)")
 	}
 	id := strings.TrimPrefix(key.owner, signerOwner)
 	g, _ := s.Signer(id)

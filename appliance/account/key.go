@@ -39,6 +39,7 @@ type heldKey struct {
 	spki                    []byte
 	signer                  crypto.Signer // of a key that is not in the cipher machine; else nil
 	wrapped                 *Wrapped      // of a custody key; else nil
+	node                    string        // of a resident key in another appliance's cipher machine, whose that is; else ""
 	born                    time.Time     // zero: with the appliance
 	destroyed               time.Time     // zero: it was not
 	request                 *Request      // waits for its certificate
@@ -159,7 +160,11 @@ func (s *Service) holdSigner(g *Signer, at time.Time) error {
 		if s.heldKeyOf(owner, k.Label) != nil {
 			continue // it came with the signer's first entry
 		}
-		h := &heldKey{owner: owner, label: k.Label, algorithm: k.Algorithm, class: hsm.Staff, spki: k.PublicKey, wrapped: k.Wrapped, born: at}
+		node := k.Node
+		if node == s.cfg.Node {
+			node = ""
+		}
+		h := &heldKey{owner: owner, label: k.Label, algorithm: k.Algorithm, class: hsm.Staff, spki: k.PublicKey, wrapped: k.Wrapped, node: node, born: at}
 		if k.Certificate != nil {
 			leaf, err := pki.ParseCertificate(k.Certificate)
 			if err != nil {
@@ -377,6 +382,12 @@ func (s *Service) candidates(owner, algorithm string) (keys int, out []candidate
 
 func (s *Service) choose(owner, algorithm string) (*heldKey, *heldCertificate, error) {
 	keys, all := s.candidates(owner, algorithm)
+	if here := slices.DeleteFunc(slices.Clone(all), func(c candidate) bool { return c.key.node != "" }); len(here) < len(all) {
+		if len(here) == 0 {
+			return nil, nil, residentElsewhere(all[0].key.node)
+		}
+		all = here
+	}
 	switch {
 	case keys == 0:
 		return nil, nil, problem.New(problem.KeyUnknown, "没有此算法的密钥 (there is no key of this algorithm)", "换算法，或请管理员补发 (use another algorithm, or ask an administrator)")
@@ -415,6 +426,11 @@ func (s *Service) choose(owner, algorithm string) (*heldKey, *heldCertificate, e
 		}
 	}
 	return valid[0].key, valid[0].cert, nil
+}
+
+func residentElsewhere(node string) *problem.Problem {
+	return problem.New(problem.KeyElsewhere, fmt.Sprintf("签名人的密钥驻留在设备 %s 的密码机内，本院区没有 (the signer's key is in the cipher machine of %s and nowhere else)", node, node),
+		"在该院区签名；要两院区通用，请管理员换成托管密钥：在该院区 cert csr --new-key (sign there; for both campuses have a custody key made)")
 }
 
 // A CertificateLine is one certificate of a key of ours, or a key that has none, as an administrator sees it.

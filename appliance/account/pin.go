@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"errors"
-	"fmt"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -13,6 +12,7 @@ import (
 	"github.com/emmansun/gmsm/sm3"
 	"golang.org/x/crypto/pbkdf2"
 
+	"yinjian/appliance/custody"
 	"yinjian/appliance/problem"
 )
 
@@ -30,17 +30,6 @@ const (
 	maxPIN         = 64 // bytes
 )
 
-// A MAC answers HMAC-SM3 over data under the named key inside the cipher machine.
-type MAC interface {
-	MAC(ctx context.Context, keyLabel string, data []byte) ([]byte, error)
-}
-
-// PINKeyLabel and AppKeyLabel name the secret keys in the log slot that PINs and application keys depend on.
-const (
-	PINKeyLabel = "mac/signer-pin"
-	AppKeyLabel = "mac/application-key"
-)
-
 // checkPINForm refuses what no PIN can be. Two Chinese characters are six bytes, and still two characters; a control
 // character is a line end that some program forgot to cut off.
 func checkPINForm(pin string) error {
@@ -51,7 +40,7 @@ func checkPINForm(pin string) error {
 }
 
 // newPINVerifier makes the stored form of pin for a signer.
-func newPINVerifier(ctx context.Context, m MAC, signer, pin string) (*PINVerifier, error) {
+func newPINVerifier(ctx context.Context, m *macs, signer, pin string) (*PINVerifier, error) {
 	if err := checkPINForm(pin); err != nil {
 		return nil, err
 	}
@@ -59,15 +48,17 @@ func newPINVerifier(ctx context.Context, m MAC, signer, pin string) (*PINVerifie
 	if _, err := rand.Read(v.Salt); err != nil {
 		return nil, err
 	}
-	tag, err := v.tag(ctx, m, signer, pin)
-	if err != nil {
+	var err error
+	if v.MACKey, err = m.present(ctx, PINKeyLabel); err != nil {
 		return nil, err
 	}
-	v.Tag = tag
+	if v.Tag, err = v.tag(ctx, m, signer, pin); err != nil {
+		return nil, err
+	}
 	return v, nil
 }
 
-func (v *PINVerifier) tag(ctx context.Context, m MAC, signer, pin string) ([]byte, error) {
+func (v *PINVerifier) tag(ctx context.Context, m *macs, signer, pin string) ([]byte, error) {
 	stretched := pbkdf2.Key([]byte(pin), v.Salt, v.Iterations, 32, sm3.New)
 	defer clear(stretched)
 	msg := make([]byte, 0, 128) // never moved, so that clear leaves no copy
@@ -75,22 +66,10 @@ func (v *PINVerifier) tag(ctx context.Context, m MAC, signer, pin string) ([]byt
 	msg = append(msg, stretched...)
 	msg = append(msg, signer...)
 	defer clear(msg)
-	return mac(ctx, m, PINKeyLabel, msg)
+	return m.derive(ctx, PINKeyLabel, v.MACKey, msg)
 }
 
-// mac refuses an answer that is no HMAC-SM3: an empty one would make every PIN right.
-func mac(ctx context.Context, m MAC, label string, msg []byte) ([]byte, error) {
-	tag, err := m.MAC(ctx, label, msg)
-	if err != nil {
-		return nil, hsmProblem(err)
-	}
-	if len(tag) != 32 {
-		return nil, fmt.Errorf("account: HMAC-SM3 of %d bytes under key %q", len(tag), label)
-	}
-	return tag, nil
-}
-
-func (v *PINVerifier) check(ctx context.Context, m MAC, signer, pin string) (bool, error) {
+func (v *PINVerifier) check(ctx context.Context, m *macs, signer, pin string) (bool, error) {
 	tag, err := v.tag(ctx, m, signer, pin)
 	if err != nil {
 		return false, err
@@ -98,15 +77,38 @@ func (v *PINVerifier) check(ctx context.Context, m MAC, signer, pin string) (boo
 	return subtle.ConstantTimeCompare(tag, v.Tag) == 1, nil
 }
 
-// applicationKey derives an application's HMAC key (32 bytes). It is never stored: whoever copies the disk has the
-// salt only.
-func applicationKey(ctx context.Context, m MAC, id string, salt []byte) ([]byte, error) {
-	if len(salt) != 16 {
+// applicationKey derives an application's HMAC key (32 bytes). It is never stored in the open: whoever copies the disk has
+// the salt only, or what is sealed under what comes from it.
+func (m *macs) applicationKey(ctx context.Context, a *Application) ([]byte, error) {
+	if a.KeySealed == nil {
+		return m.ofApplication(ctx, a, "yinjian/application-key/v1\x00")
+	}
+	seal, err := m.applicationSeal(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(seal)
+	return custody.Open(seal, a.KeySealed, applicationName(a.ID))
+}
+
+// applicationSeal is what an application's KeySealed is sealed under (16 bytes).
+func (m *macs) applicationSeal(ctx context.Context, a *Application) ([]byte, error) {
+	key, err := m.ofApplication(ctx, a, "yinjian/application-seal/v1\x00")
+	if err != nil {
+		return nil, err
+	}
+	clear(key[16:])
+	return key[:16], nil
+}
+
+func (m *macs) ofApplication(ctx context.Context, a *Application, use string) ([]byte, error) {
+	if len(a.KeySalt) != 16 {
 		return nil, errors.New("account: application key salt is not 16 bytes")
 	}
-	msg := append([]byte("yinjian/application-key/v1\x00"), salt...)
-	return mac(ctx, m, AppKeyLabel, append(msg, id...))
+	return m.derive(ctx, AppKeyLabel, a.MACKey, append(append([]byte(use), a.KeySalt...), a.ID...))
 }
+
+func applicationName(id string) string { return "yinjian/application-key/v1 " + id }
 
 // pinCount answers how many wrong PINs stand against a signer for one application and over all.
 func (s *Service) pinCount(application, signer string) (failures, all int) {

@@ -135,6 +135,9 @@ func (s *Service) RequestCertificate(ctx context.Context, actor string, spec Req
 		// Its private half is sealed: a custody key signs its request when it is made, and another request is another key.
 		return s.requestNew(ctx, actor, owner, k, spec)
 	}
+	if k.node != "" {
+		return nil, residentElsewhere(k.node)
+	}
 	i, err := s.intend(ctx, audit.Draft{Kind: kindRequestIntent, Actor: actor, Object: owner}, "request", "")
 	if err != nil {
 		return nil, err

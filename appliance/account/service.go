@@ -34,6 +34,7 @@ type Config struct {
 	Journal Journal
 	Clock   Clock
 	MAC     MAC
+	Node    string // the appliance's name in its journal
 	// Slots are where keys are made and certificate requests signed; hsm.Staff must be there.
 	Slots map[hsm.SlotClass]hsm.Token
 	// CAs issue the evaluation certificates, by algorithm ("SM2", "RSA-2048").
@@ -54,6 +55,7 @@ type Config struct {
 // A Service is the directory and its consents. Safe for concurrent use.
 type Service struct {
 	cfg      Config
+	macs     *macs
 	consents consents
 
 	changes keylock.Locks // one key, "": one change at a time
@@ -107,6 +109,7 @@ func New(cfg Config) *Service {
 		ownerOf: map[string]string{}, foreign: map[string]*foreignCRL{}, issued: map[string][]*pki.CRL{},
 		laterLists: map[string]laterList{}, tokenSealed: map[string]map[string]*hsm.WrappedKey{},
 	}
+	s.macs = newMACs(&s.cfg)
 	s.consents.ended, s.consents.missed = s.forgetKeys, map[[32]byte]struct{}{}
 	for alg, c := range cfg.CAs {
 		s.chains[alg] = [][]byte{c.Certificate().Raw}

@@ -92,7 +92,7 @@ func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer
 	}
 	g := Signer{Version: 1, ID: e.ID, Name: e.Name, Department: e.Department, Campus: e.Campus, Role: e.Role, Test: e.Test, ChangedBy: actor, ChangedAt: now.Time}
 	if e.PIN != "" {
-		if g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, e.ID, e.PIN); err != nil {
+		if g.PIN, err = newPINVerifier(ctx, s.macs, e.ID, e.PIN); err != nil {
 			return nil, err
 		}
 	}
@@ -290,7 +290,7 @@ func (s *Service) SetPIN(ctx context.Context, actor, id, old, pin string) (*Sign
 		if err := s.reseal(ctx, actor, g, old, pin); err != nil {
 			return err
 		}
-		g.PIN, err = newPINVerifier(ctx, s.cfg.MAC, id, pin)
+		g.PIN, err = newPINVerifier(ctx, s.macs, id, pin)
 		return err
 	})
 }

@@ -20,11 +20,13 @@ type Minutes struct {
 
 // A MinutesBody is what is signed.
 type MinutesBody struct {
-	Version    int       `json:"version"`
-	Name       string    `json:"name"`
-	At         string    `json:"at"` // the machine's clock, RFC 3339; the journal's entry has trusted time
-	KEK        string    `json:"kek"`
-	CheckValue string    `json:"kek_check_value"` // KCV, see CheckValue
+	Version    int    `json:"version"`
+	Name       string `json:"name"`
+	At         string `json:"at"` // the machine's clock, RFC 3339; the journal's entry has trusted time
+	KEK        string `json:"kek"`
+	CheckValue string `json:"kek_check_value"` // KCV, see CheckValue
+	// MACs are the MAC keys that were derived from the same secret and brought to the machines' log slots, if any were.
+	MACs       []MACKey  `json:"mac_keys,omitempty"`
 	Machines   []Place   `json:"machines"`
 	Custodians Holders   `json:"custodians"`
 	Officers   *Officers `json:"officers,omitempty"`
@@ -39,6 +41,8 @@ type Place struct {
 	Serial       string `json:"serial"`
 	Manufacturer string `json:"manufacturer"`
 	Model        string `json:"model"`
+	// Log is the token of the log slot that got the MAC keys; nil: the wrapping key alone was brought.
+	Log *Place `json:"log,omitempty"`
 }
 
 // Holders are those among whom a secret was shared.

@@ -28,6 +28,7 @@ const (
 	SignerStopped         Code = "signer_stopped"          //
 	SignerTest            Code = "signer_test"             // a test account, and an application of production
 	KeyUnknown            Code = "key_unknown"             // the signer has no key of that algorithm
+	KeyElsewhere          Code = "key_elsewhere"           // the key is in the other campus's cipher machine alone
 	PINWrong              Code = "pin_wrong"               // with tries left
 	PINLocked             Code = "pin_locked"              //
 	ConsentInsufficient   Code = "consent_insufficient"    // the application's policy asks for more

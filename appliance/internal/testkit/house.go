@@ -166,6 +166,7 @@ func (s *Stamper) Issue(ctx context.Context, req *tsa.Request) (*tsa.Token, erro
 type House struct {
 	t testing.TB
 
+	Node                string
 	Clock               *Clock
 	Staff, CA, TSA, Log *Token
 	Journal             *Journal
@@ -188,8 +189,14 @@ type House struct {
 // New builds a house with CRLs published. It is taken down when the test ends.
 func New(t testing.TB) *House {
 	t.Helper()
+	return NewNode(t, "benbu-1")
+}
+
+// NewNode is New for an appliance of that name.
+func NewNode(t testing.TB, node string) *House {
+	t.Helper()
 	h := &House{
-		t: t, Clock: NewClock(), Staff: NewToken(), CA: NewToken(), TSA: NewToken(), Log: NewToken(),
+		t: t, Node: node, Clock: NewClock(), Staff: NewToken(), CA: NewToken(), TSA: NewToken(), Log: NewToken(),
 		CAs: map[string]*ca.Authority{}, Stampers: map[string]*Stamper{}, logger: logrus.New(), unitCertificates: map[string][]*smx509.Certificate{},
 	}
 	h.logger.SetOutput(io.Discard)
@@ -229,7 +236,7 @@ func New(t testing.TB) *House {
 	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: t.TempDir()})
 	h.must(err)
 	journal, err := audit.Open(ctx, audit.Config{
-		Store: store, Node: "benbu-1", Clock: h.Clock, Log: h.logger, Checkpointer: h.LogKey, CheckpointEvery: 5 * time.Millisecond,
+		Store: store, Node: h.Node, Clock: h.Clock, Log: h.logger, Checkpointer: h.LogKey, CheckpointEvery: 5 * time.Millisecond,
 		Stamper: checkpointStamper{h.Stampers[string(hsm.SM2)].Authority},
 	})
 	h.must(err)
@@ -320,7 +327,7 @@ func (h *House) Restart() {
 func (h *House) TryRestart() error {
 	ctx := context.Background()
 	d := account.New(account.Config{
-		Journal: h.Journal, Clock: h.Clock, MAC: h.Log, Slots: map[hsm.SlotClass]hsm.Token{hsm.Staff: h.Staff, hsm.TSA: h.TSA, hsm.Log: h.Log}, CAs: h.CAs, Log: h.logger, CertificateLife: h.CertificateLife, SoftRevocation: h.SoftRevocation,
+		Journal: h.Journal, Clock: h.Clock, MAC: h.Log, Node: h.Node, Slots: map[hsm.SlotClass]hsm.Token{hsm.Staff: h.Staff, hsm.TSA: h.TSA, hsm.Log: h.Log}, CAs: h.CAs, Log: h.logger, CertificateLife: h.CertificateLife, SoftRevocation: h.SoftRevocation,
 		Discarded: h.Discarded, Custody: h.Custody,
 	})
 	for alg, chain := range h.unitCertificates {

@@ -51,6 +51,16 @@ func NewToken() *Token {
 	return &Token{keys: map[string]any{}, calls: map[string]int{}, wrapping: aead, cached: map[[32]byte]string{}}
 }
 
+// Import brings a MAC key in, as a ceremony does.
+func (t *Token) Import(label string, value []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.keys[label] = bytes.Clone(value)
+}
+
+// ShareKEK gives the token the wrapping key of another one.
+func (t *Token) ShareKEK(with *Token) { t.wrapping = with.wrapping }
+
 // Before has f decide, before a call does anything, whether it fails; nil: none does. f runs without locks held.
 func (t *Token) Before(f func(call, label string) error) {
 	t.mu.Lock()
