@@ -77,15 +77,21 @@ func (s *Service) beginChange(ctx context.Context) (unlock func(), err error) {
 	return unlock, nil
 }
 
-// resolve settles s.doubt by appending an entry that withdraws the outcome, under the same reference. Only one of the
+// resolve settles s.doubts by appending for each an entry that withdraws the outcome, under the same reference. Only one of the
 // two can be in the journal, and the journal writes in order: if ours is taken, the outcome is not there and never will
 // be; if ours is a duplicate, what is there decides, and is applied. The intent of a withdrawn outcome stays open until
 // it is settled.
 func (s *Service) resolve(ctx context.Context) error {
-	d := s.doubt
-	if d == nil {
-		return nil
+	for len(s.doubts) > 0 {
+		if err := s.resolveOne(ctx, s.doubts[0]); err != nil {
+			return err
+		}
+		s.doubts = s.doubts[1:]
 	}
+	return nil
+}
+
+func (s *Service) resolveOne(ctx context.Context, d *doubt) error {
 	r, err := s.cfg.Journal.Append(ctx, audit.Draft{
 		Kind: kindWithdrawn, Actor: "appliance", Object: d.object, Ref: d.ref, Unique: true, State: true,
 		Fields: []audit.Field{text("of", d.kind)},
@@ -103,7 +109,6 @@ func (s *Service) resolve(ctx context.Context) error {
 	if err := s.apply(ctx, entry, d.body, d.appKey); err != nil {
 		return err
 	}
-	s.doubt = nil
 	if entry.Kind != d.kind {
 		s.discard(errWithdrawn, d.body)
 	}
@@ -129,17 +134,25 @@ func newRef() ([]byte, error) {
 
 // intend journals that a change is about to be made.
 func (s *Service) intend(ctx context.Context, d audit.Draft, act, keyPrefix string) (intent, error) {
+	i, err := newIntent(&d, act, keyPrefix)
+	if err != nil {
+		return i, err
+	}
+	return i, s.note(ctx, d)
+}
+
+// newIntent draws an intent and writes it into the draft.
+func newIntent(d *audit.Draft, act, keyPrefix string) (intent, error) {
 	ref, err := newRef()
 	if err != nil {
 		return intent{}, err
 	}
 	i := intent{kind: d.Kind, object: d.Object, id: hex.EncodeToString(ref), keyPrefix: keyPrefix, ref: ref}
-	d.State = true
 	d.Fields = append(d.Fields, text("intent", i.id), text("act", act))
 	if keyPrefix != "" {
 		d.Fields = append(d.Fields, text("key_prefix", keyPrefix))
 	}
-	return i, s.note(ctx, d)
+	return i, nil
 }
 
 // note appends a change of state that has no object and applies it.
@@ -157,9 +170,18 @@ func (s *Service) note(ctx context.Context, d audit.Draft) error {
 // journal cannot say whether it is written, the outcome is in doubt: see [Service.resolve]. appKey is the derived key
 // of an application, nil for other objects. ref is the intent's, or 32 random bytes. The caller holds s.changes.
 func (s *Service) conclude(ctx context.Context, d audit.Draft, ref []byte, object any, appKey []byte) error {
+	doubt, err := s.record(ctx, d, ref, object, appKey)
+	if doubt != nil {
+		s.doubts = append(s.doubts, doubt)
+	}
+	return err
+}
+
+// record is conclude for those who conclude several changes at once: what is in doubt is theirs to remember.
+func (s *Service) record(ctx context.Context, d audit.Draft, ref []byte, object any, appKey []byte) (*doubt, error) {
 	body, err := json.Marshal(object)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	changed, err := audit.Changed(s.before(d.Kind, d.Object, object), object)
 	if err != nil {
@@ -171,13 +193,12 @@ func (s *Service) conclude(ctx context.Context, d audit.Draft, ref []byte, objec
 	r, err := s.cfg.Journal.Append(ctx, d)
 	if err != nil {
 		if !notWritten(err) {
-			s.doubt = &doubt{ref: d.Ref, kind: d.Kind, object: d.Object, body: body, appKey: appKey}
-		} else {
-			s.discard(err, body)
+			return &doubt{ref: d.Ref, kind: d.Kind, object: d.Object, body: body, appKey: appKey}, journalProblem(err)
 		}
-		return journalProblem(err)
+		s.discard(err, body)
+		return nil, journalProblem(err)
 	}
-	return s.apply(ctx, &r.Entry, body, appKey)
+	return nil, s.apply(ctx, &r.Entry, body, appKey)
 }
 
 // before is what the directory has of the object of an outcome, for the change log; nil: nothing. after is the payload.
@@ -391,7 +412,13 @@ func (s *Service) settle(ctx context.Context) error {
 	s.mu.RLock()
 	open := make([]intent, 0, len(s.openIntents))
 	for _, i := range s.openIntents {
-		open = append(open, i)
+		if !s.underWay[i.id] {
+			open = append(open, i)
+		}
+	}
+	if len(open) == 0 {
+		s.mu.RUnlock()
+		return nil
 	}
 	used := map[string]bool{}
 	for _, keys := range s.held {
@@ -401,6 +428,7 @@ func (s *Service) settle(ctx context.Context) error {
 	}
 	s.mu.RUnlock()
 	sort.Slice(open, func(i, j int) bool { return open[i].id < open[j].id })
+	listed := map[hsm.SlotClass][]hsm.KeyInfo{}
 	for _, i := range open {
 		var destroyed []string
 		if i.keyPrefix != "" {
@@ -408,9 +436,13 @@ func (s *Service) settle(ctx context.Context) error {
 			if token == nil {
 				return fmt.Errorf("account: settling intent %s: no %s slot", i.id, i.slot)
 			}
-			keys, err := token.Keys(ctx)
-			if err != nil {
-				return fmt.Errorf("account: settling intent %s: %w", i.id, hsmProblem(err))
+			keys, ok := listed[i.slot]
+			if !ok { // once for all: of thousands of keys the list takes long
+				var err error
+				if keys, err = token.Keys(ctx); err != nil {
+					return fmt.Errorf("account: settling intent %s: %w", i.id, hsmProblem(err))
+				}
+				listed[i.slot] = keys
 			}
 			seen := map[string]bool{}
 			for _, k := range keys {

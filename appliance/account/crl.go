@@ -192,7 +192,7 @@ func (s *Service) publishCRLs(ctx context.Context, actor string) error {
 	sort.Strings(algs)
 	var errs []error
 	for _, alg := range algs {
-		if s.doubt != nil { // the list before this one: its number may be taken
+		if len(s.doubts) > 0 { // the list before this one: its number may be taken
 			errs = append(errs, errDoubt)
 			break
 		}

@@ -59,7 +59,7 @@ type Service struct {
 	consents consents
 
 	changes keylock.Locks // one key, "": one change at a time
-	doubt   *doubt        // guarded by changes: an outcome of which it is not known whether it was written
+	doubts  []*doubt      // guarded by changes: outcomes of which it is not known whether they were written
 
 	mu           sync.RWMutex
 	applications map[string]*Application       // guarded by mu; values are never changed in place
@@ -69,6 +69,7 @@ type Service struct {
 	crls         map[string]*CRL               // guarded by mu, by CA algorithm
 	pinFailures  map[string]map[string]int     // guarded by mu: by signer, then application; since the last right PIN
 	openIntents  map[string]intent             // guarded by mu; intents without outcome
+	underWay     map[string]bool               // guarded by mu; those whose change goes on without the lock, by id
 	chains       map[string][][]byte           // CA chain by algorithm; set by New
 
 	anchors       map[string]*Anchor             // guarded by mu, by id; values are never changed in place
@@ -104,7 +105,7 @@ func New(cfg Config) *Service {
 	s := &Service{
 		cfg: cfg, applications: map[string]*Application{}, appKeys: map[string][]byte{}, signers: map[string]*Signer{},
 		certificates: map[string]*CertificateStatus{}, crls: map[string]*CRL{}, pinFailures: map[string]map[string]int{},
-		openIntents: map[string]intent{}, chains: map[string][][]byte{},
+		openIntents: map[string]intent{}, underWay: map[string]bool{}, chains: map[string][][]byte{},
 		anchors: map[string]*Anchor{}, intermediates: map[string]*smx509.Certificate{}, above: map[string]*smx509.Certificate{}, held: map[string][]*heldKey{},
 		ownerOf: map[string]string{}, foreign: map[string]*foreignCRL{}, issued: map[string][]*pki.CRL{},
 		laterLists: map[string]laterList{}, tokenSealed: map[string]map[string]*hsm.WrappedKey{},

@@ -81,7 +81,7 @@ func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer
 	}
 	defer unlock()
 	if _, ok := s.Signer(e.ID); ok {
-		return nil, problem.New(problem.Exists, "签名人已登记 (signer is enrolled already)", "改用“重置 PIN”或“启停” (set the PIN, stop or start instead)")
+		return nil, errSignerExists
 	}
 	now := s.cfg.Clock.Now()
 	if !now.Trusted() {
@@ -113,9 +113,7 @@ func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer
 	for _, a := range e.Algorithms {
 		k, err := s.newSignerKey(ctx, prefix+a, a, &g, e.External)
 		if err != nil {
-			for _, made := range g.Keys {
-				s.discard(err, made.Certificate)
-			}
+			s.discardKeys(err, &g)
 			return nil, fmt.Errorf("account: enrolling %s: %w", e.ID, err)
 		}
 		g.Keys = append(g.Keys, k)
@@ -303,5 +301,6 @@ func (s *Service) StopSigner(ctx context.Context, actor, id string, stopped bool
 
 var (
 	errSignerUnknown = problem.New(problem.SignerUnknown, "没有这个签名人 (no such signer)", "核对工号，或先登记 (check the staff number, or enrol first)")
+	errSignerExists  = problem.New(problem.Exists, "签名人已登记 (signer is enrolled already)", "改用“重置 PIN”或“启停” (set the PIN, stop or start instead)")
 	errSignerStopped = problem.New(problem.SignerStopped, "签名人已停用 (the signer is stopped)", "请管理员启用 (ask an administrator)")
 )
