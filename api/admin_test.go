@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -52,6 +53,9 @@ func (a *admin) LimitApplication(_ context.Context, actor string, req api.LimitA
 	return a.note(actor, req)
 }
 func (a *admin) SetProduction(_ context.Context, actor string, req api.SetProduction) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ImportSigners(_ context.Context, actor string, req api.ImportSigners) (any, error) {
 	return a.note(actor, req)
 }
 func (a *admin) ListApplications(_ context.Context, actor string) (any, error) {
@@ -228,6 +232,10 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.StopApplication(ctx, wire.Decision{ID: "his", Reason: "停用"}))
 	check(a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}))
 	check(a.SetProduction(ctx, wire.SetProduction{ID: "his", Production: true, Reason: "上线"}))
+	bulk := wire.ImportSigners{Signers: []wire.ImportSigner{{ID: "../etc", Algorithms: []string{"SM2"}, Test: true}}, CA: "external", Trial: true} // a bad one is told of alone
+	if _, err := a.ImportSigners(ctx, bulk); err != nil {
+		t.Error(err)
+	}
 	check(a.EnrolSigner(ctx, enrol))
 	check(a.AddSignerKey(ctx, wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}))
 	check(a.ListSigners(ctx))
@@ -282,7 +290,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.State(ctx))
 	want := []any{
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"},
-		wire.SetProduction{ID: "his", Production: true, Reason: "上线"}, enrol,
+		wire.SetProduction{ID: "his", Production: true, Reason: "上线"}, bulk, enrol,
 		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"},
 		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, "keys", wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
@@ -383,7 +391,12 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		"nothing to stamp":                {func() error { _, err := a.Stamp(ctx, wire.Stamp{}); return err }, "request"},
 		"too many lines":                  {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
 		"production without reason":       {func() error { _, err := a.SetProduction(ctx, wire.SetProduction{ID: "his"}); return err }, "reason"},
-		"limit without reason":            {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
+		"nobody to import":                {func() error { _, err := a.ImportSigners(ctx, wire.ImportSigners{}); return err }, "signers"},
+		"too many to import": {func() error {
+			_, err := a.ImportSigners(ctx, wire.ImportSigners{Signers: slices.Repeat([]wire.ImportSigner{{Algorithms: []string{"SM2"}}}, 65)})
+			return err
+		}, "signers"},
+		"limit without reason": {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
 		"limit of nobody": {func() error {
 			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "x", Rate: 1, Reason: "x"})
 			return err

@@ -185,7 +185,7 @@ func (s *Service) record(ctx context.Context, d audit.Draft, ref []byte, object 
 	}
 	changed, err := audit.Changed(s.before(d.Kind, d.Object, object), object)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	d.Fields = append(d.Fields, changed...)
 	d.State, d.Unique, d.Ref = true, true, ref
