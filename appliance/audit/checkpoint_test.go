@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -364,4 +365,65 @@ func FuzzParseSeal(f *testing.F) {
 			t.Errorf("%x becomes %x", in, s.Marshal())
 		}
 	})
+}
+
+// A change of state has its checkpoint at once where another appliance waits for it, and other entries wait.
+func TestPromptCheckpoint(t *testing.T) {
+	t.Parallel()
+	key := newLogKey(t)
+	j := startMem(t, newMemStore(), func(c *audit.Config) { c.Checkpointer = key })
+	if _, err := j.WaitCheckpoint(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	j.SetCheckpointEvery(time.Hour)
+	j.SetPrompt(true)
+	change := func() error {
+		t.Helper()
+		d := draft(1)
+		d.State = true
+		r, err := j.Append(t.Context(), d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = j.WaitCheckpoint(t.Context(), r.Sequence)
+		return err
+	}
+	for range 3 {
+		if err := change(); err != nil {
+			t.Fatalf("a change of state: %v", err)
+		}
+	}
+	r, err := j.Append(t.Context(), draft(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.WaitCheckpoint(t.Context(), r.Sequence); !errors.Is(err, audit.ErrNoCheckpoint) {
+		t.Errorf("another entry: %v, want %v", err, audit.ErrNoCheckpoint)
+	}
+	j.SetPrompt(false)
+	if err := change(); !errors.Is(err, audit.ErrNoCheckpoint) {
+		t.Errorf("a change that nobody waits for: %v, want %v", err, audit.ErrNoCheckpoint)
+	}
+}
+
+// Changes are had from a number on.
+func TestChangesFrom(t *testing.T) {
+	t.Parallel()
+	j := startMem(t, newMemStore(), nil)
+	for i := range 9 {
+		d := draft(i)
+		d.State = i%2 == 1
+		if _, err := j.Append(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := j.Changed(); n != 5 { // that of the epoch is one
+		t.Errorf("Changed = %d, want 5", n)
+	}
+	for from, want := range map[uint64]string{0: "[0 2 4 6]", 1: "[2 4 6]", 2: "[2 4 6]", 5: "[6]", 7: "[]"} {
+		got := []uint64{}
+		if err := j.Changes(t.Context(), from, 8, func(r audit.Record) error { got = append(got, r.Sequence); return nil }); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("Changes from %d = %v, %v, want %s", from, got, err, want)
+		}
+	}
 }

@@ -1,5 +1,7 @@
 package audit
 
+import "time"
+
 // Waiting is the number of drafts in the queue.
 func (j *Journal) Waiting() int {
 	j.mu.Lock()
@@ -8,3 +10,10 @@ func (j *Journal) Waiting() int {
 }
 
 var AppendOwn = appendOwn
+
+// SetCheckpointEvery lets a test wait longer for a checkpoint than anybody does.
+func (j *Journal) SetCheckpointEvery(d time.Duration) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.cfg.CheckpointEvery = d
+}

@@ -119,6 +119,8 @@ type Journal struct {
 	signer   CheckpointSigner
 	stamper  Stamper
 	unstamps chan struct{} // capacity 1: a checkpoint or a stamper is new
+	urgent   chan struct{} // capacity 1: a change of state was written, and somebody waits for its checkpoint
+	prompt   bool          // changes of state are urgent
 
 	recent      []Record // the last entries, without a gap up to the head; none after a write in doubt
 	recentBytes int      // of their encodings
@@ -313,7 +315,7 @@ func Open(ctx context.Context, cfg Config) (*Journal, error) {
 	j := &Journal{
 		cfg: cfg, store: cfg.Store, queue: semaphore.NewWeighted(cfg.QueueBytes),
 		wake: make(chan struct{}, 1), grown: make(chan struct{}), signed: make(chan struct{}),
-		unstamps: make(chan struct{}, 1), summed: make(chan *tally, 1), sealing: make(chan struct{}, 1), signer: cfg.Checkpointer, stamper: cfg.Stamper,
+		unstamps: make(chan struct{}, 1), urgent: make(chan struct{}, 1), summed: make(chan *tally, 1), sealing: make(chan struct{}, 1), signer: cfg.Checkpointer, stamper: cfg.Stamper,
 	}
 	if err := j.load(ctx); err != nil {
 		return nil, fmt.Errorf("audit: opening journal: %w", err)
@@ -1007,6 +1009,9 @@ func (j *Journal) write(ctx context.Context, b Batch, next head, work []*request
 // written; nil: unknown.
 func (j *Journal) publish(h head, seal *HeadSeal, rs []*request) {
 	j.mu.Lock()
+	if j.prompt && h.changes != j.head.changes {
+		notify(j.urgent)
+	}
 	j.head = h
 	j.keepRecent(rs)
 	if seal != nil {

@@ -125,8 +125,8 @@ func (s *memStore) Rows(_ context.Context, _ int, from int64, fn func(audit.Row)
 	return nil
 }
 
-func (s *memStore) Changes(ctx context.Context, fn func(audit.Row) error) error {
-	return s.Rows(ctx, 1, 0, func(r audit.Row) error {
+func (s *memStore) Changes(ctx context.Context, from uint64, fn func(audit.Row) error) error {
+	return s.Rows(ctx, 1, int64(from), func(r audit.Row) error {
 		if !r.Change {
 			return nil
 		}
@@ -136,7 +136,7 @@ func (s *memStore) Changes(ctx context.Context, fn func(audit.Row) error) error 
 
 func (s *memStore) LastChange(ctx context.Context) (last audit.Row, err error) {
 	err = audit.ErrNotFound
-	s.Changes(ctx, func(r audit.Row) error { last, err = r, nil; return nil })
+	s.Changes(ctx, 0, func(r audit.Row) error { last, err = r, nil; return nil })
 	return last, err
 }
 

@@ -157,7 +157,7 @@ func (j *Journal) State(ctx context.Context, fn func(Record) error) error {
 	size, root := h.frontier.size(), h.frontier.root()
 	cache := map[NodeID]Hash{} // upper nodes are shared by all paths
 	var next uint64
-	err := j.store.Changes(ctx, func(r Row) error {
+	err := j.store.Changes(ctx, 0, func(r Row) error {
 		if r.Sequence >= 0 && uint64(r.Sequence) >= size {
 			return errEnd
 		}
@@ -185,6 +185,25 @@ func (j *Journal) State(ctx context.Context, fn func(Record) error) error {
 		return fmt.Errorf("%w: %d changes of state were found, there are %d", ErrCorrupt, next, h.changes)
 	}
 	return nil
+}
+
+// Changes calls fn with the changes of state from number from to the one before end, in order, each checked against its
+// leaf hash alone: [Journal.State] proves that none is missing. An error of fn ends it and is returned.
+func (j *Journal) Changes(ctx context.Context, from, end uint64, fn func(Record) error) error {
+	err := j.store.Changes(ctx, from, func(r Row) error {
+		if r.Sequence >= 0 && uint64(r.Sequence) >= end {
+			return errEnd
+		}
+		rec, err := recordOf(r)
+		if err != nil {
+			return err
+		}
+		return fn(rec)
+	})
+	if errors.Is(err, errEnd) {
+		err = nil
+	}
+	return err
 }
 
 // InclusionProof proves that the entry is in the tree of the first size entries (RFC 6962 §2.1.1). It reads O(log n)
@@ -274,7 +293,7 @@ type EpochSpan struct {
 func (j *Journal) Epochs(ctx context.Context) ([]EpochSpan, error) {
 	var spans []EpochSpan
 	end := j.Size()
-	err := j.store.Changes(ctx, func(r Row) error {
+	err := j.store.Changes(ctx, 0, func(r Row) error {
 		if r.Kind != KindEpoch || uint64(r.Sequence) >= end {
 			return nil
 		}

@@ -8,9 +8,10 @@ import (
 )
 
 const (
-	signTimeout  = 5 * time.Second  // one signature or token; the pool has its own, shorter deadline
-	retryAfter   = time.Second      // after a failed signature
-	restampAfter = 10 * time.Second // after a failed token
+	signTimeout  = 5 * time.Second        // one signature or token; the pool has its own, shorter deadline
+	retryAfter   = time.Second            // after a failed signature
+	restampAfter = 10 * time.Second       // after a failed token
+	promptAfter  = 100 * time.Millisecond // between two checkpoints, where changes of state are urgent
 	// WaitLimit is how long WaitCheckpoint waits at most.
 	WaitLimit = 2 * time.Second
 )
@@ -23,6 +24,21 @@ func (j *Journal) SetCheckpointer(s CheckpointSigner) {
 	close(j.grown) // wakes the signing loop
 	j.grown = make(chan struct{})
 	j.mu.Unlock()
+}
+
+// SetPrompt says whether a change of state gets its checkpoint at once, at most ten a second, instead of waiting for the
+// next one: another appliance waits for it.
+func (j *Journal) SetPrompt(on bool) {
+	j.mu.Lock()
+	j.prompt = on
+	j.mu.Unlock()
+}
+
+// Changed is how many changes of state the journal has.
+func (j *Journal) Changed() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.head.changes
 }
 
 // SetStamper says who stamps checkpoints; nil: nobody.
@@ -45,8 +61,12 @@ func (j *Journal) signLoop(ctx context.Context) {
 	for {
 		j.mu.Lock()
 		grown := j.grown
-		j.mu.Unlock()
+		select {
+		case <-j.urgent: // what it was about is in the head that is signed now
+		default:
+		}
 		pause := j.cfg.CheckpointEvery
+		j.mu.Unlock()
 		signed, err := j.sign(ctx)
 		if ctx.Err() != nil {
 			break
@@ -68,13 +88,7 @@ func (j *Journal) signLoop(ctx context.Context) {
 			}
 			break
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-		}
-		if ctx.Err() != nil {
+		if !j.rest(ctx, pause, err == nil) {
 			break
 		}
 	}
@@ -82,6 +96,36 @@ func (j *Journal) signLoop(ctx context.Context) {
 	if _, err := j.sign(context.WithoutCancel(ctx)); err != nil && !failing {
 		j.cfg.Log.WithError(err).Warning("last checkpoint not signed")
 	}
+}
+
+// rest waits for the pause between two checkpoints, or, where a change of state is urgent, promptAfter at least. It answers
+// false when ctx has ended.
+func (j *Journal) rest(ctx context.Context, pause time.Duration, mayHurry bool) bool {
+	end := time.NewTimer(pause)
+	defer end.Stop()
+	if mayHurry && pause > promptAfter {
+		soon := time.NewTimer(promptAfter)
+		defer soon.Stop()
+		select {
+		case <-soon.C:
+		case <-ctx.Done():
+			return false
+		}
+		select {
+		case <-j.urgent:
+			return true
+		case <-end.C:
+		case <-ctx.Done():
+			return false
+		}
+		return true
+	}
+	select {
+	case <-end.C:
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 // sign makes, stores and publishes a checkpoint of the present head, unless there is one or nobody to sign.

@@ -180,8 +180,9 @@ type Store interface {
 	// Rows calls fn with the rows of one segment in ascending order of sequence, from the first that is ≥ from. No
 	// read transaction is open while fn runs. A row of another number than it should have is delivered like any other.
 	Rows(ctx context.Context, segment int, from int64, fn func(Row) error) error
-	// Changes calls fn with the rows that have Change set, ascending, over all segments.
-	Changes(ctx context.Context, fn func(Row) error) error
+	// Changes calls fn with the rows that have Change set, ascending, over all segments, from the first that is ≥ from; 0:
+	// all, those too that somebody gave a number below 0.
+	Changes(ctx context.Context, from uint64, fn func(Row) error) error
 	// LastChange answers the last of them.
 	LastChange(ctx context.Context) (Row, error)
 	// FindRef answers the sequences of the entries with this ref, ascending, the first limit of

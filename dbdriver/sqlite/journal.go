@@ -1185,13 +1185,20 @@ func (s *segment) pages(ctx context.Context, text string, from int64, fn func(au
 }
 
 // Changes implements audit.Store.
-func (j *Journal) Changes(ctx context.Context, fn func(audit.Row) error) error {
+func (j *Journal) Changes(ctx context.Context, from uint64, fn func(audit.Row) error) error {
 	segs, err := j.list()
 	if err != nil {
 		return err
 	}
+	first := int64(math.MinInt64)
+	if from > 0 {
+		first = int64(min(from, math.MaxInt64))
+	}
 	for _, s := range segs {
-		if err := s.pages(ctx, selectChanges, math.MinInt64, fn); err != nil {
+		if seal := s.sealed(); seal != nil && seal.Last < from {
+			continue
+		}
+		if err := s.pages(ctx, selectChanges, first, fn); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,117 @@
+package peer
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// ClientConfig says whom to ask. All fields are required.
+type ClientConfig struct {
+	Address     string // host:port
+	Certificate func() (*tls.Certificate, error)
+	SPKI        []byte // of the other side's key, DER of SubjectPublicKeyInfo
+}
+
+// A Client asks the other appliance. Safe for concurrent use.
+type Client struct {
+	cfg  ClientConfig
+	http *http.Client
+}
+
+const (
+	dialTime   = 5 * time.Second
+	answerTime = 15 * time.Second // from the request to the end of a small answer; a feed has its wait and sendTime more
+)
+
+// NewClient makes a client. It connects when it is used.
+func NewClient(cfg ClientConfig) *Client {
+	return &Client{cfg: cfg, http: &http.Client{
+		Transport: &http.Transport{
+			DialContext:         (&net.Dialer{Timeout: dialTime, KeepAlive: 5 * time.Second}).DialContext,
+			TLSHandshakeTimeout: dialTime,
+			TLSClientConfig: &tls.Config{
+				MinVersion: tls.VersionTLS13,
+				// Names and issuers mean nothing here: the key is the one agreed on, or it is not.
+				InsecureSkipVerify:   true,
+				VerifyConnection:     pinned(func() []byte { return cfg.SPKI }),
+				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cfg.Certificate() },
+			},
+			MaxIdleConnsPerHost: 2, IdleConnTimeout: idleTime, MaxResponseHeaderBytes: headerBytes, DisableCompression: true,
+			Proxy: nil,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("peer: a redirect") },
+	}}
+}
+
+// Close closes idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Feed asks for entries of the directory and waits as long as q says.
+func (c *Client) Feed(ctx context.Context, q Query) (*Feed, error) {
+	var f Feed
+	return &f, c.ask(ctx, "GET", "feed?"+q.values().Encode(), nil, q.Wait+sendTime, maxAnswer, &f)
+}
+
+// Cosign asks for a cosignature.
+func (c *Client) Cosign(ctx context.Context, r *CosignRequest) (*Cosigned, error) {
+	var s Cosigned
+	return &s, c.ask(ctx, "POST", "cosign", r, answerTime, maxSmall, &s)
+}
+
+// Seen asks what was cosigned last of the asking side's log.
+func (c *Client) Seen(ctx context.Context) (*Seen, error) {
+	var s Seen
+	return &s, c.ask(ctx, "GET", "seen", nil, answerTime, maxSmall, &s)
+}
+
+// ask makes one request, all of which must be over within limit. The answer has most bytes at the most.
+func (c *Client) ask(ctx context.Context, method, path string, body any, limit time.Duration, most int64, answer any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var sent io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		sent = bytes.NewReader(b)
+	}
+	r, err := http.NewRequestWithContext(ctx, method, "https://"+c.cfg.Address+"/peer/v1/"+path, sent)
+	if err != nil {
+		return fmt.Errorf("peer: %w", err)
+	}
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return fmt.Errorf("peer: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		most = maxSmall
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, most+1))
+	if err != nil {
+		return fmt.Errorf("peer: %s: reading the answer: %w", path, err)
+	}
+	if int64(len(b)) > most {
+		return fmt.Errorf("peer: %s: an answer of more than %d bytes", path, most)
+	}
+	if resp.StatusCode != http.StatusOK {
+		refusal := new(Refusal)
+		if err := json.Unmarshal(b, refusal); err != nil || statuses[refusal.Code] != resp.StatusCode {
+			return fmt.Errorf("peer: %s: status %d", path, resp.StatusCode)
+		}
+		return refusal
+	}
+	if err := json.Unmarshal(b, answer); err != nil {
+		return fmt.Errorf("peer: %s: the answer: %w", path, err)
+	}
+	return nil
+}
