@@ -60,6 +60,8 @@ type Checkpoint struct {
 	Note      []byte // the exact text
 	Signature []byte
 	Token     []byte // timestamp token over Signature, or nil
+	// Cosignature is another appliance's over Note, or nil. Only [Journal.Cosigned] answers it.
+	Cosignature *Cosignature
 }
 
 const maxNote = 1024

@@ -116,6 +116,7 @@ type Journal struct {
 	grown    chan struct{} // closed and replaced when head grows
 	last     *Checkpoint   // last stored; nil: none
 	signed   chan struct{} // closed and replaced when last changes
+	cosigned *Checkpoint   // the newest with a cosignature; nil: none
 	signer   CheckpointSigner
 	stamper  Stamper
 	unstamps chan struct{} // capacity 1: a checkpoint or a stamper is new

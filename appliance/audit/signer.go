@@ -273,6 +273,52 @@ func (j *Journal) stamp(ctx context.Context) error {
 	return nil
 }
 
+// SetCosigned says that s is over the note of c, a checkpoint of this journal. The caller has verified both. The newest
+// stays.
+func (j *Journal) SetCosigned(c Checkpoint, s *Cosignature) {
+	c.Cosignature = s
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.cosigned == nil || c.Size >= j.cosigned.Size {
+		j.cosigned = &c
+	}
+}
+
+// Cosigned answers the newest checkpoint that another appliance has cosigned, with its token if there is one by now, if
+// it covers the entry.
+func (j *Journal) Cosigned(ctx context.Context, sequence uint64) (Checkpoint, bool) {
+	j.mu.Lock()
+	c := j.cosigned
+	j.mu.Unlock()
+	if c == nil || c.Size <= sequence {
+		return Checkpoint{}, false
+	}
+	out := *c
+	if out.Token == nil {
+		if stored, err := j.CheckpointFor(ctx, out.Size-1); err == nil && stored.Size == out.Size {
+			out.Token = stored.Token
+		}
+	}
+	return out, true
+}
+
+// WaitChange waits until the journal has more than changed changes of state, and answers how many.
+func (j *Journal) WaitChange(ctx context.Context, changed uint64) (uint64, error) {
+	for {
+		j.mu.Lock()
+		now, grown := j.head.changes, j.grown
+		j.mu.Unlock()
+		if now > changed {
+			return now, nil
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return now, ctx.Err()
+		}
+	}
+}
+
 // LastCheckpoint is the last signed one, or [ErrNotFound].
 func (j *Journal) LastCheckpoint() (Checkpoint, error) {
 	j.mu.Lock()

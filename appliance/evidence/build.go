@@ -13,19 +13,25 @@ import (
 type Source interface {
 	Payload(ctx context.Context, e *audit.Entry, name string) ([]byte, error)
 	WaitCheckpoint(ctx context.Context, sequence uint64) (audit.Checkpoint, error)
+	// Cosigned is the newest checkpoint with a cosignature, if there is one that covers the entry.
+	Cosigned(ctx context.Context, sequence uint64) (audit.Checkpoint, bool)
 	InclusionProof(ctx context.Context, sequence, size uint64) ([]audit.Hash, error)
 }
 
-// Build makes the bundle of one signature's entry. It waits, as long as the source does (2 s), for a checkpoint that
-// covers the entry; without one it answers [audit.ErrNoCheckpoint].
+// Build makes the bundle of one signature's entry, under the newest checkpoint that another campus has cosigned, or, if none
+// of those covers the entry yet, under the last one. It waits for that as long as the source does (2 s); without one it
+// answers [audit.ErrNoCheckpoint].
 func Build(ctx context.Context, s Source, rec audit.Record) (*Bundle, error) {
 	e := &rec.Entry
 	if e.Kind != KindSign {
 		return nil, fmt.Errorf("evidence: entry %d is a %s, not a signature", rec.Sequence, e.Kind)
 	}
-	c, err := s.WaitCheckpoint(ctx, rec.Sequence)
-	if err != nil {
-		return nil, fmt.Errorf("evidence: %w", err)
+	c, cosigned := s.Cosigned(ctx, rec.Sequence)
+	if !cosigned {
+		var err error
+		if c, err = s.WaitCheckpoint(ctx, rec.Sequence); err != nil {
+			return nil, fmt.Errorf("evidence: %w", err)
+		}
 	}
 	path, err := s.InclusionProof(ctx, rec.Sequence, c.Size)
 	if err != nil {
@@ -52,6 +58,10 @@ func Build(ctx context.Context, s Source, rec audit.Record) (*Bundle, error) {
 			Inclusion: make([][]byte, 0, len(path)),
 		},
 		Certificates: [][]byte{}, CRLs: [][]byte{},
+	}
+	if cosigned {
+		b.Journal.Cosigned, b.Journal.Cosignature = c.Cosignature.Text, c.Cosignature.Signature
+		b.Format = b.format()
 	}
 	for _, h := range path {
 		b.Journal.Inclusion = append(b.Journal.Inclusion, h[:])

@@ -15,12 +15,31 @@ import (
 	"unicode/utf8"
 )
 
-// The formats and versions that a bundle names: the first without an evidence record, the second with one, and nothing
-// else is different.
+// The formats and versions that a bundle names: the second has an evidence record, the third the cosignature of another
+// campus, the fourth both, and nothing else is different.
 const (
-	Format         = "yinjian-evidence/1"
-	FormatArchived = "yinjian-evidence/2"
+	Format                 = "yinjian-evidence/1"
+	FormatArchived         = "yinjian-evidence/2"
+	FormatCosigned         = "yinjian-evidence/3"
+	FormatArchivedCosigned = "yinjian-evidence/4"
 )
+
+func formatOf(archived, cosigned bool) string {
+	switch {
+	case archived && cosigned:
+		return FormatArchivedCosigned
+	case cosigned:
+		return FormatCosigned
+	case archived:
+		return FormatArchived
+	}
+	return Format
+}
+
+// format is the one for what the bundle has.
+func (b *Bundle) format() string {
+	return formatOf(len(b.EvidenceRecord) > 0, len(b.Journal.Cosigned) > 0)
+}
 
 // A Bundle is one record's evidence: everything that somebody needs, years later and without the appliance, to judge
 // one signature. Byte strings are base64 (standard, padded) in JSON. The document itself is never inside.
@@ -85,12 +104,17 @@ type Journal struct {
 	// checkpoint had one when the bundle was made.
 	CheckpointSignature []byte `json:"checkpoint_signature"`
 	CheckpointToken     []byte `json:"checkpoint_token,omitempty"`
+	// Cosigned is the text in which another campus says that it has seen the checkpoint, which is its end; Cosignature is
+	// that campus's log key's SM2 signature over it. Both, or neither ([audit.Cosignature]).
+	Cosigned    []byte `json:"cosigned,omitempty"`
+	Cosignature []byte `json:"cosignature,omitempty"`
 }
 
 // WithRecord is the same bundle with an evidence record over its members, in the format that has one.
 func (b *Bundle) WithRecord(record []byte) *Bundle {
 	other := *b
-	other.Format, other.EvidenceRecord = FormatArchived, record
+	other.EvidenceRecord = record
+	other.Format = other.format()
 	return &other
 }
 
@@ -129,10 +153,14 @@ func Parse(data []byte) (*Bundle, error) {
 	}
 	// Before anything else: a later format has names that this release does not know.
 	o, _ := tree.(map[string]any)
-	want := Format
-	if _, archived := o["evidence_record"]; archived {
-		want = FormatArchived
+	_, archived := o["evidence_record"]
+	journal, _ := o["journal"].(map[string]any)
+	_, cosigned := journal["cosigned"]
+	_, cosignature := journal["cosignature"]
+	if cosigned != cosignature {
+		return nil, &FormatError{"journal", errors.New("a cosignature and its text belong together")}
 	}
+	want := formatOf(archived, cosigned)
 	if o["format"] != want {
 		return nil, &FormatError{"format", fmt.Errorf("not a bundle of format %q", want)}
 	}

@@ -24,6 +24,7 @@ type Trust struct {
 	// Signers and Units, if set, stand for Anchors where the two are not trusted alike.
 	Signers, Units []*smx509.Certificate
 	LogKeys        []crypto.PublicKey // keys that sign the journal's checkpoints
+	CosignerKeys   []crypto.PublicKey // log keys of other campuses, which cosign them
 }
 
 // anchors are those that may vouch for a purpose.

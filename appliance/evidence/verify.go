@@ -364,7 +364,39 @@ func verifyInclusion(r *builder, b *Bundle, trust Trust) {
 	// The path's length is checked there against size and index.
 	err = audit.VerifyInclusion(b.Journal.Sequence, b.Journal.TreeSize, audit.LeafHash(b.Journal.Leaf), path, c.Root)
 	r.hold(CheckInclusion, err == nil && c.Size == b.Journal.TreeSize, "记录在日志树中 (the record is in the log)", "包含证明不成立：记录不在该检查点的日志中 (inclusion proof does not hold)")
-	r.add(CheckCosigned, pki.NotChecked, "尚无另一院区的见证签名 (no cosignature of another campus)")
+	verifyCosignature(r, b, trust)
+}
+
+// verifyCosignature judges what another campus says of the checkpoint. It is there or not; one that is there and is not
+// about this checkpoint, or does not verify under the keys at hand, was changed. Without a key nothing is known of it.
+func verifyCosignature(r *builder, b *Bundle, trust Trust) {
+	if len(b.Journal.Cosigned) == 0 && len(b.Journal.Cosignature) == 0 {
+		r.add(CheckCosigned, pki.NotChecked, "尚无另一院区的见证签名 (no cosignature of another campus)")
+		return
+	}
+	s, err := audit.ParseCosignature(b.Journal.Cosigned, b.Journal.Cosignature)
+	if err != nil {
+		r.add(CheckCosigned, pki.Failed, fmt.Sprintf("见证签名无法解析 (cosignature: %v)", err))
+		return
+	}
+	if !bytes.Equal(s.Note, b.Journal.Checkpoint) || s.Node == b.Journal.Node {
+		r.add(CheckCosigned, pki.Failed, "见证签名不是对这个检查点的，或是本机自签 (the cosignature is about another checkpoint, or the log's own)")
+		return
+	}
+	if len(trust.CosignerKeys) == 0 {
+		r.add(CheckCosigned, pki.NotChecked, fmt.Sprintf("声称由%s院区（%s）见证，未提供其日志公钥 (said to be cosigned by campus %s, node %s; its log key was not given)", s.Campus, s.Node, s.Campus, s.Node))
+		return
+	}
+	i := slices.IndexFunc(trust.CosignerKeys, func(k crypto.PublicKey) bool { return audit.VerifyCosignature(k, s) == nil })
+	if !r.hold(CheckCosigned, i >= 0, "另一院区已见证此检查点 (another campus has cosigned the checkpoint)", "见证签名不是所给的另一院区日志密钥所签 (the cosignature is not by the log key given for the other campus)") {
+		return
+	}
+	key := "?"
+	if spki, err := smx509.MarshalPKIXPublicKey(trust.CosignerKeys[i]); err == nil {
+		key = audit.Sum(spki).String()[:16]
+	}
+	r.state(fmt.Sprintf("检查点由%s院区（节点 %s，日志公钥 SM3 %s…）于 %s 见证 (cosigned by campus %s, node %s, log key SM3 %s…)",
+		s.Campus, s.Node, key, time.UnixMicro(s.Time).UTC().Format(time.RFC3339), s.Campus, s.Node, key))
 }
 
 // verifyCheckpointToken judges the timestamp over the checkpoint's signature, which dates the log itself. It is there or

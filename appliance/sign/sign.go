@@ -58,6 +58,7 @@ type Journal interface {
 	ByRef(ctx context.Context, ref []byte) ([]audit.Record, error)
 	Payload(ctx context.Context, e *audit.Entry, name string) ([]byte, error)
 	WaitCheckpoint(ctx context.Context, sequence uint64) (audit.Checkpoint, error)
+	Cosigned(ctx context.Context, sequence uint64) (audit.Checkpoint, bool)
 	InclusionProof(ctx context.Context, sequence, size uint64) ([]audit.Hash, error)
 }
 

@@ -7,6 +7,7 @@
 package main
 
 import (
+	"crypto"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -24,7 +25,7 @@ import (
 
 const usage = `离线验证印鉴的证据 (verify evidence without the appliance)
 
-  yinjian-verify --anchors DIR --log-key FILE [--document FILE] [--at TIME] EVIDENCE.json
+  yinjian-verify --anchors DIR --log-key FILE [--cosigner-key FILE] [--document FILE] [--at TIME] EVIDENCE.json
   yinjian-verify --anchors DIR --log-key FILE [--document DIR]  DIR    文件夹内全部 *.json (all *.json of a folder)
   yinjian-verify --anchors DIR --cms FILE       [--document FILE] [--crls DIR] [--at TIME]
   yinjian-verify --anchors DIR --token FILE     [--document FILE] [--query FILE] [--crls DIR] [--at TIME]
@@ -52,10 +53,11 @@ const (
 )
 
 type options struct {
-	anchors, logKey, document, crls, at, output string
-	cms, token, raw, certificate                string
-	evidence, record, query                     string
-	ends                                        ends
+	anchors, logKey, cosignerKey string
+	document, crls, at, output   string
+	cms, token, raw, certificate string
+	evidence, record, query      string
+	ends                         ends
 
 	stdin io.Reader
 }
@@ -94,6 +96,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	f.StringVar(&o.anchors, "anchors", "", "信任锚：CA 证书的 PEM 文件或目录 (trust anchors: PEM file or folder)")
 	f.StringVar(&o.logKey, "log-key", "", "日志公钥 PEM (the log's public key)")
+	f.StringVar(&o.cosignerKey, "cosigner-key", "", "另一院区的日志公钥 PEM：核对其见证签名 (the other campus's log key: checks its cosignature)")
 	f.StringVar(&o.document, "document", "", "原文；证据为文件夹时可为文件夹 (the document; a folder for a folder of evidence)")
 	f.StringVar(&o.crls, "crls", "", "吊销列表目录：*.crl，DER (folder of CRLs, DER)")
 	f.StringVar(&o.at, "at", "", "按此时刻判断，RFC 3339：时间戳是否已到期，没有时间戳的证书是否有效；从不取本机时间 (time to judge at: whether timestamps have ended, and certificates where there is none; never the machine's own)")
@@ -151,6 +154,8 @@ func (o *options) check(args int) error {
 		return errors.New("缺少 --log-key (the log's key is needed for evidence)")
 	case o.evidence == "" && o.logKey != "":
 		return errors.New("--log-key 只用于证据文件 (--log-key goes with evidence)")
+	case o.evidence == "" && o.cosignerKey != "":
+		return errors.New("--cosigner-key 只用于证据文件 (--cosigner-key goes with evidence)")
 	case (o.raw != "") != (o.certificate != ""):
 		return errors.New("--raw 与 --certificate 须一起给出 (--raw and --certificate go together)")
 	case o.evidence == "" && o.record != "":
@@ -175,6 +180,13 @@ func (o *options) judge(stdout io.Writer) (int, error) {
 	trust, err := show.LoadTrust(o.anchors, o.logKey)
 	if err != nil {
 		return 0, err
+	}
+	if o.cosignerKey != "" {
+		key, err := show.ReadPublicKey(o.cosignerKey)
+		if err != nil {
+			return 0, err
+		}
+		trust.CosignerKeys = []crypto.PublicKey{key}
 	}
 	in := evidence.Input{AlgorithmEnds: o.ends}
 	if o.at != "" {

@@ -234,6 +234,8 @@ func CheckNames(member string) []string {
 		return []string{evidence.CheckCheckpoint}
 	case member == "journal.checkpoint_token":
 		return []string{evidence.CheckCheckpointToken}
+	case member == "journal.cosigned", member == "journal.cosignature":
+		return []string{evidence.CheckCosigned}
 	case member == "evidence_record": // wherever in it the change is
 		return []string{evidence.CheckArchive, evidence.CheckArchiveTree, evidence.CheckArchiveTimestamp, evidence.CheckArchiveCertificate}
 	}
