@@ -242,6 +242,7 @@ func signerCommand() *cobra.Command {
 			}
 			return a.EnrolSigner(ctx, req)
 		}),
+		signerImportCommand(),
 		adminCommand("add-key ID", "为已登记的签名人增加另一种算法的密钥 (a key of another algorithm for one who is enrolled)", 1, func(c *cobra.Command) {
 			required(c, &key.Algorithm, "algorithm", "SM2 或 RSA-2048 (algorithm)")
 			ca(c, &key.CA)

@@ -21,7 +21,7 @@ var labels = map[string]string{
 	"name": "名称", "node": "节点", "not_after": "有效期止", "not_before": "有效期起", "note": "说明", "open": "未决", "over_quota": "超出配额", "owner": "归属",
 	"phase": "阶段", "pid": "进程号", "pin_locked": "PIN 已锁", "pin_locked_for": "被锁的应用", "production": "生产应用", "projection": "投影", "provenance": "来源",
 	"rate": "每秒请求数", "ready": "可签名", "reason": "原因", "restarts": "重启次数", "revocation": "吊销状态", "revoked_at": "吊销时间",
-	"rights": "权限", "serial": "序列号", "served": "已受理", "sessions": "会话数", "shipped": "已投递", "since": "自（UTC）", "since_s": "已持续（秒）", "slot": "槽位", "slots": "槽位", "sources": "来源", "stamp": "时间戳策略",
+	"rights": "权限", "role": "岗位", "serial": "序列号", "served": "已受理", "sessions": "会话数", "shipped": "已投递", "since": "自（UTC）", "since_s": "已持续（秒）", "slot": "槽位", "slots": "槽位", "sources": "来源", "stamp": "时间戳策略",
 	"state": "状态", "status": "状态", "stopped": "已停用", "subject": "主题", "test": "测试", "time": "时间", "timestamp_sources": "时间戳来源", "tsa_plain": "明文时间戳",
 	"unaccounted": "无记录", "under_way": "在途", "unlisted": "未登记", "uptime_s": "已运行（秒）", "use": "用途", "uses": "密钥使用", "version": "版本", "waiting": "等待", "warnings": "警告", "weight": "份额", "withdrawn": "已撤回",
 }

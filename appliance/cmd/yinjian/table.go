@@ -33,6 +33,7 @@ type column struct {
 type row struct {
 	line  int
 	cells map[string]string
+	raw   []string // all cells, as they came
 }
 
 // readTable reads a CSV file (RFC 4180) with a line of headings: UTF-8, with or without a byte order mark. Columns may
@@ -79,7 +80,7 @@ func readTable(data []byte, columns []column) (rows []row, ignored []string, err
 			return nil, nil, fmt.Errorf("表格无法读出 (malformed): %w", err)
 		}
 		line, _ := r.FieldPos(0)
-		one := row{line: line, cells: map[string]string{}}
+		one := row{line: line, cells: map[string]string{}, raw: cells}
 		empty := true
 		for i, v := range cells {
 			v = strings.TrimSpace(v)
