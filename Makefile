@@ -1,5 +1,5 @@
 # Two commands matter: make demo, make test. Each installs what it needs and says so.
-.PHONY: demo demo-serve test test-long bench lint build verifiers clean deps-build
+.PHONY: demo demo-serve test test-long bench bench-growth lint build verifiers clean deps-build
 
 OUT      ?= out/demo
 GO       ?= go
@@ -34,6 +34,12 @@ bench: ## ratios measured in one run, and where the time goes: bench/results, be
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench --dir out/bench --results bench/results --profile 5s
 	build/yinjian bench-pool --dir out/bench-pool --results bench/results
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-tsa --dir out/bench-tsa --results bench/results --profile 5s $(TSA_PEER)
+	build/yinjian bench-growth --dir out/bench-growth --entries 10000,300000
+
+bench-growth: ## what a journal of 10,000,000 entries costs against one of 10,000: bench/results; 20 GB, half an hour
+	@packaging/dev/deps.sh demo
+	@$(MAKE) --no-print-directory build
+	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-growth --dir out/bench-growth --results bench/results --entries 10000,100000,1000000,10000000
 
 lint:
 	@packaging/dev/lint.sh

@@ -128,6 +128,12 @@ type Journal struct {
 
 	sums sharedSums
 
+	proved []provedChange // guarded by mu: by ordinal, without a gap
+
+	upperMu  sync.Mutex
+	upper    map[NodeID]Hash // guarded by upperMu
+	lastEdge atomic.Pointer[edge]
+
 	sealedTo   uint64        // guarded by mu: entries under the stored head seal
 	sealerAway atomic.Bool   // the last seal was not to be had
 	sealing    chan struct{} // capacity 1: the sealer is being asked

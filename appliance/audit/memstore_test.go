@@ -26,7 +26,7 @@ type memStore struct {
 	batches     []int // rows of each
 	seal        *audit.HeadSeal
 
-	nodeReads atomic.Int64
+	nodeReads, nodeCalls atomic.Int64
 	// onAppend decides: was it written, and what is answered. nil: written, no error.
 	onAppend func(audit.Batch) (landed bool, err error)
 	onHead   func() error
@@ -151,18 +151,32 @@ func (s *memStore) FindRef(_ context.Context, ref []byte, limit int) (out []uint
 	return out, nil
 }
 
-func (s *memStore) Node(_ context.Context, id audit.NodeID) (audit.Hash, error) {
-	s.nodeReads.Add(1)
+func (s *memStore) Nodes(_ context.Context, ids ...audit.NodeID) (map[audit.NodeID]audit.Hash, error) {
+	s.nodeReads.Add(int64(len(ids)))
+	s.nodeCalls.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if id.Level == 0 && id.Index < uint64(len(s.rows)) {
-		return audit.Hash(s.rows[id.Index].Leaf), nil
+	out := map[audit.NodeID]audit.Hash{}
+	for _, id := range ids {
+		if id.Level == 0 && id.Index < uint64(len(s.rows)) {
+			out[id] = audit.Hash(s.rows[id.Index].Leaf)
+		} else if h, ok := s.nodes[id]; ok {
+			out[id] = h
+		}
 	}
-	h, ok := s.nodes[id]
-	if !ok {
-		return h, audit.ErrNotFound
+	return out, nil
+}
+
+func (s *memStore) NodesOver(_ context.Context, first, end uint64) (map[audit.NodeID]audit.Hash, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[audit.NodeID]audit.Hash{}
+	for id, h := range s.nodes {
+		if last := id.Last(); last >= first && last < end {
+			out[id] = h
+		}
 	}
-	return h, nil
+	return out, nil
 }
 
 func (s *memStore) NodeCount(context.Context, int) (uint64, error) {

@@ -152,7 +152,7 @@ func Scan(ctx context.Context, store Store, from, end uint64, fn func(Record) er
 // runs may be left out.
 func (j *Journal) State(ctx context.Context, fn func(Record) error) error {
 	j.mu.Lock()
-	h, last := j.head, j.last
+	h, last, proved := j.head, j.last, j.proved
 	j.mu.Unlock()
 	size, root := h.frontier.size(), h.frontier.root()
 	cache := map[NodeID]Hash{} // upper nodes are shared by all paths
@@ -169,6 +169,12 @@ func (j *Journal) State(ctx context.Context, fn func(Record) error) error {
 			return fmt.Errorf("%w: change of state %d is missing before entry %d", ErrCorrupt, next, rec.Sequence)
 		}
 		next++
+		if p := (provedChange{rec.Sequence, rec.LeafHash}); next <= uint64(len(proved)) {
+			if proved[next-1] != p {
+				return fmt.Errorf("%w: change of state %d is another entry than before", ErrCorrupt, next-1)
+			}
+			return fn(rec)
+		}
 		path, err := j.inclusion(ctx, rec.Sequence, size, cache)
 		if err != nil {
 			return fmt.Errorf("%w: %v", ErrCorrupt, err)
@@ -176,6 +182,7 @@ func (j *Journal) State(ctx context.Context, fn func(Record) error) error {
 		if err := VerifyInclusion(rec.Sequence, size, rec.LeafHash, path, root); err != nil {
 			return fmt.Errorf("%w: %v", ErrCorrupt, err)
 		}
+		j.prove(next-1, provedChange{rec.Sequence, rec.LeafHash})
 		return fn(rec)
 	})
 	if err != nil && !errors.Is(err, errEnd) {
@@ -206,6 +213,22 @@ func (j *Journal) Changes(ctx context.Context, from, end uint64, fn func(Record)
 	return err
 }
 
+// A provedChange is a change of state that was proved to be a leaf of this journal's tree, which only grows: a start reads
+// them several times, and proves them once.
+type provedChange struct {
+	sequence uint64
+	leaf     Hash
+}
+
+// prove remembers the change with that ordinal, if all before it are.
+func (j *Journal) prove(ordinal uint64, p provedChange) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if uint64(len(j.proved)) == ordinal {
+		j.proved = append(j.proved, p)
+	}
+}
+
 // InclusionProof proves that the entry is in the tree of the first size entries (RFC 6962 §2.1.1). It reads O(log n)
 // nodes.
 func (j *Journal) InclusionProof(ctx context.Context, sequence, size uint64) ([]Hash, error) {
@@ -215,12 +238,35 @@ func (j *Journal) InclusionProof(ctx context.Context, sequence, size uint64) ([]
 	return j.inclusion(ctx, sequence, size, nil)
 }
 
+// inclusion is InclusionProof; nodes that are read are kept in cache, if there is one.
 func (j *Journal) inclusion(ctx context.Context, sequence, size uint64, cache map[NodeID]Hash) ([]Hash, error) {
 	nodes, err := proof.Inclusion(sequence, size)
 	if err != nil {
 		return nil, fmt.Errorf("audit: inclusion proof: %w", err)
 	}
-	return j.collect(ctx, nodes, cache)
+	edge, err := j.edge(ctx, size)
+	if err != nil {
+		return nil, fmt.Errorf("audit: inclusion proof: %w", err)
+	}
+	return j.collect(ctx, nodes, edge, cache)
+}
+
+// An edge is the right edge of the tree of a size, which all proofs under one checkpoint have in common.
+type edge struct {
+	size  uint64
+	nodes map[NodeID]Hash // never changed
+}
+
+// edge answers the nodes of the right edge, from memory if they are those of the last proof.
+func (j *Journal) edge(ctx context.Context, size uint64) (map[NodeID]Hash, error) {
+	if e := j.lastEdge.Load(); e != nil && e.size == size {
+		return e.nodes, nil
+	}
+	nodes, err := j.store.Nodes(ctx, edgeOf(size)...)
+	if err == nil {
+		j.lastEdge.Store(&edge{size, nodes})
+	}
+	return nodes, err
 }
 
 // ConsistencyProof proves that the tree of the first to entries continues that of the first from (RFC 6962 §2.1.2).
@@ -232,31 +278,76 @@ func (j *Journal) ConsistencyProof(ctx context.Context, from, to uint64) ([]Hash
 	if err != nil {
 		return nil, fmt.Errorf("audit: consistency proof: %w", err)
 	}
-	return j.collect(ctx, nodes, nil)
+	return j.collect(ctx, nodes, nil, nil)
 }
 
-// collect fetches the nodes of a proof. Nodes from level 4 up are remembered in cache, if there is one.
-func (j *Journal) collect(ctx context.Context, nodes proof.Nodes, cache map[NodeID]Hash) ([]Hash, error) {
+// Nodes from upperLevel on are above 4096 entries and more. They are few, and lie in segments of their own: they are kept in
+// memory, maxUpper of them at most, so that a proof reads as many nodes from as many files however long the journal is.
+const (
+	upperLevel = 12
+	maxUpper   = 1 << 16
+)
+
+// collect fetches the nodes of a proof: from edge, from the upper nodes in memory, from cache, where those of level 4 and
+// more are kept, or from the store, in one call. edge and cache may be nil.
+func (j *Journal) collect(ctx context.Context, nodes proof.Nodes, edge, cache map[NodeID]Hash) ([]Hash, error) {
 	hashes := make([][]byte, len(nodes.IDs))
+	var missing []NodeID
+	j.upperMu.Lock()
 	for i, n := range nodes.IDs {
 		id := NodeID{Level: uint8(n.Level), Index: n.Index}
-		h, ok := cache[id]
+		h, ok := edge[id]
 		if !ok {
-			var err error
-			if h, err = j.store.Node(ctx, id); err != nil {
-				return nil, fmt.Errorf("audit: node (%d, %d) of a proof: %w", n.Level, n.Index, err)
+			h, ok = cache[id]
+		}
+		if !ok {
+			h, ok = j.upper[id]
+		}
+		if ok {
+			hashes[i] = h[:]
+		} else {
+			missing = append(missing, id)
+		}
+	}
+	j.upperMu.Unlock()
+	if len(missing) > 0 {
+		read, err := j.store.Nodes(ctx, missing...)
+		if err != nil {
+			return nil, fmt.Errorf("audit: nodes of a proof: %w", err)
+		}
+		for i, n := range nodes.IDs {
+			if hashes[i] != nil {
+				continue
 			}
+			id := NodeID{Level: uint8(n.Level), Index: n.Index}
+			h, ok := read[id]
+			if !ok {
+				return nil, fmt.Errorf("audit: node (%d, %d) of a proof: %w", n.Level, n.Index, ErrNotFound)
+			}
+			hashes[i] = h[:]
 			if cache != nil && n.Level >= 4 {
 				cache[id] = h
 			}
+			j.keepUpper(id, h)
 		}
-		hashes[i] = h[:]
 	}
 	path, err := nodes.Rehash(hashes, hasher{}.HashChildren)
 	if err != nil {
 		return nil, fmt.Errorf("audit: proof: %w", err)
 	}
 	return toHashes(path)
+}
+
+func (j *Journal) keepUpper(id NodeID, h Hash) {
+	if id.Level < upperLevel {
+		return
+	}
+	j.upperMu.Lock()
+	defer j.upperMu.Unlock()
+	if j.upper == nil || len(j.upper) >= maxUpper {
+		j.upper = map[NodeID]Hash{}
+	}
+	j.upper[id] = h
 }
 
 // Checkpoints calls fn with the stored checkpoints whose size is ≥ from, by size.

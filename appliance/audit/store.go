@@ -188,8 +188,11 @@ type Store interface {
 	// FindRef answers the sequences of the entries with this ref, ascending, the first limit of
 	// them; none is an empty answer.
 	FindRef(ctx context.Context, ref []byte, limit int) ([]uint64, error)
-	// Node answers a leaf hash (Level 0) or an inner node.
-	Node(ctx context.Context, id NodeID) (Hash, error)
+	// Nodes answers leaf hashes (Level 0) and inner nodes. What is not there is left out.
+	Nodes(ctx context.Context, ids ...NodeID) (map[NodeID]Hash, error)
+	// NodesOver answers the inner nodes that became complete with entries first to end-1, which are of one segment. What is
+	// not there, or is no hash, is left out.
+	NodesOver(ctx context.Context, first, end uint64) (map[NodeID]Hash, error)
 	// NodeCount is the number of inner nodes kept in a segment.
 	NodeCount(ctx context.Context, segment int) (uint64, error)
 	// Blob answers a payload that is not in its row. With segment 0 all segments are searched, the newest first.
@@ -216,16 +219,29 @@ type Store interface {
 
 // loadFrontier reads the right edge of the tree with that size.
 func loadFrontier(ctx context.Context, s Store, size uint64) (frontier, error) {
-	ids := compact.RangeNodes(0, size, nil)
+	ids := edgeOf(size)
+	nodes, err := s.Nodes(ctx, ids...)
+	if err != nil {
+		return frontier{}, err
+	}
 	hashes := make([]Hash, len(ids))
 	for i, id := range ids {
-		h, err := s.Node(ctx, NodeID{Level: uint8(id.Level), Index: id.Index})
-		if err != nil {
-			return frontier{}, fmt.Errorf("node (%d, %d): %w", id.Level, id.Index, err)
+		h, ok := nodes[id]
+		if !ok {
+			return frontier{}, fmt.Errorf("node (%d, %d): %w", id.Level, id.Index, ErrNotFound)
 		}
 		hashes[i] = h
 	}
 	return newFrontier(size, hashes)
+}
+
+// edgeOf lists the nodes of the right edge of a tree, from the left.
+func edgeOf(size uint64) []NodeID {
+	var ids []NodeID
+	for _, id := range compact.RangeNodes(0, size, nil) {
+		ids = append(ids, NodeID{Level: uint8(id.Level), Index: id.Index})
+	}
+	return ids
 }
 
 // A tally is a segment's seal while the segment grows.

@@ -1,10 +1,13 @@
 package audit_test
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 
 	"yinjian/appliance/audit"
 )
@@ -158,5 +161,99 @@ func TestProofsReadFewNodes(t *testing.T) {
 		if n := store.nodeReads.Load() - before; n > 20 {
 			t.Errorf("consistency from %d read %d nodes, want at most 20", m, n)
 		}
+	}
+}
+
+// What a proof asks of the store does not grow with the journal: the nodes high up are in memory, and so is the edge under
+// one checkpoint. Those of one segment come in one call.
+func TestProofsDoNotGrow(t *testing.T) {
+	t.Parallel()
+	store := newMemStore()
+	j := startMem(t, store, func(c *audit.Config) { c.MaxBatch = 1024 })
+	cost := func(size uint64) (reads, calls int64) {
+		const proofs = 64
+		for round := range 2 { // the first fills the memory
+			reads, calls = store.nodeReads.Load(), store.nodeCalls.Load()
+			for i := range uint64(proofs) {
+				if _, err := j.InclusionProof(t.Context(), (i*size/proofs+i*uint64(round)*7)%size, size); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return (store.nodeReads.Load() - reads) / proofs, (store.nodeCalls.Load() - calls) / proofs
+	}
+	var short [2]int64
+	for _, size := range []uint64{1 << 13, 1 << 16} {
+		fill(t, j, size+5)
+		reads, calls := cost(size + 5)
+		if short[0] == 0 {
+			short = [2]int64{reads, calls}
+		}
+		if reads > short[0] || calls > 1 {
+			t.Errorf("under %d entries a proof reads %d nodes in %d calls, under %d it reads %d", size, reads, calls, 1<<13, short[0])
+		}
+	}
+}
+
+// A start replays the changes of state several times, and proves them once.
+func TestStateIsProvedOnce(t *testing.T) {
+	t.Parallel()
+	store := newMemStore()
+	j := startMem(t, store, nil)
+	for i := range 50 {
+		fill(t, j, j.Size()+20)
+		if _, err := j.Append(t.Context(), audit.Draft{Kind: "test.change", Object: fmt.Sprint(i), State: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	replay := func() (n int, reads int64) {
+		before := store.nodeReads.Load()
+		if err := j.State(t.Context(), func(audit.Record) error { n++; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return n, store.nodeReads.Load() - before
+	}
+	if n, reads := replay(); n != 51 || reads < 50 {
+		t.Errorf("the first replay: %d changes, %d nodes", n, reads)
+	}
+	if n, reads := replay(); n != 51 || reads != 0 {
+		t.Errorf("the second replay: %d changes, %d nodes, want none", n, reads)
+	}
+	// One that is another than before is not taken for proved.
+	store.mu.Lock()
+	for i := range store.rows {
+		if r := &store.rows[i]; r.Change && r.Kind == "test.change" {
+			e, err := audit.ParseEntry(r.DER)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.Object = "forged"
+			if r.DER, err = e.Marshal(); err != nil {
+				t.Fatal(err)
+			}
+			leaf := audit.LeafHash(r.DER)
+			r.Leaf = leaf[:]
+			break
+		}
+	}
+	store.mu.Unlock()
+	if err := j.State(t.Context(), func(audit.Record) error { return nil }); !errors.Is(err, audit.ErrCorrupt) {
+		t.Errorf("a change that was exchanged: %v", err)
+	}
+}
+
+// fill appends until the journal has size entries.
+func fill(t testing.TB, j *audit.Journal, size uint64) {
+	t.Helper()
+	var g errgroup.Group
+	g.SetLimit(512)
+	for i := j.Size(); i < size; i++ {
+		g.Go(func() error {
+			_, err := j.Append(t.Context(), audit.Draft{Kind: "test", Object: fmt.Sprint(i)})
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -1090,11 +1090,12 @@ func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool) int) (bool
 		id := NodeID{Level: level, Index: v.next >> level}
 		left, right := v.pending[level-1], cur
 		v.pending[level-1] = nil
-		stored, err := v.store.Node(v.ctx, id)
-		missing := errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt)
-		if err != nil && !missing {
+		nodes, err := v.store.Nodes(v.ctx, id)
+		if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNotFound) {
 			return false, err
 		}
+		stored, there := nodes[id]
+		missing := !there
 		if !missing {
 			v.nodes++
 		}

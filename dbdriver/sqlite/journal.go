@@ -1275,26 +1275,142 @@ func (j *Journal) FindRef(ctx context.Context, ref []byte, limit int) ([]uint64,
 	return out, nil
 }
 
-// Node implements audit.Store. A node is in the segment of its last leaf.
-func (j *Journal) Node(ctx context.Context, id audit.NodeID) (audit.Hash, error) {
-	s, err := j.holding(id.Last())
-	if err != nil {
-		return audit.Hash{}, err
-	}
-	var h []byte
-	err = s.query(func(db *sql.DB) error {
-		if id.Level == 0 {
-			return db.QueryRowContext(ctx, selectLeaf, int64(id.Index)).Scan(&h)
+// Nodes implements audit.Store. A node is in the segment of its last leaf.
+func (j *Journal) Nodes(ctx context.Context, ids ...audit.NodeID) (map[audit.NodeID]audit.Hash, error) {
+	out := make(map[audit.NodeID]audit.Hash, len(ids))
+	for len(ids) > 0 {
+		s, err := j.holding(ids[0].Last())
+		if errors.Is(err, audit.ErrNotFound) {
+			ids = ids[1:]
+			continue
 		}
-		return db.QueryRowContext(ctx, selectNode, int64(id.Level), int64(id.Index)).Scan(&h)
+		if err != nil {
+			return nil, err
+		}
+		var here, elsewhere []audit.NodeID
+		for _, id := range ids {
+			if other, err := j.holding(id.Last()); err == nil && other == s {
+				here = append(here, id)
+			} else {
+				elsewhere = append(elsewhere, id)
+			}
+		}
+		if err := s.nodes(ctx, here, out); err != nil {
+			return nil, err
+		}
+		ids = elsewhere
+	}
+	return out, nil
+}
+
+// nodesPerStatement are the lengths of statements that look up several nodes, the shortest first.
+var nodesPerStatement = [...]int{1, 4, 16, 64}
+
+// severalNodes is selectNodes for n keys.
+func severalNodes(n int) string {
+	return strings.Replace(selectNodes, "(VALUES (?, ?))", "(VALUES (?, ?)"+strings.Repeat(", (?, ?)", n-1)+")", 1)
+}
+
+var nodeStatements = func() (out [len(nodesPerStatement)]string) {
+	for i, n := range nodesPerStatement {
+		out[i] = severalNodes(n)
+	}
+	return out
+}()
+
+// nodes reads nodes of the segment into out.
+func (s *segment) nodes(ctx context.Context, ids []audit.NodeID, out map[audit.NodeID]audit.Hash) error {
+	put := func(id audit.NodeID, h []byte) error {
+		if len(h) != len(audit.Hash{}) {
+			return fmt.Errorf("%w: node (%d, %d) has %d bytes", audit.ErrCorrupt, id.Level, id.Index, len(h))
+		}
+		out[id] = audit.Hash(h)
+		return nil
+	}
+	return s.query(func(db *sql.DB) error {
+		var inner []audit.NodeID
+		for _, id := range ids {
+			if id.Level > 0 {
+				inner = append(inner, id)
+				continue
+			}
+			var h []byte
+			err := db.QueryRowContext(ctx, selectLeaf, int64(id.Index)).Scan(&h)
+			if err == nil {
+				err = put(id, h)
+			}
+			if err != nil && !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
+		}
+		for len(inner) > 0 {
+			i := 0
+			for i+1 < len(nodesPerStatement) && nodesPerStatement[i] < len(inner) {
+				i++
+			}
+			args := make([]any, 0, 2*nodesPerStatement[i])
+			for k := range nodesPerStatement[i] { // what is over asks for the last again
+				id := inner[min(k, len(inner)-1)]
+				args = append(args, int64(id.Level), int64(id.Index))
+			}
+			inner = inner[min(nodesPerStatement[i], len(inner)):]
+			rows, err := db.QueryContext(ctx, nodeStatements[i], args...)
+			if err != nil {
+				return err
+			}
+			for rows.Next() {
+				var level, index int64
+				var h []byte
+				if err := rows.Scan(&level, &index, &h); err != nil {
+					rows.Close()
+					return err
+				}
+				if err := put(audit.NodeID{Level: uint8(level), Index: uint64(index)}, h); err != nil {
+					rows.Close()
+					return err
+				}
+			}
+			rows.Close()
+			if err := rows.Err(); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
+}
+
+// NodesOver implements audit.Store: level by level, as long as a node of the level ends there.
+func (j *Journal) NodesOver(ctx context.Context, first, end uint64) (map[audit.NodeID]audit.Hash, error) {
+	s, err := j.holding(first)
 	if err != nil {
-		return audit.Hash{}, err
+		return nil, err
 	}
-	if len(h) != len(audit.Hash{}) {
-		return audit.Hash{}, fmt.Errorf("%w: node (%d, %d) has %d bytes", audit.ErrCorrupt, id.Level, id.Index, len(h))
-	}
-	return audit.Hash(h), nil
+	out := make(map[audit.NodeID]audit.Hash, end-first)
+	err = s.query(func(db *sql.DB) error {
+		for level := uint8(1); level < 63 && first>>level < end>>level; level++ {
+			rows, err := db.QueryContext(ctx, selectNodeRange, int64(level), int64(first>>level), int64(end>>level))
+			if err != nil {
+				return err
+			}
+			for rows.Next() {
+				var index int64
+				var h []byte
+				if err := rows.Scan(&index, &h); err != nil {
+					rows.Close()
+					return err
+				}
+				if len(h) == len(audit.Hash{}) {
+					out[audit.NodeID{Level: level, Index: uint64(index)}] = audit.Hash(h)
+				}
+			}
+			rows.Close()
+			if err := rows.Err(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return out, err
 }
 
 // Blob implements audit.Store.

@@ -26,8 +26,10 @@ const (
 	countEntries     = `SELECT COUNT(*) FROM yj_entry`
 
 	insertNode = `INSERT INTO yj_node (level_no, index_no, node_hash) VALUES (?, ?, ?)`
-	selectNode = `SELECT node_hash FROM yj_node WHERE level_no = ? AND index_no = ?`
-	countNodes = `SELECT COUNT(*) FROM yj_node`
+	// Several by their keys: the keys come first, and each is looked up.
+	selectNodes     = `WITH yj_wanted (want_level, want_index) AS (VALUES (?, ?)) SELECT level_no, index_no, node_hash FROM yj_wanted CROSS JOIN yj_node ON level_no = want_level AND index_no = want_index`
+	selectNodeRange = `SELECT index_no, node_hash FROM yj_node WHERE level_no = ? AND index_no >= ? AND index_no < ?`
+	countNodes      = `SELECT COUNT(*) FROM yj_node`
 
 	insertBlob = `INSERT OR IGNORE INTO yj_blob (blob_sm3, blob_data) VALUES (?, ?)`
 	selectSums = `SELECT row_no, blob_sm3 FROM yj_blob WHERE row_no > ? ORDER BY row_no LIMIT ?`

@@ -151,3 +151,53 @@ func TestBenchTSA(t *testing.T) {
 		refused(t, 2, []string{"--peer-url"}, append([]string{"bench-tsa", "--dir", tempDir(t)}, args...)...)
 	}
 }
+
+// The bench of growth in small: all cases at two sizes, each with a cost, and what verification is over raw SM3.
+func TestBenchGrowth(t *testing.T) {
+	t.Parallel()
+	results := tempDir(t)
+	mustRun(t, "bench-growth", "--dir", filepath.Join(tempDir(t), "bench"), "--rounds", "1", "--entries", "10000,20000", "--results", results)
+	page, err := os.ReadFile(filepath.Join(results, "growth.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(filepath.Join(results, "growth.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found struct {
+		Cases []struct {
+			Name  string
+			Costs map[string][]struct {
+				CPU  float64 `json:"cpu_us"`
+				Wall float64 `json:"wall_us"`
+			}
+			Rates map[string][]float64 `json:"of_raw_sm3"`
+		}
+		Bytes map[string]float64 `json:"bytes_an_entry"`
+	}
+	if err := json.Unmarshal(raw, &found); err != nil {
+		t.Fatalf("growth.json: %v\n%s", err, raw)
+	}
+	names := map[string]bool{}
+	for _, c := range found.Cases {
+		names[c.Name] = true
+		for _, size := range []string{"10000", "20000"} {
+			if costs := c.Costs[size]; len(costs) != 1 || costs[0].CPU <= 0 || costs[0].Wall <= 0 {
+				t.Errorf("case %s at %s: %v", c.Name, size, costs)
+			}
+			if c.Name == "verify" && (len(c.Rates[size]) != 1 || c.Rates[size][0] <= 0) {
+				t.Errorf("verify at %s over raw SM3: %v", size, c.Rates)
+			}
+		}
+	}
+	for _, name := range []string{"append-1", "append-64", "reference", "no-reference", "sequence", "proof", "evidence", "start", "after start", "verify"} {
+		if !names[name] || !strings.Contains(string(page), "| "+name+" |") {
+			t.Errorf("case %s is not measured, or not in growth.md", name)
+		}
+	}
+	if found.Bytes["20000"] < 1000 {
+		t.Errorf("bytes of an entry: %v", found.Bytes)
+	}
+	refused(t, 2, []string{"--entries"}, "bench-growth", "--dir", tempDir(t), "--entries", "10000")
+}

@@ -76,7 +76,7 @@ func newRoot() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(), benchPoolCommand(), benchTSACommand(), benchTSAServerCommand(), benchTSAWorkerCommand(),
+		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(), benchPoolCommand(), benchGrowthCommand(), benchTSACommand(), benchTSAServerCommand(), benchTSAWorkerCommand(),
 		applicationCommand(), signerCommand(), ceremonyCommand(), certificateCommand(), crlCommand(), statusCommand(),
 		auditCommand(), databaseCommand(), verifyCommand(), preserveCommand(), timestampCommand(), timeCommand(), stampingCommand(),
 	)
