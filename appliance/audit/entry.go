@@ -8,10 +8,10 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
-	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 
 	"yinjian/ntp"
@@ -194,7 +194,11 @@ func (e *Entry) encode() ([]byte, error) {
 	if n.whole > MaxEntryBytes {
 		return nil, fmt.Errorf("audit: entry of %d bytes, at most %d are allowed", n.whole, MaxEntryBytes)
 	}
-	b := make([]byte, 0, n.whole)
+	return e.appendTo(make([]byte, 0, n.whole), n), nil
+}
+
+// appendTo appends the encoding of what was checked, whose sizes are n.
+func (e *Entry) appendTo(b []byte, n entrySizes) []byte {
 	b = appendHeader(b, asn1.SEQUENCE, n.body)
 	b = appendInt(b, 1)
 	b = appendText(b, e.Node)
@@ -234,7 +238,7 @@ func (e *Entry) encode() ([]byte, error) {
 		b = appendInt(b, p.Size)
 		b = appendOctets(b, p.SM3[:])
 	}
-	return b, nil
+	return b
 }
 
 // The encoder is written out, with all lengths first, because each entry is encoded while others wait for the same
@@ -345,122 +349,197 @@ func ParseEntry(der []byte) (*Entry, error) {
 	if err := e.parse(der); err != nil {
 		return nil, err
 	}
-	// cryptobyte is strict about lengths and integers; encoding again settles every question that it might leave.
-	again, err := e.Marshal()
-	if err != nil {
+	// The reader is strict about lengths and integers; encoding again settles every question that it might leave.
+	if err := e.check(); err != nil {
 		return nil, err
 	}
-	if !bytes.Equal(again, der) {
-		return nil, errors.New("audit: entry is not in its canonical encoding")
+	n := e.sizes()
+	if n.whole != len(der) {
+		return nil, errNotCanonical
+	}
+	again := encoded256.Get().(*[]byte)
+	defer encoded256.Put(again)
+	*again = e.appendTo((*again)[:0], n)
+	if !bytes.Equal(*again, der) {
+		return nil, errNotCanonical
 	}
 	return e, nil
 }
 
+var errNotCanonical = errors.New("audit: entry is not in its canonical encoding")
+
+// encoded256 keeps buffers for entries that are encoded again, and thrown away.
+var encoded256 = sync.Pool{New: func() any { return new([]byte) }}
+
+// parse reads names and texts as parts of one string: a verification reads every entry that there is, and a string for
+// each took most of its time.
 func (e *Entry) parse(der []byte) error {
 	bad := func(what string) error { return fmt.Errorf("audit: entry: malformed %s", what) }
-	in := cryptobyte.String(der)
-	var s, tm, list cryptobyte.String
-	var version int64
-	if !in.ReadASN1(&s, asn1.SEQUENCE) || !in.Empty() {
+	in := derText(der)
+	s, ok := in.element(asn1.SEQUENCE)
+	if !ok || in != "" {
 		return bad("outer SEQUENCE")
 	}
-	if !s.ReadASN1Integer(&version) {
+	version, ok := s.integer()
+	if !ok {
 		return bad("version")
 	}
 	if version != 1 {
 		return fmt.Errorf("audit: entry: version %d is not known", version)
 	}
-	var epoch, ref cryptobyte.String
-	var state string
-	if !readText(&s, &e.Node) || !s.ReadASN1(&epoch, asn1.OCTET_STRING) || len(epoch) != len(e.Epoch) {
+	node, ok1 := s.element(asn1.UTF8String)
+	epoch, ok2 := s.element(asn1.OCTET_STRING)
+	if !ok1 || !ok2 || len(epoch) != len(e.Epoch) {
 		return bad("node or epoch")
 	}
+	e.Node = string(node)
 	copy(e.Epoch[:], epoch)
-	if !s.ReadASN1Integer(&e.Sequence) {
+	sequence, ok := s.integer()
+	if !ok || sequence < 0 {
 		return bad("sequence")
 	}
-	if !s.ReadASN1(&tm, asn1.SEQUENCE) || !tm.ReadASN1Integer(&e.Time.Micros) || !tm.ReadASN1Integer(&e.Time.BoundMicros) ||
-		!readText(&tm, &state) || !readText(&tm, &e.Time.Provenance) || !tm.Empty() {
+	e.Sequence = uint64(sequence)
+	tm, ok := s.element(asn1.SEQUENCE)
+	if !ok {
 		return bad("time")
 	}
-	e.Time.State = ntp.State(state)
-	if !readText(&s, &e.Kind) || !readText(&s, &e.Actor) || !readText(&s, &e.Object) {
+	e.Time.Micros, ok = tm.integer()
+	e.Time.BoundMicros, ok1 = tm.integer()
+	state, ok2 := tm.element(asn1.UTF8String)
+	provenance, ok3 := tm.element(asn1.UTF8String)
+	if !ok || !ok1 || !ok2 || !ok3 || tm != "" {
+		return bad("time")
+	}
+	e.Time.State, e.Time.Provenance = ntp.State(state), string(provenance)
+	kind, ok := s.element(asn1.UTF8String)
+	actor, ok1 := s.element(asn1.UTF8String)
+	object, ok2 := s.element(asn1.UTF8String)
+	if !ok || !ok1 || !ok2 {
 		return bad("kind, actor or object")
 	}
-	if !s.ReadASN1(&ref, asn1.OCTET_STRING) {
+	e.Kind, e.Actor, e.Object = string(kind), string(actor), string(object)
+	ref, ok := s.element(asn1.OCTET_STRING)
+	if !ok {
 		return bad("ref")
 	}
 	if len(ref) > 0 {
-		e.Ref = slices.Clone([]byte(ref))
+		e.Ref = []byte(ref)
 	}
-	if !s.ReadASN1(&list, asn1.SEQUENCE) {
+	list, ok := s.element(asn1.SEQUENCE)
+	if !ok {
 		return bad("fields")
 	}
-	for !list.Empty() {
-		var one cryptobyte.String
-		var f Field
-		if len(e.Fields) == MaxFields || !list.ReadASN1(&one, asn1.SEQUENCE) || !readText(&one, &f.Name) ||
-			!readValue(&one, &f.Value) || !one.Empty() {
+	if n := list.elements(); n > 0 {
+		e.Fields = make([]Field, 0, min(n, MaxFields))
+	}
+	for list != "" {
+		one, ok := list.element(asn1.SEQUENCE)
+		if len(e.Fields) == MaxFields || !ok {
 			return bad("field")
 		}
-		e.Fields = append(e.Fields, f)
+		name, ok := one.element(asn1.UTF8String)
+		value, ok1 := one.value()
+		if !ok || !ok1 || one != "" {
+			return bad("field")
+		}
+		e.Fields = append(e.Fields, Field{string(name), value})
 	}
-	if !s.ReadASN1(&list, asn1.SEQUENCE) || !s.Empty() {
+	if list, ok = s.element(asn1.SEQUENCE); !ok || s != "" {
 		return bad("payloads")
 	}
-	for !list.Empty() {
-		var one, sum cryptobyte.String
-		var p Payload
-		if len(e.Payloads) == MaxPayloads || !list.ReadASN1(&one, asn1.SEQUENCE) || !readText(&one, &p.Name) ||
-			!readText(&one, &p.MediaType) || !one.ReadASN1Integer(&p.Size) || !one.ReadASN1(&sum, asn1.OCTET_STRING) ||
-			len(sum) != len(p.SM3) || !one.Empty() {
+	if n := list.elements(); n > 0 {
+		e.Payloads = make([]Payload, 0, min(n, MaxPayloads))
+	}
+	for list != "" {
+		one, ok := list.element(asn1.SEQUENCE)
+		if len(e.Payloads) == MaxPayloads || !ok {
 			return bad("payload")
 		}
-		copy(p.SM3[:], sum)
-		e.Payloads = append(e.Payloads, p)
+		name, ok := one.element(asn1.UTF8String)
+		media, ok1 := one.element(asn1.UTF8String)
+		size, ok2 := one.integer()
+		sum, ok3 := one.element(asn1.OCTET_STRING)
+		if !ok || !ok1 || !ok2 || !ok3 || len(sum) != len(Hash{}) || one != "" {
+			return bad("payload")
+		}
+		e.Payloads = append(e.Payloads, Payload{string(name), string(media), size, Hash([]byte(sum))})
 	}
 	return nil
 }
 
-func readText(s *cryptobyte.String, out *string) bool {
-	var v cryptobyte.String
-	if !s.ReadASN1(&v, asn1.UTF8String) {
-		return false
+// derText is DER that is being read. Lengths and integers must be the shortest there are (ITU-T X.690 §10.1, §8.3.2).
+type derText string
+
+// element takes one element's contents.
+func (s *derText) element(tag asn1.Tag) (derText, bool) {
+	t := *s
+	if len(t) < 2 || t[0] != byte(tag) {
+		return "", false
 	}
-	*out = string(v)
-	return true
+	n, head := int(t[1]), 2
+	if n >= 0x80 {
+		octets := n & 0x7f
+		if octets < 1 || octets > 3 || len(t) < 2+octets || t[2] == 0 { // an entry has 256 KiB
+			return "", false
+		}
+		n = 0
+		for _, c := range []byte(t[2 : 2+octets]) {
+			n = n<<8 | int(c)
+		}
+		if n < 0x80 {
+			return "", false
+		}
+		head += octets
+	}
+	if len(t)-head < n {
+		return "", false
+	}
+	*s = t[head+n:]
+	return t[head : head+n], true
 }
 
-func readValue(s *cryptobyte.String, out *Value) bool {
-	switch {
-	case s.PeekASN1Tag(asn1.UTF8String):
-		var t string
-		if !readText(s, &t) {
-			return false
+// elements counts those that stand next to each other, up to what is none.
+func (s derText) elements() (n int) {
+	for s != "" {
+		if _, ok := s.element(asn1.Tag(s[0])); !ok {
+			break
 		}
-		*out = Text(t)
-	case s.PeekASN1Tag(asn1.INTEGER):
-		var n int64
-		if !s.ReadASN1Integer(&n) {
-			return false
-		}
-		*out = Int(n)
-	case s.PeekASN1Tag(asn1.OCTET_STRING):
-		var o cryptobyte.String
-		if !s.ReadASN1(&o, asn1.OCTET_STRING) {
-			return false
-		}
-		*out = Octets(append([]byte{}, o...))
-	case s.PeekASN1Tag(asn1.BOOLEAN):
-		var b bool
-		if !s.ReadASN1Boolean(&b) {
-			return false
-		}
-		*out = Bool(b)
-	default:
-		return false
+		n++
 	}
-	return true
+	return n
+}
+
+func (s *derText) integer() (int64, bool) {
+	v, ok := s.element(asn1.INTEGER)
+	if !ok || len(v) < 1 || len(v) > 8 || len(v) > 1 && (v[0] == 0 && v[1] < 0x80 || v[0] == 0xff && v[1] >= 0x80) {
+		return 0, false
+	}
+	n := int64(int8(v[0]))
+	for i := 1; i < len(v); i++ {
+		n = n<<8 | int64(v[i])
+	}
+	return n, true
+}
+
+func (s *derText) value() (Value, bool) {
+	if *s == "" {
+		return nil, false
+	}
+	switch tag := asn1.Tag((*s)[0]); tag {
+	case asn1.UTF8String:
+		v, ok := s.element(tag)
+		return Text(v), ok
+	case asn1.INTEGER:
+		n, ok := s.integer()
+		return Int(n), ok
+	case asn1.OCTET_STRING:
+		v, ok := s.element(tag)
+		return Octets(v), ok
+	case asn1.BOOLEAN:
+		v, ok := s.element(tag)
+		return Bool(v == "\xff"), ok && (v == "\xff" || v == "\x00")
+	}
+	return nil, false
 }
 
 // check holds the limits, for what is encoded and for what is parsed alike.
