@@ -82,9 +82,6 @@ func (a *admin) DestroyKey(_ context.Context, actor string, req api.DestroyKey) 
 func (a *admin) Ceremony(_ context.Context, actor string, req api.Ceremony) (any, error) {
 	return a.note(actor, req)
 }
-func (a *admin) Rederive(_ context.Context, actor string, req api.Rederive) (any, error) {
-	return a.note(actor, req)
-}
 func (a *admin) StopSigner(_ context.Context, actor string, req api.Decision) (any, error) {
 	return a.note(actor, req)
 }
@@ -194,6 +191,24 @@ func (a *admin) PreserveStatus(_ context.Context, actor string) (any, error) {
 func (a *admin) PreservedRecord(_ context.Context, actor string, req api.PreservedRecord) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) SetCustodians(_ context.Context, actor string, req api.SetCustodians) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) BeginBackup(_ context.Context, actor string, req api.BeginBackup) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) EndBackup(_ context.Context, actor string, req api.EndBackup) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) FileReport(_ context.Context, actor string, req api.FileReport) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListBackups(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "backups")
+}
+func (a *admin) MissingRecords(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "missing")
+}
 func (a *admin) State(_ context.Context, actor string) (any, error) { return a.note(actor, "state") }
 
 // socket serves the kit's admin handler and answers the path.
@@ -245,7 +260,6 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"}))
 	check(a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}))
 	check(a.Ceremony(ctx, wire.Ceremony{Minutes: []byte("{}")}))
-	check(a.Rederive(ctx))
 	check(a.ListKeys(ctx))
 	check(a.DestroyKey(ctx, wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}))
 	check(a.StopSigner(ctx, wire.Decision{ID: "D1001", Reason: "离职"}))
@@ -288,6 +302,16 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.RunPreserve(ctx))
 	check(a.PreserveStatus(ctx))
 	check(a.PreservedRecord(ctx, wire.PreservedRecord{ID: strings.Repeat("0a", 32)}))
+	two := []string{"甲", "乙"}
+	check(a.SetCustodians(ctx, wire.SetCustodians{Record: []byte("{}"), Persons: two}))
+	if _, err := a.BeginBackup(ctx, wire.BeginBackup{Persons: two, Target: "/mnt", Incremental: true, Softtoken: true}); err != nil {
+		t.Error(err)
+	}
+	check(a.EndBackup(ctx, wire.EndBackup{ID: "0123456789abcdef", SM3: strings.Repeat("0a", 32), Size: 7, Entries: 5, Through: 1}))
+	check(a.EndBackup(ctx, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"}))
+	check(a.FileReport(ctx, wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}))
+	check(a.ListBackups(ctx))
+	check(a.MissingRecords(ctx))
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
 	check(a.Stamp(ctx, wire.Stamp{Request: []byte("req")}))
@@ -296,13 +320,16 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"},
 		wire.SetProduction{ID: "his", Production: true, Reason: "上线"}, bulk, enrol,
 		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"},
-		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, wire.Rederive{}, "keys", wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
+		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, "keys", wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
 		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AddMachine{File: []byte("name = 'b'"), Reason: "扩容"},
 		wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, "machines",
 		"time", wire.TimeHistory{From: "2026-11-22T00:00:00Z", To: "2026-11-22T06:00:00Z"}, "time sources", added, wire.RemoveTimeSource{Name: "ntp 2", Reason: "检修"},
 		wire.ReadmitTime{Reason: "核对", Persons: []string{"甲", "乙"}}, "tsa", wire.StampService{Reason: "检修"}, wire.StampService{Unit: "sm2", Reason: "检修"}, wire.StampLog{Lines: 5},
 		wire.RunPreserve{}, "preserve", wire.PreservedRecord{ID: strings.Repeat("0a", 32)},
+		wire.SetCustodians{Record: []byte("{}"), Persons: two}, wire.BeginBackup{Persons: two, Target: "/mnt", Incremental: true, Softtoken: true},
+		wire.EndBackup{ID: "0123456789abcdef", SM3: strings.Repeat("0a", 32), Size: 7, Entries: 5, Through: 1}, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"},
+		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "missing",
 		wire.AuditVerify{}, wire.Compare{}, wire.Stamp{Request: []byte("req")}, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
@@ -434,7 +461,15 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		}, "shares[1]"},
 		"a key without label": {func() error { _, err := a.DestroyKey(ctx, wire.DestroyKey{Reason: "x"}); return err }, "label"},
 		"no minutes":          {func() error { _, err := a.Ceremony(ctx, wire.Ceremony{}); return err }, "minutes"},
-		"PIN missing":         {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
+		"one person's backup": {func() error {
+			_, err := a.BeginBackup(ctx, wire.BeginBackup{Persons: []string{"甲", "甲"}, Target: "/mnt"})
+			return err
+		}, "persons"},
+		"backup without digest": {func() error {
+			_, err := a.EndBackup(ctx, wire.EndBackup{ID: "0123456789abcdef", Size: 1, Entries: 1})
+			return err
+		}, "sm3"},
+		"PIN missing": {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
 		"PIN of nobody": {func() error {
 			_, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "x", PIN: "1"})
 			return err

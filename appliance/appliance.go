@@ -96,6 +96,7 @@ type Appliance struct {
 	signing   *sign.Service
 	units     map[string]*unit
 	preserver *preserver
+	backups   *backups
 	device    *upstreamDevice // nil when there is none
 	trust     evidence.Trust
 
@@ -143,6 +144,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if _, serr := os.Stat(filepath.Join(dir, InitUnfinished)); serr == nil {
 		return fmt.Errorf("%s: 上次 init 没有完成；请删除该目录后重新 init (init was interrupted; remove the folder and init again)", dir)
 	}
+	if _, serr := os.Stat(filepath.Join(dir, RestoreUnfinished)); serr == nil {
+		return fmt.Errorf("%s: 上次 restore 没有完成；请重新 restore，它会从头开始 (restore was interrupted; run it again, it begins anew)", dir)
+	}
 	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o700); err != nil { // may be lost without harm
 		return err
 	}
@@ -154,7 +158,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := removeUnfinished(dir); err != nil {
 		return err
 	}
-	if err := errors.Join(checkPermissions(dir, cfg), checkRoom(dir)); err != nil {
+	if err := errors.Join(checkHandedBack(dir), checkPermissions(dir, cfg), checkRoom(dir)); err != nil {
 		return err
 	}
 	if err := harden(); err != nil {
@@ -234,15 +238,18 @@ func Run(ctx context.Context, o Options) (err error) {
 			return err
 		}
 	}
+	newEpoch, restored, err := readRestored(dir) // left by a restore: the next start begins an epoch
+	if err == nil && newEpoch {
+		err = a.checkRestoredMachine(ctx)
+	}
+	if err != nil {
+		return err
+	}
 	if err := a.ensureLogKeys(ctx, size == 0); err != nil {
 		return err
 	}
 	a.anchor().restore(ctx) // whose key is in the cipher machine, and before the first answer of a source
 	times.group.Go(func() error { return a.poller.Run(tctx) })
-	newEpoch := false
-	if _, serr := os.Stat(filepath.Join(dir, "restored")); serr == nil { // left by a restore: the next start begins an epoch
-		newEpoch = true
-	}
 	a.journal, err = audit.Open(ctx, audit.Config{
 		Store: a.store, Node: cfg.Node, Clock: a.clock, Log: a.log, Checkpointer: a.logKey, NewEpoch: newEpoch,
 		LogKeys: []crypto.PublicKey{a.logKey.Public()}, Sealer: headSealer{macKeys{a.tokens[hsm.Log]}},
@@ -263,11 +270,6 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	if _, err := a.saveHead(ctx); err != nil {
 		return fmt.Errorf("journal.head 无法写入，请检查磁盘空间与权限 (cannot be written: look at free space and permissions): %w", err)
-	}
-	if newEpoch {
-		if err := os.Remove(filepath.Join(dir, "restored")); err != nil {
-			return err
-		}
 	}
 	journal, jctx := begin()
 	journal.group.Go(func() error { return a.journal.Run(jctx) })
@@ -294,6 +296,14 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	a.serials = newSerials(receipt.Epoch, receipt.Sequence)
+	if newEpoch {
+		if err := a.announceRestore(ctx, restored); err != nil {
+			return err
+		}
+		if err := os.Remove(filepath.Join(dir, restoredMark)); err != nil {
+			return err
+		}
+	}
 	if err := errors.Join(a.machines.settle(ctx), a.time.settle(ctx), a.service.replay(ctx)); err != nil {
 		return err
 	}
@@ -342,6 +352,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.keepRolling(dctx) })
 	duties.group.Go(func() error { return a.endConsents(dctx) })
 	duties.group.Go(func() error { return a.preserver.run(dctx) })
+	duties.group.Go(func() error { return a.backups.run(dctx) })
 	if a.device != nil {
 		duties.group.Go(func() error { return a.device.run(dctx) })
 	}
@@ -558,8 +569,9 @@ func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*
 		return err
 	}
 	a.preserver = newPreserver(a)
+	a.backups = newBackups(a)
 	err = a.journal.State(ctx, func(r audit.Record) error {
-		if err := a.preserver.service.Replay(ctx, &r.Entry); err != nil {
+		if err := errors.Join(a.preserver.service.Replay(ctx, &r.Entry), a.backups.Replay(ctx, &r.Entry)); err != nil {
 			return err
 		}
 		return a.directory.Replay(ctx, &r.Entry, func(string) ([]byte, error) { return a.objectOf(ctx, &r.Entry) })

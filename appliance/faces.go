@@ -301,6 +301,7 @@ func (h health) State() any {
 	}
 	s.Projection = a.projection.status()
 	s.Warnings = append(s.Warnings, a.projection.warnings()...)
+	s.Warnings = append(s.Warnings, a.backups.warnings()...)
 	if s.Projection.Fork {
 		s.Warnings = append(s.Warnings, "分叉告警：投影库中同一位置有另一条目 (fork alarm: the projection holds another entry under the same key)")
 	}

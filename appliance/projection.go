@@ -108,6 +108,16 @@ func (p *projection) warnings() []string {
 	return out
 }
 
+// open is the database while it is open, nil otherwise.
+func (p *projection) open() audit.Projection {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.central == nil {
+		return nil
+	}
+	return p.central
+}
+
 // status is what /health/state shows.
 func (p *projection) status() projectionState {
 	p.mu.Lock()

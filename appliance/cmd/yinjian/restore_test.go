@@ -133,29 +133,35 @@ func noneTwice(t *testing.T, dirs ...string) {
 			t.Fatal(err)
 		}
 		defer store.Close()
-		err = store.Rows(t.Context(), 1, 0, func(r audit.Row) error {
-			e, err := audit.ParseEntry(r.DER)
-			if err != nil {
-				return err
-			}
-			place := fmt.Sprint(e.Epoch, " ", e.Sequence)
-			if leaf := leaves[place]; leaf != nil && !bytes.Equal(leaf, r.Leaf) {
-				t.Errorf("%s stands for two entries", place)
-			}
-			leaves[place] = r.Leaf
-			for _, name := range []string{"token.serial", "serial"} {
-				if v, ok := e.Field(name).(audit.Octets); ok {
-					serial := hex.EncodeToString(v)
-					if at := serials[serial]; at != "" && at != place {
-						t.Errorf("serial %s at %s and at %s", serial, at, place)
-					}
-					serials[serial] = place
-				}
-			}
-			return nil
-		})
+		segments, err := store.Segments(t.Context())
 		if err != nil {
 			t.Fatal(err)
+		}
+		for _, segment := range segments {
+			err := store.Rows(t.Context(), segment.Number, 0, func(r audit.Row) error {
+				e, err := audit.ParseEntry(r.DER)
+				if err != nil {
+					return err
+				}
+				place := fmt.Sprint(e.Epoch, " ", e.Sequence)
+				if leaf := leaves[place]; leaf != nil && !bytes.Equal(leaf, r.Leaf) {
+					t.Errorf("%s stands for two entries", place)
+				}
+				leaves[place] = r.Leaf
+				for _, name := range []string{"token.serial", "serial"} {
+					if v, ok := e.Field(name).(audit.Octets); ok {
+						serial := hex.EncodeToString(v)
+						if at := serials[serial]; at != "" && at != place {
+							t.Errorf("serial %s at %s and at %s", serial, at, place)
+						}
+						serials[serial] = place
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	if len(serials) < 20 {

@@ -1,0 +1,248 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"yinjian/api/client"
+	"yinjian/api/wire"
+	"yinjian/appliance"
+)
+
+// custodians makes three custodians of the appliance's backups, any two of whom open them, and answers their shares.
+func (m *machine) custodians(t *testing.T, name string) []string {
+	t.Helper()
+	folder := tempDir(t)
+	var b strings.Builder
+	fmt.Fprintf(&b, "name = %q\nrecord = \"custodians.json\"\nthreshold = 2\n", name)
+	var shares []string
+	for i, holder := range []string{"张三", "李四", "王五"} {
+		fmt.Fprintf(&b, "[[custodian]]\nname = %q\nshare = \"share-%d.txt\"\n", holder, i+1)
+		shares = append(shares, filepath.Join(folder, fmt.Sprintf("share-%d.txt", i+1)))
+	}
+	file := filepath.Join(folder, "custodians.toml")
+	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "backup", "custodians", file, "--dir", m.dir, "--confirmed-by", "甲", "--confirmed-by", "乙")
+	return shares
+}
+
+// two are the flags of a two-person act.
+func two(args ...string) []string {
+	return append(args, "--confirmed-by", "甲", "--confirmed-by", "乙")
+}
+
+// opens are the flags for the first n shares.
+func opens(shares []string, n int, args ...string) []string {
+	for _, s := range shares[:n] {
+		args = append(args, "--share", s)
+	}
+	return args
+}
+
+// backup makes one and answers its file.
+func (m *machine) backup(t *testing.T, more ...string) string {
+	t.Helper()
+	file := filepath.Join(tempDir(t), "b.yjb")
+	mustRun(t, two(append([]string{"backup", "create", "--dir", m.dir, "--to", file, "--softtoken"}, more...)...)...)
+	return file
+}
+
+// handSecrets puts the files that no backup has back.
+func handSecrets(t *testing.T, from, to string) {
+	t.Helper()
+	for _, folder := range []string{"secrets", "credentials"} {
+		if err := os.MkdirAll(filepath.Join(to, folder), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.CopyFS(filepath.Join(to, folder), os.DirFS(filepath.Join(from, folder))); err != nil {
+			t.Fatal(err)
+		}
+		names, _ := filepath.Glob(filepath.Join(to, folder, "*"))
+		for _, name := range names {
+			if err := os.Chmod(name, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestBackup is a backup from its custodians to an appliance that goes on from it, and what that one lost.
+func TestBackup(t *testing.T) {
+	t.Parallel()
+	dir := initAppliance(t, startTimeServer(t))
+	configure(t, dir, func(c *appliance.Config) { c.Policy.SegmentEntries = 30 })
+	m := serve(t, dir)
+	m.trusted(t)
+	m.enrol(t, "D1", "482913")
+	c := m.register(t, "his", "--consent", "app-asserted")
+	made := map[string]*wire.SignResult{}
+	signs := func(c *client.Client, from, n int) {
+		t.Helper()
+		for i := from; i < from+n; i++ {
+			key := fmt.Sprintf("record-%d", i)
+			r, err := c.Sign(t.Context(), key, asserted("D1", key))
+			if err != nil {
+				t.Fatal(err)
+			}
+			made[key] = r
+		}
+	}
+
+	// 1. Nobody to seal to; then three, of whom one person alone is not believed.
+	refused(t, 1, []string{"备份保管人"}, two("backup", "create", "--dir", dir, "--to", filepath.Join(tempDir(t), "x"))...)
+	shares := m.custodians(t, "2026 年")
+	refused(t, 2, []string{"不同的两人"}, "backup", "create", "--dir", dir, "--to", filepath.Join(tempDir(t), "x"), "--confirmed-by", "甲", "--confirmed-by", "甲")
+	signs(c, 0, 40)
+	whole := m.backup(t)
+	signs(c, 40, 60)
+	more := m.backup(t, "--incremental", "--rate", "0")
+	refused(t, 1, []string{"已存在"}, two("backup", "create", "--dir", dir, "--to", whole)...)
+
+	// 2. What it says, and what is found when it is opened.
+	if o := mustRun(t, "backup", "show", more); !strings.Contains(o.stdout, "接续") || !strings.Contains(o.stdout, "张三、李四、王五 中任 2 名") {
+		t.Errorf("backup show: %v", o)
+	}
+	verify := func(n int, more ...string) []string {
+		return opens(shares, n, append([]string{"backup", "verify"}, more...)...)
+	}
+	var found struct {
+		Entries   uint64
+		Files     int
+		Proved    bool
+		OwnLogKey bool `json:"own_log_key"`
+		Absent    []string
+	}
+	o := mustRun(t, two(verify(2, more, whole, "--dir", dir, "-o", "json")...)...)
+	if err := json.Unmarshal([]byte(o.stdout), &found); err != nil || !found.Proved || found.OwnLogKey || found.Files != 2 || found.Entries < 100 || !slices.Contains(found.Absent, "secrets/staff.pin") {
+		t.Errorf("backup verify: %+v, %v", found, err)
+	}
+	refused(t, 1, []string{"只有 1 份，需要 2 份"}, verify(1, whole)...)
+	refused(t, 1, []string{"没有完整备份"}, verify(2, more)...)
+	for name, forbidden := range secretsOf(t, dir) {
+		b := readFile(t, whole)
+		if strings.Contains(b, forbidden) {
+			t.Errorf("the backup has %s in clear", name)
+		}
+	}
+	var state struct {
+		Last       struct{ ID string }
+		Unfinished map[string]string
+	}
+	list := mustRun(t, "backup", "list", "--dir", dir, "-o", "json")
+	if err := json.Unmarshal([]byte(list.stdout), &state); err != nil || state.Last.ID == "" || len(state.Unfinished) > 0 {
+		t.Errorf("backup list: %v", list)
+	}
+
+	// 3. What is signed now is in no backup. The original goes down for good.
+	signs(c, 100, 5)
+	m.mustBeClean(t)
+	if m.state(t).State != "operational" {
+		t.Error("the appliance does not run on")
+	}
+	m.stop(t)
+
+	// 4. Only a blank folder is restored to.
+	refused(t, 2, []string{"不是空目录"}, opens(shares, 2, two("restore", "--dir", dir, whole, more)...)...)
+	other := filepath.Join(tempDir(t), "other")
+	restored := mustRun(t, opens(shares, 2, two("restore", "--dir", other, whole, more, "--log-key", filepath.Join(dir, "log.pem"))...)...)
+	if !strings.Contains(restored.stdout, "secrets/staff.pin") || !strings.Contains(restored.stdout, "原设备已停用") {
+		t.Errorf("restore says: %v", restored)
+	}
+	for name, forbidden := range secretsOf(t, dir) {
+		if o := command(t, nil, "grep", "-rlF", "--", forbidden, other); o.code != 1 {
+			t.Errorf("%s is in the restored folder: %v", name, o)
+		}
+	}
+	refusesToServe(t, other, "secrets/staff.pin")
+	handSecrets(t, dir, other)
+	if err := os.Rename(filepath.Join(dir, "central.db"), filepath.Join(other, "central.db")); err != nil { // as a database of its own would have survived
+		t.Fatal(err)
+	}
+	r := serve(t, other)
+	r.trusted(t)
+	c = r.client(t, "his")
+
+	// 5. It goes on: a new epoch, the keys of before, what was signed before.
+	evidence, err := c.Evidence(t.Context(), made["record-7"].RecordID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, document := filepath.Join(tempDir(t), "evidence.json"), filepath.Join(tempDir(t), "document")
+	if err := os.WriteFile(file, evidence, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(document, documentOf("record-7"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "verify", "--anchors", dir, "--log-key", filepath.Join(dir, "log.pem"), "--document", document, file)
+	again, err := c.Sign(t.Context(), "record-7", asserted("D1", "record-7")) // its key is in the backup
+	if err != nil || again.RecordID != made["record-7"].RecordID || again.Sequence != made["record-7"].Sequence || !again.Replayed {
+		t.Errorf("the same key again: %+v, %v", again, err)
+	}
+	late, err := c.Sign(t.Context(), "record-102", asserted("D1", "record-102")) // its key is not
+	if err != nil || late.RecordID != made["record-102"].RecordID || late.Epoch == made["record-102"].Epoch {
+		t.Errorf("a key of after the backup: %+v, %v", late, err)
+	}
+
+	// 6. What it lost is named, from the database's rows.
+	var lost struct {
+		Summary struct {
+			Signatures int
+			Reaches    bool
+		}
+		Missing []struct {
+			RecordID string `json:"record_id"`
+		}
+	}
+	eventually(t, readyWithin, "what was lost is named", func() bool {
+		o := yinjian(t, "backup", "missing", "--dir", other, "-o", "json")
+		return o.code == 0 && json.Unmarshal([]byte(o.stdout), &lost) == nil
+	})
+	if !lost.Summary.Reaches || lost.Summary.Signatures != 5 {
+		t.Errorf("lost: %+v", lost.Summary)
+	}
+	for i := 100; i < 105; i++ {
+		id := made[fmt.Sprintf("record-%d", i)].RecordID
+		if !slices.ContainsFunc(lost.Missing, func(l struct {
+			RecordID string `json:"record_id"`
+		}) bool {
+			return l.RecordID == id
+		}) {
+			t.Errorf("record-%d is not named", i)
+		}
+	}
+	if w := strings.Join(r.state(t).Warnings, "\n"); !strings.Contains(w, "签名 5 条") {
+		t.Errorf("warnings: %s", w)
+	}
+	if o := yinjian(t, "audit", "verify", "--dir", other); !strings.Contains(o.stdout, "未发现改动") {
+		t.Errorf("audit verify: %v", o)
+	}
+	r.stop(t)
+	// 7. Both histories together.
+	noneTwice(t, filepath.Join(dir, "journal"), filepath.Join(other, "journal"))
+}
+
+// secretsOf are the contents of the files that hold secrets.
+func secretsOf(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	names, _ := filepath.Glob(filepath.Join(dir, "secrets", "*"))
+	for _, name := range names {
+		out[filepath.Base(name)] = strings.TrimSpace(readFile(t, name))
+	}
+	var credential struct {
+		Key string `json:"key_hex"`
+	}
+	if err := json.Unmarshal([]byte(readFile(t, filepath.Join(dir, "credentials", "his.json"))), &credential); err != nil || len(out) < 5 {
+		t.Fatalf("%v: %d secrets", err, len(out))
+	}
+	out["credential"] = credential.Key
+	return out
+}
