@@ -37,6 +37,7 @@ type (
 	AddAnchor             = wire.AddAnchor
 	AddIntermediates      = wire.AddIntermediates
 	RequestCertificate    = wire.RequestCertificate
+	Rederive              = wire.Rederive
 	ImportCertificates    = wire.ImportCertificates
 	ImportCRL             = wire.ImportCRL
 	FetchCRLs             = wire.FetchCRLs
@@ -60,6 +61,7 @@ type Admin interface {
 	SetSignerPIN(ctx context.Context, actor string, req SetSignerPIN) (any, error)
 	RecoverSigner(ctx context.Context, actor string, req RecoverSigner) (any, error)
 	Ceremony(ctx context.Context, actor string, req Ceremony) (any, error)
+	Rederive(ctx context.Context, actor string, req Rederive) (any, error)
 	ListKeys(ctx context.Context, actor string) (any, error)
 	DestroyKey(ctx context.Context, actor string, req DestroyKey) (any, error)
 	StopSigner(ctx context.Context, actor string, req Decision) (any, error)
@@ -108,6 +110,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.GET("/admin/v1/keys", s.listed(a.ListKeys))
 	e.POST("/admin/v1/keys/destroy", administered(s, checkDestroyKey, a.DestroyKey))
 	e.POST("/admin/v1/ceremonies", administeredFile(s, checkCeremony, a.Ceremony))
+	e.POST("/admin/v1/ceremonies/rederive", administered(s, nothingToCheck[Rederive], a.Rederive))
 	e.POST("/admin/v1/signers/:id/stop", administered(s, checkSignerDecision, a.StopSigner))
 	e.POST("/admin/v1/signers/:id/start", administered(s, checkSignerDecision, a.StartSigner))
 	e.POST("/admin/v1/certificates/:serial/revoke", administered(s, checkRevoke, a.RevokeCertificate))

@@ -82,6 +82,9 @@ func (a *admin) DestroyKey(_ context.Context, actor string, req api.DestroyKey) 
 func (a *admin) Ceremony(_ context.Context, actor string, req api.Ceremony) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) Rederive(_ context.Context, actor string, req api.Rederive) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) StopSigner(_ context.Context, actor string, req api.Decision) (any, error) {
 	return a.note(actor, req)
 }
@@ -260,6 +263,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"}))
 	check(a.RecoverSigner(ctx, wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}))
 	check(a.Ceremony(ctx, wire.Ceremony{Minutes: []byte("{}")}))
+	check(a.Rederive(ctx))
 	check(a.ListKeys(ctx))
 	check(a.DestroyKey(ctx, wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}))
 	check(a.StopSigner(ctx, wire.Decision{ID: "D1001", Reason: "离职"}))
@@ -320,7 +324,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"},
 		wire.SetProduction{ID: "his", Production: true, Reason: "上线"}, bulk, enrol,
 		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"},
-		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, "keys", wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
+		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, wire.Rederive{}, "keys", wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
 		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AddMachine{File: []byte("name = 'b'"), Reason: "扩容"},
 		wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, "machines",

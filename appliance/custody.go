@@ -114,6 +114,10 @@ func (d admin) Ceremony(ctx context.Context, actor string, req api.Ceremony) (an
 	return json.RawMessage(`{"journalled":true}`), nil
 }
 
+func (d admin) Rederive(ctx context.Context, actor string, _ api.Rederive) (any, error) {
+	return d.a.directory.Rederive(ctx, actor)
+}
+
 // custodyWarnings says what an evaluator would otherwise have to find out about custody keys.
 func (a *Appliance) custodyWarnings() (out []string) {
 	if n := a.directory.TokenSealed(); n > 0 {
@@ -121,6 +125,14 @@ func (a *Appliance) custodyWarnings() (out []string) {
 	}
 	if n := a.directory.NotEscrowed(); n > 0 {
 		out = append(out, fmt.Sprintf("%d 名签名人的密钥未交现任保管干部，忘记 PIN 时现任干部不能恢复；换一次 PIN 即补交 (%d signers' keys are not sealed to the present officers; their next PIN does it)", n, n))
+	}
+	if behind, elsewhere := a.directory.OwnMACs(); behind+elsewhere > 0 {
+		if behind > 0 {
+			out = append(out, fmt.Sprintf("%d 名签名人、应用仍由本机密码机自己的 MAC 密钥派生，只在本院区可用：应用与无 PIN 的用 yinjian ceremony rederive，其余在下次输 PIN 时随之改 (%d signers and applications are usable at this campus alone; see ceremony rederive)", behind, behind))
+		}
+		if elsewhere > 0 {
+			out = append(out, fmt.Sprintf("%d 名签名人、应用由另一院区密码机自己的或本机没有的 MAC 密钥派生，在本院区不能验证 (%d signers and applications are derived with MAC keys that are not in this campus's machine)", elsewhere, elsewhere))
+		}
 	}
 	if c := a.cfg.HSM.Custody; c != nil && c.Officers == "" {
 		out = append(out, "没有保管干部的公钥：忘记 PIN 的托管密钥无人能恢复 (no officers: nobody opens custody keys whose PIN was forgotten)")

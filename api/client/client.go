@@ -492,6 +492,11 @@ func (a *Admin) Ceremony(ctx context.Context, req wire.Ceremony) (json.RawMessag
 	return a.post(ctx, "ceremonies", req)
 }
 
+// Rederive brings what needs no PIN for it under the ceremony's MAC keys.
+func (a *Admin) Rederive(ctx context.Context) (json.RawMessage, error) {
+	return a.post(ctx, "ceremonies/rederive", wire.Rederive{})
+}
+
 func (a *Admin) StopSigner(ctx context.Context, req wire.Decision) (json.RawMessage, error) {
 	return a.post(ctx, "signers/"+url.PathEscape(req.ID)+"/stop", req)
 }

@@ -95,6 +95,10 @@ type Ceremony struct {
 	Minutes []byte `json:"minutes"` // as `yinjian ceremony` wrote them
 }
 
+// Rederive is the body of POST /admin/v1/ceremonies/rederive: what needs no PIN for it is brought under the MAC keys that the
+// present ceremony made.
+type Rederive struct{}
+
 // A Decision is the body of the routes that stop or start something: what it concerns (from the path) and why.
 type Decision struct {
 	ID     string `json:"-"`

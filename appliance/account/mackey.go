@@ -271,6 +271,32 @@ func (s *Service) Rederive(ctx context.Context, actor string) (*Rederivation, er
 	return out, nil
 }
 
+// OwnMACs counts the applications and signers that are not stopped and still depend on this machine's own MAC keys, where a
+// ceremony's are to take their place, and those that depend on keys which are not here.
+func (s *Service) OwnMACs() (behind, elsewhere int) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for id, a := range s.applications {
+		switch {
+		case a.Stopped:
+		case len(s.appKeys[id]) == 0:
+			elsewhere++
+		case !s.macs.isPresent(AppKeyLabel, a.MACKey):
+			behind++
+		}
+	}
+	for _, g := range s.signers {
+		switch {
+		case g.Stopped:
+		case s.elsewhere(g):
+			elsewhere++
+		case s.behind(g):
+			behind++
+		}
+	}
+	return behind, elsewhere
+}
+
 // elsewhere says whether the signer's PIN, or what seals the signer's keys, is of another appliance's own MAC keys.
 func (s *Service) elsewhere(g *Signer) bool {
 	foreign := func(k *MACKey) bool { return k != nil && k.Label == "" && k.Node != s.macs.node }

@@ -154,6 +154,14 @@ func TestCampusMACs(t *testing.T) {
 		signs(t, h, "pin", "D001", grant.ID)
 		signs(t, h, "word", "D002", "")
 	}
+	// Whoever has the other campus's machine and directory, and no PIN, has no more than at the first campus.
+	app, _, _ := b.Directory.Application("his")
+	for _, h := range []*testkit.House{a, b} {
+		_, err := h.Signing.Sign(t.Context(), app, testkit.Request("thief", "D001"))
+		wants(t, "the application's word at "+h.Node, err, problem.ConsentInsufficient)
+		_, err = h.Directory.SetPIN(t.Context(), "thief", "D001", "", "135790")
+		wants(t, "another PIN at "+h.Node, err, problem.ConsentInsufficient)
+	}
 	// What B changes of it goes on at A: a new PIN.
 	if _, err := b.Directory.SetPIN(t.Context(), "admin", "D001", testkit.PIN, "246810"); err != nil {
 		t.Fatal(err)

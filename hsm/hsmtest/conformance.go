@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/hmac"
 	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"testing"
 
 	"github.com/emmansun/gmsm/sm2"
+	"github.com/emmansun/gmsm/sm3"
 	"golang.org/x/sync/errgroup"
 
 	"yinjian/hsm"
@@ -72,7 +74,7 @@ func Conform(t *testing.T, s Subject) {
 		test func(*testing.T)
 	}{
 		{"info", c.info}, {"random", c.random}, {"keys", c.keys}, {"labels", c.labels}, {"operations", c.operations},
-		{"ambiguous", c.ambiguous}, {"wrapped", c.wrapped}, {"concurrent", c.concurrent}, {"cancelled", c.cancelled}, {"closed", c.closed},
+		{"ambiguous", c.ambiguous}, {"wrapped", c.wrapped}, {"imported", c.imported}, {"concurrent", c.concurrent}, {"cancelled", c.cancelled}, {"closed", c.closed},
 	} {
 		t.Run(p.name, p.test)
 	}
@@ -389,6 +391,56 @@ func (c *conformer) mac(t *testing.T, label string) {
 			}
 			seen[string(mac)] = what
 		}
+	}
+}
+
+// imported: a MAC key whose value is known, as a ceremony brings it, answers HMAC-SM3 under the value on every token alike,
+// cannot be read or leave, and takes nobody's label. A token without HMAC-SM3 says so and keeps nothing.
+func (c *conformer) imported(t *testing.T) {
+	token, ok := c.token.(interface {
+		ImportMAC(ctx context.Context, label string, value []byte) error
+	})
+	if !ok {
+		t.Skip("what lies between brings no key in, as it should")
+	}
+	ctx, label, value := t.Context(), "mac/导入@kek", make([]byte, 32)
+	for i := range value {
+		value[i] = byte(i)
+	}
+	if !slices.Contains(c.Operations, hsm.MACSM3) {
+		carries(t, "ImportMAC", token.ImportMAC(ctx, label, value), hsm.ClassPermanent)
+		if _, err := c.token.FindKey(ctx, label); !errors.Is(err, hsm.ErrKeyNotFound) {
+			t.Errorf("a refused ImportMAC left something: %v", err)
+		}
+		return
+	}
+	for _, n := range []int{0, 16, 31, 33} {
+		if err := token.ImportMAC(ctx, label, make([]byte, n)); err == nil {
+			t.Errorf("ImportMAC took %d bytes", n)
+		}
+	}
+	if err := token.ImportMAC(ctx, label, value); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.token.DestroyKey(ctx, label); err != nil {
+			t.Error(err)
+		}
+	}()
+	info, err := c.token.FindKey(ctx, label)
+	if err != nil || info.Algorithm != hsm.HMACSM3 || !info.Sensitive || info.Extractable || info.NeverExtractable {
+		t.Errorf("FindKey = %+v, %v", info, err)
+	}
+	for _, n := range []int{0, 3, 64, 1000} {
+		data := bytes.Repeat([]byte{0x5a}, n)
+		h := hmac.New(sm3.New, value)
+		h.Write(data)
+		if got, err := c.token.Do(ctx, label, hsm.MACSM3, data); err != nil || !hmac.Equal(got, h.Sum(nil)) {
+			t.Errorf("HMAC-SM3 over %d bytes = %x, %v; gmsm has %x", n, got, err, h.Sum(nil))
+		}
+	}
+	if err := token.ImportMAC(ctx, label, value); !errors.Is(err, hsm.ErrKeyExists) {
+		t.Errorf("ImportMAC of a label that is taken: %v, want ErrKeyExists", err)
 	}
 }
 

@@ -2,9 +2,13 @@ package pkcs11
 
 import (
 	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
 	"errors"
 	"fmt"
 
+	"github.com/emmansun/gmsm/sm3"
 	p11 "github.com/miekg/pkcs11"
 
 	"yinjian/hsm"
@@ -179,4 +183,80 @@ func (t *Token) createKEK(s p11.SessionHandle, cfg KEKConfig) error {
 		}
 	}
 	return err
+}
+
+// MACSize is how many bytes a MAC key has that is brought from outside.
+const MACSize = 32
+
+// ImportMAC brings a key for HMAC-SM3 onto the token (C_CreateObject), as custodians' shares make it: sensitive, not
+// extractable, and, since it was outside, CKA_LOCAL and CKA_NEVER_EXTRACTABLE false for ever. It has the key answer, and
+// destroys one that answers anything but HMAC-SM3 under the value. A key with that label is an error ([hsm.ErrKeyExists]).
+// The value has MACSize bytes and is wiped by the caller; the module's copy is not. No worker does it: it is for ceremonies.
+func (t *Token) ImportMAC(ctx context.Context, label string, value []byte) error {
+	if err := t.importMAC(ctx, label, value); err != nil {
+		return fmt.Errorf("hsm/pkcs11: importing MAC key %q: %w", label, err)
+	}
+	return nil
+}
+
+func (t *Token) importMAC(ctx context.Context, label string, value []byte) error {
+	if err := checkLabel(label); err != nil {
+		return err
+	}
+	if len(value) != MACSize {
+		return fmt.Errorf("a value of %d bytes, want %d", len(value), MACSize)
+	}
+	template, ok := t.cfg.Profile.Keys[hsm.HMACSM3]
+	op, does := t.cfg.Profile.Operations[hsm.MACSM3]
+	if !ok || !does {
+		return fmt.Errorf("profile %q has no HMAC-SM3 keys: %w", t.cfg.Profile.Name, &hsm.Error{Call: "C_CreateObject", RV: 0x70})
+	}
+	id, question := make([]byte, 16), make([]byte, 32)
+	rand.Read(id) // never fails (crypto/rand)
+	rand.Read(question)
+	mac := hmac.New(sm3.New, value)
+	mac.Write(question)
+	want := mac.Sum(nil)
+	t.keygen.Lock()
+	defer t.keygen.Unlock()
+	return t.run(ctx, true, func(s p11.SessionHandle, _ uint64) error {
+		if err := t.loggedIn(s); err != nil {
+			return err
+		}
+		found, err := t.objects(s, 1, p11.NewAttribute(p11.CKA_LABEL, label))
+		if err != nil {
+			return err
+		}
+		if len(found) > 0 {
+			return hsm.ErrKeyExists
+		}
+		copied := bytes.Clone(value)
+		defer zeroise(copied)
+		h, err := t.lib.ctx.CreateObject(s, template.finish([]*p11.Attribute{
+			p11.NewAttribute(p11.CKA_CLASS, uint(p11.CKO_SECRET_KEY)), p11.NewAttribute(p11.CKA_KEY_TYPE, template.KeyType),
+			p11.NewAttribute(p11.CKA_TOKEN, true), p11.NewAttribute(p11.CKA_PRIVATE, true),
+			p11.NewAttribute(p11.CKA_SENSITIVE, true), p11.NewAttribute(p11.CKA_EXTRACTABLE, false),
+			p11.NewAttribute(p11.CKA_SIGN, true), p11.NewAttribute(p11.CKA_LABEL, label), p11.NewAttribute(p11.CKA_ID, id),
+			p11.NewAttribute(p11.CKA_VALUE, copied),
+		}, template.Private))
+		if err != nil {
+			return final(call("C_CreateObject", err))
+		}
+		a, err := t.attributes(s, h, p11.CKA_SENSITIVE, p11.CKA_EXTRACTABLE)
+		if err == nil && (!boolean(a[p11.CKA_SENSITIVE]) || len(a[p11.CKA_EXTRACTABLE]) != 1 || boolean(a[p11.CKA_EXTRACTABLE])) {
+			err = errors.New("the token made the key readable or extractable; it was destroyed")
+		}
+		if err == nil {
+			var answer []byte
+			if answer, err = t.lib.sign(s, op, h, op.input(question)); err == nil && !hmac.Equal(answer, want) {
+				err = errors.New("the token does not answer HMAC-SM3 under the key; it was destroyed")
+			}
+		}
+		if err != nil {
+			if derr := t.lib.ctx.DestroyObject(s, h); derr != nil {
+				err = fmt.Errorf("%w; destroying it: %w", err, call("C_DestroyObject", derr))
+			}
+		}
+		return final(err)
+	})
 }

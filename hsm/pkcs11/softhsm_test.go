@@ -511,6 +511,13 @@ func TestSecretKey(t *testing.T) {
 	cfg := newToken(t)
 	cfg.Profile = hmacProfile
 	tok := open(t, cfg)
+	// SoftHSM2 takes the key from outside, and the answer shows that the mechanism is another: nothing stays.
+	if err := tok.ImportMAC(t.Context(), "brought", make([]byte, pkcs11.MACSize)); err == nil || !strings.Contains(err.Error(), "does not answer HMAC-SM3") {
+		t.Errorf("ImportMAC with HMAC-SHA-256 for a mechanism: %v", err)
+	}
+	if _, err := tok.FindKey(t.Context(), "brought"); !errors.Is(err, hsm.ErrKeyNotFound) {
+		t.Errorf("the key stayed: %v", err)
+	}
 	info := generate(t, tok, "mac", hsm.HMACSM3)
 	if info.Public != nil || !info.Sensitive || info.Extractable || info.Algorithm != hsm.HMACSM3 {
 		t.Errorf("GenerateKey = %+v", info)

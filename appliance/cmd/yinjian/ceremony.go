@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 
 	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/appliance/account"
 	"yinjian/appliance/custody"
 	"yinjian/appliance/problem"
 	"yinjian/hsm"
@@ -54,6 +56,9 @@ type ceremonyMachine struct {
 	Token      string `toml:"token"` // of the staff slot
 	PINFile    string `toml:"pin_file"`
 	SOPINFile  string `toml:"so_pin_file"`
+	// LogToken is the token of the log slot, which gets the MAC keys that every campus shares; "": none are made.
+	LogToken   string `toml:"log_token"`
+	LogPINFile string `toml:"log_pin_file"`
 }
 
 type ceremonyHolder struct {
@@ -121,7 +126,7 @@ func (c *ceremony) paths() []*string {
 	out := c.outputs()
 	for i := range c.Machines {
 		m := &c.Machines[i]
-		out = append(out, &m.Module, &m.PINFile, &m.SOPINFile)
+		out = append(out, &m.Module, &m.PINFile, &m.SOPINFile, &m.LogPINFile)
 		if profiles.IsPath(m.Profile) {
 			out = append(out, &m.Profile)
 		}
@@ -160,6 +165,9 @@ func (c *ceremony) check() error {
 				bad(at+"."+key, "缺少 (missing)")
 			}
 		}
+		if (m.LogToken == "") != (m.LogPINFile == "") {
+			bad(at, "log_token 与 log_pin_file 须同时写或同时不写 (both or neither)")
+		}
 	}
 	holders := func(key string, threshold int, hs []ceremonyHolder) {
 		if len(hs) > custody.MaxHolders || threshold < 2 || threshold > len(hs) {
@@ -192,6 +200,9 @@ func (c *ceremony) read(w io.Writer) {
 	fmt.Fprintf(w, "一、产生包装密钥 %s（SM4），导入 %d 台密码机并由安全员标记为受信任：\n", c.KEK, len(c.Machines))
 	for i, m := range c.Machines {
 		fmt.Fprintf(w, "  %d. %s：令牌 %s，模块 %s，厂商档案 %s\n", i+1, m.Name, m.Token, m.Module, m.Profile)
+		if m.LogToken != "" {
+			fmt.Fprintf(w, "     同一秘密派生的 MAC 密钥 %s 导入令牌 %s\n", strings.Join(macLabels(c.KEK), "、"), m.LogToken)
+		}
 	}
 	fmt.Fprintf(w, "二、密钥的秘密分给 %d 名保管人，任 %d 人可恢复：\n", len(c.Custodians), c.Threshold)
 	for i, h := range c.Custodians {
@@ -221,61 +232,71 @@ func (c *ceremony) prepare(out io.Writer) error {
 	}
 	for i := range c.Machines {
 		m := &c.Machines[i]
-		info, err := m.look()
+		place, err := m.look()
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
 			continue
 		}
-		fmt.Fprintf(out, "%s：%s %s，序列号 %s (found)\n", m.Name, info.Manufacturer, info.Model, info.Serial)
+		fmt.Fprintf(out, "%s：%s %s，序列号 %s (found)\n", m.Name, place.Manufacturer, place.Model, place.Serial)
 	}
 	return errors.Join(errs...)
 }
 
-// look finds the token and reads the PIN files, and presents no PIN.
-func (m *ceremonyMachine) look() (hsm.TokenInfo, error) {
+// look finds the tokens and reads the PIN files, and presents no PIN.
+func (m *ceremonyMachine) look() (place custody.Place, err error) {
 	profile, err := pkcs11.ProfileByName(m.Profile)
 	if err != nil {
-		return hsm.TokenInfo{}, err
+		return place, err
 	}
 	if profile.Wrapping.Form == 0 {
-		return hsm.TokenInfo{}, fmt.Errorf("厂商档案 %s 没有写包装运算，见 docs/hsm.md (the profile names no wrapping operation)", m.Profile)
+		return place, fmt.Errorf("厂商档案 %s 没有写包装运算，见 docs/hsm.md (the profile names no wrapping operation)", m.Profile)
 	}
-	for _, name := range []string{m.PINFile, m.SOPINFile} {
+	secrets := []string{m.PINFile, m.SOPINFile}
+	if m.LogToken != "" {
+		if _, ok := profile.Operations[hsm.MACSM3]; !ok {
+			return place, fmt.Errorf("厂商档案 %s 没有 hmac-sm3，不能持有 MAC 密钥 (the profile has no HMAC-SM3)", m.Profile)
+		}
+		secrets = append(secrets, m.LogPINFile)
+	}
+	for _, name := range secrets {
 		pin, err := appliance.ReadSecret(name)
 		clear(pin)
 		if err != nil {
-			return hsm.TokenInfo{}, err
+			return place, err
 		}
 	}
 	infos, err := pkcs11.ListSlots(m.Module, m.ModuleArgs)
 	if err != nil {
-		return hsm.TokenInfo{}, err
+		return place, err
 	}
-	for _, info := range infos {
-		if info.Label == m.Token && info.Initialized {
-			return info, nil
+	find := func(token string) (custody.Place, error) {
+		for _, info := range infos {
+			if info.Label == token && info.Initialized {
+				return custody.Place{Name: m.Name, Token: token, Serial: info.Serial, Manufacturer: info.Manufacturer, Model: info.Model}, nil
+			}
 		}
+		return custody.Place{}, fmt.Errorf("没有标签为 %q 的令牌 (no such token)", token)
 	}
-	return hsm.TokenInfo{}, fmt.Errorf("没有标签为 %q 的令牌 (no such token)", m.Token)
+	if place, err = find(m.Token); err == nil && m.LogToken != "" {
+		var log custody.Place
+		log, err = find(m.LogToken)
+		place.Log = &log
+	}
+	return place, err
 }
 
-// open logs in as the machine's user.
-func (m *ceremonyMachine) open(ctx context.Context, log logrus.FieldLogger) (*pkcs11.Token, error) {
-	profile, err := pkcs11.ProfileByName(m.Profile)
-	if err != nil {
-		return nil, err
-	}
-	pin, err := appliance.ReadSecret(m.PINFile)
-	if err != nil {
-		return nil, err
-	}
-	defer clear(pin)
-	return pkcs11.Open(ctx, pkcs11.Config{Module: m.Module, ModuleArgs: m.ModuleArgs, TokenLabel: m.Token, PIN: pin, Profile: profile, MaxSessions: 2, Log: log})
-}
-
-// use opens the machine's token for f.
+// use opens the machine's staff token, as its user, for f.
 func (m *ceremonyMachine) use(ctx context.Context, log logrus.FieldLogger, f func(*pkcs11.Token) error) error {
-	tok, err := m.open(ctx, log)
+	return m.useToken(ctx, m.Token, m.PINFile, log, f)
+}
+
+// useLog is likewise for the token of the log slot.
+func (m *ceremonyMachine) useLog(ctx context.Context, log logrus.FieldLogger, f func(*pkcs11.Token) error) error {
+	return m.useToken(ctx, m.LogToken, m.LogPINFile, log, f)
+}
+
+func (m *ceremonyMachine) useToken(ctx context.Context, token, pinFile string, log logrus.FieldLogger, f func(*pkcs11.Token) error) error {
+	tok, err := m.open(ctx, token, pinFile, log)
 	if err == nil {
 		err = errors.Join(f(tok), tok.Close())
 	}
@@ -283,6 +304,101 @@ func (m *ceremonyMachine) use(ctx context.Context, log logrus.FieldLogger, f fun
 		return fmt.Errorf("%s: %w", m.Name, err)
 	}
 	return nil
+}
+
+func (m *ceremonyMachine) open(ctx context.Context, token, pinFile string, log logrus.FieldLogger) (*pkcs11.Token, error) {
+	profile, err := pkcs11.ProfileByName(m.Profile)
+	if err != nil {
+		return nil, err
+	}
+	pin, err := appliance.ReadSecret(pinFile)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(pin)
+	return pkcs11.Open(ctx, pkcs11.Config{Module: m.Module, ModuleArgs: m.ModuleArgs, TokenLabel: token, PIN: pin, Profile: profile, MaxSessions: 2, Log: log})
+}
+
+// macLabels are the labels of the MAC keys that go with a wrapping key.
+func macLabels(kek string) (labels []string) {
+	for _, use := range account.CampusMACs {
+		labels = append(labels, custody.MACLabel(use, kek))
+	}
+	return labels
+}
+
+// macKeys are the MAC keys that the secret makes, as the minutes name them.
+func macKeys(secret []byte, kek string) (keys []custody.MACKey, err error) {
+	for _, label := range macLabels(kek) {
+		k, err := custody.MACKeyOf(secret, label)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, k)
+	}
+	return keys, nil
+}
+
+// checkMAC holds a token's MAC key against its check value. It fails with hsm.ErrKeyNotFound where there is none.
+func checkMAC(ctx context.Context, tok hsm.Token, want custody.MACKey) error {
+	answer, err := tok.Do(ctx, want.Label, hsm.MACSM3, custody.MACCheckMessage(want.Label))
+	if err != nil {
+		return err
+	}
+	v, err := custody.MACCheckValue(answer)
+	if err == nil && v != want.CheckValue {
+		err = fmt.Errorf("密码机中 %s 的校验值为 %s，这一套份额的为 %s：不是同一把；查明后由密码机管理员删除错的一把，再 yinjian ceremony restore (another key has this label: find out which is wrong, have it destroyed, and restore)",
+			want.Label, v, want.CheckValue)
+	}
+	return err
+}
+
+// installMACs brings the MAC keys that the token lacks, and holds those that are there against the secret. made has the labels
+// of those that it brought, also when it fails.
+func (m *ceremonyMachine) installMACs(ctx context.Context, secret []byte, keys []custody.MACKey, log logrus.FieldLogger, out io.Writer) (made []string, err error) {
+	err = m.useLog(ctx, log, func(tok *pkcs11.Token) error {
+		for _, k := range keys { // all are looked at before one is made
+			if err := checkMAC(ctx, tok, k); err != nil && !errors.Is(err, hsm.ErrKeyNotFound) {
+				return err
+			}
+		}
+		for _, k := range keys {
+			did := "已在，是同一把 (there already, the same)"
+			err := checkMAC(ctx, tok, k)
+			if errors.Is(err, hsm.ErrKeyNotFound) {
+				did = "已导入 (imported)"
+				value := custody.MACOf(secret, k.Label)
+				err = tok.ImportMAC(ctx, k.Label, value)
+				clear(value)
+				if err == nil {
+					made = append(made, k.Label)
+					err = checkMAC(ctx, tok, k)
+				}
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(out, "%s：%s %s，校验值 %s\n", m.Name, k.Label, did, k.CheckValue)
+		}
+		return nil
+	})
+	return made, err
+}
+
+// withdraw destroys keys that a ceremony made on a token before it failed.
+func withdraw(ctx context.Context, labels []string, use func(context.Context, logrus.FieldLogger, func(*pkcs11.Token) error) error, log logrus.FieldLogger) func() error {
+	return func() error {
+		if len(labels) == 0 {
+			return nil
+		}
+		ctx := context.WithoutCancel(ctx)
+		return use(ctx, log, func(tok *pkcs11.Token) (err error) {
+			for _, label := range labels {
+				err = errors.Join(err, tok.DestroyKey(ctx, label))
+			}
+			return err
+		})
+	}
 }
 
 // install brings the wrapping key onto the machine.
@@ -323,7 +439,7 @@ func guard(out io.Writer) error {
 // run is the ceremony. What it made is undone when a step fails.
 //
 // Order: 1. look; 2. the secrets, from the first machine's random source and this machine's together; 3. shares on disk;
-// 4. the wrapping key on every machine; 5. the check key, made on the first machine and used on the last; 6. the minutes. A
+// 4. the wrapping key on every machine, and the MAC keys where there is a log slot; 5. the check key, made on the first machine and used on the last; 6. the minutes. A
 // stop in between leaves shares or a key that nothing depends on yet: nothing is wrapped before the minutes are there.
 func (c *ceremony) run(ctx context.Context, present []string, out io.Writer, log logrus.FieldLogger) (m *custody.Minutes, err error) {
 	// 1.
@@ -399,20 +515,31 @@ func (c *ceremony) run(ctx context.Context, present []string, out io.Writer, log
 		}
 	}
 	// 4.
+	keys, err := macKeys(secret, c.KEK)
+	if err != nil {
+		return nil, err
+	}
 	for i := range c.Machines {
 		machine := &c.Machines[i]
 		if err := machine.install(c.KEK, kek); err != nil {
 			return nil, err
 		}
-		undo = append(undo, func() error {
-			return machine.use(context.WithoutCancel(ctx), log, func(tok *pkcs11.Token) error { return tok.DestroyKey(context.WithoutCancel(ctx), c.KEK) })
-		})
-		info, err := machine.look()
+		undo = append(undo, withdraw(ctx, []string{c.KEK}, machine.use, log))
+		place, err := machine.look()
 		if err != nil {
 			return nil, err
 		}
-		body.Machines = append(body.Machines, custody.Place{Name: machine.Name, Token: machine.Token, Serial: info.Serial, Manufacturer: info.Manufacturer, Model: info.Model})
+		body.Machines = append(body.Machines, place)
 		fmt.Fprintf(out, "%s：已导入 %s 并标记为受信任 (installed and trusted)\n", machine.Name, c.KEK)
+		if machine.LogToken == "" {
+			continue
+		}
+		made, err := machine.installMACs(ctx, secret, keys, log, out)
+		undo = append(undo, withdraw(ctx, made, machine.useLog, log))
+		if err != nil {
+			return nil, err
+		}
+		body.MACs = keys
 	}
 	// 5.
 	body.CheckKey.Label = "ceremony/" + c.KEK
@@ -504,21 +631,32 @@ func verifyMachines(ctx context.Context, machines []ceremonyMachine, m *custody.
 	var errs []error
 	for i := range machines {
 		machine := &machines[i]
-		err := machine.use(ctx, log, func(tok *pkcs11.Token) error {
-			key, err := ceremonyKey(tok, &m.Body)
-			if err != nil {
-				return err
-			}
-			fresh := make([]byte, 32)
-			rand.Read(fresh) // never fails (crypto/rand)
-			_, err = key.SignMessage(ctx, fresh)
-			return err // hsm.Key has verified it
-		})
+		err := machine.use(ctx, log, func(tok *pkcs11.Token) error { return tryCeremonyKey(ctx, tok, &m.Body) })
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		fmt.Fprintf(out, "%s：持有同一把 %s，校验值 %s (holds the same key)\n", machine.Name, m.Body.KEK, m.Body.CheckValue)
+		if machine.LogToken == "" {
+			continue
+		}
+		if len(m.Body.MACs) == 0 {
+			errs = append(errs, fmt.Errorf("%s：记录中没有 MAC 密钥；先 ceremony restore，并把文件的 minutes 改为其记录 (the minutes name no MAC keys: restore, and name its minutes in the file)", machine.Name))
+			continue
+		}
+		err = machine.useLog(ctx, log, func(tok *pkcs11.Token) (err error) {
+			for _, k := range m.Body.MACs {
+				if e := checkMAC(ctx, tok, k); e != nil {
+					err = errors.Join(err, e)
+					continue
+				}
+				fmt.Fprintf(out, "%s：持有同一把 %s，校验值 %s (holds the same key)\n", machine.Name, k.Label, k.CheckValue)
+			}
+			return err
+		})
+		if err != nil {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -544,7 +682,39 @@ func readShares(names []string, holders custody.Holders) ([]custody.Share, error
 	return shares, nil
 }
 
-// restore brings the wrapping key onto another machine from the custodians' shares.
+// holds says whether the machine has the wrapping key of the minutes. Another key of its label is an error.
+func (m *ceremonyMachine) holds(ctx context.Context, of *custody.Minutes, log logrus.FieldLogger) (yes bool, err error) {
+	err = m.use(ctx, log, func(tok *pkcs11.Token) error {
+		_, err := tok.FindKey(ctx, of.Body.KEK)
+		if errors.Is(err, hsm.ErrKeyNotFound) {
+			return nil
+		}
+		if err == nil {
+			err = tryCeremonyKey(ctx, tok, &of.Body)
+		}
+		if err != nil {
+			return fmt.Errorf("密码机中已有标签为 %s 的密钥，而它不是这次仪式的（校验值 %s）或不受信任；查明后由密码机管理员删除，再恢复 (a key with this label is there, and is not this ceremony's or not trusted: find out, have it destroyed, and restore): %w", of.Body.KEK, of.Body.CheckValue, err)
+		}
+		yes = true
+		return nil
+	})
+	return yes, err
+}
+
+// tryCeremonyKey has the check key sign, which the machine can if it holds the wrapping key.
+func tryCeremonyKey(ctx context.Context, tok hsm.Token, b *custody.MinutesBody) error {
+	key, err := ceremonyKey(tok, b)
+	if err != nil {
+		return err
+	}
+	fresh := make([]byte, 32)
+	rand.Read(fresh) // never fails (crypto/rand)
+	_, err = key.SignMessage(ctx, fresh)
+	return err // hsm.Key has verified it
+}
+
+// restore brings the wrapping key, and the MAC keys where there is a log slot, onto another machine from the custodians'
+// shares. What is there already is held against the shares, and left as it is.
 func (c *ceremony) restore(ctx context.Context, machine *ceremonyMachine, m *custody.Minutes, names, present []string, minutes string, out io.Writer, log logrus.FieldLogger) (err error) {
 	if _, err := os.Lstat(minutes); err == nil {
 		return fmt.Errorf("%s 已存在，不会覆盖 (exists and is not overwritten)", minutes)
@@ -568,16 +738,22 @@ func (c *ceremony) restore(ctx context.Context, machine *ceremonyMachine, m *cus
 	if v, err := custody.CheckValue(kek); err != nil || v != m.Body.CheckValue {
 		return errors.Join(err, fmt.Errorf("合成的密钥校验值为 %s，记录为 %s (the restored key's check value is another)", v, m.Body.CheckValue))
 	}
+	keys, err := macKeys(secret, m.Body.KEK)
+	if err != nil {
+		return err
+	}
+	if len(m.Body.MACs) > 0 && !slices.Equal(keys, m.Body.MACs) {
+		return fmt.Errorf("合成的 MAC 密钥校验值与记录不同：%v，记录为 %v (the restored MAC keys' check values are others)", keys, m.Body.MACs)
+	}
 	clock, err := sysclock.Open()
 	if err != nil {
 		return err
 	}
-	if err := machine.install(m.Body.KEK, kek); err != nil {
+	place, err := machine.look()
+	if err != nil {
 		return err
 	}
-	undo := []func() error{func() error {
-		return machine.use(context.WithoutCancel(ctx), log, func(tok *pkcs11.Token) error { return tok.DestroyKey(context.WithoutCancel(ctx), m.Body.KEK) })
-	}}
+	var undo []func() error
 	defer func() {
 		if err != nil {
 			for _, f := range slices.Backward(undo) {
@@ -585,16 +761,33 @@ func (c *ceremony) restore(ctx context.Context, machine *ceremonyMachine, m *cus
 			}
 		}
 	}()
-	info, err := machine.look()
+	there, err := machine.holds(ctx, m, log)
 	if err != nil {
 		return err
+	}
+	if there && machine.LogToken == "" {
+		return fmt.Errorf("%s 已持有 %s，是同一把；没有要恢复的 (the machine holds the key already, the same; nothing is to be restored)", machine.Name, m.Body.KEK)
+	}
+	if !there {
+		if err := machine.install(m.Body.KEK, kek); err != nil {
+			return err
+		}
+		undo = append(undo, withdraw(ctx, []string{m.Body.KEK}, machine.use, log))
 	}
 	body := m.Body
 	body.Name, body.At, body.Present = "恢复 (restored): "+c.Name, clock.Realtime().UTC().Format(time.RFC3339), present
 	for i := range shares {
 		body.Present = append(body.Present, shares[i].Holder)
 	}
-	body.Machines = []custody.Place{{Name: machine.Name, Token: machine.Token, Serial: info.Serial, Manufacturer: info.Manufacturer, Model: info.Model}}
+	body.Machines, body.MACs = []custody.Place{place}, nil
+	if machine.LogToken != "" {
+		made, err := machine.installMACs(ctx, secret, keys, log, out)
+		undo = append(undo, withdraw(ctx, made, machine.useLog, log))
+		if err != nil {
+			return err
+		}
+		body.MACs = keys
+	}
 	if err := c.sign(ctx, &custody.Minutes{Body: body}, machine, minutes, log, &undo); err != nil {
 		return err
 	}
@@ -713,7 +906,7 @@ One file says everything: machines, label, custodians, threshold, officers, wher
 		}
 		return verifyMachines(cmd.Context(), c.Machines, m, os.Stdout, quiet)
 	}}
-	restore := &cobra.Command{Use: "restore FILE", Short: "由保管人的份额在另一台密码机恢复 (restore to another machine from custodians' shares)", Args: exactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	restore := &cobra.Command{Use: "restore FILE", Short: "由保管人的份额在另一台密码机、另一院区恢复 (restore to another machine or campus from custodians' shares)", Args: exactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		c, err := loadCeremony(args[0])
 		if err != nil {
 			return err
@@ -741,6 +934,28 @@ One file says everything: machines, label, custodians, threshold, officers, wher
 		}
 		return err
 	}}
+	rederive := &cobra.Command{Use: "rederive", Short: "把应用与无 PIN 的签名人改由仪式的 MAC 密钥派生，密钥不变 (bring applications and signers without a PIN under the ceremony's MAC keys)", Args: exactArgs(0), RunE: func(cmd *cobra.Command, args []string) error {
+		f := adminFlags{dir: dir, output: "json"}
+		a, err := f.client()
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+		answer, err := a.Rederive(cmd.Context())
+		if err != nil {
+			return explain(err)
+		}
+		var r account.Rederivation
+		if err := json.Unmarshal(answer, &r); err != nil {
+			return err
+		}
+		fmt.Printf("已改 %d 项 (done): %s\n", len(r.Done), strings.Join(r.Done, " "))
+		fmt.Printf("另有 %d 名签名人有 PIN，下次输 PIN 时随之改 (signers who follow with their next PIN)\n", r.Waiting)
+		if len(r.Elsewhere) > 0 {
+			fmt.Printf("须在另一院区改的 (to be done at the other campus): %s\n", strings.Join(r.Elsewhere, " "))
+		}
+		return nil
+	}}
 	for _, c := range []*cobra.Command{run, restore} {
 		c.Flags().StringArrayVar(&present, "read-by", nil, "朗读并核对本文件的人，两次 (who read the file aloud; twice)")
 	}
@@ -749,8 +964,9 @@ One file says everything: machines, label, custodians, threshold, officers, wher
 	}
 	run.Flags().StringVar(&dir, "dir", "", "运行中设备的目录，完成后记入其日志 (the running appliance's folder, to journal the minutes)")
 	required(send, &dir, "dir", "运行中设备的目录 (the running appliance's folder)")
+	required(rederive, &dir, "dir", "运行中设备的目录 (the running appliance's folder)")
 	required(restore, &name, "machine", "文件中密码机的名称 (name of the machine in the file)")
 	required(restore, &minutes, "minutes", "恢复的记录写入的文件 (file for the minutes of the restoration)")
-	c.AddCommand(read, run, verify, restore, send)
+	c.AddCommand(read, run, verify, restore, send, rederive)
 	return c
 }

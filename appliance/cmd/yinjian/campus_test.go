@@ -1,0 +1,219 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"yinjian/api/wire"
+	"yinjian/appliance"
+)
+
+// A campusCeremony is a ceremony's file as one campus has it, with that campus's machine.
+type campusCeremony struct {
+	folder, machine, dir string
+	log                  bool   // the MAC keys go to the log slot
+	minutes              string // that it reads, or writes when it is held
+}
+
+// write writes the file, and answers its name.
+func (c campusCeremony) write(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	fmt.Fprintf(&b, "name = \"2026 首次\"\nkek = \"kek/2026\"\nminutes = %q\nthreshold = 2\n", c.minutes)
+	fmt.Fprintf(&b, "[[machine]]\nname = %q\nmodule = %q\nmodule_args = \"socket='%s'\"\nprofile = \"neutral\"\ntoken = \"yinjian-staff\"\npin_file = %q\nso_pin_file = %q\n",
+		c.machine, built.module, appliance.SofttokenSocket(c.dir), filepath.Join(c.dir, "secrets", "staff.pin"), filepath.Join(c.dir, "secrets", "staff.so-pin"))
+	if c.log {
+		fmt.Fprintf(&b, "log_token = \"yinjian-log\"\nlog_pin_file = %q\n", filepath.Join(c.dir, "secrets", "log.pin"))
+	}
+	for i, name := range []string{"张三", "李四", "王五"} {
+		fmt.Fprintf(&b, "[[custodian]]\nname = %q\nshare = \"custodian-%d.txt\"\n", name, i+1)
+	}
+	file := filepath.Join(c.folder, "ceremony.toml")
+	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// destroySecret has pkcs11-tool destroy a secret key of a slot, as the machine's administrator would.
+func destroySecret(t *testing.T, dir, slot, label string) {
+	t.Helper()
+	pin := strings.TrimSpace(readFile(t, filepath.Join(dir, "secrets", slot+".pin")))
+	o := command(t, append(os.Environ(), "YINJIAN_P11_SOCKET="+appliance.SofttokenSocket(dir)), "pkcs11-tool", "--module", built.module,
+		"--token-label", "yinjian-"+slot, "--login", "--pin", pin, "--delete-object", "--type", "secrkey", "--label", label)
+	if o.code != 0 {
+		t.Fatal(o)
+	}
+}
+
+// TestCampusKeys: an appliance that has a wrapping key and MAC keys of its own gets the MAC keys of the ceremony from its
+// custodians' shares, without a change of anybody's key or PIN; the other campus's machine gets the same from the same shares.
+// Both say the same check values and journal them. Wrong shares, another key under a label, and a missing key are refused.
+func TestCampusKeys(t *testing.T) {
+	t.Parallel()
+	need(t, "pkcs11-tool")
+	server := startTimeServer(t)
+	a, b := initAppliance(t, server), initAppliance(t, server, "--node", "binhai-1", "--campus", "滨海")
+	at := campusCeremony{folder: tempDir(t), machine: "本部一号机", dir: a, minutes: "minutes.json"}
+	in := func(name string) string { return filepath.Join(at.folder, name) }
+	readers := []string{"--read-by", "主持", "--read-by", "见证"}
+
+	// 1. The appliance as it was: custody keys, and its machine's own MAC keys.
+	m := serve(t, a)
+	m.trusted(t)
+	mustRun(t, append([]string{"ceremony", "run", at.write(t), "--dir", a}, readers...)...)
+	m.stop(t)
+	configure(t, a, func(c *appliance.Config) { c.HSM.Custody = &appliance.Custody{KEK: "kek/2026"} })
+	m = serve(t, a)
+	m.trusted(t)
+	m.enrol(t, "D1", "482913", "--algorithms", "SM2")
+	his := m.register(t, "his", "--consent", "signer-pin")
+	sign := func(id string) {
+		t.Helper()
+		g, err := his.Authorize(t.Context(), &wire.AuthorizationRequest{Signer: "D1", PIN: "482913", Count: 1, Seconds: 60})
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := asserted("D1", id)
+		q.Consent = wire.Consent{AuthorizationID: g.ID}
+		if _, err := his.Sign(t.Context(), id, q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sign("before")
+	refused(t, 1, []string{"campus_macs"}, "ceremony", "rederive", "--dir", a)
+
+	// 2. Its MAC keys of the ceremony, while it runs.
+	at.log = true
+	refused(t, 1, []string{"记录中没有 MAC 密钥"}, "ceremony", "verify", at.write(t))
+	restore := func(file, machine, minutes string, shares ...string) []string {
+		args := append([]string{"ceremony", "restore", file, "--machine", machine, "--minutes", minutes}, readers...)
+		for _, s := range shares {
+			args = append(args, "--share", s)
+		}
+		return args
+	}
+	one, two, three := in("custodian-1.txt"), in("custodian-2.txt"), in("custodian-3.txt")
+	refused(t, 1, []string{"只有 1 份"}, restore(at.write(t), at.machine, in("macs.json"), one)...)
+	out := mustRun(t, restore(at.write(t), at.machine, in("macs.json"), one, three)...).stdout
+	checks := checkValues(out)
+	if len(checks) != 2 || strings.Count(out, "已导入") != 2 {
+		t.Fatalf("restoring says:\n%s", out)
+	}
+	mustRun(t, "ceremony", "journal", in("macs.json"), "--dir", a)
+	// The configuration comes before the restart; a machine without the keys would not start.
+	m.stop(t)
+	configure(t, a, func(c *appliance.Config) { c.HSM.Custody.CampusMACs = true })
+	m = serve(t, a)
+	m.trusted(t)
+	his = m.client(t, "his") // with the key that it was given before
+	if s := strings.Join(m.state(t).Warnings, "\n"); !strings.Contains(s, "2 名签名人、应用仍由本机密码机自己的") {
+		t.Errorf("warnings: %s", s)
+	}
+	if out := mustRun(t, "ceremony", "rederive", "--dir", a).stdout; !strings.Contains(out, "已改 1 项 (done): his") || !strings.Contains(out, "另有 1 名") {
+		t.Errorf("rederive says:\n%s", out)
+	}
+	sign("after")
+	if s := strings.Join(m.state(t).Warnings, "\n"); strings.Contains(s, "自己的 MAC") {
+		t.Errorf("warnings: %s", s)
+	}
+	m.stop(t)
+	m = serve(t, a)
+	m.trusted(t)
+	his = m.client(t, "his")
+	sign("again")
+	var list struct {
+		Keys []struct {
+			Slot, Label string
+			Machines    []string
+		}
+	}
+	if err := json.Unmarshal([]byte(mustRun(t, "hsm", "keys", "--dir", a, "-o", "json").stdout), &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, label := range []string{"mac/signer-pin@kek/2026", "mac/application-key@kek/2026"} {
+		if i := slices.IndexFunc(list.Keys, func(k struct {
+			Slot, Label string
+			Machines    []string
+		}) bool {
+			return k.Label == label
+		}); i < 0 || list.Keys[i].Slot != "log" || !slices.Equal(list.Keys[i].Machines, []string{"main"}) {
+			t.Errorf("hsm keys on %s: %+v", label, list.Keys)
+		}
+	}
+
+	// 3. The other campus, with the minutes of the first one.
+	there := campusCeremony{folder: tempDir(t), machine: "滨海一号机", dir: b, log: true, minutes: in("macs.json")}
+	file := there.write(t)
+	away := func(name string) string { return filepath.Join(there.folder, name) }
+	n := serve(t, b)
+	n.trusted(t)
+	refused(t, 1, []string{there.machine, "kek/2026"}, "ceremony", "verify", file)
+	lie := strings.Replace(readFile(t, two), "套号 set: ", "套号 set: 0", 1)
+	if err := os.WriteFile(away("lie.txt"), []byte(lie), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, 1, []string{"lie.txt"}, restore(file, there.machine, away("minutes.json"), one, away("lie.txt"))...)
+	out = mustRun(t, restore(file, there.machine, away("minutes.json"), two, three)...).stdout
+	if !slices.Equal(checkValues(out), checks) {
+		t.Errorf("check values at the other campus: %v, at the first %v", checkValues(out), checks)
+	}
+	mustRun(t, "ceremony", "journal", away("minutes.json"), "--dir", b)
+	if out := mustRun(t, "ceremony", "verify", file).stdout; strings.Count(out, "持有同一把") != 3 {
+		t.Errorf("verify says:\n%s", out)
+	}
+
+	// 4. What goes wrong there: a missing key, and another one in its place.
+	n.stop(t)
+	configure(t, b, func(c *appliance.Config) { c.HSM.Custody = &appliance.Custody{KEK: "kek/2026", CampusMACs: true} })
+	stop := startSofttoken(t, b)
+	destroySecret(t, b, "log", "mac/signer-pin@kek/2026")
+	refused(t, 1, []string{"mac/signer-pin@kek/2026"}, "ceremony", "verify", file)
+	stop()
+	if o := launch(t, b).outcome(); o.code == 0 || !strings.Contains(o.stderr, "ceremony restore") {
+		t.Errorf("a start without a MAC key: %v", o)
+	}
+	stop = startSofttoken(t, b)
+	out = mustRun(t, restore(file, there.machine, away("again.json"), one, two)...).stdout
+	if strings.Count(out, "已在，是同一把") != 1 || strings.Count(out, "已导入") != 1 || !slices.Equal(checkValues(out), checks) {
+		t.Errorf("restoring what is missing says:\n%s", out)
+	}
+	// Another ceremony's shares make other keys.
+	other := campusCeremony{folder: tempDir(t), machine: there.machine, dir: b, log: true, minutes: "minutes.json"}
+	destroySecret(t, b, "log", "mac/signer-pin@kek/2026")
+	destroySecret(t, b, "log", "mac/application-key@kek/2026")
+	destroySecret(t, b, "staff", "kek/2026")
+	mustRun(t, append([]string{"ceremony", "run", other.write(t)}, readers...)...)
+	refused(t, 1, []string{"kek/2026", "不是这次仪式的"}, restore(file, there.machine, away("third.json"), one, two)...)
+	destroySecret(t, b, "staff", "kek/2026")
+	refused(t, 1, []string{"mac/signer-pin@kek/2026", "校验值", "不是同一把"}, restore(file, there.machine, away("third.json"), one, two)...)
+	refused(t, 1, []string{"kek/2026"}, "ceremony", "verify", file) // and the wrapping key went again
+	destroySecret(t, b, "log", "mac/signer-pin@kek/2026")
+	destroySecret(t, b, "log", "mac/application-key@kek/2026")
+	out = mustRun(t, restore(file, there.machine, away("third.json"), one, two)...).stdout
+	if !slices.Equal(checkValues(out), checks) {
+		t.Errorf("restoring says:\n%s", out)
+	}
+	stop()
+	n = serve(t, b)
+	n.trusted(t)
+	mustRun(t, "ceremony", "journal", away("third.json"), "--dir", b)
+	mustRun(t, "ceremony", "verify", file)
+	m.mustBeClean(t)
+	n.mustBeClean(t)
+}
+
+// checkValues are those of MAC keys in what a command says, by label.
+func checkValues(out string) (values []string) {
+	for line := range strings.Lines(out) {
+		if _, v, ok := strings.Cut(strings.TrimSpace(line), "校验值 "); ok && strings.Contains(line, "mac/") {
+			values = append(values, v)
+		}
+	}
+	return values
+}
