@@ -72,7 +72,7 @@ func (s *Service) RegisterApplication(ctx context.Context, actor string, a Appli
 	if err := (Limits{a.Rate, a.Burst, a.HSMRate, a.HSMSessions}).check(); err != nil {
 		return nil, nil, err
 	}
-	unlock, err := s.beginChange(ctx)
+	unlock, err := s.beginChange(ctx, applicationObject(a.ID))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -151,7 +151,7 @@ func (s *Service) changeApplication(ctx context.Context, actor, id, act, reason 
 	if err := checkReason(reason); err != nil {
 		return nil, err
 	}
-	unlock, err := s.beginChange(ctx)
+	unlock, err := s.beginChange(ctx, applicationObject(id))
 	if err != nil {
 		return nil, err
 	}

@@ -266,10 +266,11 @@ func (s *Service) concludeAll(ctx context.Context, actor string, made []*enrolli
 		if e.err != nil {
 			continue
 		}
-		if _, there := s.Signer(e.signer.ID); there { // since the keys were begun
+		if e.err = err; e.err == nil {
+			e.err = s.current(ctx, signerObject(e.signer.ID))
+		}
+		if _, there := s.Signer(e.signer.ID); there && e.err == nil { // since the keys were begun
 			e.err = errSignerExists
-		} else {
-			e.err = err
 		}
 		if e.err != nil {
 			s.discardKeys(e.err, &e.signer)

@@ -37,13 +37,19 @@ const (
 	kindCeremony          = "custody.ceremony/outcome"
 	kindInterrupted       = "account.interrupted/outcome" // closes an intent without its change
 	kindWithdrawn         = "account.withdrawn/outcome"   // takes the reference of an outcome that was not written
+	kindFilled            = "account.filled/outcome"      // versions of an object without a change of their own
+	kindChangeIntent      = "account.change/intent"       // of a change that has no other intent, when two campuses decide on it
 	kindPINFailed         = "consent.pin/failed"
 	kindRecoveryFailed    = "custody.recovery/failed"
 	kindGrant             = "consent.authorization/granted"
 )
 
 func isIntent(kind string) bool {
-	return kind == kindApplicationIntent || kind == kindSignerIntent || kind == kindRevokeIntent || kind == kindRequestIntent || kind == kindDestroyIntent
+	switch kind {
+	case kindApplicationIntent, kindSignerIntent, kindRevokeIntent, kindRequestIntent, kindDestroyIntent, kindChangeIntent:
+		return true
+	}
+	return false
 }
 
 // An intent is a change that was announced.
@@ -53,6 +59,8 @@ type intent struct {
 	keyPrefix    string        // of the labels of keys that the change makes
 	slot         hsm.SlotClass // where it makes them
 	ref          []byte        // 32 bytes, the reference of the outcome's entry; nil in one that was replayed
+	key          objectKey     // if it is shared
+	shared       bool          // the two campuses decide on it
 }
 
 // A doubt is an outcome of which the journal did not say whether it was written.
@@ -64,13 +72,21 @@ type doubt struct {
 
 // beginChange waits until no other change is under way: version = last + 1. It also finds out what became of an outcome
 // that is in doubt; until that is known nothing changes, or the next change could carry a version that is taken, and the
-// directory could not be replayed at the next start.
-func (s *Service) beginChange(ctx context.Context) (unlock func(), err error) {
+// directory could not be replayed at the next start. Where there is another campus, the objects that will be changed are
+// made sure of; whoever learns later which they are calls current then.
+func (s *Service) beginChange(ctx context.Context, objects ...objectKey) (unlock func(), err error) {
 	unlock, err = s.changes.Lock(ctx, "")
 	if err != nil {
 		return nil, journalProblem(err)
 	}
-	if err := s.resolve(ctx); err != nil {
+	s.mu.Lock()
+	clear(s.base)
+	s.mu.Unlock()
+	err = s.resolve(ctx)
+	for i := 0; i < len(objects) && err == nil; i++ {
+		err = s.current(ctx, objects[i])
+	}
+	if err != nil {
 		unlock()
 		return nil, err
 	}
@@ -92,6 +108,8 @@ func (s *Service) resolve(ctx context.Context) error {
 }
 
 func (s *Service) resolveOne(ctx context.Context, d *doubt) error {
+	s.order.RLock()
+	defer s.order.RUnlock()
 	r, err := s.cfg.Journal.Append(ctx, audit.Draft{
 		Kind: kindWithdrawn, Actor: "appliance", Object: d.object, Ref: d.ref, Unique: true, State: true,
 		Fields: []audit.Field{text("of", d.kind)},
@@ -106,7 +124,7 @@ func (s *Service) resolveOne(ctx context.Context, d *doubt) error {
 	if err != nil {
 		return journalProblem(err) // still in doubt
 	}
-	if err := s.apply(ctx, entry, d.body, d.appKey); err != nil {
+	if err := s.apply(ctx, entry, d.body, d.appKey); err != nil && !errors.Is(err, errForked) {
 		return err
 	}
 	if entry.Kind != d.kind {
@@ -174,6 +192,11 @@ func (s *Service) conclude(ctx context.Context, d audit.Draft, ref []byte, objec
 	if doubt != nil {
 		s.doubts = append(s.doubts, doubt)
 	}
+	if errors.Is(err, errLost) {
+		if serr := s.settle(ctx); serr != nil {
+			s.cfg.Log.WithError(serr).Warning("keys of a change that was not made could not be cleared away")
+		}
+	}
 	return err
 }
 
@@ -188,6 +211,27 @@ func (s *Service) record(ctx context.Context, d audit.Draft, ref []byte, object 
 		return nil, err
 	}
 	d.Fields = append(d.Fields, changed...)
+	key, shared := objectOf(d.Kind, d.Object)
+	c := s.centre()
+	if shared = shared && c != nil; shared {
+		version, err := s.decide(ctx, c, key, &d, ref, body)
+		if err != nil {
+			s.discard(err, body)
+			return nil, err
+		}
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
+		defer cancel()
+		ctx = limited
+		s.order.RLock()
+		defer s.order.RUnlock()
+		s.mu.RLock()
+		have := s.objects[key].known().version
+		s.mu.RUnlock()
+		if version != have+1 { // an outcome of the other campus came for it, whatever the centre says
+			s.discard(errLost, body)
+			return nil, errLost
+		}
+	}
 	d.State, d.Unique, d.Ref = true, true, ref
 	d.Payloads = append(d.Payloads, audit.Attachment{Name: "object", MediaType: "application/json", Data: body})
 	r, err := s.cfg.Journal.Append(ctx, d)
@@ -198,7 +242,15 @@ func (s *Service) record(ctx context.Context, d audit.Draft, ref []byte, object 
 		s.discard(err, body)
 		return nil, journalProblem(err)
 	}
-	return nil, s.apply(ctx, &r.Entry, body, appKey)
+	if err := s.apply(ctx, &r.Entry, body, appKey); err != nil {
+		return nil, err
+	}
+	if shared {
+		s.mu.Lock()
+		s.base[key]++
+		s.mu.Unlock()
+	}
+	return nil, nil
 }
 
 // before is what the directory has of the object of an outcome, for the change log; nil: nothing. after is the payload.
@@ -260,23 +312,56 @@ func notWritten(err error) bool {
 // Replay applies one entry of the directory. The caller has checked that entry and payload belong to the journal, and
 // gives all changes of state in their order, then calls [Service.Settle]. Daily work goes the same way after its entry is durable.
 func (s *Service) Replay(ctx context.Context, e *audit.Entry, payload func(name string) ([]byte, error)) error {
+	if e.Kind == audit.KindForeign {
+		return s.replayForeign(ctx, e, payload)
+	}
 	if list, _ := e.Field(fieldList).(audit.Octets); e.Kind == kindForeignCRL && len(list) > 0 {
 		s.laterLists[string(list)] = laterList{e, payload}
 		return nil
 	}
 	var body []byte
-	switch e.Kind {
-	case kindApplication, kindSigner, kindRevoke, kindCRL, kindAnchor, kindIntermediates, kindForeignCRL, kindRequest, kindImport, kindDestroyed:
+	if hasObject(e.Kind) {
 		var err error
 		if body, err = payload("object"); err != nil {
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 		}
 	}
-	return s.apply(ctx, e, body, nil)
+	if err := s.apply(ctx, e, body, nil); err != nil && !errors.Is(err, errForked) {
+		return err
+	}
+	return nil
 }
 
-// apply changes the directory as an entry says. appKey spares the derivation of an application's key.
+func hasObject(kind string) bool {
+	switch kind {
+	case kindApplication, kindSigner, kindRevoke, kindCRL, kindAnchor, kindIntermediates, kindForeignCRL, kindRequest, kindImport, kindDestroyed:
+		return true
+	}
+	return false
+}
+
+// apply changes the directory as an entry says, ours or the other campus's, and as those say that waited for it. appKey
+// spares the derivation of an application's key.
 func (s *Service) apply(ctx context.Context, e *audit.Entry, body, appKey []byte) error {
+	if s.isForeign(e) && (e.Kind == kindCRL || e.Kind == kindForeignCRL) {
+		return s.takeList(e, body)
+	}
+	if err := s.applyOne(ctx, e, body, appKey); err != nil {
+		return err
+	}
+	key, shared := objectOfEntry(e)
+	if !shared {
+		return nil
+	}
+	for w := s.waited(key); w != nil; w = s.waited(key) {
+		if err := s.applyForeign(ctx, &w.entry, w.body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) applyOne(ctx context.Context, e *audit.Entry, body, appKey []byte) error {
 	// 1. Read, and ask the cipher machine, before any lock is taken.
 	var app Application
 	var signer Signer
@@ -291,6 +376,11 @@ func (s *Service) apply(ctx context.Context, e *audit.Entry, body, appKey []byte
 		if err := json.Unmarshal(body, object); err != nil {
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 		}
+	}
+	if s.isForeign(e) && e.Kind == kindApplication {
+		app.ownedBy(e.Node)
+	} else if s.isForeign(e) && e.Kind == kindSigner {
+		signer.ownedBy(e.Node)
 	}
 	var parsed *pki.CRL
 	switch e.Kind {
@@ -318,7 +408,8 @@ func (s *Service) apply(ctx context.Context, e *audit.Entry, body, appKey []byte
 		}
 	}
 	// 2. Change.
-	if err := s.set(e, &app, appKey, &signer, &revoked, &list, parsed, trust); err != nil {
+	changed, err := s.set(e, body, &app, appKey, &signer, &revoked, &list, parsed, trust)
+	if err != nil || !changed {
 		return err
 	}
 	// 3. Void what was allowed before. A grant that is being made looks at the directory again under the same lock that
@@ -337,9 +428,27 @@ func (s *Service) apply(ctx context.Context, e *audit.Entry, body, appKey []byte
 	return nil
 }
 
-func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer, revoked *revocation, list *crlPayload, parsed *pki.CRL, trust trustObject) error {
+// set changes the directory, unless the entry waits for another.
+func (s *Service) set(e *audit.Entry, body []byte, app *Application, appKey []byte, g *Signer, revoked *revocation, list *crlPayload, parsed *pki.CRL, trust trustObject) (changed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	key, changed, err := s.placed(e, body)
+	if changed {
+		err = s.setOne(e, app, appKey, g, revoked, list, parsed, trust)
+	}
+	if id := e.Text("intent"); id != "" {
+		if isIntent(e.Kind) {
+			_, shared := objectOfEntry(e)
+			s.openIntents[id] = intent{kind: e.Kind, object: e.Object, id: id, keyPrefix: e.Text("key_prefix"), slot: slotOf(e), key: key, shared: shared}
+		} else {
+			delete(s.openIntents, id)
+		}
+	}
+	return changed, err
+}
+
+// setOne changes the directory. The caller holds s.mu.
+func (s *Service) setOne(e *audit.Entry, app *Application, appKey []byte, g *Signer, revoked *revocation, list *crlPayload, parsed *pki.CRL, trust trustObject) error {
 	if trust != nil {
 		if err := trust.set(s, e); err != nil {
 			return err
@@ -369,12 +478,14 @@ func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer
 		}
 	case kindRevoke:
 		c := s.certificates[revoked.Serial]
+		if c == nil && s.isForeign(e) {
+			s.revokedEarly[revoked.Serial] = revoked
+			return nil
+		}
 		if c == nil {
 			return fmt.Errorf("account: entry %d revokes unknown certificate %s", e.Sequence, revoked.Serial)
 		}
-		bad := *c
-		bad.Status, bad.RevokedAt, bad.Reason = statusRevoked, revoked.RevokedAt, revoked.Reason
-		s.certificates[revoked.Serial] = &bad
+		s.certificates[revoked.Serial] = c.revoked(revoked)
 	case kindCRL:
 		s.crls[list.Algorithm] = &CRL{Number: list.Number, DER: list.DER, ThisUpdate: list.ThisUpdate, NextUpdate: list.NextUpdate, Parsed: parsed}
 		s.indexLists()
@@ -382,13 +493,6 @@ func (s *Service) set(e *audit.Entry, app *Application, appKey []byte, g *Signer
 		s.countWrongPIN(e.Text("application"), e.Object)
 	case kindGrant:
 		delete(s.pinFailures[e.Object], e.Text("application"))
-	}
-	if id := e.Text("intent"); id != "" {
-		if isIntent(e.Kind) {
-			s.openIntents[id] = intent{kind: e.Kind, object: e.Object, id: id, keyPrefix: e.Text("key_prefix"), slot: slotOf(e)}
-		} else {
-			delete(s.openIntents, id)
-		}
 	}
 	return nil
 }
@@ -429,7 +533,14 @@ func (s *Service) settle(ctx context.Context) error {
 	s.mu.RUnlock()
 	sort.Slice(open, func(i, j int) bool { return open[i].id < open[j].id })
 	listed := map[hsm.SlotClass][]hsm.KeyInfo{}
+	c := s.centre()
 	for _, i := range open {
+		if i.shared && c != nil {
+			if err := s.fill(ctx, c, i); err != nil { // its object stays as it is until the centre answers
+				s.cfg.Log.WithError(err).WithFields(logrus.Fields{"object": i.object, "intent": i.id}).Warning("what became of a change is not known yet")
+				continue
+			}
+		}
 		var destroyed []string
 		if i.keyPrefix != "" {
 			token := s.cfg.Slots[i.slot]

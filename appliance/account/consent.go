@@ -281,6 +281,9 @@ func (s *Service) Reserve(ctx context.Context, app *Application, signer *Signer,
 	if !now.Trusted() {
 		return nil, errConsentTime
 	}
+	if err := s.usable(applicationObject(app.ID)); err != nil { // the signer's state was asked for with the key
+		return nil, err
+	}
 	if id != "" {
 		if method != "" && method != evidence.SignerPIN || assertion != "" {
 			return nil, problem.Invalid("authorization", "给出 id 时不得再写其他方式 (an id excludes another method)")
@@ -461,6 +464,9 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 	g, ok := s.Signer(q.Signer)
 	if !ok {
 		return nil, errSignerUnknown
+	}
+	if err := s.usable(signerObject(g.ID), applicationObject(app.ID)); err != nil {
+		return nil, err
 	}
 	if g.Stopped {
 		return nil, errSignerStopped

@@ -1,6 +1,7 @@
 package account
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -79,7 +80,7 @@ func (s *Service) Revoke(ctx context.Context, actor, serial, reason string) (*Ce
 	if _, ok := reasons[reason]; !ok {
 		return nil, problem.Invalid("reason", "未知吊销原因 %q (unknown revocation reason)", reason)
 	}
-	unlock, err := s.beginChange(ctx)
+	unlock, err := s.beginChange(ctx, objectKey{objectCertificate, serial})
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +89,7 @@ func (s *Service) Revoke(ctx context.Context, actor, serial, reason string) (*Ce
 	if !ok {
 		return nil, problem.New(problem.NotFound, "没有这张证书 (no such certificate)", "核对序列号 (check the serial)")
 	}
-	if !s.ours(c.issuer) {
+	if s.authorityOver(c) == nil {
 		return nil, problem.New(problem.Forbidden, "证书由外部 CA 签发，本机不能吊销 (another CA issued it; it cannot be revoked here)", "请该 CA 吊销；可先停用签名人 (ask that CA; stop the signer meanwhile)")
 	}
 	if c.Profile != "staff" {
@@ -118,14 +119,15 @@ func (s *Service) Revoke(ctx context.Context, actor, serial, reason string) (*Ce
 	return c, nil
 }
 
-// ours reports whether one of the evaluation CAs has that name (RawSubject).
-func (s *Service) ours(issuer string) bool {
+// authorityOver answers which of our evaluation CAs issued the certificate, nil if none did. The other campus's may have
+// the same name.
+func (s *Service) authorityOver(c *CertificateStatus) *ca.Authority {
 	for _, authority := range s.cfg.CAs {
-		if issuer == string(authority.Certificate().RawSubject) {
-			return true
+		if len(c.Chain) > 0 && bytes.Equal(c.Chain[0], authority.Certificate().Raw) {
+			return authority
 		}
 	}
-	return false
+	return nil
 }
 
 // unlisted are the revoked certificates that the newest CRL of their CA does not have: a stop came between revocation
@@ -138,7 +140,7 @@ func (s *Service) unlisted() (out []*CertificateStatus) {
 			continue
 		}
 		for alg, authority := range s.cfg.CAs {
-			if c.issuer != string(authority.Certificate().RawSubject) {
+			if s.authorityOver(c) != authority {
 				continue
 			}
 			if l := s.crls[alg]; l == nil || l.Parsed.Lookup(c.number) == nil {
@@ -211,7 +213,7 @@ func (s *Service) publishCRL(ctx context.Context, actor, alg string, now time.Ti
 	var revoked []ca.Revoked
 	s.mu.RLock()
 	for _, c := range s.certificates {
-		if c.Status != statusRevoked || c.issuer != string(authority.Certificate().RawSubject) {
+		if c.Status != statusRevoked || s.authorityOver(c) != authority {
 			continue
 		}
 		revoked = append(revoked, ca.Revoked{Serial: c.number, At: c.RevokedAt, Reason: reasons[c.Reason]})

@@ -84,6 +84,12 @@ func (s *Service) ImportCertificates(ctx context.Context, actor string, q Import
 	if len(leaves) == 1 && len(certs) == 1 && leaves[0].IsCA {
 		return nil, purposeProblem(leaves[0], UseStaff)
 	}
+	for _, c := range leaves {
+		owner, _ := s.ownerOfKey(c)
+		if err := s.currentOwner(ctx, owner); err != nil {
+			return nil, err
+		}
+	}
 	// 2. Everything is judged before anything is written.
 	var accepted []imported
 	var out []Imported

@@ -123,16 +123,13 @@ func (s *Service) DestroyKey(ctx context.Context, actor, label, reason string) e
 		return err
 	}
 	defer unlock()
-	var key *heldKey
-	s.mu.RLock()
-	for owner, keys := range s.held {
-		for _, k := range keys {
-			if k.label == label && useOf(owner) == UseStaff && k.destroyed.IsZero() {
-				key = k
-			}
+	key := s.signerKey(label)
+	if key != nil {
+		if err := s.currentOwner(ctx, key.owner); err != nil {
+			return err
 		}
+		key = s.signerKey(label)
 	}
-	s.mu.RUnlock()
 	if key == nil {
 		return problem.New(problem.KeyUnknown, "没有此标签的签名人密钥 (no signer's key has this label)", "标签见 yinjian hsm keys；设备自身的密钥不能在此销毁 (see hsm keys; the appliance's own keys are not destroyed here)")
 	}
@@ -161,4 +158,18 @@ func (s *Service) DestroyKey(ctx context.Context, actor, label, reason string) e
 		text("intent", i.id), text("act", "destroy"), text("label", label), text("reason", reason), boolean("custody", key.wrapped != nil),
 	}}
 	return s.conclude(ctx, d, i.ref, &destruction{key.owner, label, reason}, nil)
+}
+
+// signerKey answers a signer's key by its label, nil if there is none any more.
+func (s *Service) signerKey(label string) *heldKey {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for owner, keys := range s.held {
+		for _, k := range keys {
+			if k.label == label && useOf(owner) == UseStaff && k.destroyed.IsZero() {
+				return k
+			}
+		}
+	}
+	return nil
 }

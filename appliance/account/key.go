@@ -170,12 +170,16 @@ func (s *Service) holdSigner(g *Signer, at time.Time) error {
 			if err != nil {
 				return err
 			}
-			path, err := s.pathOf(leaf, s.chains[k.Algorithm])
+			chain, err := s.chainOf(leaf, k.Algorithm)
+			if err != nil {
+				return err
+			}
+			path, err := s.pathOf(leaf, chain)
 			if err != nil {
 				return err
 			}
 			h.spki, h.certs = path[0].RawSubjectPublicKeyInfo, []*heldCertificate{{path: path, evaluation: true}}
-			s.addCertificate(k.Certificate, s.chains[k.Algorithm], UseStaff, g.ID)
+			s.addCertificate(k.Certificate, chain, UseStaff, g.ID)
 		}
 		s.hold(h)
 	}
@@ -217,6 +221,9 @@ func (s *Service) Standing(path []*smx509.Certificate, purpose pki.Purpose, at t
 	}
 	s.mu.RLock()
 	anchor := s.anchors[fingerprint(path[len(path)-1].Raw)]
+	if anchor != nil && s.objects[objectKey{objectAnchor, anchor.ID}].known().frozen != "" {
+		anchor = nil // what it vouches for now is not known
+	}
 	own := s.certificates[pki.SerialHex(path[0].SerialNumber)]
 	var lists []*pki.CRL
 	for _, c := range path[:len(path)-1] {
@@ -314,6 +321,9 @@ func (s *Service) ActiveSigner(id, algorithm string) (*Signer, *SignerKey, error
 	g, ok := s.Signer(id)
 	if !ok {
 		return nil, nil, errSignerUnknown
+	}
+	if err := s.usable(signerObject(id)); err != nil {
+		return nil, nil, err
 	}
 	if g.Stopped {
 		return nil, nil, errSignerStopped

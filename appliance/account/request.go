@@ -52,6 +52,8 @@ func (r *Request) set(s *Service, e *audit.Entry) error {
 		k = *old
 	case !r.NewKey:
 		return fmt.Errorf("account: entry %d: request for an unknown key %s of %s", e.Sequence, r.Label, r.Owner)
+	case s.isForeign(e) && r.Wrapped == nil:
+		k.node = e.Node
 	}
 	k.request = r
 	s.hold(&k)
@@ -100,6 +102,9 @@ func (s *Service) RequestCertificate(ctx context.Context, actor string, spec Req
 		return nil, err
 	}
 	defer unlock()
+	if err := s.currentOwner(ctx, owner); err != nil {
+		return nil, err
+	}
 	var keys []*heldKey
 	s.mu.RLock()
 	all := s.held[owner]

@@ -24,6 +24,8 @@ type Journal interface {
 	Append(ctx context.Context, d audit.Draft) (audit.Receipt, error)
 	// ByRef answers the entries with this reference, ascending; none is [audit.ErrNotFound].
 	ByRef(ctx context.Context, ref []byte) ([]audit.Record, error)
+	// Epoch answers the present one.
+	Epoch() audit.Epoch
 }
 
 // A Clock is the trusted clock.
@@ -61,6 +63,10 @@ type Service struct {
 	changes keylock.Locks // one key, "": one change at a time
 	doubts  []*doubt      // guarded by changes: outcomes of which it is not known whether they were written
 
+	// order is held while an entry is journalled and applied that concerns what the two campuses share: for reading by
+	// changes here, for writing by the other campus's, so that memory takes them in the journal's order.
+	order sync.RWMutex
+
 	mu           sync.RWMutex
 	applications map[string]*Application       // guarded by mu; values are never changed in place
 	appKeys      map[string][]byte             // guarded by mu: derived HMAC keys
@@ -83,6 +89,15 @@ type Service struct {
 	tokenSealed map[string]map[string]*hsm.WrappedKey // guarded by mu, by signer, then label
 
 	laterLists map[string]laterList // of the replay, by fieldList
+
+	pairing      *Pairing                   // guarded by mu; nil: there is no other campus. The value is never changed in place
+	heard        time.Time                  // guarded by mu: when the copy of its directory was whole
+	objects      map[objectKey]*objectState // guarded by mu
+	base         map[objectKey]int64        // guarded by mu: versions that the change under way begins from
+	cursors      map[logKey]uint64          // guarded by mu: of the other campus's journal, the next entry
+	foreignSeen  map[string]bool            // guarded by mu: references of its entries that were applied
+	came         chan struct{}              // guarded by mu: closed and replaced when one of them was
+	revokedEarly map[string]*revocation     // guarded by mu: of certificates that are not here, by serial
 
 	// standings remembers good answers of [Service.Standing]; the four questions of each signature would cost more than it.
 	standings struct {
@@ -109,6 +124,8 @@ func New(cfg Config) *Service {
 		anchors: map[string]*Anchor{}, intermediates: map[string]*smx509.Certificate{}, above: map[string]*smx509.Certificate{}, held: map[string][]*heldKey{},
 		ownerOf: map[string]string{}, foreign: map[string]*foreignCRL{}, issued: map[string][]*pki.CRL{},
 		laterLists: map[string]laterList{}, tokenSealed: map[string]map[string]*hsm.WrappedKey{},
+		objects: map[objectKey]*objectState{}, base: map[objectKey]int64{}, cursors: map[logKey]uint64{}, foreignSeen: map[string]bool{},
+		came: make(chan struct{}), revokedEarly: map[string]*revocation{},
 	}
 	s.macs = newMACs(&s.cfg)
 	s.consents.ended, s.consents.missed = s.forgetKeys, map[[32]byte]struct{}{}
@@ -136,10 +153,21 @@ func (s *Service) addCertificate(der []byte, chain [][]byte, profile, owner stri
 	if old := s.certificates[serial]; old != nil {
 		return // a revocation seen already stays
 	}
-	s.certificates[serial] = &CertificateStatus{
+	status := &CertificateStatus{
 		Serial: serial, Certificate: der, Chain: chain, Profile: profile, Owner: owner, Status: statusGood,
 		issuer: string(c.RawIssuer), number: new(big.Int).Set(c.SerialNumber),
 	}
+	if r := s.revokedEarly[serial]; r != nil {
+		status = status.revoked(r)
+	}
+	s.certificates[serial] = status
+}
+
+// revoked is the status after a revocation.
+func (c *CertificateStatus) revoked(r *revocation) *CertificateStatus {
+	bad := *c
+	bad.Status, bad.RevokedAt, bad.Reason = statusRevoked, r.RevokedAt, r.Reason
+	return &bad
 }
 
 // Application answers an application and its HMAC key (32 bytes; do not change).

@@ -75,7 +75,7 @@ func (s *Service) Enrol(ctx context.Context, actor string, e Enrolment) (*Signer
 	if err := s.checkEnrolment(&e); err != nil {
 		return nil, err
 	}
-	unlock, err := s.beginChange(ctx)
+	unlock, err := s.beginChange(ctx, signerObject(e.ID))
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +186,7 @@ func (s *Service) AddSignerKey(ctx context.Context, actor, id, algorithm string,
 	if s.cfg.CAs[algorithm] == nil {
 		return nil, problem.Invalid("algorithm", "不支持的算法 %q (unsupported algorithm)", algorithm)
 	}
-	unlock, err := s.beginChange(ctx)
+	unlock, err := s.beginChange(ctx, signerObject(id))
 	if err != nil {
 		return nil, err
 	}
@@ -248,7 +248,7 @@ func (s *Service) changeSigner(ctx context.Context, actor, id, act, reason strin
 	if err := checkReason(reason); err != nil {
 		return nil, err
 	}
-	unlock, err := s.beginChange(ctx)
+	unlock, err := s.beginChange(ctx, signerObject(id))
 	if err != nil {
 		return nil, err
 	}

@@ -135,7 +135,7 @@ func (s *Service) AddAnchor(ctx context.Context, actor string, file []byte, uses
 		return nil, problem.New(problem.CertificateWeak, "根证书的密钥算法或长度不可接受 (the key is too weak or of an algorithm that is not taken)",
 			"须为 SM2，或 2048 位以上的 RSA (SM2, or RSA from 2048 bits)").With(err)
 	}
-	unlock, err := s.beginChange(ctx)
+	unlock, err := s.beginChange(ctx, objectKey{objectAnchor, fingerprint(cert.Raw)})
 	if err != nil {
 		return nil, err
 	}
@@ -179,10 +179,13 @@ func (s *Service) WithdrawAnchor(ctx context.Context, actor, id, reason string) 
 	if len(found) != 1 {
 		return nil, problem.New(problem.NotFound, "没有这个信任锚，或标识不唯一 (no such anchor, or more than one)", "用 yinjian cert anchor list 查看标识 (look the id up in the list)")
 	}
-	if found[0].Withdrawn {
-		return found[0], nil
+	if err := s.current(ctx, objectKey{objectAnchor, found[0].ID}); err != nil {
+		return nil, err
 	}
-	a := *found[0]
+	a := *s.anchor(found[0].ID)
+	if a.Withdrawn {
+		return &a, nil
+	}
 	a.Withdrawn, a.Reason, a.ChangedBy, a.ChangedAt = true, reason, actor, s.cfg.Clock.Now().Time
 	return s.changeAnchor(ctx, actor, "withdraw", a)
 }
@@ -238,6 +241,9 @@ func (s *Service) allAnchors() (out []*smx509.Certificate) {
 	}
 	return out
 }
+
+// intermediatesID names them as one object.
+const intermediatesID = "intermediates"
 
 // maxIntermediates is what the search for a path takes well; a hospital needs a handful.
 const maxIntermediates = 128
@@ -315,6 +321,9 @@ func (s *Service) addIntermediates(ctx context.Context, actor string, certs []*s
 	if len(m.Certificates) == 0 {
 		return 0, nil
 	}
+	if err := s.current(ctx, objectKey{objectIntermediates, intermediatesID}); err != nil {
+		return 0, err
+	}
 	if len(known)+len(m.Certificates) > maxIntermediates {
 		return 0, problem.New(problem.TooLarge, fmt.Sprintf("中间证书超过 %d 张 (more than %d intermediates)", maxIntermediates, maxIntermediates),
 			"只导入本院证书用得到的 (import only those that the hospital's certificates need)")
@@ -327,7 +336,7 @@ func (s *Service) addIntermediates(ctx context.Context, actor string, certs []*s
 	if len(subjects) > audit.MaxTextBytes {
 		subjects = fmt.Sprintf("%d certificates", len(names))
 	}
-	d := audit.Draft{Kind: kindIntermediates, Actor: actor, Object: "intermediates", Fields: []audit.Field{text("subjects", subjects)}}
+	d := audit.Draft{Kind: kindIntermediates, Actor: actor, Object: intermediatesID, Fields: []audit.Field{text("subjects", subjects)}}
 	return len(m.Certificates), s.conclude(ctx, d, ref, &m, nil)
 }
 

@@ -21,6 +21,10 @@ type Foreign struct {
 	Checkpoint Checkpoint
 }
 
+// KindForeign is the kind of an entry that says that one of another appliance's directory was applied: its payloads are
+// that entry and its payloads, its reference is [Foreign.Ref].
+const KindForeign = "peer.directory/applied"
+
 // ErrForeign is what [Foreign.Verify]'s errors are.
 var ErrForeign = errors.New("audit: an entry of another journal does not prove what it says")
 

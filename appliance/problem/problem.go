@@ -58,6 +58,11 @@ const (
 	DiskReserve           Code = "disk_reserve"            // too little room left to sign safely
 	HSMUnavailable        Code = "hsm_unavailable"         //
 	HSMNeedsOperator      Code = "hsm_needs_operator"      // PIN refused by the cipher machine
+	CentreUnavailable     Code = "centre_unavailable"      // the central database, which decides on changes of the directory
+	DirectoryBehind       Code = "directory_behind"        // the other campus has changed the object, and its entry is not here
+	DirectoryConflict     Code = "directory_conflict"      // the other campus changed the object at the same time
+	DirectoryFrozen       Code = "directory_frozen"        // the two campuses do not agree on the object
+	DirectoryStale        Code = "directory_stale"         // the copy of the other campus's directory is older than allowed
 	RateLimited           Code = "rate_limited"            //
 	NotReady              Code = "not_ready"               //
 	Timeout               Code = "timeout"                 // outcome may be unknown: retry with the same Idempotency-Key

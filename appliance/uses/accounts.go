@@ -84,6 +84,8 @@ const (
 // settle calls fn with the signatures that the entry accounts for.
 func settle(ctx context.Context, store audit.Store, e *audit.Entry, fn func(uselog.Hash, settled)) error {
 	switch e.Kind {
+	case audit.KindForeign: // the signatures of another appliance's cipher machine
+		return nil
 	case KindDiscarded, KindUnaccounted:
 		if _, ok := e.Payload("uses"); !ok {
 			return nil

@@ -180,8 +180,8 @@ type House struct {
 	SoftRevocation      bool                                  // likewise
 	Custody             *account.CustodyPolicy                // likewise
 	Discarded           func(reason error, objects ...[]byte) // likewise
+	Pairing             *account.Pairing                      // likewise
 	Full                func() error                          // why the disk is too full to sign; nil: it is not
-	Machine             hsm.Token                             // a real one in the place of Staff and Log from the next Restart on; nil: those
 	logger              *logrus.Logger
 	serial              atomic.Int64
 	unitCertificates    map[string][]*smx509.Certificate
@@ -287,7 +287,9 @@ func (h *House) Serials() tsa.SerialStore { return serials{h} }
 type serials struct{ h *House }
 
 func (s serials) Next(context.Context) (*big.Int, error) {
-	n := new(big.Int).Lsh(big.NewInt(0x5a5a5a5a5a5a5a5a), 64)
+	node := sha256.Sum256([]byte(s.h.Node))
+	node[0] = node[0]&0x3f | 0x40 // positive, and not short
+	n := new(big.Int).Lsh(new(big.Int).SetBytes(node[:8]), 64)
 	return n.Add(n, big.NewInt(s.h.serial.Add(1))), nil
 }
 
@@ -302,7 +304,7 @@ func (c checkpointStamper) Stamp(ctx context.Context, data []byte) ([]byte, erro
 }
 
 // keys hands out the staff slot's keys.
-type keys struct{ token hsm.Token }
+type keys struct{ token *Token }
 
 func (k keys) Key(_ context.Context, label string, certificate []byte) (*hsm.Key, error) {
 	cert, err := smx509.ParseCertificate(certificate)
@@ -318,21 +320,6 @@ func (k keys) Key(_ context.Context, label string, certificate []byte) (*hsm.Key
 
 func (k keys) Wrapped(w *hsm.WrappedKey) (*hsm.Key, error) { return hsm.KeyOfWrapped(k.token, w) }
 
-// slots answers the staff slot's token and the log slot's.
-func (h *House) slots() (staff, log hsm.Token) {
-	if h.Machine != nil {
-		return h.Machine, h.Machine
-	}
-	return h.Staff, h.Log
-}
-
-// macs answers with a token's MAC keys.
-type macs struct{ token hsm.Token }
-
-func (m macs) MAC(ctx context.Context, label string, data []byte) ([]byte, error) {
-	return m.token.Do(ctx, label, hsm.MACSM3, data)
-}
-
 // Restart builds directory and signing anew from the journal, as a start does.
 func (h *House) Restart() {
 	h.t.Helper()
@@ -342,11 +329,13 @@ func (h *House) Restart() {
 // TryRestart is Restart for one that may fail; then the old services stay.
 func (h *House) TryRestart() error {
 	ctx := context.Background()
-	staff, log := h.slots()
 	d := account.New(account.Config{
-		Journal: h.Journal, Clock: h.Clock, MAC: macs{log}, Node: h.Node, Slots: map[hsm.SlotClass]hsm.Token{hsm.Staff: staff, hsm.TSA: h.TSA, hsm.Log: log}, CAs: h.CAs, Log: h.logger, CertificateLife: h.CertificateLife, SoftRevocation: h.SoftRevocation,
+		Journal: h.Journal, Clock: h.Clock, MAC: h.Log, Node: h.Node, Slots: map[hsm.SlotClass]hsm.Token{hsm.Staff: h.Staff, hsm.TSA: h.TSA, hsm.Log: h.Log}, CAs: h.CAs, Log: h.logger, CertificateLife: h.CertificateLife, SoftRevocation: h.SoftRevocation,
 		Discarded: h.Discarded, Custody: h.Custody,
 	})
+	if err := d.Pair(h.Pairing); err != nil {
+		return err
+	}
 	for alg, chain := range h.unitCertificates {
 		h.must(d.AddKey(account.OwnKey{
 			Owner: "tsa:" + map[string]string{"SM2": "sm2", "RSA-2048": "rsa"}[alg], Label: "tsa/" + alg, Algorithm: alg, Class: hsm.TSA,
@@ -373,7 +362,7 @@ func (h *House) TryRestart() error {
 		stampers[alg] = s
 	}
 	h.Signing = sign.New(sign.Config{
-		Directory: d, Journal: h.Journal, Keys: keys{staff}, Stampers: stampers, Accuracy: time.Second, Clock: h.Clock,
+		Directory: d, Journal: h.Journal, Keys: keys{h.Staff}, Stampers: stampers, Accuracy: time.Second, Clock: h.Clock,
 		Reserve: func() error {
 			if h.Full != nil {
 				return h.Full()
