@@ -78,7 +78,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(), benchPoolCommand(), benchGrowthCommand(), benchTSACommand(), benchTSAServerCommand(), benchTSAWorkerCommand(),
 		applicationCommand(), signerCommand(), ceremonyCommand(), certificateCommand(), crlCommand(), statusCommand(),
-		auditCommand(), databaseCommand(), verifyCommand(), preserveCommand(), backupCommand(), restoreCommand(), timestampCommand(), timeCommand(), stampingCommand(),
+		auditCommand(), databaseCommand(), verifyCommand(), preserveCommand(), backupCommand(), restoreCommand(), drillCommand(), timestampCommand(), timeCommand(), stampingCommand(),
 	)
 	return root
 }
