@@ -574,7 +574,7 @@ func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*
 		if err := errors.Join(a.preserver.service.Replay(ctx, &r.Entry), a.backups.Replay(ctx, &r.Entry)); err != nil {
 			return err
 		}
-		return a.directory.Replay(ctx, &r.Entry, func(string) ([]byte, error) { return a.objectOf(ctx, &r.Entry) })
+		return a.directory.Replay(ctx, &r.Entry, func(name string) ([]byte, error) { return a.journal.Payload(ctx, &r.Entry, name) })
 	})
 	if err != nil {
 		return fmt.Errorf("directory: %w", err)
