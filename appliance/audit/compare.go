@@ -13,15 +13,20 @@ import (
 type DifferenceKind string
 
 const (
-	RowMissing       DifferenceKind = "row-missing"        // the entry was shipped and its row is gone
-	RowAdded         DifferenceKind = "row-added"          // a row without entry
-	RowChanged       DifferenceKind = "row-changed"        // a column says something else
-	RowFork          DifferenceKind = "row-fork"           // the row is that of another entry
-	RowBeyondJournal DifferenceKind = "row-beyond-journal" // of an epoch's part that this journal does not have: a restore lost it
-	BatchWrong       DifferenceKind = "batch-mac-wrong"    // the MAC does not fit the stored rows
-	RowForeign       DifferenceKind = "row-foreign"        // a row or batch of a node whose journal this is not
-	BatchMissing     DifferenceKind = "batch-missing"      // rows that no batch covers
+	RowMissing        DifferenceKind = "row-missing"        // the entry was shipped and its row is gone
+	RowAdded          DifferenceKind = "row-added"          // a row without entry
+	RowChanged        DifferenceKind = "row-changed"        // a column says something else
+	RowFork           DifferenceKind = "row-fork"           // the row is that of another entry
+	RowBeyondJournal  DifferenceKind = "row-beyond-journal" // of an epoch's part that this journal does not have: a restore lost it
+	BatchWrong        DifferenceKind = "batch-mac-wrong"    // the MAC does not fit the stored rows
+	RowForeign        DifferenceKind = "row-foreign"        // a row or batch of a node whose journal this is not
+	BatchMissing      DifferenceKind = "batch-missing"      // rows that no batch covers
+	RebuildUnfinished DifferenceKind = "rebuild-unfinished" // the database is being made anew, or that was broken off
 )
+
+// MACs are the keys of batches by their id. A key that is another appliance's, so that its MACs cannot be checked here, is
+// there with nil.
+type MACs map[string]MAC
 
 // A Difference is one departure.
 type Difference struct {
@@ -62,24 +67,38 @@ func (r *CompareReport) add(d Difference) {
 }
 
 // Compare derives each row of the projection again from the journal's entries and names each row and column that
-// differs, for this journal's node. With mac (nil: MACs are not checked) it computes the MACs of the batches over the
+// differs, for this journal's node. With macs (nil: MACs are not checked) it computes the MACs of the batches over the
 // rows as they are stored. Rows and batches of other nodes are foreign, unless the node is among campuses: those that
 // ship to the same database and compare their own rows.
 //
 // Journal and projection may grow meanwhile: what was shipped when Compare came to an epoch is compared, and what has
 // come since is left to the next time.
-func Compare(ctx context.Context, j *Journal, p Projection, mac MAC, campuses ...string) (*CompareReport, error) {
-	report := &CompareReport{}
-	days := &dayTable{}
-	err := compare(ctx, report, days, j, p, mac, campuses)
-	report.Days = days.digests()
+//
+// A rebuild that is not finished is a difference, too: the rows may be there already and nobody has compared them.
+func Compare(ctx context.Context, j Source, p Projection, macs MACs, campuses ...string) (*CompareReport, error) {
+	report, err := compare(ctx, j, p, macs, campuses)
+	if err == nil {
+		var by string
+		if by, err = p.Rebuilder(ctx, j.Node()); by != "" {
+			report.add(Difference{
+				Kind: RebuildUnfinished, Detail: fmt.Sprintf("a rebuild by %s is not finished", by), DetailZH: fmt.Sprintf("设备 %s 的重建尚未完成", by),
+			})
+		}
+	}
 	if err != nil {
 		err = fmt.Errorf("audit: comparing: %w", err)
 	}
 	return report, err
 }
 
-func compare(ctx context.Context, report *CompareReport, days *dayTable, j *Journal, p Projection, mac MAC, campuses []string) error {
+func compare(ctx context.Context, j Source, p Projection, macs MACs, campuses []string) (*CompareReport, error) {
+	report, days := &CompareReport{}, &dayTable{}
+	err := compareAll(ctx, report, days, j, p, macs, campuses)
+	report.Days = days.digests()
+	return report, err
+}
+
+func compareAll(ctx context.Context, report *CompareReport, days *dayTable, j Source, p Projection, macs MACs, campuses []string) error {
 	spans, err := j.Epochs(ctx)
 	if err != nil {
 		return err
@@ -109,7 +128,7 @@ func compare(ctx context.Context, report *CompareReport, days *dayTable, j *Jour
 		if i == len(spans)-1 {
 			end = j.Size
 		}
-		if err := compareEpoch(ctx, report, days, j, p, mac, spans[i], end); err != nil {
+		if err := compareEpoch(ctx, report, days, j, p, macs, spans[i], end); err != nil {
 			return fmt.Errorf("epoch %s: %w", epoch, err)
 		}
 	}
@@ -177,7 +196,7 @@ func foreign(ctx context.Context, report *CompareReport, days *dayTable, own, no
 	return nil
 }
 
-func compareEpoch(ctx context.Context, report *CompareReport, days *dayTable, j *Journal, p Projection, mac MAC, span EpochSpan, endNow func() uint64) error {
+func compareEpoch(ctx context.Context, report *CompareReport, days *dayTable, j Source, p Projection, macs MACs, span EpochSpan, endNow func() uint64) error {
 	epoch := span.Epoch.String()
 	last, err := p.Shipped(ctx, j.Node(), epoch)
 	if errors.Is(err, ErrNotFound) {
@@ -248,7 +267,7 @@ func compareEpoch(ctx context.Context, report *CompareReport, days *dayTable, j 
 	if err := compareTail(ctx, report, j.Node(), epoch, &last, p); err != nil {
 		return err
 	}
-	return compareBatches(ctx, report, j.Node(), epoch, last, p, mac)
+	return compareBatches(ctx, report, j.Node(), epoch, last, p, macs)
 }
 
 // compareTail names rows at the end that a batch has and that are gone: without the batch they would look like entries
@@ -307,7 +326,7 @@ func compareRow(report *CompareReport, want, got ProjectedRow, ok bool) {
 }
 
 // compareBatches checks that the batches cover the rows to last without gap, and their MACs.
-func compareBatches(ctx context.Context, report *CompareReport, node, epoch string, last uint64, p Projection, mac MAC) error {
+func compareBatches(ctx context.Context, report *CompareReport, node, epoch string, last uint64, p Projection, macs MACs) error {
 	var next *uint64
 	missing := func(from, through uint64) {
 		report.add(Difference{
@@ -323,6 +342,17 @@ func compareBatches(ctx context.Context, report *CompareReport, node, epoch stri
 		}
 		n := b.Last + 1
 		next = &n
+		if len(macs) == 0 {
+			return nil
+		}
+		mac, known := macs[b.KeyID]
+		if !known {
+			report.add(Difference{
+				Kind: BatchWrong, Epoch: epoch, Sequence: b.First, Through: b.Last,
+				Detail:   fmt.Sprintf("the MAC of rows %d to %d is by a key %q that nobody knows", b.First, b.Last, b.KeyID),
+				DetailZH: fmt.Sprintf("第 %d 至 %d 行的批次 MAC 所用密钥 %q 无人知晓", b.First, b.Last, b.KeyID),
+			})
+		}
 		if mac == nil {
 			return nil
 		}

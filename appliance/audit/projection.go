@@ -152,12 +152,15 @@ type MAC interface {
 // A Projection is the database that people query.
 type Projection interface {
 	// Apply writes rows, batch and changes in one transaction. Applying the same batch again changes nothing. A row whose key
-	// is there with another leaf hash is [ErrFork], and nothing is written.
+	// is there with another leaf hash is [ErrFork], and nothing is written. Nor is anything where the row before is gone:
+	// rows have no gaps, and whoever ships asks for the position again.
 	Apply(ctx context.Context, b ProjectedBatch) error
 	// Shipped answers how far this node's epoch is: the greatest sequence, or [ErrNotFound].
 	Shipped(ctx context.Context, node, epoch string) (uint64, error)
 	// Leaf answers the leaf hash stored under a key, or [ErrNotFound].
 	Leaf(ctx context.Context, node, epoch string, sequence uint64) (string, error)
+	// Rebuilder answers which appliance is making the node's rows anew, "" for none.
+	Rebuilder(ctx context.Context, node string) (string, error)
 	// Nodes lists the nodes that have rows or batches.
 	Nodes(ctx context.Context) ([]string, error)
 	// Epochs lists the epochs of a node that have rows or batches.

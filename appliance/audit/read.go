@@ -382,9 +382,12 @@ type EpochSpan struct {
 
 // Epochs lists the epochs of the journal in order.
 func (j *Journal) Epochs(ctx context.Context) ([]EpochSpan, error) {
+	return epochsOf(ctx, j.store, j.Size())
+}
+
+func epochsOf(ctx context.Context, store Store, end uint64) ([]EpochSpan, error) {
 	var spans []EpochSpan
-	end := j.Size()
-	err := j.store.Changes(ctx, 0, func(r Row) error {
+	err := store.Changes(ctx, 0, func(r Row) error {
 		if r.Kind != KindEpoch || uint64(r.Sequence) >= end {
 			return nil
 		}

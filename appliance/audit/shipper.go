@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 
 // ShipperConfig makes a [Shipper]. All but the sizes are needed.
 type ShipperConfig struct {
-	Journal    *Journal
+	Journal    Source
 	Projection Projection
 	MAC        MAC
 	MACKeyID   string // kept with each batch
@@ -24,6 +25,7 @@ type ShipperConfig struct {
 	// Gather is how long entries wait for others to share a batch with, unless there are BatchRows of them; 0: 200 ms.
 	// Each batch costs the database a transaction and the cipher machine a MAC, which signatures want too.
 	Gather time.Duration
+	By     string // the appliance that ships; "": the journal's node
 }
 
 // A Shipper copies the journal's entries to a projection: in order, at least once, applied once. It never delays the
@@ -55,6 +57,7 @@ func NewShipper(cfg ShipperConfig) (*Shipper, error) {
 	setDefault(&cfg.RetryMax, 30*time.Second)
 	setDefault(&cfg.Deadline, 30*time.Second)
 	setDefault(&cfg.Gather, 200*time.Millisecond)
+	setDefault(&cfg.By, cfg.Journal.Node())
 	return &Shipper{cfg: cfg}, nil
 }
 
@@ -81,6 +84,16 @@ func (s *Shipper) set(shipped uint64, err error) {
 // Run ships until ctx ends and returns nil. Failures are retried for ever, with growing pauses. A fork is an alarm
 // that stays: Run then waits for ctx without shipping, since going on would bury the contradiction.
 func (s *Shipper) Run(ctx context.Context) error {
+	if err := s.Ship(ctx, math.MaxUint64); errors.Is(err, ErrFork) {
+		s.cfg.Log.WithError(err).Error("fork: the central database holds another history of this node")
+		<-ctx.Done()
+	}
+	return nil
+}
+
+// Ship ships the first size entries, and returns nil when they are there. Failures are retried; the errors are [ErrFork]
+// and ctx's.
+func (s *Shipper) Ship(ctx context.Context, size uint64) error {
 	pause := s.cfg.RetryMin
 	failing := false
 	known := false
@@ -97,8 +110,11 @@ func (s *Shipper) Run(ctx context.Context) error {
 				s.cfg.Log.Info("shipping goes on")
 				failing = false
 			}
-			if err := s.gather(ctx, next); err != nil {
+			if next >= size {
 				return nil
+			}
+			if err := s.gather(ctx, next); err != nil {
+				return err
 			}
 			next, err = s.ship(ctx, next)
 			if err == nil {
@@ -108,13 +124,11 @@ func (s *Shipper) Run(ctx context.Context) error {
 			known = false
 		}
 		if ctx.Err() != nil {
-			return nil
+			return ctx.Err()
 		}
 		s.set(0, err)
 		if errors.Is(err, ErrFork) {
-			s.cfg.Log.WithError(err).Error("fork: the central database holds another history of this node")
-			<-ctx.Done()
-			return nil
+			return err
 		}
 		if !failing {
 			s.cfg.Log.WithError(err).Warning("shipping failed, will be retried")
@@ -128,7 +142,7 @@ func (s *Shipper) Run(ctx context.Context) error {
 		}
 		pause = min(2*pause, s.cfg.RetryMax)
 	}
-	return nil
+	return ctx.Err()
 }
 
 // gather waits until there is something to ship and, for Gather at most, until it is a whole batch.
@@ -152,6 +166,11 @@ func (s *Shipper) position(ctx context.Context) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Deadline)
 	defer cancel()
 	j := s.cfg.Journal
+	if by, err := s.cfg.Projection.Rebuilder(ctx, j.Node()); err != nil {
+		return 0, fmt.Errorf("audit: shipping: asking for rebuilds: %w", err)
+	} else if by != "" && by != s.cfg.By {
+		return 0, fmt.Errorf("%w: %s", ErrRebuilding, by)
+	}
 	spans, err := j.Epochs(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("audit: shipping: reading epochs: %w", err)

@@ -157,6 +157,9 @@ func (s *Store) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 				return fmt.Errorf("%w: %s, epoch %s, sequence %d", audit.ErrFork, r.Node, r.Epoch, r.Sequence)
 			}
 		}
+		if _, ok := there[b.First-1]; !ok && follows(&b) {
+			return fmt.Errorf("%w: the row before %d is gone", dbdriver.ErrConflict, b.First)
+		}
 		if err := s.insert(ctx, tx, missing); err != nil {
 			return err
 		}
@@ -185,6 +188,11 @@ func (s *Store) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 	return nil
 }
 
+// follows reports whether a row of the same epoch stands before the batch.
+func follows(b *audit.ProjectedBatch) bool {
+	return b.First > 0 && len(b.Rows) > 0 && b.Rows[0].Kind != audit.KindEpoch
+}
+
 // insert inserts rows in order.
 func (s *Store) insert(ctx context.Context, tx *sql.Tx, rows []*audit.ProjectedRow) error {
 	var args []any
@@ -205,9 +213,13 @@ func (s *Store) insert(ctx context.Context, tx *sql.Tx, rows []*audit.ProjectedR
 	return nil
 }
 
-// shippedLeaves reads the leaf hashes of the batch's rows that are there, by sequence.
+// shippedLeaves reads the leaf hashes of the batch's rows that are there, and of the row before, by sequence.
 func (s *Store) shippedLeaves(ctx context.Context, tx *sql.Tx, b audit.ProjectedBatch) (map[uint64]string, error) {
-	rows, err := tx.QueryContext(ctx, s.seam.Text(selectLeaves.Text), b.Node, b.Epoch, int64(b.First), int64(b.Last))
+	from := int64(b.First)
+	if follows(&b) {
+		from--
+	}
+	rows, err := tx.QueryContext(ctx, s.seam.Text(selectLeaves.Text), b.Node, b.Epoch, from, int64(b.Last))
 	if err != nil {
 		return nil, err
 	}

@@ -8,7 +8,7 @@ import (
 
 // MigrateFS applies other files than ours.
 func MigrateFS(ctx context.Context, db *sql.DB, seam *Seam, files fs.FS) error {
-	return migrate(ctx, db, seam, Author{Name: "test"}, files)
+	return migrate(ctx, db, seam, Author{Name: "test"}, files, false)
 }
 
 // Migrations are the texts of our files by name.

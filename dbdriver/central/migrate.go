@@ -98,10 +98,10 @@ func parseMigration(name, text string) (migration, error) {
 // appliances may do this at once. A file that was changed after it was applied is refused; files that a later program
 // applied are left as they are, as every migration is such that the program before it can go on.
 func Migrate(ctx context.Context, db *sql.DB, seam *Seam, by Author) error {
-	return migrate(ctx, db, seam, by, migrationFiles)
+	return migrate(ctx, db, seam, by, migrationFiles, false)
 }
 
-func migrate(ctx context.Context, db *sql.DB, seam *Seam, by Author, files fs.FS) error {
+func migrate(ctx context.Context, db *sql.DB, seam *Seam, by Author, files fs.FS, again bool) error {
 	todo, err := parseMigrations(files)
 	if err != nil {
 		return err
@@ -121,10 +121,15 @@ func migrate(ctx context.Context, db *sql.DB, seam *Seam, by Author, files fs.FS
 			if old != m.sum {
 				return fmt.Errorf("%w: migration %s was changed after it had been applied", dbdriver.ErrUnfit, m.name)
 			}
-			continue
+			if !again {
+				continue
+			}
 		}
 		if err := ensure(ctx, db, seam, m.kind, m.object, seam.Text(m.text)); err != nil {
 			return fmt.Errorf("central database: migration %s: %w", m.name, err)
+		}
+		if _, ok := applied[m.no]; ok {
+			continue
 		}
 		err := inTx(ctx, db, seam, func(tx *sql.Tx) error {
 			_, err := tx.ExecContext(ctx, seam.Text(insertHistory.Text), m.no, m.name, m.sum, m.review, by.Name, by.Micros, by.Name, by.Micros)
