@@ -44,7 +44,6 @@ type (
 	AddMachine            = wire.AddMachine
 	ChangeMachine         = wire.ChangeMachine
 	AuditVerify           = wire.AuditVerify
-	Compare               = wire.Compare
 	Stamp                 = wire.Stamp
 )
 
@@ -85,9 +84,9 @@ type Admin interface {
 	RemoveMachine(ctx context.Context, actor string, req ChangeMachine) (any, error)
 	ListMachines(ctx context.Context, actor string) (any, error)
 	AuditVerify(ctx context.Context, actor string, req AuditVerify) (any, error)
-	Compare(ctx context.Context, actor string, req Compare) (any, error)
 	Stamp(ctx context.Context, actor string, req Stamp) (any, error)
 	State(ctx context.Context, actor string) (any, error)
+	DatabaseAdmin
 	TimeAdmin
 	PreserveAdmin
 	BackupAdmin
@@ -132,7 +131,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/machines/:name/remove", administered(s, checkMachine, a.RemoveMachine))
 	s.timeRoutes(e)
 	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
-	e.POST("/admin/v1/compare", administered(s, nothingToCheck[Compare], a.Compare))
+	s.databaseRoutes(e)
 	s.preserveRoutes(e)
 	s.backupRoutes(e)
 	s.staffRoutes(e)

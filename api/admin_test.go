@@ -140,6 +140,12 @@ func (a *admin) Stamp(_ context.Context, actor string, req api.Stamp) (any, erro
 func (a *admin) Compare(_ context.Context, actor string, req api.Compare) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) Rebuild(_ context.Context, actor string, req api.Rebuild) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) YearReport(_ context.Context, actor string, req api.YearReport) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) AddMachine(_ context.Context, actor string, req api.AddMachine) (any, error) {
 	return a.note(actor, req)
 }
@@ -318,6 +324,8 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.MissingRecords(ctx))
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
+	check(a.Rebuild(ctx, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}))
+	check(a.YearReport(ctx, wire.YearReport{Year: 2026}))
 	check(a.Stamp(ctx, wire.Stamp{Request: []byte("req")}))
 	check(a.State(ctx))
 	want := []any{
@@ -334,7 +342,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.SetCustodians{Record: []byte("{}"), Persons: two}, wire.BeginBackup{Persons: two, Target: "/mnt", Incremental: true, Softtoken: true},
 		wire.EndBackup{ID: "0123456789abcdef", SM3: strings.Repeat("0a", 32), Size: 7, Entries: 5, Through: 1}, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"},
 		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "missing",
-		wire.AuditVerify{}, wire.Compare{}, wire.Stamp{Request: []byte("req")}, "state",
+		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")}, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
 		t.Error(diff)
@@ -431,7 +439,13 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.ImportSigners(ctx, wire.ImportSigners{Signers: slices.Repeat([]wire.ImportSigner{{Algorithms: []string{"SM2"}}}, 65)})
 			return err
 		}, "signers"},
-		"limit without reason": {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
+		"limit without reason":   {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},
+		"rebuild without reason": {func() error { _, err := a.Rebuild(ctx, wire.Rebuild{}); return err }, "reason"},
+		"rebuild of no name": {func() error {
+			_, err := a.Rebuild(ctx, wire.Rebuild{Remove: []string{""}, Reason: "x"})
+			return err
+		}, "remove"},
+		"year of two digits": {func() error { _, err := a.YearReport(ctx, wire.YearReport{Year: 26}); return err }, "year"},
 		"limit of nobody": {func() error {
 			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "x", Rate: 1, Reason: "x"})
 			return err

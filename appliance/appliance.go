@@ -342,7 +342,7 @@ func Run(ctx context.Context, o Options) (err error) {
 
 	// 7. Duties.
 	duties, dctx := begin()
-	a.projection = &projection{a: a}
+	a.projection = newProjection(a)
 	duties.group.Go(func() error { return a.projection.run(dctx) })
 	duties.group.Go(func() error { return a.refreshCRLs(dctx) })
 	duties.group.Go(func() error { return a.anchor().keep(dctx) })

@@ -184,7 +184,9 @@ type projectionState struct {
 	Shipped uint64 `json:"shipped"`
 	Lag     uint64 `json:"lag"`
 	Fork    bool   `json:"fork"`
-	Error   string `json:"last_error,omitempty"`
+	// Rebuild is how far a rebuild is, while there is one.
+	Rebuild *audit.RebuildProgress `json:"rebuild,omitempty"`
+	Error   string                 `json:"last_error,omitempty"`
 }
 
 // A usesState says how many signatures each slot made, and what accounts for them.
@@ -415,7 +417,7 @@ func (d admin) AuditVerify(ctx context.Context, actor string, _ wire.AuditVerify
 func (d admin) Compare(ctx context.Context, actor string, _ wire.Compare) (any, error) {
 	report, err := d.a.projection.compare(ctx)
 	if report == nil {
-		return nil, problem.New(problem.NotReady, "投影库未打开 (the projection is not open)", "见 yinjian status 与运行日志；内嵌的库可停机删除 central.db，启动后自动重投 (see yinjian status and the log; the embedded central.db may be deleted while stopped)").With(err)
+		return nil, problem.New(problem.NotReady, "投影库未打开 (the projection is not open)", "见 yinjian status 与运行日志；库已损坏则 yinjian db rebuild (see yinjian status and the log; yinjian db rebuild for a damaged one)").With(err)
 	}
 	return report, err
 }

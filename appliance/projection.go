@@ -16,12 +16,21 @@ import (
 // A projection keeps the central database open and fed. Signing never waits for it: a database that cannot be opened is
 // tried again, and the lag is shown.
 type projection struct {
-	a *Appliance
+	a      *Appliance
+	turn   chan struct{} // capacity 1: who uses the database, the shipper or a rebuild
+	resume chan struct{} // capacity 1: the shipper is wanted again
 
-	mu      sync.Mutex // guards what follows
-	central *central.Store
-	shipper *audit.Shipper
-	err     error // why it is not open
+	mu         sync.Mutex // guards what follows
+	central    *central.Store
+	shipper    *audit.Shipper
+	err        error                  // why it is not open
+	interrupt  context.CancelFunc     // ends the shipper
+	rebuilding *audit.RebuildProgress // nil: no rebuild
+	unfinished string                 // the appliance whose rebuild of this node was not finished when the database was opened
+}
+
+func newProjection(a *Appliance) *projection {
+	return &projection{a: a, turn: make(chan struct{}, 1), resume: make(chan struct{}, 1)}
 }
 
 const (
@@ -32,13 +41,28 @@ const (
 // run opens, ships, and opens again after a failure, until ctx ends.
 func (p *projection) run(ctx context.Context) error {
 	for {
-		if err := p.once(ctx); err != nil && ctx.Err() == nil {
+		select {
+		case p.turn <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
+		once, interrupt := context.WithCancel(ctx)
+		p.mu.Lock()
+		p.interrupt = interrupt
+		if p.rebuilding != nil { // it waits for its turn
+			interrupt()
+		}
+		p.mu.Unlock()
+		if err := p.once(once); err != nil && once.Err() == nil {
 			p.a.log.WithError(err).Error("the projection is not being fed; signing goes on, the entries are shipped later")
 			p.set(nil, nil, err)
 		}
+		interrupt()
+		<-p.turn
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-p.resume:
 		case <-time.After(projectionRetry):
 		}
 	}
@@ -51,11 +75,10 @@ func (p *projection) set(c *central.Store, s *audit.Shipper, err error) {
 }
 
 func (p *projection) once(ctx context.Context) error {
-	place, err := p.a.cfg.Database.Place(p.a.dir)
+	place, err := p.place()
 	if err != nil {
 		return err
 	}
-	place.Now = func() time.Time { return p.a.clock.Now().Time }
 	opening, cancel := context.WithTimeout(ctx, projectionOpening)
 	defer cancel()
 	store, err := connect.Open(opening, place, p.author())
@@ -75,7 +98,14 @@ func (p *projection) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	by, err := store.Rebuilder(opening, p.a.cfg.Node)
+	if err != nil {
+		return err
+	}
 	p.set(store, shipper, nil)
+	p.mu.Lock()
+	p.unfinished = by
+	p.mu.Unlock()
 	return shipper.Run(ctx)
 }
 
@@ -100,6 +130,12 @@ func (p *projection) warnings() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out []string
+	switch r := p.rebuilding; {
+	case r != nil:
+		out = append(out, fmt.Sprintf("中心库正在重建，其中的记录不全 (the central database is being rebuilt, and is not whole): %s", rebuildWords(*r)))
+	case p.unfinished != "":
+		out = append(out, fmt.Sprintf("设备 %s 对中心库的重建没有完成，其中的记录可能不全：请在该设备再次运行 yinjian db rebuild (a rebuild by %s is not finished: run yinjian db rebuild there again)", p.unfinished, p.unfinished))
+	}
 	if p.central != nil {
 		for _, s := range doubtful(p.central) {
 			out = append(out, "中心库的设置 (a setting of the central database): "+s)
@@ -118,16 +154,30 @@ func (p *projection) open() audit.Projection {
 	return p.central
 }
 
+// rebuildWords say how far a rebuild is.
+func rebuildWords(r audit.RebuildProgress) string {
+	words := r.Phase
+	for _, w := range []string{r.Table, r.Node} {
+		if w != "" {
+			words += " " + w
+		}
+	}
+	if r.Total > 0 {
+		return fmt.Sprintf("%s %d/%d", words, r.Done, r.Total)
+	}
+	return fmt.Sprintf("%s %d", words, r.Done)
+}
+
 // status is what /health/state shows.
 func (p *projection) status() projectionState {
 	p.mu.Lock()
-	shipper, err := p.shipper, p.err
+	shipper, err, rebuilding := p.shipper, p.err, p.rebuilding
 	p.mu.Unlock()
 	if shipper == nil {
-		return projectionState{Lag: p.a.journal.Size(), Error: shownError(err)}
+		return projectionState{Lag: p.a.journal.Size(), Error: shownError(err), Rebuild: rebuilding}
 	}
 	s := shipper.Status()
-	return projectionState{Shipped: s.Shipped, Lag: s.Lag, Fork: s.Fork, Error: shownError(s.LastError)}
+	return projectionState{Shipped: s.Shipped, Lag: s.Lag, Fork: s.Fork, Error: shownError(s.LastError), Rebuild: rebuilding}
 }
 
 // shownError says in words of ours what is wrong: applications may read the state, and a server's own words have its
@@ -138,6 +188,8 @@ func shownError(err error) string {
 		return ""
 	case errors.Is(err, audit.ErrFork):
 		return "分叉：库中同一位置有另一条目 (fork: another entry under the same key)"
+	case errors.Is(err, audit.ErrRebuilding):
+		return "另一台设备正在重建本节点的行 (another appliance makes this node's rows anew)"
 	case errors.Is(err, dbdriver.ErrReadOnly):
 		return "库只读，或是备库 (the database takes no writes, or is a standby)"
 	case errors.Is(err, dbdriver.ErrFull):
@@ -160,5 +212,5 @@ func (p *projection) compare(ctx context.Context) (*audit.CompareReport, error) 
 	if store == nil {
 		return nil, err
 	}
-	return audit.Compare(ctx, p.a.journal, store, p.a.batchMAC(), p.a.cfg.Database.Nodes...)
+	return audit.Compare(ctx, p.a.journal, store, p.a.batchKeys(), p.a.cfg.Database.Nodes...)
 }

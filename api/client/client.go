@@ -583,10 +583,6 @@ func (a *Admin) AuditVerify(ctx context.Context) (json.RawMessage, error) {
 	return a.post(ctx, "audit/verify", wire.AuditVerify{})
 }
 
-func (a *Admin) Compare(ctx context.Context) (json.RawMessage, error) {
-	return a.post(ctx, "compare", wire.Compare{})
-}
-
 // Stamp has a TimeStampReq answered by the appliance's first unit.
 func (a *Admin) Stamp(ctx context.Context, req wire.Stamp) (json.RawMessage, error) {
 	return a.post(ctx, "stamps", req)

@@ -117,9 +117,6 @@ type IssueCRL struct{}
 // AuditVerify is the body of POST /admin/v1/audit/verify.
 type AuditVerify struct{}
 
-// Compare is the body of POST /admin/v1/compare: the journal against the central database.
-type Compare struct{}
-
 // Stamp is the body of POST /admin/v1/stamps: a timestamp for the administrator's own files, as reports.
 type Stamp struct {
 	Request []byte `json:"request"` // DER of a TimeStampReq

@@ -62,6 +62,20 @@ func Open(ctx context.Context, p Place, by central.Author) (*central.Store, erro
 	return s, nil
 }
 
+// Repair makes a database usable again whose tables are gone or whose file is damaged, at the price of its rows. An
+// embedded one's damaged file is set aside, and the answer is its name; elsewhere what is gone of the schema is made.
+func Repair(ctx context.Context, p Place, by central.Author) (setAside string, err error) {
+	if file, ok := strings.CutPrefix(p.DSN, sqlitePrefix); ok {
+		return sqlite.SetCentralAside(file, by.Micros)
+	}
+	db, seam, err := DB(p)
+	if err != nil {
+		return "", err
+	}
+	defer db.Close()
+	return "", central.Repair(ctx, db, seam, by)
+}
+
 // DB opens a pool and the seam for it.
 func DB(p Place) (*sql.DB, *central.Seam, error) {
 	if file, ok := strings.CutPrefix(p.DSN, sqlitePrefix); ok {

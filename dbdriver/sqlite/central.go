@@ -3,7 +3,9 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -48,6 +50,18 @@ func CentralDB(file string) (*sql.DB, error) {
 	// NORMAL: a power cut may take the last transactions along, whole and in order; the shipper asks where to go on. The
 	// journal's fsyncs, for which signatures wait, have the disk to themselves.
 	return openSynchronous(file, false, 4, "NORMAL")
+}
+
+// SetCentralAside gives the file another name, with what SQLite keeps beside it, so that [OpenCentral] makes a new one.
+// The main file goes last: a stop before leaves one that is still found damaged.
+func SetCentralAside(file string, micros int64) (string, error) {
+	to := fmt.Sprintf("%s.damaged-%d", file, micros)
+	for _, suffix := range []string{"-wal", "-shm", ""} {
+		if err := os.Rename(file+suffix, to+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("sqlite: setting the central database aside: %w", err)
+		}
+	}
+	return to, syncFolder(filepath.Dir(file))
 }
 
 func openCentral(ctx context.Context, db *sql.DB, by central.Author) (*central.Store, error) {

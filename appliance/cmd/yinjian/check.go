@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto"
 	"encoding/json"
@@ -11,7 +10,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -266,88 +264,6 @@ func printUses(w io.Writer, r *uses.Report) {
 			fmt.Fprintln(w, "结论 result: 没有记录的签名均已在日志中指名 (each signature without an entry is named in the journal)")
 		}
 	}
-}
-
-func databaseCommand() *cobra.Command {
-	c := group(&cobra.Command{Use: "db", Short: "投影库 (the projection)"})
-	var f adminFlags
-	compare := &cobra.Command{
-		Use: "compare", Short: "由日志重算投影库的每一行，指出差异 (derive every row again and name what differs)", Args: exactArgs(0),
-		RunE: func(c *cobra.Command, _ []string) error {
-			a, err := f.client()
-			if err != nil {
-				return err
-			}
-			defer a.Close()
-			answer, err := a.Compare(c.Context())
-			if err != nil {
-				return explain(err)
-			}
-			var report audit.CompareReport
-			if err := json.Unmarshal(answer, &report); err != nil {
-				return err
-			}
-			if f.output == "json" {
-				err = f.show(answer)
-			} else {
-				printCompare(os.Stdout, &report)
-			}
-			if err == nil && !report.OK() {
-				err = errFound
-			}
-			return err
-		},
-	}
-	f.add(compare)
-	c.AddCommand(compare, databaseCheckCommand())
-	return c
-}
-
-func printCompare(w io.Writer, r *audit.CompareReport) {
-	fmt.Fprintf(w, "投影 projection：%d 行 rows，%d 批 batches，%d 批 MAC 已验 checked，%d 条未送达 not shipped yet\n", r.Rows, r.Batches, r.MACsChecked, r.NotShipped)
-	printDays(w, r.Days)
-	if r.OK() {
-		fmt.Fprintln(w, "结论 result: 与日志一致 (agrees with the journal)")
-	}
-	for _, d := range r.Differences {
-		where := ""
-		if d.Column != "" {
-			where = fmt.Sprintf(" 列 column %s：应为 want %q，实为 got %q", d.Column, d.Want, d.Got)
-		}
-		fmt.Fprintf(w, "  ✗ 条目 entry %d [%s]%s\n      %s\n      %s\n", d.Sequence, d.Kind, where, d.DetailZH, d.Detail)
-	}
-}
-
-// shownDays is how many days of each node are printed; -o json has all.
-const shownDays = 31
-
-// printDays prints a line a day, for comparing by eye: the same day of the same node reads the same at every campus.
-func printDays(w io.Writer, days []audit.DayDigest) {
-	t := &columns{to: w}
-	fmt.Fprintln(t, "日期 day\t节点 node\t日志 entries\t库 rows\t叶值的 SM3 of the leaf hashes")
-	for len(days) > 0 {
-		n := slices.IndexFunc(days, func(d audit.DayDigest) bool { return d.Node != days[0].Node })
-		if n < 0 {
-			n = len(days)
-		}
-		of := days[:n]
-		days = days[n:]
-		if earlier := n - shownDays; earlier > 0 {
-			fmt.Fprintf(t, "…\t%s\t更早的 %d 天见 -o json (%d earlier days are in -o json)\n", of[0].Node, earlier, earlier)
-			of = of[earlier:]
-		}
-		for _, d := range of {
-			entries, sum := fmt.Sprint(d.Entries), d.RowsSM3
-			switch {
-			case d.Entries == 0 && d.Rows > 0: // another node's, or added
-				entries = "—"
-			case !d.Agrees():
-				sum = fmt.Sprintf("✗ 日志 journal %s，库 database %s", d.EntriesSM3, cmp.Or(d.RowsSM3, "—"))
-			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\n", d.Day, d.Node, entries, d.Rows, sum)
-		}
-	}
-	t.flush()
 }
 
 func verifyCommand() *cobra.Command {

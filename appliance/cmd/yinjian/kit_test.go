@@ -439,7 +439,10 @@ type machineState struct {
 		Entries    uint64
 		Checkpoint uint64
 	}
-	Projection struct{ Lag uint64 }
+	Projection struct {
+		Lag  uint64
+		Fork bool
+	}
 	Listeners  map[string]string
 	Evaluation string
 	Warnings   []string

@@ -1,0 +1,20 @@
+package wire
+
+// Compare is the body of POST /admin/v1/compare: the journal against the central database.
+type Compare struct{}
+
+// Rebuild is the body of POST /admin/v1/rebuild: the central database is made anew from journals.
+type Rebuild struct {
+	// Replace are the nodes whose rows are in the database and go, because a journal makes them anew.
+	Replace []string `json:"replace,omitempty"`
+	// Remove are nodes without a journal whose rows go.
+	Remove []string `json:"remove,omitempty"`
+	// Journals are folders of copies of other appliances, with journal/ and log.pem in them, on the appliance's machine.
+	Journals []string `json:"journals,omitempty"`
+	Reason   string   `json:"reason"` // 1–256 bytes
+}
+
+// YearReport is the body of POST /admin/v1/reports/year.
+type YearReport struct {
+	Year int `json:"year"` // of Beijing time
+}
