@@ -164,6 +164,11 @@ func (p *projection) todo(ctx context.Context, store *central.Store, req api.Reb
 	if err != nil {
 		return nil, err
 	}
+	changed, err := store.ChangeNodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	present = append(present, changed...)
 	marks, err := store.Marks(ctx)
 	if err != nil {
 		return nil, err
@@ -188,7 +193,17 @@ func (p *projection) todo(ctx context.Context, store *central.Store, req api.Reb
 		node := j.Node()
 		begun := slices.ContainsFunc(marks, func(m audit.RebuildMark) bool { return m.Node == node && m.By == own })
 		switch {
-		case begun || slices.Contains(req.Replace, node) || !slices.Contains(present, node):
+		case begun || !slices.Contains(present, node):
+			out = append(out, j)
+		case slices.Contains(req.Replace, node):
+			n, err := audit.Beyond(ctx, j, store)
+			if err != nil {
+				return nil, err
+			}
+			if n > 0 && !req.Discard {
+				return nil, problem.New(problem.Exists, fmt.Sprintf("库中节点 %s 有 %d 行在日志中没有条目：恢复备份时丢失的，或是后来加入的；重建不能再造 (%d rows of node %s have no entry: a restore lost it, or they were added)", node, n, n, node),
+					"先保存它们（yinjian db compare -o json、yinjian backup missing），确认删除则加 --discard (save them first; --discard removes them)")
+			}
 			out = append(out, j)
 		case node != own || len(copies.journals) == 0:
 			return nil, problem.New(problem.Exists, fmt.Sprintf("库中已有节点 %s 的行 (the database has rows of node %s)", node, node),

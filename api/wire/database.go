@@ -11,7 +11,9 @@ type Rebuild struct {
 	Remove []string `json:"remove,omitempty"`
 	// Journals are folders of copies of other appliances, with journal/ and log.pem in them, on the appliance's machine.
 	Journals []string `json:"journals,omitempty"`
-	Reason   string   `json:"reason"` // 1–256 bytes
+	// Discard has rows of replaced nodes go, too, that their journal has no entries for.
+	Discard bool   `json:"discard,omitempty"`
+	Reason  string `json:"reason"` // 1–256 bytes
 }
 
 // YearReport is the body of POST /admin/v1/reports/year.

@@ -14,8 +14,10 @@ import (
 // A Rebuildable is a projection that can be made anew.
 type Rebuildable interface {
 	Projection
-	// Cut removes the rows at the end of an epoch, at most most numbers of them, and every batch that reaches into what
-	// was removed, in one transaction. It answers how many rows that were, and whether any row or batch is left.
+	// Cut removes the rows at the end of an epoch, at most most numbers of them, every batch that reaches into what was
+	// removed, the changes among it and their root, in one transaction. It answers how many rows that were, and whether it
+	// found anything at all.
+	ChangeEpochs(ctx context.Context, node string) ([]string, error)
 	Cut(ctx context.Context, node, epoch string, most int) (rows uint64, more bool, err error)
 	// Marks lists the rebuilds that are not finished, by node.
 	Marks(ctx context.Context) ([]RebuildMark, error)
@@ -57,7 +59,7 @@ type Table interface {
 	Fill(ctx context.Context, journals []Source, done func(entries, total uint64)) error
 }
 
-// Records are the tables of records and of their batches.
+// Records are the tables of records, of their batches and of the changes among them, which are written together.
 type Records struct {
 	Projection Rebuildable
 	MAC        MAC
@@ -79,6 +81,11 @@ func (r Records) Empty(ctx context.Context, node string, done func(rows uint64))
 	if err != nil {
 		return err
 	}
+	changed, err := r.Projection.ChangeEpochs(ctx, node)
+	if err != nil {
+		return err
+	}
+	epochs = append(epochs, changed...)
 	total := uint64(0)
 	for _, epoch := range epochs {
 		for more := true; more; {
@@ -246,4 +253,25 @@ func rebuild(ctx context.Context, cfg *RebuildConfig) ([]*CompareReport, error) 
 		}
 	}
 	return reports, nil
+}
+
+// Beyond counts the rows of the journal's node that the journal has no entries for: those that a restore lost, or that
+// somebody added. A rebuild cannot make them again.
+func Beyond(ctx context.Context, j Source, p Projection) (n uint64, err error) {
+	spans, err := j.Epochs(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("audit: rows beyond the journal: %w", err)
+	}
+	epochs, err := p.Epochs(ctx, j.Node())
+	for i := 0; i < len(epochs) && err == nil; i++ {
+		from := uint64(0)
+		if at := slices.IndexFunc(spans, func(s EpochSpan) bool { return s.Epoch.String() == epochs[i] }); at >= 0 {
+			from = spans[at].End // nothing is shipped meanwhile
+		}
+		err = p.Rows(ctx, j.Node(), epochs[i], from, func(ProjectedRow) error { n++; return nil })
+	}
+	if err != nil {
+		return 0, fmt.Errorf("audit: rows beyond the journal: %w", err)
+	}
+	return n, nil
 }

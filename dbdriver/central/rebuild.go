@@ -16,10 +16,13 @@ var (
 	selectRebuild  = register("rebuild.get", `SELECT rebuilt_by FROM yj_rebuild WHERE node_id = ?`)
 	selectRebuilds = register("rebuild.list", `SELECT node_id, rebuilt_by, phase_name, modified_at FROM yj_rebuild ORDER BY node_id`)
 
-	selectLastBatch = register("batch.last", `SELECT MAX(first_seq) FROM yj_batch WHERE node_id = ? AND epoch_id = ?`)
-	selectBatchAt   = register("batch.at", `SELECT MAX(first_seq) FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq <= ?`)
-	cutBatches      = register("batch.cut", `DELETE FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq >= ?`)
-	cutRecords      = register("record.cut", `DELETE FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ?`)
+	selectLastBatch  = register("batch.last", `SELECT MAX(first_seq) FROM yj_batch WHERE node_id = ? AND epoch_id = ?`)
+	selectBatchAt    = register("batch.at", `SELECT MAX(first_seq) FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq <= ?`)
+	cutBatches       = register("batch.cut", `DELETE FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq >= ?`)
+	selectLastChange = register("change.last", `SELECT MAX(seq_no) FROM yj_change WHERE node_id = ? AND epoch_id = ?`)
+	cutChanges       = register("change.cut", `DELETE FROM yj_change WHERE node_id = ? AND epoch_id = ? AND seq_no >= ?`)
+	cutRoot          = register("root.cut", `DELETE FROM yj_set_root WHERE node_id = ? AND set_name = ?`)
+	cutRecords       = register("record.cut", `DELETE FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ?`)
 )
 
 // longestBatch is more rows than any batch has.
@@ -32,28 +35,36 @@ func (s *Store) Cut(ctx context.Context, node, epoch string, most int) (rows uin
 		number := func(st Statement, args ...any) (n sql.NullInt64, err error) {
 			return n, tx.QueryRowContext(ctx, s.seam.Text(st.Text), args...).Scan(&n)
 		}
-		last, err := number(selectLastSeq, node, epoch)
-		if err != nil {
-			return err
+		var last sql.NullInt64
+		for _, st := range []Statement{selectLastSeq, selectLastBatch, selectLastChange} {
+			n, err := number(st, node, epoch)
+			if err != nil {
+				return err
+			}
+			if !last.Valid || n.Valid && n.Int64 > last.Int64 {
+				last = n
+			}
 		}
-		batch, err := number(selectLastBatch, node, epoch)
-		if err != nil || !last.Valid && !batch.Valid {
-			return err
-		}
-		if !last.Valid || batch.Valid && batch.Int64 > last.Int64 {
-			last = batch
+		if !last.Valid {
+			return nil
 		}
 		from := last.Int64 - int64(most) + 1
 		if from > last.Int64 { // numbers that nobody gave, at the other end
 			from = last.Int64
 		}
-		if batch, err = number(selectBatchAt, node, epoch, from); err != nil {
+		batch, err := number(selectBatchAt, node, epoch, from)
+		if err != nil {
 			return err
 		}
 		if batch.Valid && batch.Int64 > from-longestBatch { // whole batches, so that what is left has them all
 			from = batch.Int64
 		}
-		if _, err = tx.ExecContext(ctx, s.seam.Text(cutBatches.Text), node, epoch, from); err != nil {
+		for _, st := range []Statement{cutBatches, cutChanges} {
+			if _, err = tx.ExecContext(ctx, s.seam.Text(st.Text), node, epoch, from); err != nil {
+				return err
+			}
+		}
+		if _, err = tx.ExecContext(ctx, s.seam.Text(cutRoot.Text), node, audit.ChangeSet); err != nil { // it sums up what was there
 			return err
 		}
 		res, err := tx.ExecContext(ctx, s.seam.Text(cutRecords.Text), node, epoch, from)

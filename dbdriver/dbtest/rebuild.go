@@ -32,7 +32,34 @@ func rowTexts(t testing.TB, s *central.Store, node string) (out []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if epochs, err = s.ChangeEpochs(t.Context(), node); err != nil {
+		t.Fatal(err)
+	}
+	for _, epoch := range epochs {
+		if err := s.Changes(t.Context(), node, epoch, 0, func(c audit.ProjectedChange) error { out = append(out, fmt.Sprintf("%+v", c)); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	roots, err := s.Roots(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range roots {
+		if right, err := r.Sealed(t.Context(), macKey); r.Node == node {
+			out = append(out, fmt.Sprintf("%d changes, %s, %v, %v", r.Count, r.Sum, right, err))
+		}
+	}
 	return out
+}
+
+// enrol writes n changes of state.
+func enrol(t testing.TB, j *audit.Journal, n int) {
+	t.Helper()
+	for i := range n {
+		if _, err := j.Append(t.Context(), audit.Draft{Kind: "account.signer", Actor: "admin", Object: fmt.Sprintf("staff-%d", i), State: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // rebuild: whatever the database has become, it is made again as it was; other nodes' rows are not touched.
@@ -43,6 +70,7 @@ func rebuild(t *testing.T, fresh func(testing.TB) *Database) {
 	Append(t, j, 0, 90)
 	stop()
 	j, _ = Journal(t, dir, true)
+	enrol(t, j, 5)
 	Append(t, j, 200, 60)
 	west, _ := JournalOf(t, t.TempDir(), "west", false, time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC))
 	Append(t, west, 0, 30)
@@ -55,6 +83,8 @@ func rebuild(t *testing.T, fresh func(testing.TB) *Database) {
 		"whole":           nil,
 		"rows gone":       {`DELETE FROM yj_record WHERE node_id = 'east' AND seq_no >= 10 AND seq_no < 40`},
 		"everything gone": {`DELETE FROM yj_record WHERE node_id = 'east'`, `DELETE FROM yj_batch WHERE node_id = 'east'`},
+		"changes gone":    {`DELETE FROM yj_change WHERE node_id = 'east' AND change_no > 2`},
+		"a change added":  {`UPDATE yj_change SET epoch_id = 'eeee' WHERE node_id = 'east' AND change_no = 3`, `UPDATE yj_set_root SET entry_count = 1 WHERE node_id = 'east'`},
 		"batches gone":    {`DELETE FROM yj_batch WHERE node_id = 'east' AND first_seq >= 20`},
 		"rows changed":    {`UPDATE yj_record SET leaf_hash = '00', signer_id = 'x' WHERE node_id = 'east' AND seq_no = 100`},
 		"rows added": {
@@ -67,8 +97,15 @@ func rebuild(t *testing.T, fresh func(testing.TB) *Database) {
 		for _, statement := range statements {
 			d.Exec(t, statement)
 		}
-		if r := compareBoth(t, j, s); (r.OK() && r.NotShipped == 0) != (statements == nil) {
-			t.Errorf("%s: compare = %+v", what, r)
+		want := uint64(0)
+		if what == "rows added" {
+			want = 2 // the one of a negative number is no entry that ever was
+		}
+		if n, err := audit.Beyond(t.Context(), j, s); n != want || err != nil {
+			t.Errorf("%s: %d rows beyond the journal, %v", what, n, err)
+		}
+		if slices.Equal(rowTexts(t, s, "east"), east) && len(statements) > 1 {
+			t.Errorf("%s: nothing was changed", what)
 		}
 		reports, err := audit.Rebuild(t.Context(), rebuilding(s, j))
 		if err != nil || len(reports) != 1 {
@@ -114,15 +151,19 @@ func rebuildStopped(t *testing.T, fresh func(testing.TB) *Database) {
 	d := fresh(t)
 	var at, seen atomic.Int64 // the change that the process does not survive, 0: none; and the last one
 	var lost atomic.Bool      // it was done
+	var end atomic.Pointer[context.CancelFunc]
 	s := d.OpenWith(t, func(op Op) Fault {
 		seen.Store(max(seen.Load(), op.N))
 		switch stop := at.Load(); {
 		case stop == 0:
 			return Fault{}
 		case op.N == stop && lost.Load():
+			time.AfterFunc(20*time.Millisecond, *end.Load())
 			return Fault{After: io.ErrUnexpectedEOF}
 		case op.N == 0 || op.N < stop:
 			return Fault{}
+		case op.N > stop:
+			(*end.Load())()
 		}
 		return Fault{Before: io.ErrUnexpectedEOF}
 	})
@@ -139,8 +180,9 @@ func rebuildStopped(t *testing.T, fresh func(testing.TB) *Database) {
 	for n := int64(1); n <= changes; n++ {
 		for _, done := range []bool{false, true} {
 			lost.Store(done)
+			ctx, cancel := context.WithCancel(t.Context())
+			end.Store(&cancel)
 			at.Store(seen.Load() + n)
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond) // filling is tried for ever
 			_, err := audit.Rebuild(ctx, rebuilding(s, j))
 			cancel()
 			at.Store(0)

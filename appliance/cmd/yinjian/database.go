@@ -160,6 +160,7 @@ After any interruption the same command goes on; until it is finished the databa
 	f.add(c)
 	required(c, &req.Reason, "reason", "原因，记入日志 (why, for the journal)")
 	c.Flags().StringArrayVar(&req.Replace, "replace", nil, "库中该节点的行删除后由日志重做，可重复 (the node's rows go and are made anew; repeatable)")
+	c.Flags().BoolVar(&req.Discard, "discard", false, "日志中没有条目的行（恢复备份时丢失的、后来加入的）也删除 (rows without an entry go, too)")
 	c.Flags().StringArrayVar(&req.Journals, "journal", nil, "另一台设备的目录副本，可重复 (copy of another appliance's folder; repeatable)")
 	c.Flags().StringArrayVar(&req.Remove, "remove", nil, "删除没有日志的节点的行，可重复 (rows of a node without a journal go; repeatable)")
 	return c

@@ -119,7 +119,7 @@ func TestForkAndRebuild(t *testing.T) {
 	}
 
 	// 3. The tables are gone, both nodes' rows with them.
-	c.Exec(t, name, `DROP TABLE yj_record, yj_batch`)
+	c.Exec(t, name, `DROP TABLE yj_record, yj_batch, yj_change, yj_set_root`)
 	signs(t, his, "dropped", 1)
 	eventually(t, time.Minute, "the lack is noticed", func() bool {
 		return !shipped() && strings.Contains(mustRun(t, "status", "--dir", m.dir).stdout, "库不合用")
