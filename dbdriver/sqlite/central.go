@@ -77,7 +77,7 @@ func openCentral(ctx context.Context, db *sql.DB, by central.Author) (*central.S
 		return nil, err
 	}
 	seam := Seam()
-	seam.Guard = func(ctx context.Context, tx *sql.Tx) error { return schema.unchanged(ctx, tx, nil) }
+	seam.Guard = schema.unchanged
 	return central.Open(ctx, db, seam, by)
 }
 

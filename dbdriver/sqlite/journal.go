@@ -1,9 +1,9 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
@@ -98,15 +98,6 @@ type segment struct {
 	schema []string // read-only journals: what was found to differ when the file was opened
 
 	refs atomic.Pointer[refFilter] // of the active segment of a writable journal
-}
-
-// A writer is the active segment's one writing connection with its statements.
-type writer struct {
-	db                     *sql.DB
-	entry, node, blob      []*sql.Stmt // of the lengths of rowsPerStatement
-	note                   *sql.Stmt
-	token, stored, stamped *sql.Stmt
-	schema, head           *sql.Stmt
 }
 
 var segmentName = regexp.MustCompile(`^journal-([0-9]{6,9})\.db$`)
@@ -276,7 +267,7 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 		}
 	}
 	if active && !j.cfg.ReadOnly && s.seal == nil {
-		if err := s.openWriter(ctx); err != nil {
+		if s.write, err = openWriter(s.file); err != nil {
 			return err
 		}
 	}
@@ -374,7 +365,7 @@ func (s *segment) upgrade(ctx context.Context, db *sql.DB) error {
 		return err
 	}
 	err = inTx(ctx, db, func(tx *sql.Tx) error {
-		if err := made.unchanged(ctx, tx, nil); err != nil {
+		if err := made.unchanged(ctx, tx); err != nil {
 			return err
 		}
 		for _, m := range files {
@@ -450,46 +441,6 @@ func (s *segment) readHead(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-func (s *segment) openWriter(ctx context.Context) error {
-	db, err := open(s.file, false, 1)
-	if err != nil {
-		return err
-	}
-	w := &writer{db: db}
-	s.write = w
-	var mode string
-	if err := db.QueryRowContext(ctx, `PRAGMA journal_mode = WAL`).Scan(&mode); err != nil {
-		return classify(err)
-	}
-	if mode != "wal" {
-		return fmt.Errorf("journal mode is %q, want wal: the file system does not allow it", mode)
-	}
-	for _, pragma := range []string{
-		// References and digests are random, so that each new row changes a page of an index somewhere: the pages of a million
-		// entries' indexes fit in 64 MiB, and in a log of 32 MiB many are changed several times before they are copied to the file.
-		`PRAGMA cache_size = -65536`,
-		`PRAGMA wal_autocheckpoint = 8192`,
-	} {
-		if _, err := db.ExecContext(ctx, pragma); err != nil {
-			return classify(err)
-		}
-	}
-	for stmt, text := range map[**sql.Stmt]string{
-		&w.note: insertCheckpoint, &w.token: insertToken, &w.head: replaceHeadSeal,
-		&w.stored: selectBlob, &w.stamped: selectToken, &w.schema: schemaText,
-	} {
-		if *stmt, err = db.PrepareContext(ctx, text); err != nil {
-			return classify(err)
-		}
-	}
-	for stmts, text := range map[*[]*sql.Stmt]string{&w.entry: insertEntry, &w.node: insertNode, &w.blob: insertBlob} {
-		if *stmts, err = prepareRows(ctx, db, text); err != nil {
-			return classify(err)
-		}
-	}
-	return nil
-}
-
 // finishFile folds the write-ahead log into the file and leaves a single file in rollback mode, which can be read from
 // a read-only medium.
 func finishFile(ctx context.Context, file string) error {
@@ -513,7 +464,7 @@ func (s *segment) finish(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.write != nil {
-		s.write.db.Close()
+		s.write.close()
 		s.write = nil
 	}
 	s.read.Close()
@@ -705,7 +656,7 @@ func (s *segment) close() error {
 		errs = append(errs, s.read.Close())
 	}
 	if s.write != nil {
-		errs = append(errs, s.write.db.Close()) // the last connection folds the log into the file
+		errs = append(errs, s.write.close()) // the last connection folds the log into the file
 		s.write = nil
 	}
 	return errors.Join(errs...)
@@ -821,11 +772,7 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		return fmt.Errorf("sqlite: segment %d is sealed: %w", s.number, dbdriver.ErrUnavailable)
 	}
 	var stored []audit.Hash
-	err = inTx(ctx, s.write.db, func(tx *sql.Tx) error {
-		ctx := context.WithoutCancel(ctx)
-		if err := j.schema.unchanged(ctx, tx, s.write.schema); err != nil {
-			return err
-		}
+	err = s.write.inTx(j.schema, s.read, func() error {
 		for i := range b.Rows {
 			s.refs.Load().add(b.Rows[i].Ref)
 		}
@@ -842,14 +789,14 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 			fresh = append(fresh, x)
 			stored = append(stored, x.Sum)
 		}
-		err := insertRows(ctx, tx, s.write.blob, len(fresh), func(args []any, i int) []any {
-			return append(args, fresh[i].Sum[:], fresh[i].Data)
+		err := s.write.insertRows(&s.write.blob, len(fresh), func(values []driver.Value, i int) []driver.Value {
+			return append(values, fresh[i].Sum[:], fresh[i].Data)
 		}, func(from, to int, affected int64) error {
 			if affected == int64(to-from) {
 				return nil
 			}
 			for _, x := range fresh[from:to] { // some were there, or were not stored
-				if err := s.write.sameBlob(ctx, tx, x); err != nil {
+				if err := s.write.sameBlob(x); err != nil {
 					return err
 				}
 			}
@@ -858,20 +805,20 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		if err != nil {
 			return err
 		}
-		err = insertRows(ctx, tx, s.write.entry, len(b.Rows), func(args []any, i int) []any {
+		err = s.write.insertRows(&s.write.entry, len(b.Rows), func(values []driver.Value, i int) []driver.Value {
 			r := &b.Rows[i]
-			change := 0
+			change := int64(0)
 			if r.Change {
 				change = 1
 			}
-			return append(args, r.Sequence, r.Kind, r.Ref, change, r.Leaf, r.Chain, r.DER, r.Own)
+			return append(values, r.Sequence, r.Kind, r.Ref, change, r.Leaf, r.Chain, r.DER, r.Own)
 		}, all)
 		if err != nil {
 			return err
 		}
-		err = insertRows(ctx, tx, s.write.node, len(b.Nodes), func(args []any, i int) []any {
+		err = s.write.insertRows(&s.write.node, len(b.Nodes), func(values []driver.Value, i int) []driver.Value {
 			n := &b.Nodes[i]
-			return append(args, int64(n.ID.Level), int64(n.ID.Index), n.Hash[:])
+			return append(values, int64(n.ID.Level), int64(n.ID.Index), n.Hash[:])
 		}, all)
 		if err != nil {
 			return err
@@ -879,7 +826,7 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		if b.Seal == nil {
 			return nil
 		}
-		return s.write.putHead(ctx, tx, *b.Seal)
+		return s.write.putHead(*b.Seal)
 	})
 	if err != nil {
 		j.doubt = true
@@ -914,41 +861,13 @@ func (j *Journal) remember(sum audit.Hash) {
 	j.recent[sum] = true
 }
 
-// sameBlob makes sure that the payload stored under its digest is this one.
-func (w *writer) sameBlob(ctx context.Context, tx *sql.Tx, x audit.Blob) error {
-	var stored []byte
-	err := tx.StmtContext(ctx, w.stored).QueryRowContext(ctx, x.Sum[:]).Scan(&stored)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return err
-	}
-	if err != nil || !bytes.Equal(stored, x.Data) {
-		return fmt.Errorf("%w (%w): the payload stored under SM3 %s is another one, or was not stored", dbdriver.ErrDamaged, audit.ErrCorrupt, x.Sum)
-	}
-	return nil
-}
-
 // PutHeadSeal implements audit.Store.
 func (j *Journal) PutHeadSeal(ctx context.Context, seal audit.HeadSeal) error {
-	err := j.put(ctx, func(tx *sql.Tx, w *writer) error {
-		return w.putHead(context.WithoutCancel(ctx), tx, seal)
-	})
+	err := j.put(func(w *writer) error { return w.putHead(seal) })
 	if err != nil {
 		return fmt.Errorf("head seal: %w", err)
 	}
 	return nil
-}
-
-// putHead replaces the head seal, and leaves nothing of the one before in the file. Nothing else is deleted in a segment,
-// and overwriting what is moved when an index grows is a tenth of a record's time.
-func (w *writer) putHead(ctx context.Context, tx *sql.Tx, seal audit.HeadSeal) error {
-	if _, err := tx.ExecContext(ctx, `PRAGMA secure_delete = ON`); err != nil {
-		return err
-	}
-	if err := one(tx.StmtContext(ctx, w.head).ExecContext(ctx, int64(seal.Size), seal.MAC)); err != nil {
-		return err // the connection goes on overwriting, which harms nobody
-	}
-	_, err := tx.ExecContext(ctx, `PRAGMA secure_delete = OFF`)
-	return err
 }
 
 // HeadSeal implements audit.Store. A new segment has it from the one before.
@@ -1037,12 +956,8 @@ func (j *Journal) Roll(ctx context.Context, seal audit.Seal) error {
 		return fmt.Errorf("sqlite: the seal is for segment %d, the active one is %d", seal.Segment, s.number)
 	}
 	if s.seal == nil {
-		err := inTx(ctx, s.write.db, func(tx *sql.Tx) error {
-			ctx := context.WithoutCancel(ctx)
-			if err := j.schema.unchanged(ctx, tx, s.write.schema); err != nil {
-				return err
-			}
-			return one(tx.ExecContext(ctx, updateSeal, seal.Marshal(), s.number))
+		err := s.write.inTx(j.schema, s.read, func() error {
+			return s.write.writeOne(s.write.seal, seal.Marshal(), int64(s.number))
 		})
 		if err != nil {
 			return fmt.Errorf("sqlite: sealing segment %d: %w", s.number, err)
@@ -1504,40 +1419,21 @@ func (s *segment) keys(ctx context.Context, text string, row func(scan func(...a
 
 // PutCheckpoint implements audit.Store.
 func (j *Journal) PutCheckpoint(ctx context.Context, c audit.StoredCheckpoint) error {
-	return j.put(ctx, func(tx *sql.Tx, w *writer) error {
-		if err := one(tx.Stmt(w.note).Exec(int64(c.Size), c.Note, c.Signature)); err != nil || c.Token == nil {
+	return j.put(func(w *writer) error {
+		if err := w.writeOne(w.note, int64(c.Size), c.Note, c.Signature); err != nil || c.Token == nil {
 			return err
 		}
-		return w.putToken(tx, c.Size, c.Token)
+		return w.putToken(c.Size, c.Token)
 	})
 }
 
 // PutToken implements audit.Store. The token is stored in the active segment; it is looked for in its checkpoint's and
 // the one after.
 func (j *Journal) PutToken(ctx context.Context, size uint64, token []byte) error {
-	return j.put(ctx, func(tx *sql.Tx, w *writer) error {
-		return w.putToken(tx, size, token)
-	})
+	return j.put(func(w *writer) error { return w.putToken(size, token) })
 }
 
-// putToken inserts a token. Of two for one checkpoint the first stays; the verifier checks it.
-func (w *writer) putToken(tx *sql.Tx, size uint64, token []byte) error {
-	res, err := tx.Stmt(w.token).Exec(int64(size), token)
-	if err != nil {
-		return err
-	}
-	if n, err := res.RowsAffected(); err != nil || n == 1 {
-		return err
-	}
-	var stored []byte
-	if err := tx.Stmt(w.stamped).QueryRow(int64(size)).Scan(&stored); errors.Is(err, sql.ErrNoRows) {
-		return fmt.Errorf("%w (%w): the token of checkpoint %d was not stored", dbdriver.ErrDamaged, audit.ErrCorrupt, size)
-	} else {
-		return err
-	}
-}
-
-func (j *Journal) put(ctx context.Context, fn func(*sql.Tx, *writer) error) error {
+func (j *Journal) put(fn func(*writer) error) error {
 	j.writing.Lock()
 	defer j.writing.Unlock()
 	s, err := j.active()
@@ -1547,12 +1443,7 @@ func (j *Journal) put(ctx context.Context, fn func(*sql.Tx, *writer) error) erro
 	if s.write == nil {
 		return fmt.Errorf("sqlite: segment %d is sealed: %w", s.number, dbdriver.ErrUnavailable)
 	}
-	if err := inTx(ctx, s.write.db, func(tx *sql.Tx) error {
-		if err := j.schema.unchanged(context.WithoutCancel(ctx), tx, s.write.schema); err != nil {
-			return err
-		}
-		return fn(tx, s.write)
-	}); err != nil {
+	if err := s.write.inTx(j.schema, s.read, func() error { return fn(s.write) }); err != nil {
 		return fmt.Errorf("sqlite: storing checkpoint: %w", err)
 	}
 	return nil

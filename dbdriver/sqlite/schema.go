@@ -25,10 +25,12 @@ import (
 const driverName = "sqlite3-yinjian"
 
 func init() {
-	sql.Register(driverName, &sqlite3.SQLiteDriver{ConnectHook: func(c *sqlite3.SQLiteConn) error {
-		_, err := c.Exec(`PRAGMA trusted_schema = OFF`, nil)
-		return err
-	}})
+	sql.Register(driverName, &sqlite3.SQLiteDriver{ConnectHook: distrust})
+}
+
+func distrust(c *sqlite3.SQLiteConn) error {
+	_, err := c.Exec(`PRAGMA trusted_schema = OFF`, nil)
+	return err
 }
 
 // A schema is what the migrations of one folder make.
@@ -200,18 +202,14 @@ func schemaError(found []string) error {
 	return fmt.Errorf("%w (%w): the schema is not the one that was made: %s", dbdriver.ErrDamaged, audit.ErrCorrupt, strings.Join(found, "; "))
 }
 
-// unchanged compares the schema inside a transaction that writes, as its first statement (9 µs). Nobody else can
-// change the file then. What our connection compiles its statements with is the schema that it checked before, or, if
-// the file's schema cookie moved, the one that this statement reads: a trigger planted meanwhile is seen here before it
-// could run, also if somebody set the cookie back.
-func (s *schema) unchanged(ctx context.Context, tx *sql.Tx, stmt *sql.Stmt) error {
+// unchanged compares the schema inside a transaction that writes, as its first statement. Nobody else can change the
+// file then. What our connection compiles its statements with is the schema that it checked before, or, if the file's
+// schema cookie moved, the one that this statement reads: a trigger planted meanwhile is seen here before it could run,
+// also if somebody set the cookie back. The journal's own writer looks only when somebody else has written, see
+// writer.unchanged.
+func (s *schema) unchanged(ctx context.Context, tx *sql.Tx) error {
 	var text sql.NullString
-	var err error
-	if stmt != nil {
-		err = tx.StmtContext(ctx, stmt).QueryRowContext(ctx).Scan(&text)
-	} else {
-		err = tx.QueryRowContext(ctx, schemaText).Scan(&text)
-	}
+	err := tx.QueryRowContext(ctx, schemaText).Scan(&text)
 	if err != nil || text.String == s.text {
 		return err
 	}
@@ -228,9 +226,13 @@ func one(res sql.Result, err error) error {
 	}
 	n, err := res.RowsAffected()
 	if err == nil && n != 1 {
-		err = fmt.Errorf("%w (%w): a statement that writes one row wrote %d", dbdriver.ErrDamaged, audit.ErrCorrupt, n)
+		err = notOne(n)
 	}
 	return err
+}
+
+func notOne(n int64) error {
+	return fmt.Errorf("%w (%w): a statement that writes one row wrote %d", dbdriver.ErrDamaged, audit.ErrCorrupt, n)
 }
 
 // errFormat means that a segment is of a later format; its schema is then not ours to judge.

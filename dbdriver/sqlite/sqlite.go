@@ -40,6 +40,17 @@ func open(file string, readOnly bool, conns int) (*sql.DB, error) {
 
 // openSynchronous is open with another https://www.sqlite.org/pragma.html#pragma_synchronous for what is written.
 func openSynchronous(file string, readOnly bool, conns int, synchronous string) (*sql.DB, error) {
+	db, err := sql.Open(driverName, dataSource(file, readOnly, synchronous))
+	if err != nil {
+		return nil, fmt.Errorf("sqlite: opening %s: %w", filepath.Base(file), classify(err))
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	return db, nil
+}
+
+// dataSource is what the driver opens.
+func dataSource(file string, readOnly bool, synchronous string) string {
 	q := url.Values{}
 	q.Set("_mutex", "no") // database/sql gives a connection to one goroutine at a time
 	q.Set("_busy_timeout", "10000")
@@ -53,14 +64,7 @@ func openSynchronous(file string, readOnly bool, conns int, synchronous string) 
 		q.Set("_txlock", "immediate")
 		q.Set("_foreign_keys", "true")
 	}
-	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: q.Encode()}).String()
-	db, err := sql.Open(driverName, dsn)
-	if err != nil {
-		return nil, fmt.Errorf("sqlite: opening %s: %w", filepath.Base(file), classify(err))
-	}
-	db.SetMaxOpenConns(conns)
-	db.SetMaxIdleConns(conns)
-	return db, nil
+	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: file}).EscapedPath(), RawQuery: q.Encode()}).String()
 }
 
 var errNoRow = fmt.Errorf("%w (%w)", audit.ErrNotFound, dbdriver.ErrNotFound)
@@ -200,68 +204,6 @@ func inTx(ctx context.Context, db *sql.DB, fn func(*sql.Tx) error) error {
 		return classify(err)
 	}
 	return nil
-}
-
-// rowsPerStatement are the lengths of statements that insert several rows, the longest first: each crossing into SQLite
-// costs more than most rows do.
-var rowsPerStatement = [...]int{64, 16, 4, 1}
-
-// severalRows is an INSERT … VALUES (…) for n rows.
-func severalRows(insert string, n int) string {
-	values := insert[strings.LastIndex(insert, "VALUES ")+len("VALUES "):]
-	return insert + strings.Repeat(", "+values, n-1)
-}
-
-// insertRows inserts rows 0 to n-1 in order. stmts are of the lengths of rowsPerStatement; add appends a row's values;
-// wrote gets how many rows each statement wrote of those it had.
-func insertRows(ctx context.Context, tx *sql.Tx, stmts []*sql.Stmt, n int, add func(args []any, row int) []any, wrote func(from, to int, affected int64) error) error {
-	var args []any
-	from := 0
-	for i, length := range rowsPerStatement {
-		if n-from < length {
-			continue
-		}
-		stmt := tx.StmtContext(ctx, stmts[i])
-		for ; n-from >= length; from += length {
-			args = args[:0]
-			for row := from; row < from+length; row++ {
-				args = add(args, row)
-			}
-			res, err := stmt.ExecContext(ctx, args...)
-			if err != nil {
-				return err
-			}
-			affected, err := res.RowsAffected()
-			if err == nil {
-				err = wrote(from, from+length, affected)
-			}
-			if err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// all is insertRows' check that each row was written.
-func all(from, to int, affected int64) error {
-	if affected != int64(to-from) {
-		return fmt.Errorf("%w (%w): a statement that writes %d rows wrote %d", dbdriver.ErrDamaged, audit.ErrCorrupt, to-from, affected)
-	}
-	return nil
-}
-
-// prepareRows prepares an INSERT for each of rowsPerStatement.
-func prepareRows(ctx context.Context, db *sql.DB, insert string) ([]*sql.Stmt, error) {
-	var stmts []*sql.Stmt
-	for _, n := range rowsPerStatement {
-		stmt, err := db.PrepareContext(ctx, severalRows(insert, n))
-		if err != nil {
-			return nil, err
-		}
-		stmts = append(stmts, stmt)
-	}
-	return stmts, nil
 }
 
 func syncFolder(dir string) error {
