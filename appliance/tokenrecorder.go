@@ -22,11 +22,16 @@ func WithRequester(ctx context.Context, requester string) context.Context {
 	return context.WithValue(ctx, requesterKey{}, requester)
 }
 
-// RecordToken returns when the entry is on disk.
+// RecordToken returns when the entry is on disk. The certificates that travel with tokens of ours, most of their bytes and
+// always the same, are a payload of their own, stored once; without them the token is the whole of what the unit made.
 func (r TokenRecorder) RecordToken(ctx context.Context, t *tsa.Token) error {
 	requester, _ := ctx.Value(requesterKey{}).(string)
 	if requester == "" {
 		requester = "unknown"
+	}
+	der, certificates := t.Bare()
+	if certificates == nil {
+		der = t.DER // also one of a device elsewhere, with whatever it carries
 	}
 	d := audit.Draft{
 		Kind: kindToken, Actor: requester, Object: "unit/" + r.Unit,
@@ -38,7 +43,10 @@ func (r TokenRecorder) RecordToken(ctx context.Context, t *tsa.Token) error {
 			{Name: "time.bound_us", Value: audit.Int((t.Provenance.Bound + time.Microsecond - 1).Microseconds())}, // up: a bound must hold
 			{Name: "time.provenance", Value: audit.Text(t.Provenance.Provenance)},
 		},
-		Payloads: []audit.Attachment{{Name: "token", MediaType: "application/timestamp-token", Data: t.DER}},
+		Payloads: []audit.Attachment{{Name: "token", MediaType: "application/timestamp-token", Data: der}},
+	}
+	if certificates != nil {
+		d.Payloads = append(d.Payloads, audit.Attachment{Name: "certificates", MediaType: "application/pkcs7-mime", Data: certificates, Shared: true})
 	}
 	if t.Origin.By != "" {
 		d.Object = t.Origin.By

@@ -63,10 +63,11 @@ func (k tokens) Known(ctx context.Context, token *tsa.Token) (*stf.Known, error)
 		return nil, failed
 	}
 	var known *stf.Known
-	sum, seen := audit.Sum(token.DER), 0
+	der, _ := token.Bare()
+	sum, bare, seen := audit.Sum(token.DER), audit.Sum(der), 0
 	err := k.a.journal.Range(ctx, uint64(from), func(r audit.Record) error {
 		e := &r.Entry
-		if p, ok := e.Payload("token"); ok && p.SM3 == sum {
+		if p, ok := e.Payload("token"); ok && (p.SM3 == sum || e.Kind == kindToken && p.SM3 == bare) {
 			known = &stf.Known{TimeSource: e.Text("time.provenance")}
 			if e.Kind == kindToken {
 				known.Transport = "HTTP"

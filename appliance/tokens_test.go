@@ -1,7 +1,12 @@
 package appliance_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/pem"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -42,6 +47,74 @@ func TestTokenOfAnotherClock(t *testing.T) {
 		if bound, _ := r.Entry.Field("time.bound_us").(audit.Int); time.Duration(bound)*time.Microsecond < token.Provenance.Bound {
 			t.Errorf("the entry says %d µs, the reading %v", bound, token.Provenance.Bound)
 		}
+	}
+}
+
+// TestTokenWithoutItsChain: a token that left with certificates is journalled without them, and they once for all. OpenSSL
+// reads both, and the token is known with, without and with other certificates.
+func TestTokenWithoutItsChain(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	recorder := appliance.TokenRecorder{Journal: h.Journal.Journal, Unit: "sm2"}
+	var kept []audit.Hash
+	for i := range 3 {
+		imprint := tsa.ImprintOf([]byte{byte(i)})
+		token, err := h.Stampers[string(hsm.SM2)].Issue(t.Context(), &tsa.Request{Imprint: imprint, CertReq: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := recorder.RecordToken(t.Context(), token); err != nil {
+			t.Fatal(err)
+		}
+		r, err := h.Journal.Entry(t.Context(), h.Journal.Size()-1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bare, err := h.Journal.Payload(t.Context(), &r.Entry, "token")
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := h.Journal.Payload(t.Context(), &r.Entry, "certificates")
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole, err := tsa.ParseToken(token.DER)
+		if err != nil {
+			t.Fatal(err)
+		}
+		alone, err := tsa.ParseToken(bare)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(whole.Certificates()); n == 0 || len(alone.Certificates()) != 0 || len(bare) >= len(token.DER)/2 {
+			t.Errorf("%d certificates in the token, %d in the journal's; %d and %d bytes", n, len(alone.Certificates()), len(token.DER), len(bare))
+		}
+		if _, err := alone.Verify(imprint, whole.Certificates()...); err != nil {
+			t.Errorf("the journal's token: %v", err)
+		}
+		for what, known := range map[string]*tsa.Token{"issued": token, "with its certificates": whole, "without": alone} {
+			if k, err := appliance.Known(t.Context(), h.Journal.Journal, known); err != nil || k == nil {
+				t.Errorf("the token %s: %+v, %v", what, k, err)
+			}
+		}
+		name := filepath.Join(t.TempDir(), "certificates.der")
+		if err := os.WriteFile(name, chain, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("openssl", "pkcs7", "-inform", "DER", "-in", name, "-print_certs").CombinedOutput()
+		if err != nil {
+			t.Fatalf("openssl pkcs7: %v\n%s", err, out)
+		}
+		for _, c := range whole.Certificates() {
+			if !bytes.Contains(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})) {
+				t.Errorf("openssl does not print the certificate of %v:\n%s", c.Subject, out)
+			}
+		}
+		p, _ := r.Entry.Payload("certificates")
+		kept = append(kept, p.SM3)
+	}
+	if kept[0] != kept[1] || kept[0] != kept[2] {
+		t.Errorf("the certificates' digests are %v, want one", kept)
 	}
 }
 

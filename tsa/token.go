@@ -26,8 +26,10 @@ type Token struct {
 	Provenance ntp.Reading // of a token just issued; zero in a parsed one, to which it does not belong
 	Origin     Origin      // likewise; zero where only one unit could have made it
 
-	response []byte          // of a token just issued: the TimeStampResp that grants it, whose end DER is
-	message  *cms.SignedData // of a parsed token
+	response  []byte          // of a token just issued: the TimeStampResp that grants it, whose end DER is
+	signed    *cms.Signed     // of a token just issued with certificates
+	certsOnly []byte          // likewise: a message of these certificates alone
+	message   *cms.SignedData // of a parsed token
 }
 
 // An Origin says who made a token that several could have made.
@@ -81,6 +83,18 @@ func (t *Token) Certificates() []*smx509.Certificate {
 		return nil
 	}
 	return t.message.Certificates
+}
+
+// Bare is the token without the certificates that travel with it, and a message of those alone (RFC 5652 §5.2): the same
+// bytes at the same place for all tokens of one Authority. These are nil for a token without, and for a parsed one.
+func (t *Token) Bare() (token, certificates []byte) {
+	switch {
+	case t.signed != nil:
+		return t.signed.Bare(), t.certsOnly
+	case t.message != nil:
+		return t.message.Bare(), nil
+	}
+	return t.DER, nil
 }
 
 // Message is the parsed token's CMS, nil for one just issued.

@@ -219,6 +219,9 @@ func (a *Authority) issue(ctx context.Context, req *Request, serial *big.Int, re
 	if err != nil {
 		return nil, fmt.Errorf("tsa: signing TSTInfo: %w", err)
 	}
+	if req.CertReq {
+		token.signed, token.certsOnly = signed, a.template.CertsOnly()
+	}
 	token.response, token.DER = encodeGranted(signed.Len(), signed.Append)
 	return token, nil
 }

@@ -55,6 +55,8 @@ func TestEncodedAhead(t *testing.T) {
 					})
 					return landed, err
 				}
+				defer j.Expect()()
+				defer j.Expect()() // others are on their way
 				var wg sync.WaitGroup
 				wg.Go(func() {
 					if _, err := j.Append(t.Context(), draft(-1)); (err == nil) != c.landed {

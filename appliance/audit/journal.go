@@ -984,7 +984,10 @@ func (j *Journal) lookUp(ctx context.Context, d *Draft) (seq uint64, known bool,
 func (j *Journal) write(ctx context.Context, b Batch, next head, work []*request) error {
 	b.Seal = j.sealBatch(ctx, next)
 	j.storing.Lock()
-	end := j.encodeAhead(next)
+	end := func() {}
+	if j.expected.Load() > int64(len(work)) { // more are on their way than are being written
+		end = j.encodeAhead(next)
+	}
 	err := j.store.Append(ctx, b)
 	end()
 	j.storing.Unlock()

@@ -40,6 +40,7 @@ type Template struct {
 	digests      []AlgorithmIdentifier // the suite's alone
 	certificate  *smx509.Certificate
 	certificates [][]byte // DER, in SET OF order
+	certsOnly    []byte   // a message of them alone
 	sid          []byte
 	signingCert  []byte // encoded attribute
 	protection   []byte // encoded attribute
@@ -87,6 +88,7 @@ func NewTemplate(signer Signer, certificates [][]byte, profile Profile) (*Templa
 		return nil, errors.New("cms: the signer's certificate is for another key")
 	}
 	sortSetOf(t.certificates)
+	t.certsOnly = (&SignedData{OuterType: OIDSignedData, Version: 1, ContentType: OIDData, certificates: t.certificates}).Bytes()
 
 	var sid cryptobyte.Builder
 	sid.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -107,6 +109,10 @@ func NewTemplate(signer Signer, certificates [][]byte, profile Profile) (*Templa
 	return t, nil
 }
 
+// CertsOnly is a message without signers that holds the certificates (RFC 5652 §5.2, RFC 8551 §3.8 "certs-only"): the same
+// bytes at the same place each time. Not to be changed.
+func (t *Template) CertsOnly() []byte { return t.certsOnly }
+
 // A Signed is a fresh message, to which unsigned attributes may still be added. Not safe for concurrent use.
 type Signed struct {
 	SignatureValue      []byte // what a signature-time-stamp stamps: DER of SM2Signature, or RSA's plain octets
@@ -123,6 +129,9 @@ func (s *Signed) AddUnsignedAttribute(a Attribute) error {
 
 // Bytes is the DER of the ContentInfo.
 func (s *Signed) Bytes() []byte { return s.message.Bytes() }
+
+// Bare is Bytes without the certificates: the whole of what the signer made.
+func (s *Signed) Bare() []byte { return s.message.Bare() }
 
 // Len is how many bytes Bytes answers.
 func (s *Signed) Len() int { return s.message.measure().whole }

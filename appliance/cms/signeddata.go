@@ -325,6 +325,13 @@ func (sd *SignedData) WithContent(content []byte) (*SignedData, error) {
 	return &other, nil
 }
 
+// Bare is Bytes without the certificates, which nothing signs and anybody may exchange.
+func (sd *SignedData) Bare() []byte {
+	bare := *sd
+	bare.certificates = nil
+	return bare.Bytes()
+}
+
 // A layout holds the lengths of a message's elements, content octets unless said otherwise: DER writes each before what it
 // measures, so that they are counted first and every octet is then written once.
 type layout struct {

@@ -112,11 +112,11 @@ func settle(ctx context.Context, store audit.Store, e *audit.Entry, fn func(usel
 		}
 		return nil
 	}
-	// A signature's entry repeats certificates and CRLs that have entries of their own.
+	// The entries of signatures and tokens repeat certificates and CRLs that have entries of their own.
 	_, signs := e.Payload("signature")
 	for _, p := range e.Payloads {
 		switch {
-		case p.Name == "authorization" || signs && p.Name != "signature" && p.Name != "token":
+		case p.Name == "authorization" || p.Name == "certificates" || signs && p.Name != "signature" && p.Name != "token":
 		case signs && p.Name == "signature" && p.MediaType == "application/octet-stream":
 			fn(uselog.Hash(p.SM3), byEntry) // raw: the payload is the signature
 		case p.MediaType == "application/json":
