@@ -35,6 +35,8 @@ type Unit struct {
 	Accuracy  Duration `toml:"accuracy"`  // ceiling of its tokens' accuracy; default time.accuracy
 	// Profile is "rfc3161" (default), or for SM2 "gm0010", or "gm0010-data", which calls TSTInfo data.
 	Profile string `toml:"profile"`
+	// TSAName has its tokens name the unit, by the subject of its certificate (RFC 3161 §2.4.2, field tsa).
+	TSAName bool `toml:"tsa_name"`
 }
 
 var (
@@ -104,7 +106,7 @@ func (u *Unit) terms() stamping.Terms {
 		panic(err) // the configuration was validated
 	}
 	t := unitProfiles[u.Profile]
-	t.Policy, t.Accuracy = policy, time.Duration(u.Accuracy)
+	t.Policy, t.Accuracy, t.TSAName = policy, time.Duration(u.Accuracy), u.TSAName
 	return t
 }
 

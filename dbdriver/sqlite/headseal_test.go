@@ -1,6 +1,7 @@
 package sqlite_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/hmac"
@@ -8,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -363,4 +366,44 @@ func TestKillWhileRollingWithSeals(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The file holds the last head seal and nothing of those before, whatever the lengths of their numbers.
+func TestOldHeadSealsAreGone(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	keep := new(keepingMAC)
+	j := start(t, openStore(t, dir, nil), func(c *audit.Config) { c.Sealer = keep })
+	for i := range 300 { // 1, then 127, then 255 entries
+		appendN(t, j.Journal, i, 1)
+	}
+	j.stop()
+	file, err := os.ReadFile(filepath.Join(dir, seg1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := keep.made[len(keep.made)-1]
+	if !bytes.Contains(file, last) {
+		t.Error("the last head seal is not in the file: this test looks for the wrong bytes")
+	}
+	for i, mac := range keep.made {
+		// A hole's first bytes are its bookkeeping.
+		if !bytes.Equal(mac, last) && bytes.Contains(file, mac[8:]) {
+			t.Errorf("seal %d of %d is still in the file", i, len(keep.made))
+		}
+	}
+}
+
+// keepingMAC remembers what it made.
+type keepingMAC struct {
+	mu   sync.Mutex
+	made [][]byte // guarded by mu
+}
+
+func (k *keepingMAC) MAC(ctx context.Context, data []byte) ([]byte, error) {
+	mac, err := childSeal.MAC(ctx, data)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.made = append(k.made, mac)
+	return mac, err
 }

@@ -44,6 +44,7 @@ type Terms struct {
 	Profile  cms.Profile
 	// ContentType is as in [tsa.Config].
 	ContentType asn1.ObjectIdentifier
+	TSAName     bool // likewise
 }
 
 // A Service answers requests in the worker. Safe for concurrent use.
@@ -187,7 +188,7 @@ func (s *Service) use(ctx context.Context, who issuer, label string, chain [][]b
 		}
 	}
 	a, err := tsa.New(tsa.Config{
-		Name: who.unit, Policy: terms.Policy, Accuracy: terms.Accuracy, Profile: terms.Profile, ContentType: terms.ContentType, Signer: keeper{key}, Chain: certs,
+		Name: who.unit, Policy: terms.Policy, Accuracy: terms.Accuracy, Profile: terms.Profile, ContentType: terms.ContentType, TSAName: terms.TSAName, Signer: keeper{key}, Chain: certs,
 		Clock: s.clock, Serials: &s.serials, Log: s.log,
 	})
 	if err != nil {

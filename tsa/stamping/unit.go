@@ -98,7 +98,7 @@ func NewUnit(c UnitConfig) (*Unit, error) {
 		return nil, fmt.Errorf("tsa/stamping: unit %q: chain of %d certificates", c.Name, len(c.Chain))
 	}
 	tokens, err := tsa.New(tsa.Config{
-		Name: c.Name, Policy: c.Terms.Policy, Accuracy: c.Terms.Accuracy, Profile: c.Terms.Profile, ContentType: c.Terms.ContentType, Signer: stranger{c.Chain[0].PublicKey, c.Verify}, Chain: c.Chain,
+		Name: c.Name, Policy: c.Terms.Policy, Accuracy: c.Terms.Accuracy, Profile: c.Terms.Profile, ContentType: c.Terms.ContentType, TSAName: c.Terms.TSAName, Signer: stranger{c.Chain[0].PublicKey, c.Verify}, Chain: c.Chain,
 		Clock: c.Watch.own, Serials: c.Serials, Log: c.Log,
 	})
 	if err != nil {

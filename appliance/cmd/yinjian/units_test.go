@@ -60,9 +60,9 @@ func TestConfiguredUnits(t *testing.T) {
 	configure(t, dir, func(c *appliance.Config) {
 		c.Listen.TSAPlain = "127.0.0.1:0"
 		c.TSA.Units = []appliance.Unit{
-			{Name: "gm", Algorithm: "sm2", Policy: "2.999.7.1", Profile: "gm0010"},
+			{Name: "gm", Algorithm: "sm2", Policy: "2.999.7.1", Profile: "gm0010", TSAName: true},
 			{Name: "main", Algorithm: "sm2", Policy: "2.999.7.2", Accuracy: appliance.Duration(700 * time.Millisecond)},
-			{Name: "long", Algorithm: "rsa3072", Policy: "2.999.7.3"},
+			{Name: "long", Algorithm: "rsa3072", Policy: "2.999.7.3", TSAName: true},
 		}
 	})
 	m := serve(t, dir)
@@ -112,6 +112,16 @@ func TestConfiguredUnits(t *testing.T) {
 	}
 	if o := command(t, nil, "openssl", "ts", "-verify", "-token_in", "-in", token, "-data", content, "-CAfile", filepath.Join(dir, "tsa-ca-long.pem")); o.code != 0 {
 		t.Errorf("openssl ts -verify: %v", o)
+	}
+	// It alone says who made it.
+	if o := command(t, nil, "openssl", "ts", "-reply", "-token_in", "-in", token, "-token_out", "-text"); o.code != 0 || !strings.Contains(o.stdout, "TSA: DirName:") {
+		t.Errorf("openssl ts -reply -text: %v", o)
+	}
+	if err := os.WriteFile(token, m.stampOf(t, "main", data).Token.DER, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if o := command(t, nil, "openssl", "ts", "-reply", "-token_in", "-in", token, "-token_out", "-text"); o.code != 0 || !strings.Contains(o.stdout, "TSA: unspecified") {
+		t.Errorf("openssl ts -reply -text of main: %v", o)
 	}
 	// Signatures are stamped by the first unit of their kind that every verifier reads.
 	m.enrol(t, "D1", "")
