@@ -127,23 +127,10 @@ func TestCampusKeys(t *testing.T) {
 	m.trusted(t)
 	his = m.client(t, "his")
 	sign("again")
-	var list struct {
-		Keys []struct {
-			Slot, Label string
-			Machines    []string
-		}
-	}
-	if err := json.Unmarshal([]byte(mustRun(t, "hsm", "keys", "--dir", a, "-o", "json").stdout), &list); err != nil {
-		t.Fatal(err)
-	}
+	keys := inventoryOf(t, a)
 	for _, label := range []string{"mac/signer-pin@kek/2026", "mac/application-key@kek/2026"} {
-		if i := slices.IndexFunc(list.Keys, func(k struct {
-			Slot, Label string
-			Machines    []string
-		}) bool {
-			return k.Label == label
-		}); i < 0 || list.Keys[i].Slot != "log" || !slices.Equal(list.Keys[i].Machines, []string{"main"}) {
-			t.Errorf("hsm keys on %s: %+v", label, list.Keys)
+		if i := slices.IndexFunc(keys, func(k inventoried) bool { return k.Label == label }); i < 0 || keys[i].Slot != "log" || !slices.Equal(keys[i].Machines, []string{"main"}) {
+			t.Errorf("hsm keys on %s: %+v", label, keys)
 		}
 	}
 
@@ -206,6 +193,21 @@ func TestCampusKeys(t *testing.T) {
 	mustRun(t, "ceremony", "verify", file)
 	m.mustBeClean(t)
 	n.mustBeClean(t)
+}
+
+// An inventoried key is one of `yinjian hsm keys`.
+type inventoried struct {
+	Slot, Label string
+	Machines    []string
+}
+
+func inventoryOf(t *testing.T, dir string) []inventoried {
+	t.Helper()
+	var list struct{ Keys []inventoried }
+	if err := json.Unmarshal([]byte(mustRun(t, "hsm", "keys", "--dir", dir, "-o", "json").stdout), &list); err != nil {
+		t.Fatal(err)
+	}
+	return list.Keys
 }
 
 // checkValues are those of MAC keys in what a command says, by label.

@@ -20,8 +20,8 @@ func ceremonyFile(t *testing.T, dirs ...string) string {
 	var b strings.Builder
 	b.WriteString("# 密钥仪式\nname = \"2026 首次\"\nkek = \"kek/2026\"\nminutes = \"minutes.json\"\nthreshold = 3\n")
 	for i, dir := range dirs {
-		fmt.Fprintf(&b, "[[machine]]\nname = \"%d 号机\"\nmodule = %q\nmodule_args = \"socket='%s'\"\nprofile = %q\ntoken = \"yinjian-staff\"\npin_file = %q\nso_pin_file = %q\n",
-			i+1, built.module, appliance.SofttokenSocket(dir), []string{"neutral", "profiles/ours.toml"}[i], filepath.Join(dir, "secrets", "staff.pin"), filepath.Join(dir, "secrets", "staff.so-pin"))
+		fmt.Fprintf(&b, "[[machine]]\nname = \"%d 号机\"\nmodule = %q\nmodule_args = \"socket='%s'\"\nprofile = %q\ntoken = \"yinjian-staff\"\npin_file = %q\nso_pin_file = %q\nlog_token = \"yinjian-log\"\nlog_pin_file = %q\n",
+			i+1, built.module, appliance.SofttokenSocket(dir), []string{"neutral", "profiles/ours.toml"}[i], filepath.Join(dir, "secrets", "staff.pin"), filepath.Join(dir, "secrets", "staff.so-pin"), filepath.Join(dir, "secrets", "log.pin"))
 	}
 	for i, name := range []string{"张三", "李四", "王五", "赵六", "钱七"} {
 		fmt.Fprintf(&b, "[[custodian]]\nname = %q\nshare = \"custodian-%d.txt\"\n", name, i+1)
@@ -90,7 +90,7 @@ func TestCustody(t *testing.T) {
 		t.Errorf("the ceremony says:\n%s", out)
 	}
 	refused(t, 1, []string{"已存在"}, run...)
-	if out := mustRun(t, "ceremony", "verify", file, "--share", in("custodian-2.txt"), "--share", in("officer-3.txt")).stdout; strings.Count(out, "持有同一把") != 2 || strings.Count(out, "属于这一套") != 2 {
+	if out := mustRun(t, "ceremony", "verify", file, "--share", in("custodian-2.txt"), "--share", in("officer-3.txt")).stdout; strings.Count(out, "持有同一把") != 6 || strings.Count(out, "属于这一套") != 2 {
 		t.Errorf("verify says:\n%s", out)
 	}
 	if o := command(t, nil, "openssl", "pkey", "-pubin", "-in", in("officers.pem"), "-noout", "-text"); o.code != 0 || !strings.Contains(o.stdout, "SM2") {
@@ -114,14 +114,16 @@ func TestCustody(t *testing.T) {
 	refused(t, 1, []string{"2 号机", "kek/2026"}, "ceremony", "verify", file)
 	restore := []string{"ceremony", "restore", file, "--machine", "2 号机", "--read-by", "主持", "--minutes", in("restored.json"), "--share", in("custodian-1.txt"), "--share", in("custodian-4.txt")}
 	refused(t, 1, []string{"只有 2 份"}, restore...)
-	mustRun(t, append(restore, "--share", in("custodian-5.txt"))...)
+	if out := mustRun(t, append(restore, "--share", in("custodian-5.txt"))...).stdout; strings.Count(out, "已在，是同一把") != 2 {
+		t.Errorf("restoring the wrapping key beside its MAC keys says:\n%s", out)
+	}
 	mustRun(t, "ceremony", "verify", file)
 	mustRun(t, "ceremony", "journal", in("restored.json"), "--dir", dir)
 
 	// 3. Staff keys in custody.
 	m.stop(t)
 	configure(t, dir, func(c *appliance.Config) {
-		c.HSM.Custody = &appliance.Custody{KEK: "kek/2026", Officers: in("officers.pem")}
+		c.HSM.Custody = &appliance.Custody{KEK: "kek/2026", Officers: in("officers.pem"), CampusMACs: true}
 	})
 	m = serve(t, dir)
 	m.trusted(t)
@@ -174,12 +176,19 @@ func TestCustody(t *testing.T) {
 
 	// A second machine that holds the wrapping key signs with the same keys, and its loss costs nobody a signature.
 	machine := in("b.toml")
-	text := fmt.Sprintf("name = 'b'\nmodule = %q\nmodule_args = \"socket='%s'\"\n[slots.staff]\ntoken_label = 'yinjian-staff'\npin_file = %q\n",
-		built.module, appliance.SofttokenSocket(other), filepath.Join(other, "secrets", "staff.pin"))
+	text := fmt.Sprintf("name = 'b'\nmodule = %q\nmodule_args = \"socket='%s'\"\n[slots.staff]\ntoken_label = 'yinjian-staff'\npin_file = %q\n[slots.log]\ntoken_label = 'yinjian-log'\npin_file = %q\n",
+		built.module, appliance.SofttokenSocket(other), filepath.Join(other, "secrets", "staff.pin"), filepath.Join(other, "secrets", "log.pin"))
 	if err := os.WriteFile(machine, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	mustRun(t, "hsm", "add", machine, "--dir", dir, "--reason", "扩容")
+	// It has the ceremony's MAC keys, too; those that the first one made for itself it cannot have.
+	for _, k := range inventoryOf(t, dir) {
+		want := map[string]int{"mac/signer-pin@kek/2026": 2, "mac/application-key@kek/2026": 2, "kek/2026": 2, "mac/signer-pin": 1, "mac/application-key": 1}
+		if n := want[k.Label]; n > 0 && len(k.Machines) != n {
+			t.Errorf("%s is on %v", k.Label, k.Machines)
+		}
+	}
 	grants := map[string]string{"D1": grant}
 	for _, id := range []string{"D2", "D3", "D4"} {
 		m.enrol(t, id, "482913", "--algorithms", "SM2")
