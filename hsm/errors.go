@@ -52,6 +52,7 @@ const (
 	CKR_PIN_EXPIRED           uint = 0x0A3
 	CKR_PIN_LOCKED            uint = 0x0A4
 	CKR_USER_ALREADY_LOGGEDIN uint = 0x100
+	CKR_WRAPPED_KEY_INVALID   uint = 0x110
 )
 
 var rvTable = map[uint]struct {

@@ -96,7 +96,7 @@ func (m *macs) check(ctx context.Context, label string) (string, error) {
 	}
 	answer, err := m.machine.MAC(ctx, label, custody.MACCheckMessage(label))
 	if errors.Is(err, hsm.ErrKeyNotFound) {
-		return "", macMissing(label).With(err)
+		return "", macMissing.With(fmt.Errorf("account: key %q: %w", label, err))
 	}
 	if err != nil {
 		return "", hsmProblem(err)
@@ -117,7 +117,7 @@ func (m *macs) derive(ctx context.Context, use string, k *MACKey, msg []byte) ([
 	switch {
 	case k == nil, k.Label == "" && k.Node == m.node:
 	case k.Label == "":
-		return nil, problem.New(problem.KeyElsewhere, fmt.Sprintf("由设备 %s 自己的密码机密钥 %s 派生，只能在该院区使用 (derived with a key that is in the cipher machine of %s alone)", k.Node, use, k.Node),
+		return nil, problem.New(problem.KeyElsewhere, fmt.Sprintf("由设备 %s 自己的密码机的密钥派生，只能在该院区使用 (derived with a key that is in the cipher machine of %s alone)", k.Node, k.Node),
 			"在该院区使用；要两院区通用，见 docs/custody.md“两院区” (use it there; for both campuses see docs/custody.md)")
 	case !strings.HasPrefix(k.Label, use+"@"): // a key is for one use, whatever an entry says
 		return nil, fmt.Errorf("account: key %q is not for %s", k.Label, use)
@@ -128,14 +128,15 @@ func (m *macs) derive(ctx context.Context, use string, k *MACKey, msg []byte) ([
 			return nil, err
 		}
 		if check != k.Check {
-			return nil, problem.New(problem.KeyElsewhere, fmt.Sprintf("密码机中 %s 的校验值为 %s，所需的为 %s：不是同一把 (another key has this label: check value %s, want %s)", label, check, k.Check, check, k.Check),
-				"两院区须由同一次仪式的份额导入；在错的一处由密码机管理员删除该标签的密钥，再 yinjian ceremony restore (destroy the wrong one, and restore from the shares of one ceremony)")
+			return nil, problem.New(problem.KeyElsewhere, "两院区的 MAC 密钥校验值不同，不是同一把 (the two campuses have different MAC keys under one label)",
+				"两院区须由同一次仪式的份额导入；用 ceremony verify 查明哪一处错，由密码机管理员删除那一把，再 yinjian ceremony restore (find out with ceremony verify which is wrong, have it destroyed, and restore from the shares)").
+				With(fmt.Errorf("account: key %q has the check value %s, want %s", label, check, k.Check))
 		}
 	}
 	tag, err := m.machine.MAC(ctx, label, msg)
 	if err != nil {
 		if label != use && errors.Is(err, hsm.ErrKeyNotFound) {
-			return nil, macMissing(label).With(err)
+			return nil, macMissing.With(fmt.Errorf("account: key %q: %w", label, err))
 		}
 		return nil, hsmProblem(err)
 	}
@@ -145,10 +146,8 @@ func (m *macs) derive(ctx context.Context, use string, k *MACKey, msg []byte) ([
 	return tag, nil
 }
 
-func macMissing(label string) *problem.Problem {
-	return problem.New(problem.KeyElsewhere, fmt.Sprintf("本院区的密码机没有密钥 %s (this campus's cipher machine has no key %s)", label, label),
-		"由保管人的份额在本院区恢复：yinjian ceremony restore，然后重启 (restore it here from the custodians' shares, then restart)")
-}
+var macMissing = problem.New(problem.KeyElsewhere, "本院区的密码机没有所需的 MAC 密钥 (this campus's cipher machine has not the MAC key)",
+	"由保管人的份额在本院区恢复：yinjian ceremony restore，然后重启 (restore it here from the custodians' shares, then restart)")
 
 func isElsewhere(err error) bool {
 	var p *problem.Problem

@@ -369,11 +369,11 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 			p.Content = q.Content
 		}
 		if signed, err = cms.Sign(quota, k, p); err != nil {
-			return nil, hsmProblem(err)
+			return nil, keyProblem(k, err)
 		}
 		value = signed.SignatureValue
 	} else if value, err = k.SignMessage(quota, q.Content); err != nil {
-		return nil, hsmProblem(err)
+		return nil, keyProblem(k, err)
 	}
 
 	made = append(made, value)
@@ -622,6 +622,17 @@ func journalProblem(err error) error {
 	}
 	return problem.New(problem.JournalUnwritable, "日志无法读写，拒绝签名 (the journal cannot be read or written; signing is refused)",
 		"请管理员检查存储；恢复后用同一 Idempotency-Key 重试 (ask an administrator; retry with the same key)").With(err)
+}
+
+// keyProblem is hsmProblem for a signature with k. A custody key that this campus's machine cannot open is no machine that is
+// away: trying again changes nothing.
+func keyProblem(k *hsm.Key, err error) error {
+	var rv *hsm.Error
+	if k.Wrapped() != nil && (errors.Is(err, hsm.ErrKeyNotFound) || errors.Is(err, hsm.ErrNoWrapping) || errors.As(err, &rv) && rv.RV == hsm.CKR_WRAPPED_KEY_INVALID) {
+		return problem.New(problem.KeyElsewhere, "本院区的密码机打不开该托管密钥：没有包装密钥、它不受信任、不是同一把，或密文已损坏 (this campus's cipher machine cannot open the custody key: its wrapping key is missing, not trusted or another one, or the blob is damaged)",
+			"请管理员用 ceremony verify 查明，再由保管人的份额恢复 (ask an administrator: find out with ceremony verify, and restore from the custodians' shares)").With(err)
+	}
+	return hsmProblem(err)
 }
 
 func hsmProblem(err error) error {

@@ -182,6 +182,7 @@ type House struct {
 	Discarded           func(reason error, objects ...[]byte) // likewise
 	Pairing             *account.Pairing                      // likewise
 	Full                func() error                          // why the disk is too full to sign; nil: it is not
+	Machine             hsm.Token                             // a real one in the place of Staff and Log from the next Restart on; nil: those
 	logger              *logrus.Logger
 	serial              atomic.Int64
 	unitCertificates    map[string][]*smx509.Certificate
@@ -304,7 +305,7 @@ func (c checkpointStamper) Stamp(ctx context.Context, data []byte) ([]byte, erro
 }
 
 // keys hands out the staff slot's keys.
-type keys struct{ token *Token }
+type keys struct{ token hsm.Token }
 
 func (k keys) Key(_ context.Context, label string, certificate []byte) (*hsm.Key, error) {
 	cert, err := smx509.ParseCertificate(certificate)
@@ -320,6 +321,21 @@ func (k keys) Key(_ context.Context, label string, certificate []byte) (*hsm.Key
 
 func (k keys) Wrapped(w *hsm.WrappedKey) (*hsm.Key, error) { return hsm.KeyOfWrapped(k.token, w) }
 
+// slots answers the staff slot's token and the log slot's.
+func (h *House) slots() (staff, log hsm.Token) {
+	if h.Machine != nil {
+		return h.Machine, h.Machine
+	}
+	return h.Staff, h.Log
+}
+
+// macs answers with a token's MAC keys.
+type macs struct{ token hsm.Token }
+
+func (m macs) MAC(ctx context.Context, label string, data []byte) ([]byte, error) {
+	return m.token.Do(ctx, label, hsm.MACSM3, data)
+}
+
 // Restart builds directory and signing anew from the journal, as a start does.
 func (h *House) Restart() {
 	h.t.Helper()
@@ -329,8 +345,9 @@ func (h *House) Restart() {
 // TryRestart is Restart for one that may fail; then the old services stay.
 func (h *House) TryRestart() error {
 	ctx := context.Background()
+	staff, log := h.slots()
 	d := account.New(account.Config{
-		Journal: h.Journal, Clock: h.Clock, MAC: h.Log, Node: h.Node, Slots: map[hsm.SlotClass]hsm.Token{hsm.Staff: h.Staff, hsm.TSA: h.TSA, hsm.Log: h.Log}, CAs: h.CAs, Log: h.logger, CertificateLife: h.CertificateLife, SoftRevocation: h.SoftRevocation,
+		Journal: h.Journal, Clock: h.Clock, MAC: macs{log}, Node: h.Node, Slots: map[hsm.SlotClass]hsm.Token{hsm.Staff: staff, hsm.TSA: h.TSA, hsm.Log: log}, CAs: h.CAs, Log: h.logger, CertificateLife: h.CertificateLife, SoftRevocation: h.SoftRevocation,
 		Discarded: h.Discarded, Custody: h.Custody,
 	})
 	if err := d.Pair(h.Pairing); err != nil {
@@ -362,7 +379,7 @@ func (h *House) TryRestart() error {
 		stampers[alg] = s
 	}
 	h.Signing = sign.New(sign.Config{
-		Directory: d, Journal: h.Journal, Keys: keys{h.Staff}, Stampers: stampers, Accuracy: time.Second, Clock: h.Clock,
+		Directory: d, Journal: h.Journal, Keys: keys{staff}, Stampers: stampers, Accuracy: time.Second, Clock: h.Clock,
 		Reserve: func() error {
 			if h.Full != nil {
 				return h.Full()
