@@ -3,14 +3,11 @@ package account_test
 import (
 	"bytes"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
-	"maps"
 	"strings"
 	"testing"
 
 	"yinjian/appliance/account"
-	"yinjian/appliance/audit"
 	"yinjian/appliance/custody"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/internal/testkit"
@@ -40,46 +37,19 @@ func bring(t *testing.T, h, with *testkit.House, secret []byte) {
 	h.Restart()
 }
 
-// campusB is another appliance, where a's directory entries are applied. It has a's evaluation CAs too.
+// campusB is another appliance, paired with a on its side.
 func campusB(t *testing.T, a *testkit.House) *testkit.House {
 	t.Helper()
 	b := testkit.NewNode(t, "binhai-1")
-	for alg, authority := range maps.Clone(b.CAs) { // its timestamp units'
-		b.CAs["own "+alg] = authority
-	}
-	maps.Copy(b.CAs, a.CAs)
 	b.Trust.Anchors = append(b.Trust.Anchors, a.Trust.Anchors...)
-	b.Staff.ShareKEK(a.Staff)
-	b.Restart()
+	b.PairWith(a, new(testkit.Centre))
 	return b
 }
 
-// replicate applies the outcomes of a's applications and signers to b's directory.
+// replicate has b take what a has.
 func replicate(t *testing.T, a, b *testkit.House) {
 	t.Helper()
-	err := a.Journal.State(t.Context(), func(r audit.Record) error {
-		var object interface{ OwnedBy(node string) }
-		switch r.Entry.Kind {
-		case "account.application/outcome":
-			object = new(account.Application)
-		case "account.signer/outcome":
-			object = new(account.Signer)
-		case "ca.crl/outcome":
-			return b.Directory.Replay(t.Context(), &r.Entry, func(name string) ([]byte, error) { return a.Journal.Payload(t.Context(), &r.Entry, name) })
-		default:
-			return nil
-		}
-		body, err := a.Journal.Payload(t.Context(), &r.Entry, "object")
-		if err == nil {
-			err = json.Unmarshal(body, object)
-		}
-		if err != nil {
-			return err
-		}
-		object.OwnedBy(a.Node)
-		return b.Directory.Replay(t.Context(), &r.Entry, func(string) ([]byte, error) { return json.Marshal(object) })
-	})
-	if err != nil {
+	if _, err := b.Take(a); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -166,10 +136,14 @@ func TestCampusMACs(t *testing.T) {
 	if _, err := b.Directory.SetPIN(t.Context(), "admin", "D001", testkit.PIN, "246810"); err != nil {
 		t.Fatal(err)
 	}
-	if grant, err := activate(t, b, "D001", "246810"); err != nil {
-		t.Error(err)
-	} else {
-		signs(t, b, "new-pin", "D001", grant.ID)
+	a.PairWith(b, b.Pairing.Centre)
+	replicate(t, b, a)
+	for _, h := range []*testkit.House{a, b} {
+		if grant, err := activate(t, h, "D001", "246810"); err != nil {
+			t.Errorf("%s: %v", h.Node, err)
+		} else {
+			signs(t, h, "new-pin", "D001", grant.ID)
+		}
 	}
 
 	for name, row := range map[string]struct {
@@ -230,27 +204,17 @@ func TestOwnMACs(t *testing.T) {
 		t.Fatal(err)
 	}
 	wants(t, "destroying it", b.Directory.DestroyKey(t.Context(), "admin", g.Keys[0].Label, "停"), problem.KeyElsewhere)
-	changed, err := b.Directory.StopApplication(t.Context(), "admin", "his", true, "停")
-	if err != nil {
+	if _, err := b.Directory.StopApplication(t.Context(), "admin", "his", true, "停"); err != nil {
 		t.Fatal(err)
 	}
-	if g, err = b.Directory.StopSigner(t.Context(), "admin", "D002", true, "停"); err != nil {
+	if _, err = b.Directory.StopSigner(t.Context(), "admin", "D002", true, "停"); err != nil {
 		t.Fatal(err)
 	}
 	// Back at A, as B has them.
-	for kind, object := range map[string]interface{ OwnedBy(node string) }{"account.application/outcome": changed, "account.signer/outcome": g} {
-		body, err := json.Marshal(object)
-		if err != nil {
-			t.Fatal(err)
-		}
-		back := map[string]interface{ OwnedBy(node string) }{"account.application/outcome": new(account.Application), "account.signer/outcome": new(account.Signer)}[kind]
-		if err := json.Unmarshal(body, back); err != nil {
-			t.Fatal(err)
-		}
-		back.OwnedBy(b.Node)
-		if err := a.Directory.Replay(t.Context(), &audit.Entry{Kind: kind, Object: "x"}, func(string) ([]byte, error) { return json.Marshal(back) }); err != nil {
-			t.Fatal(err)
-		}
+	a.PairWith(b, b.Pairing.Centre)
+	replicate(t, b, a)
+	if g, _ := a.Directory.Signer("D002"); !g.Stopped {
+		t.Fatal("A did not hear of it")
 	}
 	if _, same, _ := a.Directory.Application("his"); !bytes.Equal(same, key) {
 		t.Error("the application's key changed")
@@ -306,6 +270,13 @@ func TestRederive(t *testing.T) {
 		t.Errorf("a PIN that cannot be brought along now: %v", err)
 	}
 	a.Journal.Fault(nil)
+	b, centre := campusB(t, a), new(testkit.Centre)
+	a.PairWith(b, centre)
+	centre.Away()
+	if _, err := activate(t, a, "D001", testkit.PIN); err != nil {
+		t.Errorf("a PIN while the centre is away: %v", err)
+	}
+	centre.Fault(nil)
 	if still, _ := a.Directory.Signer("D001"); still != g {
 		t.Error("it was changed all the same")
 	}
@@ -333,7 +304,6 @@ func TestRederive(t *testing.T) {
 	if err := a.TryRestart(); problem.CodeOf(err) != problem.HSMUnavailable {
 		t.Errorf("a start without the machine's own keys: %v", err)
 	}
-	b := campusB(t, a)
 	bring(t, b, a, secret)
 	replicate(t, a, b)
 	if _, same, _ := b.Directory.Application("his"); !bytes.Equal(same, key) {
