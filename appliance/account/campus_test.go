@@ -738,6 +738,66 @@ func TestCampusNonsense(t *testing.T) {
 	}
 }
 
+// TestCampusRestored: an appliance that lost its journal, or a part, learns again from the other what it had decided itself,
+// before it may change anything of it; one that takes its place learns the same.
+func TestCampusRestored(t *testing.T) {
+	t.Parallel()
+	for _, node := range []string{"binhai-1", "binhai-2"} {
+		w := newCampuses(t)
+		w.b.App("his", nil)
+		w.b.Doctor("D001", "SM2")
+		w.a.Doctor("D002", "SM2")
+		w.exchange(t)
+		if _, err := w.b.Directory.StopSigner(t.Context(), "admin", "D001", true, "离职"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.b.Directory.StopSigner(t.Context(), "admin", "D002", true, "离职"); err != nil {
+			t.Fatal(err)
+		}
+		w.exchange(t)
+		if _, err := w.a.Directory.SetPIN(t.Context(), "admin", "D001", "", "135790"); err != nil {
+			t.Fatal(err)
+		}
+		again := testkit.NewNode(t, node) // with nothing but its keys
+		again.CAs, again.Staff, again.Log = w.b.CAs, w.b.Staff, w.b.Log
+		again.Restart()
+		again.PairWith(w.a, w.centre)
+		w.a.PairWith(again, w.centre)
+		w.b = again
+		if node == "binhai-1" {
+			_, _, err := w.b.Directory.RegisterApplication(t.Context(), "admin", account.Application{ID: "his", Name: "a", Campus: "b"})
+			wants(t, "a change before it has learned", err, problem.DirectoryBehind)
+		}
+		w.exchange(t)
+		for _, id := range []string{"D001", "D002"} {
+			if g, ok := w.b.Directory.Signer(id); !ok || !g.Stopped {
+				t.Errorf("%s: %s is %+v", node, id, g)
+			}
+		}
+		if _, err := w.b.Directory.StopApplication(t.Context(), "admin", "his", true, ""); err != nil {
+			t.Errorf("%s: %v", node, err)
+		}
+		w.exchange(t)
+		size := w.a.Journal.Size()
+		w.exchange(t)
+		if w.a.Journal.Size() != size {
+			t.Errorf("%s: entries go back and forth", node)
+		}
+		for _, h := range w.houses() {
+			for range 2 {
+				if s := h.Directory.State(); len(s.Frozen)+len(s.Waiting)+len(s.Open) > 0 {
+					t.Errorf("%s: %+v", h.Node, s)
+				}
+				h.Restart()
+			}
+		}
+		a, b := w.a.Directory.Versions(), w.b.Directory.Versions()
+		if diff := cmp.Diff(a, b); diff != "" {
+			t.Errorf("%s: %s", node, diff)
+		}
+	}
+}
+
 // TestCampusHistories: random histories of two campuses with link cuts, outages of the centre, lost answers and kills. In
 // the end both directories are equal, each version was decided once, and what was acknowledged is there.
 func TestCampusHistories(t *testing.T) {

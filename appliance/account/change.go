@@ -343,7 +343,7 @@ func hasObject(kind string) bool {
 // apply changes the directory as an entry says, ours or the other campus's, and as those say that waited for it. appKey
 // spares the derivation of an application's key.
 func (s *Service) apply(ctx context.Context, e *audit.Entry, body, appKey []byte) error {
-	if s.isForeign(e) && (e.Kind == kindCRL || e.Kind == kindForeignCRL) {
+	if e.Kind == kindCRL && s.isForeign(e) || e.Kind == kindForeignCRL {
 		return s.takeList(e, body)
 	}
 	if err := s.applyOne(ctx, e, body, appKey); err != nil {
@@ -455,7 +455,7 @@ func (s *Service) setOne(e *audit.Entry, app *Application, appKey []byte, g *Sig
 		}
 	}
 	switch e.Kind {
-	case kindAnchor, kindForeignCRL, kindCRL, kindRevoke:
+	case kindAnchor, kindCRL, kindRevoke:
 		defer s.forgetStandings()
 	}
 	switch e.Kind {
@@ -487,6 +487,9 @@ func (s *Service) setOne(e *audit.Entry, app *Application, appKey []byte, g *Sig
 		}
 		s.certificates[revoked.Serial] = c.revoked(revoked)
 	case kindCRL:
+		if old := s.crls[list.Algorithm]; old != nil && old.Number >= list.Number {
+			return nil // lost in a restore, and there is a newer one
+		}
 		s.crls[list.Algorithm] = &CRL{Number: list.Number, DER: list.DER, ThisUpdate: list.ThisUpdate, NextUpdate: list.NextUpdate, Parsed: parsed}
 		s.indexLists()
 	case kindPINFailed:

@@ -53,12 +53,6 @@ func (s *Service) listKey(l *foreignCRL) string {
 	return key
 }
 
-func (l *foreignCRL) set(s *Service, _ *audit.Entry) error {
-	s.foreign[s.listKey(l)] = l
-	s.indexLists()
-	return nil
-}
-
 // indexLists puts all lists, our CAs' and others', under their issuers' names. The caller holds s.mu.
 func (s *Service) indexLists() {
 	issued := map[string][]*pki.CRL{}

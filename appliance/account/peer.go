@@ -250,12 +250,16 @@ const (
 	fieldSequence = "foreign.sequence"
 	fieldLeaf     = "foreign.leaf"
 	fieldKind     = "foreign.kind"
+	// An entry that another appliance than its own had applied names where it came from.
+	fieldVia         = "foreign.via"
+	fieldViaSequence = "foreign.via_sequence"
 	// fieldEffect says that the entry changed nothing here; its object is left out.
 	fieldEffect = "effect"
 
 	effectOlder = "older" // a list that is not newer than the one at hand
 
 	payloadEntry = "entry"
+	payloadsOf   = "of." // before the names of the entry's own
 )
 
 // Replicates says whether an entry of a journal concerns the other campus's directory too.
@@ -266,6 +270,16 @@ func Replicates(e *audit.Entry) bool {
 	}
 	_, shared := objectOf(e.Kind, e.Object)
 	return shared && !isIntent(e.Kind)
+}
+
+// Concerns says whether an entry of a journal concerns the directory of an appliance, whose journal is in that epoch. What
+// another had applied is sent on: an appliance that was restored learns again what it had decided since the backup, one
+// that takes another's place what that one had decided.
+func Concerns(e *audit.Entry, node string, epoch audit.Epoch) bool {
+	if e.Kind == audit.KindForeign {
+		return e.Text(fieldEffect) == "" && (e.Text(fieldNode) != node || e.Text(fieldEpoch) != epoch.String())
+	}
+	return Replicates(e)
 }
 
 type logKey struct {
@@ -285,19 +299,22 @@ func (s *Service) ForeignCursor(node string, epoch audit.Epoch) uint64 {
 // An entry that does not concern the directory is passed over. What contradicts this directory freezes its object, and is
 // no error: an error means that the same entry has to be given again. Entries of one journal are given in their order.
 func (s *Service) ApplyForeign(ctx context.Context, f *audit.Foreign) error {
-	e := &f.Record.Entry
-	at := logKey{f.Node, f.Epoch}
 	s.order.Lock()
 	defer s.order.Unlock()
-	if e.Sequence < s.ForeignCursor(f.Node, f.Epoch) {
+	if f.Record.Sequence < s.ForeignCursor(f.Node, f.Epoch) {
 		return nil
 	}
-	ref := f.Ref()
-	s.mu.RLock()
-	known := s.foreignSeen[string(ref)]
-	s.mu.RUnlock()
+	of, err := unwrapped(f)
+	if err != nil {
+		return err
+	}
+	e, ref := &of.Record.Entry, of.Ref()
+	known, err := s.knows(ctx, e, ref)
+	if err != nil {
+		return err
+	}
 	if Replicates(e) && !known {
-		body, applied, err := s.recordForeign(ctx, f, ref)
+		body, applied, err := s.recordForeign(ctx, f, of, ref)
 		if err != nil {
 			return err
 		}
@@ -312,24 +329,66 @@ func (s *Service) ApplyForeign(ctx context.Context, f *audit.Foreign) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.cursors[at] = e.Sequence + 1
+	s.cursors[logKey{f.Node, f.Epoch}] = f.Record.Sequence + 1
 	close(s.came)
 	s.came = make(chan struct{})
 	return nil
 }
 
-// recordForeign journals the entry, unless it is there: the answer was lost, or it came in an earlier epoch of the other
-// journal. It answers the object, and whether it has an effect.
-func (s *Service) recordForeign(ctx context.Context, f *audit.Foreign, ref []byte) (body []byte, applied bool, err error) {
-	e := &f.Record.Entry
-	body = f.Payloads["object"]
+// unwrapped is the entry itself, or the one that it says was applied.
+func unwrapped(f *audit.Foreign) (*audit.Foreign, error) {
+	if f.Record.Entry.Kind != audit.KindForeign {
+		return f, nil
+	}
+	der := f.Payloads[payloadEntry]
+	e, err := audit.ParseEntry(der)
+	if err != nil {
+		return nil, fmt.Errorf("account: entry %d of %s: the entry that it applied: %w", f.Record.Sequence, f.Node, err)
+	}
+	of := &audit.Foreign{Node: e.Node, Epoch: f.Epoch, Payloads: map[string][]byte{}, Record: audit.Record{
+		Epoch: e.Epoch, Sequence: e.Sequence, LeafHash: audit.LeafHash(der), Entry: *e, EntryDER: der,
+	}}
+	for name, data := range f.Payloads {
+		if name, ok := strings.CutPrefix(name, payloadsOf); ok {
+			of.Payloads[name] = data
+		}
+	}
+	return of, nil
+}
+
+// knows says whether an entry was applied here, or is one of this journal's own.
+func (s *Service) knows(ctx context.Context, e *audit.Entry, ref []byte) (bool, error) {
+	s.mu.RLock()
+	known := s.foreignSeen[string(ref)]
+	s.mu.RUnlock()
+	if known || s.isForeign(e) || len(e.Ref) == 0 {
+		return known, nil
+	}
+	_, err := s.cfg.Journal.ByRef(ctx, e.Ref)
+	if errors.Is(err, audit.ErrNotFound) { // lost in a restore
+		return false, nil
+	}
+	if err != nil {
+		return false, journalProblem(err)
+	}
+	return true, nil
+}
+
+// recordForeign journals the entry of that was received as or in f, unless it is there: the answer was lost, or it came in
+// an earlier epoch of the other journal. It answers the object, and whether it has an effect.
+func (s *Service) recordForeign(ctx context.Context, f, of *audit.Foreign, ref []byte) (body []byte, applied bool, err error) {
+	e := &of.Record.Entry
+	body = of.Payloads["object"]
 	d := audit.Draft{
 		Kind: audit.KindForeign, Actor: "peer/" + f.Node, Object: e.Object, Ref: ref, Unique: true, State: true,
 		Fields: []audit.Field{
-			text(fieldNode, f.Node), text(fieldEpoch, e.Epoch.String()), text(fieldLogEpoch, f.Epoch.String()),
-			{Name: fieldSequence, Value: audit.Int(e.Sequence)}, octets(fieldLeaf, f.Record.LeafHash[:]), text(fieldKind, e.Kind),
+			text(fieldNode, of.Node), text(fieldEpoch, e.Epoch.String()), text(fieldLogEpoch, f.Epoch.String()),
+			{Name: fieldSequence, Value: audit.Int(e.Sequence)}, octets(fieldLeaf, of.Record.LeafHash[:]), text(fieldKind, e.Kind),
 		},
-		Payloads: []audit.Attachment{{Name: payloadEntry, MediaType: entryMediaType, Data: f.Record.EntryDER}},
+		Payloads: []audit.Attachment{{Name: payloadEntry, MediaType: entryMediaType, Data: of.Record.EntryDER}},
+	}
+	if of != f {
+		d.Fields = append(d.Fields, text(fieldVia, f.Node), audit.Field{Name: fieldViaSequence, Value: audit.Int(f.Record.Sequence)})
 	}
 	list, older := s.foreignList(e, body)
 	if list != nil {
@@ -340,7 +399,7 @@ func (s *Service) recordForeign(ctx context.Context, f *audit.Foreign, ref []byt
 	} else {
 		applied = true
 		for _, p := range e.Payloads {
-			d.Payloads = append(d.Payloads, audit.Attachment{Name: "of." + p.Name, MediaType: p.MediaType, Data: f.Payloads[p.Name]})
+			d.Payloads = append(d.Payloads, audit.Attachment{Name: payloadsOf + p.Name, MediaType: p.MediaType, Data: of.Payloads[p.Name]})
 		}
 	}
 	_, err = s.cfg.Journal.Append(ctx, d)
@@ -365,14 +424,19 @@ func (s *Service) replayForeign(ctx context.Context, e *audit.Entry, payload fun
 		return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 	}
 	seq, _ := e.Field(fieldSequence).(audit.Int)
+	from, next := e.Text(fieldNode), uint64(seq)+1
+	if via := e.Text(fieldVia); via != "" {
+		n, _ := e.Field(fieldViaSequence).(audit.Int)
+		from, next = via, uint64(n)+1
+	}
 	s.mu.Lock()
 	s.foreignSeen[string(e.Ref)] = true
-	s.cursors[logKey{e.Text(fieldNode), epoch}] = uint64(seq) + 1
+	s.cursors[logKey{from, epoch}] = next
 	s.mu.Unlock()
 	if e.Text(fieldEffect) != "" {
 		return nil
 	}
-	of := func(string) ([]byte, error) { return payload("of.object") }
+	of := func(string) ([]byte, error) { return payload(payloadsOf + "object") }
 	if list, _ := e.Field(fieldList).(audit.Octets); len(list) > 0 {
 		theirs := &audit.Entry{Node: e.Text(fieldNode), Kind: e.Text(fieldKind), Object: e.Object, Sequence: uint64(seq)}
 		s.laterLists[string(list)] = laterList{theirs, of}
@@ -435,11 +499,11 @@ func (s *Service) newerList(key string, l *foreignCRL) bool {
 	return had == nil || !bytes.Equal(had.DER, l.DER) && !older(l.parsed, had.parsed)
 }
 
-// takeList takes a list of the other campus, if it is newer than the one here.
+// takeList takes a list of another CA, which those of the other campus's are too, if it is newer than the one here.
 func (s *Service) takeList(e *audit.Entry, body []byte) error {
 	l, err := s.listIn(e, body)
 	if err != nil {
-		return fmt.Errorf("account: entry %d of %s: %w", e.Sequence, e.Node, err)
+		return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -454,13 +518,13 @@ func (s *Service) takeList(e *audit.Entry, body []byte) error {
 // listIn reads the list that an entry of the other campus has; nil if it has none. To us a list of its CAs is another CA's.
 func (s *Service) listIn(e *audit.Entry, body []byte) (*foreignCRL, error) {
 	l := new(foreignCRL)
-	switch e.Kind {
-	case kindForeignCRL:
+	switch {
+	case e.Kind == kindForeignCRL:
 		if err := json.Unmarshal(body, l); err != nil {
 			return nil, err
 		}
 		return l, l.parse()
-	case kindCRL:
+	case e.Kind == kindCRL && s.isForeign(e):
 		var own crlPayload
 		if err := json.Unmarshal(body, &own); err != nil {
 			return nil, err

@@ -88,8 +88,6 @@ func newTrustObject(kind string) trustObject {
 		return new(Request)
 	case kindImport:
 		return new(imported)
-	case kindForeignCRL:
-		return new(foreignCRL)
 	case kindDestroyed:
 		return new(destruction)
 	}

@@ -164,7 +164,7 @@ func (h *House) Take(other *House) (n int, err error) {
 	var all []audit.Record
 	h.must(other.Journal.Changes(ctx, from, c.Size, func(r audit.Record) error { all = append(all, r); return nil }))
 	for _, r := range all {
-		if !account.Replicates(&r.Entry) {
+		if !account.Concerns(&r.Entry, h.Node, h.Journal.Epoch()) {
 			continue
 		}
 		f, err := other.Journal.Foreign(ctx, r.Sequence, c)
