@@ -742,8 +742,10 @@ func (c *ceremony) restore(ctx context.Context, machine *ceremonyMachine, m *cus
 	if err != nil {
 		return err
 	}
-	if len(m.Body.MACs) > 0 && !slices.Equal(keys, m.Body.MACs) {
-		return fmt.Errorf("合成的 MAC 密钥校验值与记录不同：%v，记录为 %v (the restored MAC keys' check values are others)", keys, m.Body.MACs)
+	for _, was := range m.Body.MACs {
+		if i := slices.IndexFunc(keys, func(k custody.MACKey) bool { return k.Label == was.Label }); i >= 0 && keys[i] != was {
+			return fmt.Errorf("合成的 %s 校验值为 %s，记录为 %s (the restored key's check value is another)", was.Label, keys[i].CheckValue, was.CheckValue)
+		}
 	}
 	clock, err := sysclock.Open()
 	if err != nil {
