@@ -105,11 +105,18 @@ func StartPostgres(t testing.TB, args ...string) *Cluster {
 	t.Helper()
 	c := NewCluster(t)
 	c.Args = args
-	if out, err := c.run("initdb", "-D", c.Dir, "-U", "yinjian", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N").CombinedOutput(); err != nil {
-		t.Fatalf("initdb: %v: %s", err, out)
-	}
+	c.Init(t)
 	c.Start(t)
 	return c
+}
+
+// Init makes the cluster with initdb, in a folder that is empty or not there.
+func (c *Cluster) Init(t testing.TB, more ...string) {
+	t.Helper()
+	args := append([]string{"-D", c.Dir, "-U", "yinjian", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N"}, more...)
+	if out, err := c.run("initdb", args...).CombinedOutput(); err != nil {
+		t.Fatalf("initdb: %v: %s", err, out)
+	}
 }
 
 // Start starts the server and waits until it answers. A server that was killed recovers first.

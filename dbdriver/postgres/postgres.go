@@ -163,6 +163,9 @@ const (
 // classify goes by SQLSTATE (PostgreSQL 15, appendix A).
 func classify(err error) error {
 	var pe *pgconn.PgError
+	if errors.Is(err, pgconn.ErrReadOnlyConnection) { // of several hosts none takes writes
+		return fmt.Errorf("%w (%w): %v", dbdriver.ErrReadOnly, dbdriver.ErrUnavailable, err)
+	}
 	if !errors.As(err, &pe) {
 		return fmt.Errorf("%w: %v", dbdriver.ErrUnavailable, err)
 	}
