@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -223,6 +224,21 @@ func TestVerifyFindsAnyChange(t *testing.T) {
 		if r.OK() {
 			t.Errorf("%q: nothing was found", what)
 		}
+		// However it is divided, and among however many, the judgement is the same.
+		rows, workers := 1+rnd.IntN(30), rnd.IntN(4)
+		other := opt
+		other.Workers = workers
+		again, err := audit.VerifyInParts(t.Context(), s, other, rows)
+		for _, report := range []*audit.Report{again, r} {
+			for k, f := range report.Findings {
+				if f.Kind == audit.PayloadAdded { // which of them is named is the store's choice
+					report.Findings[k].Detail, report.Findings[k].DetailZH = "", ""
+				}
+			}
+		}
+		if err != nil || !reflect.DeepEqual(again, r) {
+			t.Errorf("%q: in parts of %d rows, by %d goroutines: %+v, %v\nas a whole: %+v", what, rows, workers, again, err, r)
+		}
 		if n > 1 || concerned == -1 {
 			continue
 		}
@@ -239,6 +255,25 @@ func TestVerifyFindsAnyChange(t *testing.T) {
 		}
 		if !named {
 			t.Errorf("%q: the entry is not named: %+v", what, r.Findings)
+		}
+	}
+}
+
+// A verification reads nodes and rows in passes: what it asks of the store does not depend on the number of entries in a
+// part, and each entry's node is asked for once.
+func TestVerifyReadsInPasses(t *testing.T) {
+	t.Parallel()
+	store := newMemStore()
+	j := startMem(t, store, func(c *audit.Config) { c.MaxBatch = 1024 })
+	fill(t, j, 10_000)
+	for _, workers := range []int{0, 2} {
+		before := store.nodeCalls.Load()
+		r, err := audit.Verify(t.Context(), store, audit.Options{Workers: workers})
+		if err != nil || !r.OK() || r.Entries != 10_000 {
+			t.Fatalf("Verify = %+v, %v", r, err)
+		}
+		if n := store.nodeCalls.Load() - before; n != 0 {
+			t.Errorf("with %d goroutines %d nodes were asked for one by one", workers, n)
 		}
 	}
 }

@@ -143,6 +143,9 @@ func TestParseEntryRefuses(t *testing.T) {
 		if _, err := audit.ParseEntry(in); err == nil {
 			t.Errorf("%s: ParseEntry = nil, want an error", name)
 		}
+		if audit.Examine(in) == nil {
+			t.Errorf("%s: a verification reads it", name)
+		}
 	}
 }
 
@@ -215,6 +218,9 @@ func FuzzParseEntry(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, der []byte) {
 		e, err := audit.ParseEntry(der)
+		if examined := audit.Examine(der); (examined == nil) != (err == nil) {
+			t.Errorf("%x: ParseEntry answers %v, a verification %v", der, err, examined)
+		}
 		if err != nil {
 			return
 		}

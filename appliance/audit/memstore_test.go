@@ -167,16 +167,18 @@ func (s *memStore) Nodes(_ context.Context, ids ...audit.NodeID) (map[audit.Node
 	return out, nil
 }
 
-func (s *memStore) NodesOver(_ context.Context, first, end uint64) (map[audit.NodeID]audit.Hash, error) {
+func (s *memStore) NodesOver(_ context.Context, first, end uint64, fn func(audit.NodeID, audit.Hash)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := map[audit.NodeID]audit.Hash{}
-	for id, h := range s.nodes {
-		if last := id.Last(); last >= first && last < end {
-			out[id] = h
+	for level := uint8(1); first>>level < end>>level; level++ {
+		for i := first >> level; i < end>>level; i++ {
+			id := audit.NodeID{Level: level, Index: i}
+			if h, ok := s.nodes[id]; ok {
+				fn(id, h)
+			}
 		}
 	}
-	return out, nil
+	return nil
 }
 
 func (s *memStore) NodeCount(context.Context, int) (uint64, error) {

@@ -190,9 +190,9 @@ type Store interface {
 	FindRef(ctx context.Context, ref []byte, limit int) ([]uint64, error)
 	// Nodes answers leaf hashes (Level 0) and inner nodes. What is not there is left out.
 	Nodes(ctx context.Context, ids ...NodeID) (map[NodeID]Hash, error)
-	// NodesOver answers the inner nodes that became complete with entries first to end-1, which are of one segment. What is
-	// not there, or is no hash, is left out.
-	NodesOver(ctx context.Context, first, end uint64) (map[NodeID]Hash, error)
+	// NodesOver calls fn with the inner nodes that became complete with entries first to end-1, which are of one segment, in
+	// any order. What is not there, or is no hash, is left out.
+	NodesOver(ctx context.Context, first, end uint64, fn func(NodeID, Hash)) error
 	// NodeCount is the number of inner nodes kept in a segment.
 	NodeCount(ctx context.Context, segment int) (uint64, error)
 	// Blob answers a payload that is not in its row. With segment 0 all segments are searched, the newest first.

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/emmansun/gmsm/sm3"
 	"github.com/transparency-dev/merkle/compact"
@@ -20,23 +21,34 @@ func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 func Sum(data []byte) Hash { return Hash(sm3.Sum(data)) }
 
 // LeafHash is SM3(0x00 ‖ entry), RFC 6962 §2.1 with SM3 in the place of SHA-256.
-func LeafHash(entryDER []byte) Hash { return Hash(hasher{}.HashLeaf(entryDER)) }
+func LeafHash(entryDER []byte) Hash {
+	b := scratch.Get().(*[]byte)
+	defer scratch.Put(b)
+	*b = append(append((*b)[:0], 0), entryDER...)
+	return Sum(*b) // in one call it needs no memory of its own
+}
 
 // NodeHash is SM3(0x01 ‖ left ‖ right).
-func NodeHash(left, right Hash) Hash { return Hash(hasher{}.HashChildren(left[:], right[:])) }
+func NodeHash(left, right Hash) Hash { return hashPair(1, left[:], right[:]) }
+
+// hashPair is SM3(prefix ‖ a ‖ b) of two digests.
+func hashPair(prefix byte, a, b []byte) Hash {
+	var in [1 + 2*sm3.Size]byte
+	in[0] = prefix
+	copy(in[1:], a)
+	copy(in[1+sm3.Size:], b)
+	return Sum(in[:])
+}
+
+// scratch keeps buffers for bytes that are put together, hashed or compared, and thrown away.
+var scratch = sync.Pool{New: func() any { return new([]byte) }}
 
 // EmptyRoot is the root of a tree without leaves, SM3 of nothing.
 func EmptyRoot() Hash { return Sum(nil) }
 
 // ChainHash is SM3(0x02 ‖ previous ‖ leaf). The chain runs through all entries from 32 zero bytes. It proves nothing
 // that the tree does not prove; it tells which one of two neighbours was changed together with its leaf hash.
-func ChainHash(previous, leaf Hash) Hash {
-	h := sm3.New()
-	h.Write([]byte{2})
-	h.Write(previous[:])
-	h.Write(leaf[:])
-	return Hash(h.Sum(nil))
-}
+func ChainHash(previous, leaf Hash) Hash { return hashPair(2, previous[:], leaf[:]) }
 
 // hasher satisfies merkle.LogHasher.
 type hasher struct{}
@@ -44,20 +56,9 @@ type hasher struct{}
 func (hasher) EmptyRoot() []byte { h := EmptyRoot(); return h[:] }
 func (hasher) Size() int         { return sm3.Size }
 
-func (hasher) HashLeaf(leaf []byte) []byte {
-	h := sm3.New()
-	h.Write([]byte{0})
-	h.Write(leaf)
-	return h.Sum(nil)
-}
+func (hasher) HashLeaf(leaf []byte) []byte { h := LeafHash(leaf); return h[:] }
 
-func (hasher) HashChildren(l, r []byte) []byte {
-	h := sm3.New()
-	h.Write([]byte{1})
-	h.Write(l)
-	h.Write(r)
-	return h.Sum(nil)
-}
+func (hasher) HashChildren(l, r []byte) []byte { h := hashPair(1, l, r); return h[:] }
 
 // VerifyInclusion checks that the leaf with this hash is number sequence of the tree with this size and root
 // (RFC 9162 §2.1.3.2). It needs nothing but its arguments.

@@ -114,7 +114,8 @@ type Options struct {
 	// was put back to an earlier state.
 	Known []Checkpoint
 	// CheckToken, if set, says what is wrong with a timestamp token that stands beside a checkpoint with this signature
-	// (DER, exactly what was stamped); nil: nothing. Without it tokens are counted only.
+	// (DER, exactly what was stamped); nil: nothing. Without it tokens are counted only. With Workers it is called by
+	// several goroutines.
 	CheckToken func(signature, token []byte) error
 	// Sealer, if set, checks the head seal ([HeadSeal]); only the appliance's own cipher machine can.
 	Sealer MAC
@@ -123,6 +124,9 @@ type Options struct {
 	Wait time.Duration
 	// Progress, if set, is called now and then.
 	Progress func(done, total uint64)
+	// Workers is how many goroutines read entries apart and hash, beside the one that reads the store and the one that
+	// judges. 0: the caller's own does all of it, as is right where signing comes first.
+	Workers int
 }
 
 // Verify reads the whole store again and names what is not as it was written.
@@ -138,7 +142,11 @@ type Options struct {
 //
 // The error is about reading, not about findings; after it the report is incomplete.
 func Verify(ctx context.Context, store Store, opt Options) (*Report, error) {
-	v := &verifier{ctx: ctx, store: store, opt: opt, report: &Report{}, epochs: map[Epoch]bool{}, open: -1, before: map[int]Finding{}}
+	return verifyInParts(ctx, store, opt, partRows)
+}
+
+func verifyInParts(ctx context.Context, store Store, opt Options, partRows int) (*Report, error) {
+	v := &verifier{partRows: partRows, ctx: ctx, store: store, opt: opt, report: &Report{}, epochs: map[Epoch]bool{}, open: -1, before: map[int]Finding{}}
 	if opt.LogKey != nil {
 		v.keys = append([]crypto.PublicKey{opt.LogKey}, opt.OldLogKeys...)
 	}
@@ -154,34 +162,37 @@ type verifier struct {
 	keys   []crypto.PublicKey
 	report *Report
 
-	seg     Segment
-	next    uint64          // number of the next entry
-	pending [64]*value      // by level: the left node that waits for its sibling; nil: none, or not known
-	chain   *Hash           // of the entry before; nil: not known
-	suspect *suspicion      // the entry before, if it is to be settled by this one
-	named   *uint64         // the entry before, if it was named as changed
-	open    int             // finding of a lowest node that does not fit, which no chain explains yet; -1: none
-	proved  *uint64         // last entry whose leaf is under a signed root without a stored node between
-	refs    [2]string       // of the entry before and of this one, hexadecimal
-	before  map[int]Finding // findings as they were before they were laid to an entry
-	sum     hash.Hash       // over the segment's leaf hashes
-	own     frontier        // the segment's own tree
-	nodes   uint64          // inner nodes that the segment should have
-	prior   *Seal           // of the segment before
-	node    string
-	epoch   *Epoch
-	epochs  map[Epoch]bool
-	changes uint64
-	checked map[Hash]bool // payloads of this segment
-	stored  []uint64      // first bytes of the digests of all of them
+	seg      Segment
+	next     uint64 // number of the next entry
+	partRows int
+	part     *part           // the rows that are being judged
+	leaves   []Hash          // of them, those that were taken for entries
+	pending  [64]value       // by level: the left node that waits for its sibling, if it is known
+	chain    *Hash           // of the entry before; nil: not known
+	suspect  *suspicion      // the entry before, if it is to be settled by this one
+	named    *uint64         // the entry before, if it was named as changed
+	open     int             // finding of a lowest node that does not fit, which no chain explains yet; -1: none
+	proved   *uint64         // last entry whose leaf is under a signed root without a stored node between
+	refs     [2][]byte       // of the entry before and of this one
+	before   map[int]Finding // findings as they were before they were laid to an entry
+	sum      hash.Hash       // over the segment's leaf hashes
+	own      frontier        // the segment's own tree
+	nodes    uint64          // inner nodes that the segment should have
+	prior    *Seal           // of the segment before
+	node     string
+	epoch    *Epoch
+	epochs   map[Epoch]bool
+	changes  uint64
+	checked  map[Hash]bool // payloads of this segment
+	stored   []uint64      // first bytes of the digests of all of them
 
 	// Sizes of the first and the last checkpoint without token.
 	bareFirst, bareLast uint64
 
-	sizes    []uint64      // of all stored checkpoints, ascending
-	points   []*Checkpoint // those to be compared, by size
-	firstBad bool          // a root differed already
-	goodSize uint64        // last size whose root fits
+	sizes    []uint64 // of all stored checkpoints, ascending
+	points   []point  // those to be compared, by size
+	firstBad bool     // a root differed already
+	goodSize uint64   // last size whose root fits
 	// Trusted times of the first and the last entry that no checkpoint covers.
 	uncovered       bool
 	firstAt, lastAt int64
@@ -371,21 +382,18 @@ func (v *verifier) judgeHeadSeal() error {
 func (v *verifier) loadCheckpoints() error {
 	var before *Checkpoint
 	seen := false
-	err := v.store.Checkpoints(v.ctx, 0, func(s StoredCheckpoint) error {
+	judge := func(x *examinedCheckpoint) {
 		first := !seen
 		seen = true
-		v.sizes = append(v.sizes, s.Size)
-		c, err := s.parse()
-		if err == nil {
-			err = v.signed(c)
-		}
-		if err != nil {
+		v.sizes = append(v.sizes, x.Size)
+		c := x.parsed
+		if x.err != nil {
 			v.find(Finding{
-				Kind: CheckpointInvalid, Sequence: s.Size, Detail: fmt.Sprintf("checkpoint of size %d: %v", s.Size, err),
-				DetailZH: fmt.Sprintf("规模为 %d 的检查点无效：%v", s.Size, err),
+				Kind: CheckpointInvalid, Sequence: x.Size, Detail: fmt.Sprintf("checkpoint of size %d: %v", x.Size, x.err),
+				DetailZH: fmt.Sprintf("规模为 %d 的检查点无效：%v", x.Size, x.err),
 			})
 			before = nil
-			return nil
+			return
 		}
 		if c.PreviousSize > 0 || before != nil {
 			switch {
@@ -405,10 +413,24 @@ func (v *verifier) loadCheckpoints() error {
 		}
 		before = c
 		v.report.Checkpoints++
-		v.token(c)
-		v.points = append(v.points, c)
-		return nil
+		v.token(x)
+		v.points = append(v.points, pointOf(c))
+	}
+	var some []examinedCheckpoint
+	flush := func() {
+		v.examineCheckpoints(some)
+		for i := range some {
+			judge(&some[i])
+		}
+		some = some[:0]
+	}
+	err := v.store.Checkpoints(v.ctx, 0, func(s StoredCheckpoint) error {
+		if some = append(some, examinedCheckpoint{StoredCheckpoint: s}); len(some) == checkpointsAtOnce {
+			flush()
+		}
+		return v.ctx.Err()
 	})
+	flush()
 	if err != nil && !errors.Is(err, ErrCorrupt) {
 		return err
 	}
@@ -423,41 +445,47 @@ func (v *verifier) loadCheckpoints() error {
 		if err := v.signed(c); err != nil {
 			return fmt.Errorf("known checkpoint of size %d: %w", c.Size, err)
 		}
-		v.points = append(v.points, c)
+		v.points = append(v.points, pointOf(c))
 	}
-	slices.SortStableFunc(v.points, func(a, b *Checkpoint) int {
-		if a.Size < b.Size {
-			return -1
-		} else if a.Size > b.Size {
-			return 1
-		}
-		return 0
-	})
+	slices.SortStableFunc(v.points, func(a, b point) int { return cmp.Compare(a.size, b.size) })
 	return nil
 }
 
-// token hands a checkpoint's token to the check. An empty one is no token.
-func (v *verifier) token(c *Checkpoint) {
+// A point is what is compared of a checkpoint. A journal has one for every few entries: nothing else is kept.
+type point struct {
+	size    uint64
+	root    Hash
+	node    string
+	epoch   Epoch
+	changes uint64
+	micros  int64
+	note    Hash // SM3 of the text
+}
+
+func pointOf(c *Checkpoint) point {
+	return point{c.Size, c.Root, c.Node, c.Epoch, c.Changes, c.Time.Micros, Sum(c.Note)}
+}
+
+// token judges a checkpoint's token. An empty one is no token.
+func (v *verifier) token(x *examinedCheckpoint) {
 	r := v.report
 	switch {
-	case len(c.Token) == 0:
+	case len(x.Token) == 0:
 		if r.WithoutToken == 0 {
-			v.bareFirst = c.Size
+			v.bareFirst = x.Size
 		}
-		v.bareLast = c.Size
+		v.bareLast = x.Size
 		r.WithoutToken++
 		return
 	case v.opt.CheckToken == nil:
+	case x.tokenErr != nil:
+		v.find(Finding{
+			Kind: TokenInvalid, Sequence: x.Size,
+			Detail:   fmt.Sprintf("the timestamp token of the checkpoint of size %d does not hold: %v", x.Size, x.tokenErr),
+			DetailZH: fmt.Sprintf("规模为 %d 的检查点的时间戳无效：%v", x.Size, x.tokenErr),
+		})
 	default:
-		if err := v.opt.CheckToken(c.Signature, c.Token); err != nil {
-			v.find(Finding{
-				Kind: TokenInvalid, Sequence: c.Size,
-				Detail:   fmt.Sprintf("the timestamp token of the checkpoint of size %d does not hold: %v", c.Size, err),
-				DetailZH: fmt.Sprintf("规模为 %d 的检查点的时间戳无效：%v", c.Size, err),
-			})
-		} else {
-			r.TokensChecked++
-		}
+		r.TokensChecked++
 	}
 	r.Tokens++
 }
@@ -577,7 +605,7 @@ func (v *verifier) segment(i int, segs []Segment, total uint64) error {
 	case s.Seal != nil:
 		end = s.Seal.Last + 1
 	}
-	err = v.store.Rows(v.ctx, s.Number, math.MinInt64, func(r Row) error { return v.row(r, end, total) })
+	err = v.rows(end, total)
 	if errors.Is(err, errEnd) {
 		err = nil
 	}
@@ -689,10 +717,7 @@ func (v *verifier) skip(to uint64) {
 }
 
 // row takes the next row of a segment.
-func (v *verifier) row(r Row, end, total uint64) error {
-	if err := v.ctx.Err(); err != nil {
-		return err
-	}
+func (v *verifier) row(r *examined, end, total uint64) error {
 	if r.Sequence < 0 || uint64(r.Sequence) < v.next || uint64(r.Sequence) >= end {
 		v.find(Finding{
 			Kind: EntryAdded, Sequence: uint64(max(r.Sequence, 0)), Ref: hex.EncodeToString(r.Ref),
@@ -722,14 +747,16 @@ func (v *verifier) row(r Row, end, total uint64) error {
 	}
 
 	// 1. The entry itself.
-	e, parseErr := ParseEntry(r.DER)
-	computed := LeafHash(r.DER)
-	at := Finding{Sequence: seq, Ref: hex.EncodeToString(r.Ref)}
+	e, parseErr, computed := r.entry, r.parseErr, r.computed
+	ref := r.Ref
 	if parseErr == nil {
-		at.Ref = hex.EncodeToString(e.Ref)
+		ref = e.Ref
 	}
-	v.refs = [2]string{v.refs[1], at.Ref}
+	v.refs = [2][]byte{v.refs[1], ref}
 	moved := parseErr == nil && e.Sequence != seq
+	find := func(kind FindingKind, detail, detailZH string) {
+		v.find(Finding{Kind: kind, Sequence: seq, Ref: hex.EncodeToString(ref), Detail: detail, DetailZH: detailZH})
+	}
 
 	// 2. Entry, leaf and chain. If entry and leaf differ, the chain says which of them was written. If they agree and
 	// the chain does not lead to them, the next row tells: its chain continues either the stored hash (then entry and
@@ -739,34 +766,36 @@ func (v *verifier) row(r Row, end, total uint64) error {
 	if wellFormed {
 		stored, chain = Hash(r.Leaf), Hash(r.Chain)
 	}
-	follows := func(before *Hash, leaf Hash) bool { return before != nil && ChainHash(*before, leaf) == chain }
+	follows := func(before *Hash, leaf Hash) bool {
+		switch {
+		case before == nil:
+			return false
+		case r.linked && *before == r.before && leaf == stored:
+			return r.link == chain
+		}
+		return ChainHash(*before, leaf) == chain
+	}
 	v.settle(func(before *Hash) bool { return follows(before, stored) || follows(before, computed) })
 	leaf := &stored // what the tree is checked with; nil: the one that was written is not known
 	suspect := false
 	switch {
 	case moved:
-		at.Kind = EntryReordered
-		at.Detail = fmt.Sprintf("row %d holds entry %d", seq, e.Sequence)
-		at.DetailZH = fmt.Sprintf("第 %d 行存放的是第 %d 条记录，次序被改动", seq, e.Sequence)
-		v.find(at)
+		find(EntryReordered, fmt.Sprintf("row %d holds entry %d", seq, e.Sequence),
+			fmt.Sprintf("第 %d 行存放的是第 %d 条记录，次序被改动", seq, e.Sequence))
 		leaf = nil
 	case computed != stored && follows(v.chain, computed):
 		leaf = &computed
-		at.Kind, at.Detail = LeafChanged, fmt.Sprintf("the leaf hash stored for entry %d was changed; the entry is as it was written", seq)
-		at.DetailZH = fmt.Sprintf("第 %d 条记录的叶哈希被改动，记录本身未变", seq)
-		v.find(at)
+		find(LeafChanged, fmt.Sprintf("the leaf hash stored for entry %d was changed; the entry is as it was written", seq),
+			fmt.Sprintf("第 %d 条记录的叶哈希被改动，记录本身未变", seq))
 	case computed != stored:
-		at.Kind, at.Detail = EntryChanged, fmt.Sprintf("entry %d was changed: it hashes to %s, recorded is %s", seq, computed, stored)
-		at.DetailZH = fmt.Sprintf("第 %d 条记录被改动：现哈希为 %s，登记的为 %s", seq, computed, stored)
-		v.find(at)
+		find(EntryChanged, fmt.Sprintf("entry %d was changed: it hashes to %s, recorded is %s", seq, computed, stored),
+			fmt.Sprintf("第 %d 条记录被改动：现哈希为 %s，登记的为 %s", seq, computed, stored))
 		if !follows(v.chain, stored) {
 			leaf = nil
 		}
 	case parseErr != nil:
-		at.Kind = EntryChanged
-		at.Detail = fmt.Sprintf("entry %d is not in the journal's format: %v", seq, parseErr)
-		at.DetailZH = fmt.Sprintf("第 %d 条记录不符合日志格式：%v", seq, parseErr)
-		v.find(at)
+		find(EntryChanged, fmt.Sprintf("entry %d is not in the journal's format: %v", seq, parseErr),
+			fmt.Sprintf("第 %d 条记录不符合日志格式：%v", seq, parseErr))
 		leaf = nil
 	default:
 		suspect = v.chain != nil && !follows(v.chain, stored)
@@ -804,28 +833,28 @@ func (v *verifier) row(r Row, end, total uint64) error {
 	v.suspect = nil
 	if suspect {
 		want := ChainHash(*v.chain, stored)
-		v.suspect = &suspicion{seq: seq, ref: at.Ref, computed: want, inTree: nodeFits && seq&1 == 1, noNode: noNode, refs: v.refs, segment: v.seg.Number}
+		v.suspect = &suspicion{
+			seq: seq, computed: want, inTree: nodeFits && seq&1 == 1, noNode: noNode, segment: v.seg.Number,
+			refs: [2]string{hex.EncodeToString(v.refs[0]), hex.EncodeToString(v.refs[1])},
+		}
 	}
 	v.chain = nil
 	if wellFormed && leaf != nil {
 		v.chain = &chain
 	}
 	v.sum.Write(stored[:])
-	if err := v.own.grow(stored, nil); err != nil {
-		return err
-	}
+	v.leaves = append(v.leaves, stored)
 
 	// 4. What the entry says.
-	own, ownErr := ParseOwn(r.Own)
 	if parseErr == nil {
 		for _, p := range e.Payloads {
-			if !slices.ContainsFunc(own, func(b Blob) bool { return b.Sum == p.SM3 }) {
+			if !slices.ContainsFunc(r.own, func(b ownPayload) bool { return b.Sum == p.SM3 }) {
 				v.stored = append(v.stored, binary.BigEndian.Uint64(p.SM3[:]))
 			}
 		}
 	}
 	if parseErr == nil && !moved {
-		if err := v.content(r, e, own, ownErr); err != nil {
+		if err := v.content(r); err != nil {
 			return err
 		}
 	}
@@ -844,12 +873,11 @@ func (v *verifier) row(r Row, end, total uint64) error {
 // A suspicion is an entry that agrees with its leaf hash, and to which the chain does not lead.
 type suspicion struct {
 	seq      uint64
-	ref      string
 	segment  int
-	computed Hash // the chain hash that the row should have
-	inTree   bool // the node above it fits
-	noNode   bool // there is no node above it
-	refs     [2]string
+	computed Hash      // the chain hash that the row should have
+	inTree   bool      // the node above it fits
+	noNode   bool      // there is no node above it
+	refs     [2]string // of the entry before and of this one, hexadecimal
 }
 
 // pair is what is to be named when entry seq, or the one before it under the same node, was changed: the chain breaks
@@ -905,7 +933,7 @@ func (v *verifier) settle(continues func(*Hash) bool) {
 	if s == nil {
 		return
 	}
-	f := Finding{Segment: s.segment, Sequence: s.seq, Ref: s.ref}
+	f := Finding{Segment: s.segment, Sequence: s.seq, Ref: s.refs[1]}
 	recomputed := continues != nil && continues(&s.computed)
 	switch {
 	case v.open >= 0 && !recomputed:
@@ -949,15 +977,16 @@ func changedWithLeaf(f *Finding) {
 }
 
 // content checks the columns, the node, the epoch, the number of the change of state, the seal, and the payloads.
-func (v *verifier) content(r Row, e *Entry, own []Blob, ownErr error) error {
-	at := Finding{Sequence: e.Sequence, Ref: hex.EncodeToString(e.Ref)}
+func (v *verifier) content(r *examined) error {
+	e, own := r.entry, r.own
+	found := func() Finding { return Finding{Sequence: e.Sequence, Ref: hex.EncodeToString(e.Ref)} }
 	_, isChange := e.Change()
-	for _, c := range []struct {
+	for _, c := range [...]struct {
 		name string
 		same bool
 	}{{"kind", r.Kind == e.Kind}, {"ref", bytes.Equal(r.Ref, e.Ref)}, {"change", r.Change == isChange}} {
 		if !c.same {
-			f := at
+			f := found()
 			f.Kind, f.Detail = ColumnChanged, fmt.Sprintf("column %s of row %d says something else than its entry", c.name, e.Sequence)
 			f.DetailZH = fmt.Sprintf("第 %d 行的 %s 列与记录内容不符", e.Sequence, c.name)
 			v.find(f)
@@ -968,14 +997,14 @@ func (v *verifier) content(r Row, e *Entry, own []Blob, ownErr error) error {
 		v.report.Node = e.Node
 	}
 	if e.Node != v.node {
-		f := at
+		f := found()
 		f.Kind, f.Detail = WrongNode, fmt.Sprintf("entry %d is of node %q, the journal of %q", e.Sequence, e.Node, v.node)
 		f.DetailZH = fmt.Sprintf("第 %d 条记录属于节点 %q，而日志属于 %q", e.Sequence, e.Node, v.node)
 		v.find(f)
 	}
 	if v.epoch == nil || *v.epoch != e.Epoch {
 		if e.Kind != KindEpoch || v.epochs[e.Epoch] || e.Object != e.Epoch.String() {
-			f := at
+			f := found()
 			f.Kind, f.Detail = EpochWrong, fmt.Sprintf("epoch %s begins at entry %d without being announced, or for the second time", e.Epoch, e.Sequence)
 			f.DetailZH = fmt.Sprintf("纪元 %s 自第 %d 条起使用，却未经宣告或曾经用过", e.Epoch, e.Sequence)
 			v.find(f)
@@ -986,7 +1015,7 @@ func (v *verifier) content(r Row, e *Entry, own []Blob, ownErr error) error {
 	}
 	if n, ok := e.Change(); ok {
 		if n != v.changes {
-			f := at
+			f := found()
 			f.Kind, f.Detail = ChangeOutOfOrder, fmt.Sprintf("entry %d is change of state %d, expected is %d", e.Sequence, n, v.changes)
 			f.DetailZH = fmt.Sprintf("第 %d 条记录是第 %d 次状态变更，应为第 %d 次", e.Sequence, n, v.changes)
 			v.find(f)
@@ -996,51 +1025,56 @@ func (v *verifier) content(r Row, e *Entry, own []Blob, ownErr error) error {
 	if e.Sequence == v.seg.First && v.seg.Number > 1 && v.prior != nil && v.prior.Segment == v.seg.Number-1 {
 		seal, err := sealIn(e)
 		if e.Kind != KindSealed || err != nil || seal != *v.prior {
-			f := at
+			f := found()
 			f.Kind, f.Detail = SealWrong, fmt.Sprintf("entry %d does not hold the seal of segment %d", e.Sequence, v.prior.Segment)
 			f.DetailZH = fmt.Sprintf("第 %d 条记录所载的第 %d 段封存摘要不符", e.Sequence, v.prior.Segment)
 			v.find(f)
 		}
 	}
-	if ownErr != nil {
-		f := at
-		f.Kind, f.Detail = PayloadChanged, fmt.Sprintf("the payloads in the row of entry %d were changed: %v", e.Sequence, ownErr)
-		f.DetailZH = fmt.Sprintf("第 %d 条记录行内所存的附件被改动：%v", e.Sequence, ownErr)
+	if r.ownErr != nil {
+		f := found()
+		f.Kind, f.Detail = PayloadChanged, fmt.Sprintf("the payloads in the row of entry %d were changed: %v", e.Sequence, r.ownErr)
+		f.DetailZH = fmt.Sprintf("第 %d 条记录行内所存的附件被改动：%v", e.Sequence, r.ownErr)
 		v.find(f)
 	}
 	for _, p := range e.Payloads {
 		v.report.Payloads++
-		var data []byte
+		var good bool
 		var err error
-		i := slices.IndexFunc(own, func(b Blob) bool { return b.Sum == p.SM3 })
+		i := slices.IndexFunc(own, func(b ownPayload) bool { return b.Sum == p.SM3 })
 		switch {
 		case i >= 0:
-			data = own[i].Data
+			good = own[i].computed == p.SM3 && int64(len(own[i].Data)) == p.Size
 			own = slices.Delete(own, i, i+1)
 		case v.checked[p.SM3]:
 			continue
 		default:
+			var data []byte
 			data, err = v.store.Blob(v.ctx, v.seg.Number, p.SM3)
+			good = err == nil && Sum(data) == p.SM3 && int64(len(data)) == p.Size
 		}
-		f := at
 		switch {
-		case errors.Is(err, ErrNotFound) && ownErr != nil: // named above
+		case good:
+			if i < 0 && len(v.checked) < 1<<16 {
+				v.checked[p.SM3] = true
+			}
+		case errors.Is(err, ErrNotFound) && r.ownErr != nil: // named above
 		case errors.Is(err, ErrNotFound):
+			f := found()
 			f.Kind, f.Detail = PayloadMissing, fmt.Sprintf("payload %q of entry %d is gone (SM3 %s)", p.Name, e.Sequence, p.SM3)
 			f.DetailZH = fmt.Sprintf("第 %d 条记录的附件 %q 缺失（SM3 %s）", e.Sequence, p.Name, p.SM3)
 			v.find(f)
 		case err != nil && !errors.Is(err, ErrCorrupt):
 			return err
-		case err != nil || Sum(data) != p.SM3 || int64(len(data)) != p.Size:
+		default:
+			f := found()
 			f.Kind, f.Detail = PayloadChanged, fmt.Sprintf("payload %q of entry %d was changed (recorded SM3 %s)", p.Name, e.Sequence, p.SM3)
 			f.DetailZH = fmt.Sprintf("第 %d 条记录的附件 %q 被改动（登记的 SM3 为 %s）", e.Sequence, p.Name, p.SM3)
 			v.find(f)
-		case i < 0 && len(v.checked) < 1<<16:
-			v.checked[p.SM3] = true
 		}
 	}
 	if len(own) > 0 {
-		f := at
+		f := found()
 		f.Kind, f.Detail = PayloadAdded, fmt.Sprintf("beside entry %d is kept what it does not have as a payload (SM3 %s)", e.Sequence, own[0].Sum)
 		f.DetailZH = fmt.Sprintf("第 %d 条记录旁存有并非其附件的内容（登记的 SM3 为 %s）", e.Sequence, own[0].Sum)
 		v.find(f)
@@ -1051,13 +1085,14 @@ func (v *verifier) content(r Row, e *Entry, own []Blob, ownErr error) error {
 // A value is the hash of a node: the stored one, and the computed one where it differs. Which of the two was written
 // is known only further up.
 type value struct {
+	known    bool
 	stored   Hash
 	computed *Hash
 	finding  int // what says that they differ; -1: nothing does
 }
 
 // settled takes what was built on the node for a verdict: it contains the stored hash or the computed one.
-func (v *verifier) settled(x *value, h Hash) {
+func (v *verifier) settled(x value, h Hash) {
 	if x.computed == nil {
 		return
 	}
@@ -1068,7 +1103,7 @@ func (v *verifier) settled(x *value, h Hash) {
 	}
 }
 
-func (v *value) either() []Hash {
+func (v value) either() []Hash {
 	if v.computed == nil {
 		return []Hash{v.stored}
 	}
@@ -1080,35 +1115,37 @@ func (v *value) either() []Hash {
 // or from the computed one.
 func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool) int) (bool, error) {
 	fits := true
-	var cur *value
+	var cur value
 	if leaf != nil {
-		cur = &value{stored: *leaf}
+		cur = value{known: true, stored: *leaf}
 	}
 	level := uint8(0)
 	for i := v.next; i&1 == 1; i >>= 1 {
 		level++
 		id := NodeID{Level: level, Index: v.next >> level}
 		left, right := v.pending[level-1], cur
-		v.pending[level-1] = nil
-		nodes, err := v.store.Nodes(v.ctx, id)
-		if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrNotFound) {
+		v.pending[level-1] = value{}
+		n, err := v.storedNode(id)
+		if err != nil {
 			return false, err
 		}
-		stored, there := nodes[id]
-		missing := !there
-		if !missing {
+		if n.there {
 			v.nodes++
 		}
 		var want *Hash
 		same := false
-		if left != nil && right != nil {
+		switch {
+		case !left.known || !right.known:
+		case n.there && n.fits && left.computed == nil && right.computed == nil && left.stored == n.left && right.stored == n.right:
+			same = true // as it nearly always is; want is not asked for then
+		default:
 			for _, l := range left.either() {
 				for _, r := range right.either() {
 					h := NodeHash(l, r)
 					if want == nil {
 						want = &h
 					}
-					if !missing && !same && h == stored {
+					if n.there && !same && h == n.stored {
 						same = true
 						v.settled(left, l)
 						v.settled(right, r)
@@ -1117,19 +1154,19 @@ func (v *verifier) grow(leaf *Hash, bad func(id NodeID, missing bool) int) (bool
 			}
 		}
 		finding := -1
-		if bad != nil && (missing || want != nil && !same) {
+		if bad != nil && (!n.there || want != nil && !same) {
 			fits = fits && level != 1
-			finding = bad(id, missing)
+			finding = bad(id, !n.there)
 		}
 		switch {
-		case missing && want == nil:
-			cur = nil
-		case missing:
-			cur = &value{stored: *want}
+		case !n.there && want == nil:
+			cur = value{}
+		case !n.there:
+			cur = value{known: true, stored: *want}
 		case want == nil || same:
-			cur = &value{stored: stored}
+			cur = value{known: true, stored: n.stored}
 		default:
-			cur = &value{stored: stored, computed: want, finding: finding}
+			cur = value{known: true, stored: n.stored, computed: want, finding: finding}
 		}
 	}
 	v.pending[level] = cur
@@ -1146,7 +1183,7 @@ func (v *verifier) roots() []Hash {
 			continue
 		}
 		h := v.pending[level]
-		if h == nil {
+		if !h.known {
 			return nil
 		}
 		if roots == nil {
@@ -1171,60 +1208,60 @@ func (v *verifier) roots() []Hash {
 
 // compare holds the present root against the checkpoints of this size.
 func (v *verifier) compare() error {
-	for len(v.points) > 0 && v.points[0].Size <= v.next {
+	for len(v.points) > 0 && v.points[0].size <= v.next {
 		c := v.points[0]
 		v.points = v.points[1:]
-		if c.Size < v.next {
+		if c.size < v.next {
 			continue // inside a gap; the gap is named
 		}
 		roots := v.roots()
-		known, fits := len(roots) > 0, slices.Contains(roots, c.Root)
-		if fits && roots[0] == c.Root { // the stored nodes are in it
+		known, fits := len(roots) > 0, slices.Contains(roots, c.root)
+		if fits && roots[0] == c.root { // the stored nodes are in it
 			for level := range bits.Len64(v.next) {
-				if x := v.pending[level]; v.next>>level&1 == 1 && x != nil {
+				if x := v.pending[level]; v.next>>level&1 == 1 && x.known {
 					v.settled(x, x.stored)
 				}
 			}
-			if c.Size&1 == 1 {
-				last := c.Size - 1
+			if c.size&1 == 1 {
+				last := c.size - 1
 				v.proved = &last
 			}
 		}
-		node := v.node == "" || c.Node == v.node
+		node := v.node == "" || c.node == v.node
 		if !node {
 			v.find(Finding{
-				Kind: WrongNode, Sequence: c.Size, Detail: fmt.Sprintf("the checkpoint of size %d is of node %q", c.Size, c.Node),
-				DetailZH: fmt.Sprintf("规模为 %d 的检查点属于节点 %q", c.Size, c.Node),
+				Kind: WrongNode, Sequence: c.size, Detail: fmt.Sprintf("the checkpoint of size %d is of node %q", c.size, c.node),
+				DetailZH: fmt.Sprintf("规模为 %d 的检查点属于节点 %q", c.size, c.node),
 			})
 			continue
 		}
 		switch {
-		case fits && (v.epoch == nil || *v.epoch == c.Epoch) && v.changes == c.Changes:
-			v.goodSize, v.goodAt = c.Size, c.Time.Micros
+		case fits && (v.epoch == nil || *v.epoch == c.epoch) && v.changes == c.changes:
+			v.goodSize, v.goodAt = c.size, c.micros
 			v.uncovered = false
-		case fits && v.changes != c.Changes:
+		case fits && v.changes != c.changes:
 			v.find(Finding{
-				Kind: ChangeOutOfOrder, Sequence: c.Size,
-				Detail:   fmt.Sprintf("the checkpoint of size %d counts %d changes of state, there are %d", c.Size, c.Changes, v.changes),
-				DetailZH: fmt.Sprintf("规模为 %d 的检查点记有 %d 次状态变更，实有 %d 次", c.Size, c.Changes, v.changes),
+				Kind: ChangeOutOfOrder, Sequence: c.size,
+				Detail:   fmt.Sprintf("the checkpoint of size %d counts %d changes of state, there are %d", c.size, c.changes, v.changes),
+				DetailZH: fmt.Sprintf("规模为 %d 的检查点记有 %d 次状态变更，实有 %d 次", c.size, c.changes, v.changes),
 			})
-			v.goodSize, v.goodAt = c.Size, c.Time.Micros
+			v.goodSize, v.goodAt = c.size, c.micros
 			v.uncovered = false
 		case fits:
 			v.find(Finding{
-				Kind: EpochWrong, Sequence: c.Size, Detail: fmt.Sprintf("the checkpoint of size %d is of epoch %s", c.Size, c.Epoch),
-				DetailZH: fmt.Sprintf("规模为 %d 的检查点属于纪元 %s", c.Size, c.Epoch),
+				Kind: EpochWrong, Sequence: c.size, Detail: fmt.Sprintf("the checkpoint of size %d is of epoch %s", c.size, c.epoch),
+				DetailZH: fmt.Sprintf("规模为 %d 的检查点属于纪元 %s", c.size, c.epoch),
 			})
-		case v.suspect != nil && v.suspect.seq+1 == c.Size && c.Size&1 == 1:
+		case v.suspect != nil && v.suspect.seq+1 == c.size && c.size&1 == 1:
 			// The root contains the suspected leaf itself, with no stored node over it: the entry will be named.
 		case known && !v.firstBad:
 			v.firstBad = true
 			v.find(Finding{
-				Kind: HistoryRewritten, Sequence: v.goodSize, Through: c.Size - 1,
+				Kind: HistoryRewritten, Sequence: v.goodSize, Through: c.size - 1,
 				Detail: fmt.Sprintf("the signed root of the first %d entries differs from that of the stored ones, that of the first %d fits: something in entries %d to %d was changed, added or removed and all hashes computed again",
-					c.Size, v.goodSize, v.goodSize, c.Size-1),
+					c.size, v.goodSize, v.goodSize, c.size-1),
 				DetailZH: fmt.Sprintf("前 %d 条记录的签名根与现存内容不符，而前 %d 条相符：第 %d 至 %d 条中有记录被改动、增加或删除，且所有哈希被重算",
-					c.Size, v.goodSize, v.goodSize, c.Size-1),
+					c.size, v.goodSize, v.goodSize, c.size-1),
 			})
 		}
 	}
@@ -1238,14 +1275,14 @@ func (v *verifier) finish() {
 		r.Root = roots[0].String()
 	}
 	for _, c := range v.points { // larger than the journal
-		known := slices.ContainsFunc(v.opt.Known, func(k Checkpoint) bool { return k.Size == c.Size && bytes.Equal(k.Note, c.Note) })
-		f := Finding{Kind: Truncated, Sequence: v.next, Through: c.Size - 1}
-		f.Detail = fmt.Sprintf("a signed checkpoint covers %d entries, the journal has %d: entries from %d on were cut off", c.Size, v.next, v.next)
-		f.DetailZH = fmt.Sprintf("有签名检查点覆盖 %d 条记录，日志只有 %d 条：第 %d 条起被截去", c.Size, v.next, v.next)
+		known := slices.ContainsFunc(v.opt.Known, func(k Checkpoint) bool { return k.Size == c.size && Sum(k.Note) == c.note })
+		f := Finding{Kind: Truncated, Sequence: v.next, Through: c.size - 1}
+		f.Detail = fmt.Sprintf("a signed checkpoint covers %d entries, the journal has %d: entries from %d on were cut off", c.size, v.next, v.next)
+		f.DetailZH = fmt.Sprintf("有签名检查点覆盖 %d 条记录，日志只有 %d 条：第 %d 条起被截去", c.size, v.next, v.next)
 		if known {
 			f.Kind = RolledBack
-			f.Detail = fmt.Sprintf("a checkpoint known from elsewhere covers %d entries, the journal has %d: it was put back to an earlier state", c.Size, v.next)
-			f.DetailZH = fmt.Sprintf("外部持有的检查点覆盖 %d 条记录，日志只有 %d 条：日志被换回了较早的状态", c.Size, v.next)
+			f.Detail = fmt.Sprintf("a checkpoint known from elsewhere covers %d entries, the journal has %d: it was put back to an earlier state", c.size, v.next)
+			f.DetailZH = fmt.Sprintf("外部持有的检查点覆盖 %d 条记录，日志只有 %d 条：日志被换回了较早的状态", c.size, v.next)
 		}
 		v.find(f)
 		break // the smallest says enough; the others follow from it

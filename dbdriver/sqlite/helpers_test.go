@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"testing"
 	"time"
@@ -174,6 +175,10 @@ func verify(t testing.TB, dir string, opt audit.Options) *audit.Report {
 	r, err := audit.Verify(t.Context(), s, opt)
 	if err != nil {
 		t.Fatalf("Verify: %v", err)
+	}
+	opt.Workers = 3
+	if several, err := audit.Verify(t.Context(), s, opt); err != nil || !reflect.DeepEqual(several, r) {
+		t.Errorf("by three goroutines: %+v, %v\nby one: %+v", several, err, r)
 	}
 	return r
 }

@@ -734,6 +734,29 @@ func scanRow(scan func(...any) error) (audit.Row, error) {
 	return r, err
 }
 
+// A rawRow reads one row after the other, each into one piece of memory.
+type rawRow struct{ kind, ref, leaf, chain, der, own sql.RawBytes }
+
+func (w *rawRow) scan(rows *sql.Rows) (audit.Row, error) {
+	var r audit.Row
+	var change int
+	if err := rows.Scan(&r.Sequence, &w.kind, &w.ref, &change, &w.leaf, &w.chain, &w.der, &w.own); err != nil {
+		return r, err
+	}
+	all := make([]byte, 0, len(w.ref)+len(w.leaf)+len(w.chain)+len(w.der)+len(w.own))
+	for _, c := range [...]struct {
+		to  *[]byte
+		raw sql.RawBytes
+	}{{&r.Ref, w.ref}, {&r.Leaf, w.leaf}, {&r.Chain, w.chain}, {&r.DER, w.der}, {&r.Own, w.own}} {
+		if c.raw != nil {
+			all = append(all, c.raw...)
+			*c.to = all[len(all)-len(c.raw) : len(all) : len(all)]
+		}
+	}
+	r.Kind, r.Change = string(w.kind), change != 0
+	return r, nil
+}
+
 // Head implements audit.Store.
 func (j *Journal) Head(ctx context.Context) (uint64, *audit.Row, error) {
 	segs, err := j.list()
@@ -1075,8 +1098,9 @@ func (s *segment) pages(ctx context.Context, text string, from int64, fn func(au
 				return err
 			}
 			defer rows.Close()
+			var raw rawRow
 			for rows.Next() {
-				r, err := scanRow(rows.Scan)
+				r, err := raw.scan(rows)
 				if err != nil {
 					return err
 				}
@@ -1295,27 +1319,26 @@ func (s *segment) nodes(ctx context.Context, ids []audit.NodeID, out map[audit.N
 }
 
 // NodesOver implements audit.Store: level by level, as long as a node of the level ends there.
-func (j *Journal) NodesOver(ctx context.Context, first, end uint64) (map[audit.NodeID]audit.Hash, error) {
+func (j *Journal) NodesOver(ctx context.Context, first, end uint64, fn func(audit.NodeID, audit.Hash)) error {
 	s, err := j.holding(first)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	out := make(map[audit.NodeID]audit.Hash, end-first)
-	err = s.query(func(db *sql.DB) error {
+	return s.query(func(db *sql.DB) error {
 		for level := uint8(1); level < 63 && first>>level < end>>level; level++ {
 			rows, err := db.QueryContext(ctx, selectNodeRange, int64(level), int64(first>>level), int64(end>>level))
 			if err != nil {
 				return err
 			}
+			var index int64
+			var h sql.RawBytes
 			for rows.Next() {
-				var index int64
-				var h []byte
 				if err := rows.Scan(&index, &h); err != nil {
 					rows.Close()
 					return err
 				}
 				if len(h) == len(audit.Hash{}) {
-					out[audit.NodeID{Level: level, Index: uint64(index)}] = audit.Hash(h)
+					fn(audit.NodeID{Level: level, Index: uint64(index)}, audit.Hash(h))
 				}
 			}
 			rows.Close()
@@ -1325,7 +1348,6 @@ func (j *Journal) NodesOver(ctx context.Context, first, end uint64) (map[audit.N
 		}
 		return nil
 	})
-	return out, err
 }
 
 // Blob implements audit.Store.

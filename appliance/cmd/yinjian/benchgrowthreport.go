@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -187,7 +188,7 @@ func (g *growthJournal) verify(ctx context.Context) (growthCost, float64, error)
 	}
 	before := raw()
 	cost, err := costOf(int(size), func() error {
-		r, err := audit.Verify(ctx, store, audit.Options{LogKey: g.key.Public(), Wait: verifyWait, Progress: func(done, total uint64) {
+		r, err := audit.Verify(ctx, store, audit.Options{LogKey: g.key.Public(), Wait: verifyWait, Workers: runtime.NumCPU(), Progress: func(done, total uint64) {
 			if done%(1<<18) == 0 {
 				fmt.Printf("\r核验 verifying %d / %d    ", done, total)
 			}

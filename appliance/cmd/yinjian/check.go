@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"text/tabwriter"
 	"time"
 
@@ -131,7 +132,11 @@ func auditVerify(ctx context.Context, w io.Writer, journal, logKey, usesDir stri
 	if err != nil {
 		return err
 	}
-	opt := audit.Options{LogKey: key, Wait: verifyWait, CheckToken: appliance.CheckpointToken(units...)}
+	shown, end := verifyProgress()
+	defer end()
+	opt := audit.Options{
+		LogKey: key, Wait: verifyWait, CheckToken: appliance.CheckpointToken(units...), Progress: shown, Workers: runtime.NumCPU(),
+	}
 	for _, name := range known {
 		c, err := readKnown(name, key)
 		if err != nil {
@@ -145,6 +150,7 @@ func auditVerify(ctx context.Context, w io.Writer, journal, logKey, usesDir stri
 	}
 	defer store.Close()
 	report, err := audit.Verify(ctx, store, opt)
+	end()
 	if len(units) == 0 {
 		report.Remarks = append(report.Remarks, unitsNotChecked)
 	}
@@ -178,6 +184,28 @@ func auditVerify(ctx context.Context, w io.Writer, journal, logKey, usesDir stri
 		return errFound
 	}
 	return nil
+}
+
+// verifyProgress shows how far a verification is that takes longer than two seconds. end may be called twice.
+func verifyProgress() (show func(done, total uint64), end func()) {
+	begun := time.Now() // interval
+	var bar *progress
+	show = func(done, total uint64) {
+		if bar == nil {
+			if time.Since(begun) < 2*time.Second {
+				return
+			}
+			bar = newProgress(int(total))
+			bar.begun = begun
+		}
+		bar.add(int(done) - bar.done)
+	}
+	return show, func() {
+		if bar != nil {
+			bar.end()
+			bar = nil
+		}
+	}
 }
 
 func printAudit(w io.Writer, r *audit.Report) {
