@@ -31,6 +31,8 @@ type MACs map[string]MAC
 // A Difference is one departure.
 type Difference struct {
 	Kind     DifferenceKind `json:"kind"`
+	Table    string         `json:"table,omitempty"` // "": the evidence's
+	Key      string         `json:"key,omitempty"`   // of a row without a sequence
 	Node     string         `json:"node,omitempty"` // of a foreign row
 	Epoch    string         `json:"epoch"`
 	Sequence uint64         `json:"sequence"`
@@ -267,7 +269,7 @@ func compareEpoch(ctx context.Context, report *CompareReport, days *dayTable, j 
 	if err := compareTail(ctx, report, j.Node(), epoch, &last, p); err != nil {
 		return err
 	}
-	return compareBatches(ctx, report, j.Node(), epoch, last, p, macs)
+	return compareBatches(ctx, report, j.Node(), epoch, span.First, last, p, macs)
 }
 
 // compareTail names rows at the end that a batch has and that are gone: without the batch they would look like entries
@@ -325,9 +327,9 @@ func compareRow(report *CompareReport, want, got ProjectedRow, ok bool) {
 	}
 }
 
-// compareBatches checks that the batches cover the rows to last without gap, and their MACs.
-func compareBatches(ctx context.Context, report *CompareReport, node, epoch string, last uint64, p Projection, macs MACs) error {
-	var next *uint64
+// compareBatches checks that the batches cover the rows from first to last without gap, and their MACs.
+func compareBatches(ctx context.Context, report *CompareReport, node, epoch string, first, last uint64, p Projection, macs MACs) error {
+	next := first
 	missing := func(from, through uint64) {
 		report.add(Difference{
 			Kind: BatchMissing, Epoch: epoch, Sequence: from, Through: through,
@@ -337,11 +339,10 @@ func compareBatches(ctx context.Context, report *CompareReport, node, epoch stri
 	}
 	err := p.Batches(ctx, node, epoch, func(b ProjectedBatch) error {
 		report.Batches++
-		if next != nil && b.First > *next {
-			missing(*next, b.First-1)
+		if b.First > next {
+			missing(next, b.First-1)
 		}
-		n := b.Last + 1
-		next = &n
+		next = b.Last + 1
 		if len(macs) == 0 {
 			return nil
 		}
@@ -383,10 +384,8 @@ func compareBatches(ctx context.Context, report *CompareReport, node, epoch stri
 	if err != nil {
 		return err
 	}
-	if next == nil {
-		missing(0, last)
-	} else if *next <= last {
-		missing(*next, last)
+	if next <= last {
+		missing(next, last)
 	}
 	return nil
 }

@@ -138,10 +138,17 @@ func scanChange(rows *sql.Rows) (audit.ProjectedChange, int64, error) {
 	return c, seq, err
 }
 
-// ApplyChanges writes changes of one epoch whose entries were shipped before there was a table for them. MACs are computed
-// as the shipper does.
-func (s *Store) ApplyChanges(ctx context.Context, b audit.ProjectedBatch) error {
-	if err := inTx(ctx, s.db, s.seam, func(tx *sql.Tx) error { return s.applyChanges(ctx, tx, b) }); err != nil {
+// ApplyChanges writes the changes of batches whose rows were shipped before there was a table for them, in one transaction.
+func (s *Store) ApplyChanges(ctx context.Context, batches ...audit.ProjectedBatch) error {
+	err := inTx(ctx, s.db, s.seam, func(tx *sql.Tx) error {
+		for _, b := range batches {
+			if err := s.applyChanges(ctx, tx, b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
 		return fmt.Errorf("central database: applying changes: %w", err)
 	}
 	return nil
