@@ -90,6 +90,7 @@ type Admin interface {
 	TimeAdmin
 	PreserveAdmin
 	BackupAdmin
+	RecordsAdmin
 	StaffAdmin
 }
 
@@ -134,6 +135,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	s.databaseRoutes(e)
 	s.preserveRoutes(e)
 	s.backupRoutes(e)
+	s.recordsRoutes(e)
 	s.staffRoutes(e)
 	e.POST("/admin/v1/stamps", administered(s, checkStamp, a.Stamp))
 	e.GET("/admin/v1/state", s.listed(a.State))

@@ -218,6 +218,12 @@ func (a *admin) ListBackups(_ context.Context, actor string) (any, error) {
 func (a *admin) MissingRecords(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "missing")
 }
+func (a *admin) Sweep(_ context.Context, actor string, req wire.Sweep) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListChanges(_ context.Context, actor string, req wire.ListChanges) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) State(_ context.Context, actor string) (any, error) { return a.note(actor, "state") }
 
 // socket serves the kit's admin handler and answers the path.
@@ -322,6 +328,9 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.FileReport(ctx, wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}))
 	check(a.ListBackups(ctx))
 	check(a.MissingRecords(ctx))
+	check(a.Sweep(ctx))
+	changes := wire.ListChanges{Object: "D1001", Actor: "root", Kind: "account.", Since: "2026-11-01T00:00:00+08:00", Until: "2026-11-22T00:00:00Z", Limit: 10_000}
+	check(a.ListChanges(ctx, changes))
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
 	check(a.Rebuild(ctx, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}))
@@ -342,6 +351,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.SetCustodians{Record: []byte("{}"), Persons: two}, wire.BeginBackup{Persons: two, Target: "/mnt", Incremental: true, Softtoken: true},
 		wire.EndBackup{ID: "0123456789abcdef", SM3: strings.Repeat("0a", 32), Size: 7, Entries: 5, Through: 1}, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"},
 		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "missing",
+		wire.Sweep{}, changes,
 		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")}, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
@@ -431,10 +441,16 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		}, "persons"},
 		"stamping stopped without reason": {func() error { _, err := a.ChangeStamping(ctx, "stop", wire.StampService{}); return err }, "reason"},
 		"record id":                       {func() error { _, err := a.PreservedRecord(ctx, wire.PreservedRecord{ID: "0A"}); return err }, "id"},
-		"nothing to stamp":                {func() error { _, err := a.Stamp(ctx, wire.Stamp{}); return err }, "request"},
-		"too many lines":                  {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
-		"production without reason":       {func() error { _, err := a.SetProduction(ctx, wire.SetProduction{ID: "his"}); return err }, "reason"},
-		"nobody to import":                {func() error { _, err := a.ImportSigners(ctx, wire.ImportSigners{}); return err }, "signers"},
+		"changes since a day":             {func() error { _, err := a.ListChanges(ctx, wire.ListChanges{Since: "2026-11-01"}); return err }, "since"},
+		"changes of a long object": {func() error {
+			_, err := a.ListChanges(ctx, wire.ListChanges{Object: strings.Repeat("x", 257)})
+			return err
+		}, "object"},
+		"too many changes":          {func() error { _, err := a.ListChanges(ctx, wire.ListChanges{Limit: 10_001}); return err }, "limit"},
+		"nothing to stamp":          {func() error { _, err := a.Stamp(ctx, wire.Stamp{}); return err }, "request"},
+		"too many lines":            {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
+		"production without reason": {func() error { _, err := a.SetProduction(ctx, wire.SetProduction{ID: "his"}); return err }, "reason"},
+		"nobody to import":          {func() error { _, err := a.ImportSigners(ctx, wire.ImportSigners{}); return err }, "signers"},
 		"too many to import": {func() error {
 			_, err := a.ImportSigners(ctx, wire.ImportSigners{Signers: slices.Repeat([]wire.ImportSigner{{Algorithms: []string{"SM2"}}}, 65)})
 			return err

@@ -344,6 +344,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties, dctx := begin()
 	a.projection = newProjection(a)
 	duties.group.Go(func() error { return a.projection.run(dctx) })
+	duties.group.Go(func() error { return a.projection.keepSweeping(dctx) })
 	duties.group.Go(func() error { return a.refreshCRLs(dctx) })
 	duties.group.Go(func() error { return a.anchor().keep(dctx) })
 	duties.group.Go(func() error { return a.lists.run(dctx) })

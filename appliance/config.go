@@ -380,6 +380,8 @@ type Database struct {
 	PasswordFile string `toml:"password_file"`
 	// Nodes are the other appliances that ship to this database. Rows of any other are named as foreign.
 	Nodes []string `toml:"nodes"`
+	// SweepEvery is how often the database is gone through in the background, by its MACs.
+	SweepEvery Duration `toml:"sweep_every"`
 }
 
 // Place is where connections go, with the password as the file has it now. dir is the appliance's folder.
@@ -521,6 +523,7 @@ func (c *Config) setDefaults() {
 		def(&c.TSA.Units[i].Accuracy, c.Time.Accuracy)
 		def(&c.TSA.Units[i].Profile, "rfc3161")
 	}
+	def(&c.Database.SweepEvery, Duration(24*time.Hour))
 	def(&c.Policy.ReserveBytes, 256<<20)
 	def(&c.Policy.TSAReservePercent, 10)
 	def(&c.Policy.SegmentEntries, 1_000_000)
@@ -569,6 +572,9 @@ func (c *Config) validate() error {
 		bad("campus", "须为 1–64 字节 (1 to 64 bytes)")
 	}
 	c.Listen.validate(bad)
+	if c.Database.SweepEvery < Duration(time.Second) {
+		bad("database.sweep_every", "至少 1 秒 (at least a second)")
+	}
 	if d := c.Database; d.DSN != "" {
 		if err := connect.Check(d.DSN); err != nil {
 			bad("database.dsn", "%v", err)

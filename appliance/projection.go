@@ -20,7 +20,10 @@ type projection struct {
 	turn   chan struct{} // capacity 1: who uses the database, the shipper or a rebuild
 	resume chan struct{} // capacity 1: the shipper is wanted again
 
+	sweeping sync.Mutex // held by the sweep that runs
+
 	mu         sync.Mutex // guards what follows
+	found      int        // differences that the last sweep named
 	central    *central.Store
 	shipper    *audit.Shipper
 	err        error                  // why it is not open
@@ -98,20 +101,39 @@ func (p *projection) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	by, err := store.Rebuilder(opening, p.a.cfg.Node)
+	rebuilder, err := store.Rebuilder(opening, p.a.cfg.Node)
 	if err != nil {
+		return err
+	}
+	if rebuilder == "" {
+		n, err := audit.FillChanges(ctx, p.a.journal, store, store, store.ApplyChanges, p.a.batchMAC(), batchLabel)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			p.a.log.WithField("changes", n).Warning("the database had no change log of this appliance: it was filled from the journal")
+		}
+	}
+	if err := p.lookBack(ctx, store); err != nil {
 		return err
 	}
 	p.set(store, shipper, nil)
 	p.mu.Lock()
-	p.unfinished = by
+	p.unfinished = rebuilder
 	p.mu.Unlock()
 	return shipper.Run(ctx)
 }
 
-// author is who changes the schema of the database, and when.
+// author is who changes the schema of the database, and when: by the trusted clock, or, before it has a time, as of the last
+// entry of the journal.
 func (p *projection) author() central.Author {
-	return central.Author{Name: p.a.cfg.Node, Micros: p.a.clock.Now().Time.UnixMicro()}
+	by := central.Author{Name: p.a.cfg.Node}
+	if now := p.a.clock.Now(); !now.Time.IsZero() {
+		by.Micros = now.Time.UnixMicro()
+	} else if last, err := p.a.journal.Entry(context.Background(), p.a.journal.Size()-1); err == nil {
+		by.Micros = max(last.Entry.Time.Micros, 0)
+	}
+	return by
 }
 
 // doubtful are the database's settings that somebody should look at.
@@ -135,6 +157,9 @@ func (p *projection) warnings() []string {
 		out = append(out, fmt.Sprintf("中心库正在重建，其中的记录不全 (the central database is being rebuilt, and is not whole): %s", rebuildWords(*r)))
 	case p.unfinished != "":
 		out = append(out, fmt.Sprintf("设备 %s 对中心库的重建没有完成，其中的记录可能不全：请在该设备再次运行 yinjian db rebuild (a rebuild by %s is not finished: run yinjian db rebuild there again)", p.unfinished, p.unfinished))
+	}
+	if p.found > 0 {
+		out = append(out, fmt.Sprintf("中心库被改动：最近一次清查指出 %d 处，运行 yinjian db sweep 查看 (the central database is not what was written: the last sweep named %d differences, see yinjian db sweep)", p.found, p.found))
 	}
 	if p.central != nil {
 		for _, s := range doubtful(p.central) {
@@ -212,5 +237,9 @@ func (p *projection) compare(ctx context.Context) (*audit.CompareReport, error) 
 	if store == nil {
 		return nil, err
 	}
-	return audit.Compare(ctx, p.a.journal, store, p.a.batchKeys(), p.a.cfg.Database.Nodes...)
+	report, err := audit.Compare(ctx, p.a.journal, store, p.a.batchKeys(), p.a.cfg.Database.Nodes...)
+	if err == nil {
+		_, err = audit.CompareChanges(ctx, report, p.a.journal, store, store, p.a.cfg.Database.Nodes...)
+	}
+	return report, err
 }

@@ -33,7 +33,7 @@ type Difference struct {
 	Kind     DifferenceKind `json:"kind"`
 	Table    string         `json:"table,omitempty"` // "": the evidence's
 	Key      string         `json:"key,omitempty"`   // of a row without a sequence
-	Node     string         `json:"node,omitempty"` // of a foreign row
+	Node     string         `json:"node,omitempty"`  // of a foreign row
 	Epoch    string         `json:"epoch"`
 	Sequence uint64         `json:"sequence"`
 	Through  uint64         `json:"through"`

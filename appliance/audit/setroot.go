@@ -15,7 +15,7 @@ import (
 // what it once was, have right MACs; the sum tells.
 type SetRoot struct {
 	Node, Set string // the set's name is its table's
-	Version   uint64 // from 1; one more with each write
+	Version   uint64 // µs since 1970 UTC of the last write, or one more than before: a rebuilt set has the version it had
 	Count     uint64
 	Sum       string // 256 hexadecimal digits: the sum of the expanded MACs modulo 2^1024
 	MAC       string // HMAC-SM3 over the columns of Columns, 64 hexadecimal digits

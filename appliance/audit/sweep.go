@@ -29,17 +29,25 @@ type ChangeLog interface {
 // A Set is a table whose rows have MACs, for the sweep.
 type Set struct {
 	Name string
-	// Rows calls fn with the rows that a node wrote: what names the row to people, its columns, and its MAC as it is stored.
-	Rows func(ctx context.Context, node string, fn func(key string, columns []Column, mac string) error) error
+	// Rows calls fn with the rows that a node wrote.
+	Rows func(ctx context.Context, node string, fn func(SetRow) error) error
+}
+
+// A SetRow is a row of a [Set]: what names it to people, its columns, and its MAC and key as they are stored.
+type SetRow struct {
+	Key     string
+	Columns []Column
+	MAC     string
+	KeyID   string
 }
 
 // ChangesOf is the set of changes.
 func ChangesOf(log ChangeLog) Set {
-	return Set{Name: ChangeSet, Rows: func(ctx context.Context, node string, fn func(string, []Column, string) error) error {
+	return Set{Name: ChangeSet, Rows: func(ctx context.Context, node string, fn func(SetRow) error) error {
 		epochs, err := log.ChangeEpochs(ctx, node)
 		for i := 0; i < len(epochs) && err == nil; i++ {
 			err = log.Changes(ctx, node, epochs[i], 0, func(c ProjectedChange) error {
-				return fn(fmt.Sprintf("%s/%s/%d", c.Node, c.Epoch, c.Sequence), c.Columns(), c.MAC)
+				return fn(SetRow{fmt.Sprintf("%s/%s/%d", c.Node, c.Epoch, c.Sequence), c.Columns(), c.MAC, c.KeyID})
 			})
 		}
 		return err
@@ -58,7 +66,7 @@ type SweepConfig struct {
 	Projection Projection
 	Log        ChangeLog
 	Sets       []Set
-	MAC        MAC
+	MACs       MACs
 	Campuses   []string // other nodes that ship to the same database
 	Known      Marks
 	// Pause is called before each computation of a MAC, one a batch or row, and may wait: it bounds the rate.
@@ -97,7 +105,12 @@ func (p pausing) MAC(ctx context.Context, data []byte) ([]byte, error) {
 // evidence that were changed, removed or added, with their columns, rows of the sets likewise, sets whose rows are not those
 // of their root, and a database or set that was further once.
 func Sweep(ctx context.Context, cfg SweepConfig) (*SweepReport, error) {
-	s := &sweep{SweepConfig: cfg, mac: pausing{cfg.MAC, cfg.Pause}, report: &CompareReport{}}
+	s := &sweep{SweepConfig: cfg, macs: MACs{}, report: &CompareReport{}}
+	for id, mac := range cfg.MACs {
+		if s.macs[id] = mac; mac != nil {
+			s.macs[id] = pausing{mac, cfg.Pause}
+		}
+	}
 	s.seen.Versions = map[string]uint64{}
 	err := s.evidence(ctx)
 	for i := 0; i < len(cfg.Sets) && err == nil; i++ {
@@ -114,11 +127,37 @@ func Sweep(ctx context.Context, cfg SweepConfig) (*SweepReport, error) {
 	return &SweepReport{r.Batches, r.MACsChecked, changes, s.seen, r.Differences, r.Omitted}, err
 }
 
+// ShippedTo answers how many of the journal's entries, from the first on, the projection has by its last rows.
+func ShippedTo(ctx context.Context, j *Journal, p Projection) (uint64, error) {
+	spans, err := j.Epochs(ctx)
+	var n uint64
+	for i := 0; i < len(spans) && err == nil; i++ {
+		var last uint64
+		if last, err = p.Shipped(ctx, j.Node(), spans[i].Epoch.String()); errors.Is(err, ErrNotFound) {
+			err = nil
+		} else if err == nil {
+			n = max(n, min(last+1, j.Size()))
+		}
+	}
+	return n, err
+}
+
 type sweep struct {
 	SweepConfig
-	mac    MAC
+	macs   MACs
 	report *CompareReport
 	seen   Marks
+}
+
+// right says whether a MAC is that of a row of a table. One of a key that is another appliance's is not checked.
+func (s *sweep) right(ctx context.Context, table string, columns []Column, got, key string) (bool, error) {
+	mac, known := s.macs[key]
+	if !known || mac == nil {
+		return known, nil
+	}
+	s.report.MACsChecked++
+	want, err := RowMAC(ctx, mac, table, columns)
+	return hmac.Equal([]byte(want), []byte(got)), err
 }
 
 // evidence goes through the batches, and names the rows of those that do not fit.
@@ -126,6 +165,9 @@ func (s *sweep) evidence(ctx context.Context) error {
 	j, p := s.Journal, s.Projection
 	spans, err := j.Epochs(ctx)
 	if err != nil {
+		return err
+	}
+	if s.seen.Shipped, err = ShippedTo(ctx, j, p); err != nil {
 		return err
 	}
 	for _, span := range spans {
@@ -139,9 +181,8 @@ func (s *sweep) evidence(ctx context.Context) error {
 		} else if err != nil {
 			return err
 		}
-		s.seen.Shipped = max(s.seen.Shipped, min(last+1, j.Size()))
 		before := len(s.report.Differences)
-		if err := compareBatches(ctx, s.report, j.Node(), epoch, span.First, last, p, s.mac); err != nil {
+		if err := compareBatches(ctx, s.report, j.Node(), epoch, span.First, last, p, s.macs); err != nil {
 			return err
 		}
 		for _, d := range slices.Clone(s.report.Differences[before:]) {
@@ -241,21 +282,19 @@ func (s *sweep) set(ctx context.Context, set Set) error {
 		}
 		sum := SetRoot{Node: node, Set: set.Name}
 		found := &CompareReport{}
-		macs := uint64(0)
-		err = set.Rows(ctx, node, func(key string, columns []Column, mac string) error {
-			want, err := RowMAC(ctx, s.mac, set.Name, columns)
+		err = set.Rows(ctx, node, func(r SetRow) error {
+			right, err := s.right(ctx, set.Name, r.Columns, r.MAC, r.KeyID)
 			if err != nil {
 				return err
 			}
-			macs++
-			if !hmac.Equal([]byte(want), []byte(mac)) {
+			if !right {
 				found.add(Difference{
-					Kind: RowMACWrong, Table: set.Name, Key: key,
-					Detail:   fmt.Sprintf("the MAC of row %s of %s does not fit what is stored: the row was changed, or is not ours", key, set.Name),
-					DetailZH: fmt.Sprintf("表 %s 的行 %s 的 MAC 与存储内容不符：该行被改动，或不是本机所写", set.Name, key),
+					Kind: RowMACWrong, Table: set.Name, Key: r.Key,
+					Detail:   fmt.Sprintf("the MAC of row %s of %s does not fit what is stored: the row was changed, or is not ours", r.Key, set.Name),
+					DetailZH: fmt.Sprintf("表 %s 的行 %s 的 MAC 与存储内容不符：该行被改动，或不是本机所写", set.Name, r.Key),
 				})
 			}
-			if sum.Fold([]string{mac}, nil) != nil { // not even a MAC: counted, and the sum cannot fit
+			if sum.Fold([]string{r.MAC}, nil) != nil { // not even a MAC: counted, and the sum cannot fit
 				sum.Count++
 			}
 			return nil
@@ -270,7 +309,6 @@ func (s *sweep) set(ctx context.Context, set Set) error {
 		if version(again) != version(root) && try < 10 {
 			continue
 		}
-		s.report.MACsChecked += macs
 		for _, d := range found.Differences {
 			s.report.add(d)
 		}
@@ -317,11 +355,10 @@ func (s *sweep) judge(ctx context.Context, set string, root *SetRoot, got *SetRo
 		}
 		return nil
 	}
-	sealed, err := root.Sealed(ctx, s.mac)
+	sealed, err := s.right(ctx, RootSet, root.Columns(), root.MAC, root.KeyID)
 	if err != nil {
 		return err
 	}
-	s.report.MACsChecked++
 	switch {
 	case !sealed:
 		wrong(SetRootWrong, fmt.Sprintf("the MAC of the root of %s does not fit what is stored", set), fmt.Sprintf("表 %s 的集合根的 MAC 与存储内容不符", set))

@@ -103,7 +103,8 @@ func (s *Store) fold(ctx context.Context, tx *sql.Tx, mac audit.MAC, keyID strin
 	if err := root.Fold(added, removed); err != nil {
 		return err
 	}
-	root.Version++
+	was := root.Version
+	root.Version = max(was+1, uint64(max(of.ModifiedAt, 0)))
 	root.ModifiedBy, root.ModifiedAt, root.KeyID = of.ModifiedBy, of.ModifiedAt, keyID
 	if err := root.Seal(ctx, mac); err != nil {
 		return err
@@ -114,7 +115,7 @@ func (s *Store) fold(ctx context.Context, tx *sql.Tx, mac audit.MAC, keyID strin
 			root.CreatedBy, root.CreatedAt, root.ModifiedBy, root.ModifiedAt)
 	} else {
 		res, err = tx.ExecContext(ctx, s.seam.Text(updateRoot.Text), int64(root.Version), int64(root.Count), root.Sum, root.MAC, root.KeyID,
-			root.ModifiedBy, root.ModifiedAt, root.Node, root.Set, int64(root.Version-1))
+			root.ModifiedBy, root.ModifiedAt, root.Node, root.Set, int64(was))
 	}
 	return wrote(1, res, err)
 }

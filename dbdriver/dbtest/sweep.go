@@ -42,7 +42,7 @@ func recorded(t *testing.T, d *Database) (*audit.Journal, *central.Store) {
 }
 
 func sweepConfig(j *audit.Journal, s *central.Store) audit.SweepConfig {
-	return audit.SweepConfig{Journal: j, Projection: s, Log: s, Sets: []audit.Set{audit.ChangesOf(s)}, MAC: macKey}
+	return audit.SweepConfig{Journal: j, Projection: s, Log: s, Sets: []audit.Set{audit.ChangesOf(s)}, MACs: Keys}
 }
 
 func sweep(t *testing.T, cfg audit.SweepConfig) *audit.SweepReport {

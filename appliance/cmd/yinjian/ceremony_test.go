@@ -119,6 +119,7 @@ func TestCustody(t *testing.T) {
 	}
 	mustRun(t, "ceremony", "verify", file)
 	mustRun(t, "ceremony", "journal", in("restored.json"), "--dir", dir)
+	m.changeOf(t, "/admin/v1/ceremonies", "custody.ceremony/outcome", "kek/2026", "", `"signature.sm3":"`)
 
 	// 3. Staff keys in custody.
 	m.stop(t)
@@ -224,6 +225,7 @@ func TestCustody(t *testing.T) {
 	refused(t, 1, []string{"[forbidden]"}, recover...)
 	refused(t, 1, []string{"[forbidden]"}, append(recover, "--share", in("custodian-2.txt"))...)
 	mustRun(t, append(recover, "--share", in("officer-3.txt"))...)
+	m.changeOf(t, "/admin/v1/signers/:id/recover", "account.signer/outcome", "D1", `"pin":"sm3:`, `"pin":"sm3:`)
 	_, err = activate("482913")
 	wantCode(t, err, "pin_wrong")
 	if grant, err = activate("739155"); err != nil {

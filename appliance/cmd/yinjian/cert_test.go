@@ -339,7 +339,9 @@ func TestCertificatesFromARealCA(t *testing.T) {
 	if o := mustRun(t, "cert", "anchor", "list", "--dir", dir); !strings.Contains(o.stdout, "市 CA SM2 根") {
 		t.Errorf("%v", o)
 	}
+	m.changeOf(t, "/admin/v1/anchors", "trust.anchor/outcome", "", "", `"note":"市 CA RSA 根"`)
 	mustRun(t, "cert", "chain", "add", ca.path("sub.crt"), "--dir", dir)
+	m.changeOf(t, "/admin/v1/intermediates", "trust.intermediates/outcome", "", `{"known":0}`, `"certificates":["sm3:`)
 
 	// 2. Requests: a table of twenty, and three rows that are wrong, which do not keep the others from theirs. It is made
 	// twice, as after an interruption: the requests are the same.
@@ -400,6 +402,8 @@ func TestCertificatesFromARealCA(t *testing.T) {
 		return crt
 	}
 	own("tsa:sm2", "tsa", ca)
+	m.changeOf(t, "/admin/v1/certificates/requests", "certificate.request/outcome", "tsa:sm2", "", `"subject":"`)
+	m.changeOf(t, "/admin/v1/certificates", "certificate.import/outcome", "tsa:sm2", `"certificates":["`, `"certificate":"sm3:`)
 	// One comes as CAs like to send them: PKCS#7, with the chain inside.
 	csr := filepath.Join(work, "tsa-rsa.csr")
 	mustRun(t, "cert", "csr", "--dir", dir, "--for", "tsa:rsa", "-o", csr, "--subject", "CN=时间戳单元 RSA,O=某医院,C=CN")
@@ -415,6 +419,7 @@ func TestCertificatesFromARealCA(t *testing.T) {
 	for _, l := range rsaCA.lists() {
 		mustRun(t, "cert", "crl", "import", l, "--dir", dir)
 	}
+	m.changeOf(t, "/admin/v1/trust/crls", "trust.crl/outcome", "", "", `"source":"`)
 	_, err = app.Sign(t.Context(), "no-list", asserted("D000", "no-list"))
 	wantCode(t, err, "certificate_unusable")
 	if o := mustRun(t, "status", "--dir", dir); !strings.Contains(o.stdout, "时间戳单元 sm2 拒绝盖时间戳") || !strings.Contains(o.stdout, "没有在有效期内的吊销列表") {
@@ -512,6 +517,7 @@ func TestCertificatesFromARealCA(t *testing.T) {
 	ca.revoke(filepath.Join(work, "renewal.crt"))
 	ca.lists()
 	mustRun(t, "cert", "crl", "fetch", "--dir", dir)
+	m.changeOf(t, "/admin/v1/trust/crls/fetch", "trust.crl/outcome", "", `"number":"01"`, `"number":"02"`)
 	gone := func(when string) {
 		t.Helper()
 		_, err := app.Sign(t.Context(), when, asserted("D000", when))

@@ -51,7 +51,7 @@ func databaseCommand() *cobra.Command {
 		},
 	}
 	f.add(compare)
-	c.AddCommand(compare, databaseCheckCommand(), databaseRebuildCommand(), databaseReportCommand())
+	c.AddCommand(compare, databaseCheckCommand(), databaseSweepCommand(), databaseRebuildCommand(), databaseReportCommand())
 	return c
 }
 
@@ -61,12 +61,22 @@ func printCompare(w io.Writer, r *audit.CompareReport) {
 	if r.OK() {
 		fmt.Fprintln(w, "结论 result: 与日志一致 (agrees with the journal)")
 	}
-	for _, d := range r.Differences {
+	printDifferences(w, r.Differences, r.Omitted)
+}
+
+func printDifferences(w io.Writer, differences []audit.Difference, omitted uint64) {
+	for _, d := range differences {
 		where := ""
+		if d.Table != "" {
+			where = " 表 table " + d.Table
+		}
 		if d.Column != "" {
-			where = fmt.Sprintf(" 列 column %s：应为 want %q，实为 got %q", d.Column, d.Want, d.Got)
+			where += fmt.Sprintf(" 列 column %s：应为 want %q，实为 got %q", d.Column, d.Want, d.Got)
 		}
 		fmt.Fprintf(w, "  ✗ 条目 entry %d [%s]%s\n      %s\n      %s\n", d.Sequence, d.Kind, where, d.DetailZH, d.Detail)
+	}
+	if omitted > 0 {
+		fmt.Fprintf(w, "  另有 %d 处未列出 (more, not shown)\n", omitted)
 	}
 }
 

@@ -168,6 +168,7 @@ func TestTwoMachines(t *testing.T) {
 	refused(t, 1, []string{"not_found"}, because("drain", "b")...)
 	refused(t, 1, []string{"forbidden"}, because("drain", "main", "--force")...)
 	mustRun(t, because("add", file)...)
+	m.changeOf(t, "/admin/v1/machines", "hsm.machine/outcome", "b", "", `"slots":["ca","log","staff","tls","tsa"]`)
 	refused(t, 1, []string{"exists"}, because("add", file)...)
 	if o := mustRun(t, "hsm", "list", "--dir", dir); !strings.Contains(o.stdout, "tsa") || !strings.Contains(o.stdout, "latency_ms") {
 		t.Errorf("hsm list: %v", o)
@@ -201,6 +202,7 @@ func TestTwoMachines(t *testing.T) {
 	works("main")
 
 	mustRun(t, because("drain", "b")...)
+	m.changeOf(t, "/admin/v1/machines/:name/drain", "hsm.machine/outcome", "b", `{"draining":false}`, `{"draining":true}`)
 	done := m.machines(t)["b"].done("staff")
 	more(50)
 	if l := m.machines(t)["b"]; l.State != "draining" || l.done("staff") > done+8 { // those under way
@@ -248,8 +250,11 @@ func TestTwoMachines(t *testing.T) {
 		return err == nil
 	})
 	mustRun(t, because("remove", "away")...)
+	m.changeOf(t, "/admin/v1/machines/:name/remove", "hsm.machine/outcome", "away", `"name":"away"`, "")
 	mustRun(t, because("destroy", gone)...)
+	m.changeOf(t, "/admin/v1/keys/destroy", "key.destruction/outcome", "signer:D2", `"state":"present"`, `"reason":"扩容"`)
 	mustRun(t, because("resume", "b")...)
+	m.changeOf(t, "/admin/v1/machines/:name/resume", "hsm.machine/outcome", "b", `{"draining":true}`, `{"draining":false}`)
 	// The first machine rests over a restart, too.
 	mustRun(t, because("drain", "main")...)
 	m.stop(t)

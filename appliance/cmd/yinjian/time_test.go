@@ -270,6 +270,7 @@ func TestReadmission(t *testing.T) {
 		s := m.timeStatus(t)
 		return len(s.Workers) == 1 && s.Workers[0].State == "trusted" && s.Workers[0].Wrong == ""
 	})
+	m.changeOf(t, "/admin/v1/time/readmit", "time.readmit/outcome", "", `"offset_us":`, `"result":"done`)
 	m.enrol(t, "D1", "")
 	if r, err := m.register(t, "his", "--consent", "app-asserted").Sign(t.Context(), "after", asserted("D1", "after")); err != nil {
 		t.Errorf("a stamped signature after the readmission: %+v, %v", r, err)
