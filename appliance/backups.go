@@ -247,11 +247,24 @@ func (d admin) SetCustodians(ctx context.Context, actor string, req api.SetCusto
 	if err != nil {
 		return nil, problem.Invalid("record", "%v", err)
 	}
+	described := func(c *backup.Custodians) any {
+		if c == nil {
+			return nil
+		}
+		return map[string]any{"set": c.Set(), "threshold": c.Threshold, "holders": c.Names}
+	}
+	d.a.backups.mu.Lock()
+	before := d.a.backups.custodians
+	d.a.backups.mu.Unlock()
+	changed, err := audit.Changed(described(before), described(c))
+	if err != nil {
+		return nil, err
+	}
 	_, err = d.a.backups.append(ctx, audit.Draft{
 		Kind: backup.KindCustodians, Actor: actor, Object: c.Set(),
-		Fields: []audit.Field{
-			personsField(req.Persons), {Name: "threshold", Value: audit.Int(c.Threshold)}, {Name: "holders", Value: audit.Text(strings.Join(c.Names, "、"))},
-		},
+		Fields: append(changed,
+			personsField(req.Persons), audit.Field{Name: "threshold", Value: audit.Int(c.Threshold)}, audit.Field{Name: "holders", Value: audit.Text(strings.Join(c.Names, "、"))},
+		),
 		Payloads: []audit.Attachment{{Name: "object", MediaType: "application/json", Data: req.Record}},
 	})
 	if err != nil {

@@ -135,6 +135,10 @@ func TestBackup(t *testing.T) {
 		Last       struct{ ID string }
 		Unfinished map[string]string
 	}
+	m.changeOf(t, "/admin/v1/backups/custodians", "backup.custodians", "", "", `"holders":["张三","李四","王五"]`)
+	m.changeOf(t, "/admin/v1/backups", "backup.export/outcome", "", "", `"persons":"甲、乙"`) // begun and ended, one change
+	m.changeOf(t, "/admin/v1/backups/:id/outcome", "backup.export/outcome", "", "", `"backup.entries":`)
+	m.changeOf(t, "/admin/v1/backups/reports", "backup.verified", "", "", `"passed":true`)
 	list := mustRun(t, "backup", "list", "--dir", dir, "-o", "json")
 	if err := json.Unmarshal([]byte(list.stdout), &state); err != nil || state.Last.ID == "" || len(state.Unfinished) > 0 {
 		t.Errorf("backup list: %v", list)

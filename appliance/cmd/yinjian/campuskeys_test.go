@@ -118,6 +118,7 @@ func TestCampusKeys(t *testing.T) {
 	if out := mustRun(t, "ceremony", "rederive", "--dir", a).stdout; !strings.Contains(out, "已改 1 项 (done): his") || !strings.Contains(out, "另有 1 名") {
 		t.Errorf("rederive says:\n%s", out)
 	}
+	m.changeOf(t, "/admin/v1/ceremonies/rederive", "account.application/outcome", "his", `"key_salt":"sm3:`, `"key_sealed":"sm3:`)
 	sign("after")
 	if s := strings.Join(m.state(t).Warnings, "\n"); strings.Contains(s, "自己的 MAC") {
 		t.Errorf("warnings: %s", s)
