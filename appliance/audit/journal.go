@@ -143,10 +143,11 @@ type Journal struct {
 
 	// Owned by the committing goroutine (and by Open before it).
 	refs        recentRefs
-	doubt       bool        // the last write failed: read the head before the next
-	pendingSeal *Seal       // must become the next entry
-	tally       *tally      // of the active segment; nil after a restart, until Run has read what was there
-	summed      chan *tally // capacity 1: that reading, done
+	took        time.Duration // by the last write
+	doubt       bool          // the last write failed: read the head before the next
+	pendingSeal *Seal         // must become the next entry
+	tally       *tally        // of the active segment; nil after a restart, until Run has read what was there
+	summed      chan *tally   // capacity 1: that reading, done
 }
 
 // A head is the end of the journal. Its frontier is never changed in place.
@@ -670,25 +671,22 @@ func (j *Journal) count(ctx context.Context, rows []Row) {
 // Expect says that an entry is on its way: its Append will come before done is called, if it comes at all. done may be
 // called once.
 //
-// A transaction costs much the same for one entry and for fifty. While many are on their way, the journal waits for half
-// of them, gatherLimit at most; what else they have to do goes on meanwhile. An entry that is alone never waits.
+// A transaction costs much the same for one entry and for fifty. While several are on their way, the journal waits for
+// most of them, as long as the last transaction took and gatherLimit at most; what else they have to do goes on meanwhile.
+// An entry that is alone never waits.
 func (j *Journal) Expect() (done func()) {
 	j.expected.Add(1)
 	return func() { j.expected.Add(-1) }
 }
 
-const (
-	gatherLimit = 2 * time.Millisecond
-	// gatherFrom: fewer on their way than twice this are not waited for.
-	gatherFrom = 8
-)
+const gatherLimit = 2 * time.Millisecond
 
 // gather waits for more requests, if some wait already and others are expected.
 func (j *Journal) gather() {
 	var limit *time.Timer
 	for {
-		want := min(int(j.expected.Load()/2), j.cfg.MaxBatch)
-		if want < gatherFrom {
+		want := min(int(j.expected.Load()*3/4), j.cfg.MaxBatch)
+		if want < 2 {
 			return
 		}
 		j.mu.Lock()
@@ -698,7 +696,7 @@ func (j *Journal) gather() {
 			return
 		}
 		if limit == nil {
-			limit = time.NewTimer(gatherLimit)
+			limit = time.NewTimer(min(gatherLimit, j.took))
 			defer limit.Stop()
 		}
 		select {
@@ -988,7 +986,9 @@ func (j *Journal) write(ctx context.Context, b Batch, next head, work []*request
 	if j.expected.Load() > int64(len(work)) { // more are on their way than are being written
 		end = j.encodeAhead(next)
 	}
+	begun := time.Now() // interval
 	err := j.store.Append(ctx, b)
+	j.took = time.Since(begun)
 	end()
 	j.storing.Unlock()
 	if err != nil {
