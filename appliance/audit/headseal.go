@@ -118,12 +118,9 @@ func (j *Journal) sealLoop(ctx context.Context) {
 		return
 	}
 	for ctx.Err() == nil {
-		j.mu.Lock()
-		grown := j.grown
-		j.mu.Unlock()
 		if _, open := j.unsealedHead(); !open {
 			select {
-			case <-grown:
+			case <-j.unsealed:
 			case <-ctx.Done():
 			}
 			continue

@@ -137,6 +137,7 @@ type Journal struct {
 	sealedTo   uint64        // guarded by mu: entries under the stored head seal
 	sealerAway atomic.Bool   // the last seal was not to be had
 	sealing    chan struct{} // capacity 1: the sealer is being asked
+	unsealed   chan struct{} // capacity 1: something was written without a seal
 	storing    sync.Mutex    // held while a batch or a head seal is written
 
 	unstored bool // the signing goroutine's: storing the last checkpoint was answered with an error
@@ -323,7 +324,7 @@ func Open(ctx context.Context, cfg Config) (*Journal, error) {
 	j := &Journal{
 		cfg: cfg, store: cfg.Store, queue: semaphore.NewWeighted(cfg.QueueBytes),
 		wake: make(chan struct{}, 1), grown: make(chan struct{}), signed: make(chan struct{}),
-		unstamps: make(chan struct{}, 1), urgent: make(chan struct{}, 1), summed: make(chan *tally, 1), sealing: make(chan struct{}, 1), signer: cfg.Checkpointer, stamper: cfg.Stamper,
+		unstamps: make(chan struct{}, 1), urgent: make(chan struct{}, 1), summed: make(chan *tally, 1), sealing: make(chan struct{}, 1), unsealed: make(chan struct{}, 1), signer: cfg.Checkpointer, stamper: cfg.Stamper,
 	}
 	if err := j.load(ctx); err != nil {
 		return nil, fmt.Errorf("audit: opening journal: %w", err)
@@ -1026,6 +1027,8 @@ func (j *Journal) publish(h head, seal *HeadSeal, rs []*request) {
 	j.keepRecent(rs)
 	if seal != nil {
 		j.sealedTo = seal.Size
+	} else {
+		notify(j.unsealed)
 	}
 	close(j.grown)
 	j.grown = make(chan struct{})
