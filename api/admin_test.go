@@ -58,6 +58,15 @@ func (a *admin) SetProduction(_ context.Context, actor string, req api.SetProduc
 func (a *admin) ImportSigners(_ context.Context, actor string, req api.ImportSigners) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) ImportHistory(_ context.Context, actor string, req api.ImportHistory) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) CloseHistory(_ context.Context, actor string, req api.HistoryTotals) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) HistoryRecord(_ context.Context, actor string, req api.HistoryRecord) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) ListApplications(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "applications")
 }
@@ -269,6 +278,14 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	if _, err := a.ImportSigners(ctx, bulk); err != nil {
 		t.Error(err)
 	}
+	older := wire.HistorySource{System: "oldsign", Name: "旧平台", File: "a.csv", FileSM3: bytes.Repeat([]byte{1}, 32)}
+	records := wire.ImportHistory{Source: older, Records: []wire.HistoricalRecord{{ID: "1", Line: 2, Signature: bytes.Repeat([]byte{7}, 200<<10)}}, Trial: true}
+	if _, err := a.ImportHistory(ctx, records); err != nil {
+		t.Error(err)
+	}
+	totals := wire.HistoryTotals{Source: older, MappingSM3: bytes.Repeat([]byte{2}, 32), Read: 1, Imported: 1}
+	check(a.CloseHistory(ctx, totals))
+	check(a.HistoryRecord(ctx, wire.HistoryRecord{System: "oldsign", ID: "1"}))
 	check(a.EnrolSigner(ctx, enrol))
 	check(a.AddSignerKey(ctx, wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}))
 	check(a.ListSigners(ctx))
@@ -339,7 +356,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.State(ctx))
 	want := []any{
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"},
-		wire.SetProduction{ID: "his", Production: true, Reason: "上线"}, bulk, enrol,
+		wire.SetProduction{ID: "his", Production: true, Reason: "上线"}, bulk, records, totals, wire.HistoryRecord{System: "oldsign", ID: "1"}, enrol,
 		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"},
 		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, wire.Rederive{}, "keys", wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,
@@ -462,6 +479,19 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			return err
 		}, "remove"},
 		"year of two digits": {func() error { _, err := a.YearReport(ctx, wire.YearReport{Year: 26}); return err }, "year"},
+		"no history": {func() error {
+			_, err := a.ImportHistory(ctx, wire.ImportHistory{Source: wire.HistorySource{FileSM3: make([]byte, 32)}, Records: []wire.HistoricalRecord{}})
+			return err
+		}, "records"},
+		"history of no file": {func() error {
+			_, err := a.ImportHistory(ctx, wire.ImportHistory{Records: []wire.HistoricalRecord{{ID: "1"}}, Source: wire.HistorySource{FileSM3: []byte{1}}})
+			return err
+		}, "source.file_sm3"},
+		"totals of no mapping": {func() error {
+			_, err := a.CloseHistory(ctx, wire.HistoryTotals{Source: wire.HistorySource{FileSM3: make([]byte, 32)}, MappingSM3: []byte{1}})
+			return err
+		}, "mapping_sm3"},
+		"record of no system": {func() error { _, err := a.HistoryRecord(ctx, wire.HistoryRecord{System: "A/b", ID: "1"}); return err }, "system"},
 		"limit of nobody": {func() error {
 			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "x", Rate: 1, Reason: "x"})
 			return err

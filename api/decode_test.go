@@ -14,7 +14,7 @@ import (
 func targets() []any {
 	return []any{
 		new(wire.SignRequest), new(wire.VerifyRequest), new(wire.TimestampRequest), new(wire.AuthorizationRequest),
-		new(wire.RegisterApplication), new(wire.LimitApplication), new(wire.EnrolSigner), new(wire.SetSignerPIN), new(wire.Decision), new(wire.RevokeCertificate), new(wire.IssueCRL),
+		new(wire.RegisterApplication), new(wire.SetProduction), new(wire.ImportSigners), new(wire.ImportHistory), new(wire.HistoryTotals), new(wire.HistoryRecord), new(wire.LimitApplication), new(wire.EnrolSigner), new(wire.SetSignerPIN), new(wire.Decision), new(wire.RevokeCertificate), new(wire.IssueCRL),
 	}
 }
 

@@ -2,11 +2,14 @@ package appliance
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 
 	"yinjian/api"
 	"yinjian/api/wire"
 	"yinjian/appliance/account"
+	"yinjian/appliance/evidence"
+	"yinjian/appliance/history"
 	"yinjian/appliance/problem"
 )
 
@@ -30,16 +33,73 @@ func (d admin) ImportSigners(ctx context.Context, actor string, req api.ImportSi
 	for i, r := range results {
 		one := wire.ImportedSigner{ID: all[i].ID, Result: r.Result}
 		for _, f := range r.Differences {
-			one.Differences = append(one.Differences, wire.SignerDifference(f))
+			one.Differences = append(one.Differences, wire.FieldDifference(f))
 		}
 		if r.Err != nil {
-			p := problem.New(problem.Internal, "内部错误，已记入设备日志 (internal error, see the appliance's log)", "再试一次 (try again)")
-			if !errors.As(r.Err, &p) {
-				d.a.log.WithError(r.Err).WithField("object", all[i].ID).Error("enrolling in bulk failed")
-			}
+			p := d.problemOf(r.Err, all[i].ID)
 			one.Code, one.Field, one.Detail, one.Next = string(p.Code), p.Field, p.Detail, p.Next
 		}
 		out.Results[i] = one
 	}
 	return out, nil
+}
+
+// problemOf is what is told of one of many that failed. What is no refusal is logged and not shown.
+func (d admin) problemOf(err error, object string) *problem.Problem {
+	p := problem.New(problem.Internal, "内部错误，已记入设备日志 (internal error, see the appliance's log)", "再试一次 (try again)")
+	if !errors.As(err, &p) {
+		d.a.log.WithError(err).WithField("object", object).Error("one of many failed")
+	}
+	return p
+}
+
+func (d admin) history() *history.Service {
+	return history.New(history.Config{Journal: d.a.journal, Clock: d.a.clock})
+}
+
+func sourceOf(s wire.HistorySource) history.Source {
+	return history.Source{System: s.System, Name: s.Name, File: s.File, FileSM3: [32]byte(s.FileSM3)}
+}
+
+func (d admin) ImportHistory(ctx context.Context, actor string, req api.ImportHistory) (any, error) {
+	records := make([]history.Record, len(req.Records))
+	for i, r := range req.Records {
+		records[i] = history.Record{Signature: r.Signature, Line: int64(r.Line), HistoryRecord: evidence.HistoryRecord{
+			ID: r.ID, SignedAt: r.SignedAt, Signer: r.Signer, SignerName: r.SignerName, Role: r.Role, Department: r.Department, Campus: r.Campus,
+			Application: r.Application, DocumentID: r.DocumentID, DocumentType: r.DocumentType, MediaType: r.MediaType,
+			DigestAlgorithm: r.DigestAlgorithm, Digest: r.Digest, SignatureForm: r.SignatureForm,
+		}}
+	}
+	results, err := d.history().Import(ctx, actor, sourceOf(req.Source), records, req.Trial)
+	if err != nil {
+		return nil, err
+	}
+	out := wire.ImportedHistory{Results: make([]wire.ImportedRecord, len(results))}
+	for i, r := range results {
+		one := wire.ImportedRecord{RecordID: r.RecordID, Result: r.Result}
+		for _, f := range r.Differences {
+			one.Differences = append(one.Differences, wire.FieldDifference(f))
+		}
+		if r.Err != nil {
+			p := d.problemOf(r.Err, req.Source.System)
+			one.Code, one.Field, one.Detail, one.Next = string(p.Code), p.Field, p.Detail, p.Next
+		}
+		out.Results[i] = one
+	}
+	return out, nil
+}
+
+func (d admin) CloseHistory(ctx context.Context, actor string, req api.HistoryTotals) (any, error) {
+	err := d.history().Close(ctx, actor, sourceOf(req.Source), history.Totals{
+		MappingSM3: [32]byte(req.MappingSM3), Read: int64(req.Read), Imported: int64(req.Imported), Present: int64(req.Present), Differs: int64(req.Differs), Refused: int64(req.Refused), Pending: int64(req.NotTried),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{}, nil
+}
+
+func (d admin) HistoryRecord(ctx context.Context, _ string, req api.HistoryRecord) (any, error) {
+	data, err := d.history().Export(ctx, req.System, req.ID)
+	return json.RawMessage(data), err
 }

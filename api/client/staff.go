@@ -22,3 +22,23 @@ func (a *Admin) ImportSigners(ctx context.Context, req wire.ImportSigners) (*wir
 	var out wire.ImportedSigners
 	return &out, decode(data, &out)
 }
+
+// ImportHistory takes in records of an older system.
+func (a *Admin) ImportHistory(ctx context.Context, req wire.ImportHistory) (*wire.ImportedHistory, error) {
+	data, err := a.post(ctx, "history/records", req)
+	if err != nil {
+		return nil, err
+	}
+	var out wire.ImportedHistory
+	return &out, decode(data, &out)
+}
+
+// CloseHistory journals what a run of an import came to.
+func (a *Admin) CloseHistory(ctx context.Context, req wire.HistoryTotals) (json.RawMessage, error) {
+	return a.post(ctx, "history/totals", req)
+}
+
+// HistoryRecord answers the file about an imported record.
+func (a *Admin) HistoryRecord(ctx context.Context, req wire.HistoryRecord) (json.RawMessage, error) {
+	return a.post(ctx, "history/record", req)
+}

@@ -34,7 +34,8 @@ type ProjectedRow struct {
 // Statuses of a row as the shipper writes it. Statistics count what is [StatusRecorded].
 const (
 	StatusRecorded = "recorded"
-	StatusTest     = "test" // an entry with the field test: of a test application or a test signer
+	StatusTest     = "test"     // an entry with the field test: of a test application or a test signer
+	StatusImported = "imported" // a statement of another system ([KindImported])
 )
 
 // Project derives the row of an entry.
@@ -45,7 +46,10 @@ func Project(r Record) ProjectedRow {
 		by = by[:MaxNameBytes]
 	}
 	status := StatusRecorded
-	if e.Field(FieldTest) == Bool(true) {
+	switch {
+	case e.Kind == KindImported:
+		status = StatusImported
+	case e.Field(FieldTest) == Bool(true):
 		status = StatusTest
 	}
 	return ProjectedRow{

@@ -359,3 +359,7 @@ const (
 	FieldCampus       = "campus"
 	FieldTest         = "test"
 )
+
+// KindImported is a record that another system made: what was read is journalled, and nothing in it is vouched for. No
+// signature in it is one of ours, whatever it holds.
+const KindImported = "history.imported"

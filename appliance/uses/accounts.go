@@ -86,6 +86,8 @@ func settle(ctx context.Context, store audit.Store, e *audit.Entry, fn func(usel
 	switch e.Kind {
 	case audit.KindForeign: // the signatures of another appliance's cipher machine
 		return nil
+	case audit.KindImported:
+		return nil // or whoever imports could give account of a signature that he had made past the journal
 	case KindDiscarded, KindUnaccounted:
 		if _, ok := e.Payload("uses"); !ok {
 			return nil

@@ -430,3 +430,18 @@ func TestFlat(t *testing.T) {
 		t.Errorf("%d files are kept", len(names))
 	}
 }
+
+// A signature that somebody made past the journal and then imported as another system's is still without an entry.
+func TestImportedIsNoAccount(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.record(1)
+	d := entry(b.sign(2))
+	d.Kind = audit.KindImported
+	b.append(d)
+	r := b.reconciler(atOnce)
+	b.pass(r, false)
+	if s := b.pass(r, true); s.Alarms != 1 {
+		t.Errorf("%d alarms, want one for the imported signature: %+v", s.Alarms, s)
+	}
+}

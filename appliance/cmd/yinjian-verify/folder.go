@@ -51,9 +51,12 @@ func (o *options) folder(stdout io.Writer, trust evidence.Trust, in evidence.Inp
 		data, err := o.read(name, evidence.MaxBundle)
 		if err == nil {
 			b, bad := evidence.Parse(data)
-			if bad != nil {
+			switch {
+			case evidence.IsHistory(data):
+				j.Report = older(data, trust, in)
+			case bad != nil:
 				j.Report = evidence.Unreadable(bad)
-			} else {
+			default:
 				own := in
 				if j.Document, err = docs.of(name, b); j.Document != "" && err == nil {
 					own.Document, err = o.read(filepath.Join(o.document, j.Document), maxDocument)

@@ -235,6 +235,9 @@ func (o *options) one(trust evidence.Trust, in evidence.Input) (*evidence.Report
 		if err != nil {
 			return nil, err
 		}
+		if evidence.IsHistory(data) && o.record == "" {
+			return older(data, trust, in), nil
+		}
 		b, err := evidence.Parse(data)
 		if err != nil {
 			return evidence.Unreadable(err), nil
@@ -296,4 +299,13 @@ func (o *options) one(trust evidence.Trust, in evidence.Input) (*evidence.Report
 		chain = append(chain, c.Raw)
 	}
 	return evidence.VerifyRaw(show.Algorithm(certs[0]), value, certs[0].Raw, chain, token, trust, in), nil
+}
+
+// older judges the file about a record that was imported from an older system.
+func older(data []byte, trust evidence.Trust, in evidence.Input) *evidence.Report {
+	h, err := evidence.ParseHistory(data)
+	if err != nil {
+		return evidence.Unreadable(err)
+	}
+	return evidence.VerifyHistory(h, trust, in)
 }

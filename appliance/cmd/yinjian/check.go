@@ -308,7 +308,14 @@ func verifyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			bundle, err := evidence.Parse(data)
+			imported := evidence.IsHistory(data)
+			var bundle *evidence.Bundle
+			var older *evidence.History
+			if imported {
+				older, err = evidence.ParseHistory(data)
+			} else {
+				bundle, err = evidence.Parse(data)
+			}
 			if err != nil {
 				return err
 			}
@@ -327,7 +334,12 @@ func verifyCommand() *cobra.Command {
 					return err
 				}
 			}
-			report := evidence.Verify(bundle, trust, in)
+			var report *evidence.Report
+			if imported {
+				report = evidence.VerifyHistory(older, trust, in)
+			} else {
+				report = evidence.Verify(bundle, trust, in)
+			}
 			if output == "json" {
 				enc := json.NewEncoder(os.Stdout)
 				enc.SetIndent("", "  ")

@@ -142,19 +142,23 @@ func readLimited(name string, limit int64) ([]byte, error) {
 	return b, err
 }
 
-// writeTable writes a CSV file that spreadsheets read as UTF-8. It replaces an earlier one as a whole. What a spreadsheet
-// would compute stands behind an apostrophe: names come from other people's tables.
+// inert puts what a spreadsheet would compute behind an apostrophe: names come from other people's tables.
+func inert(cells []string) []string {
+	cells = slices.Clone(cells)
+	for i, cell := range cells {
+		if strings.IndexAny(cell, "=+-@\t\r") == 0 {
+			cells[i] = "'" + cell
+		}
+	}
+	return cells
+}
+
+// writeTable writes a CSV file that spreadsheets read as UTF-8. It replaces an earlier one as a whole. Its cells are [inert].
 func writeTable(name string, lines [][]string) error {
 	b := bytes.NewBufferString("\xef\xbb\xbf")
 	w := csv.NewWriter(b)
 	for _, line := range lines {
-		line = slices.Clone(line)
-		for i, cell := range line {
-			if strings.IndexAny(cell, "=+-@\t\r") == 0 {
-				line[i] = "'" + cell
-			}
-		}
-		if err := w.Write(line); err != nil {
+		if err := w.Write(inert(line)); err != nil {
 			return err
 		}
 	}
