@@ -171,6 +171,24 @@ func TestOlderThanTheStart(t *testing.T) {
 	}
 }
 
+// An appliance that goes on from a backup has not what the one before it let through. What that was is dated by clients, up
+// to the window ahead.
+func TestSuccessorRefusesWhatMayHaveBeenLetThrough(t *testing.T) {
+	t.Parallel()
+	for ago, refused := range map[time.Duration]time.Duration{0: 5 * time.Minute, 3 * time.Minute: 2 * time.Minute, time.Hour: 0} {
+		k := start(t, func(cfg *api.Config, _ *http.Server) { cfg.Succeeds = epoch.Add(-ago) })
+		c := certs
+		if refused > 0 {
+			c.at = epoch.Add(refused - time.Millisecond)
+			wantProblem(t, k.do(c), 401, problem.ClockSkew, "header.Authorization")
+		}
+		c.at = epoch.Add(refused)
+		if got := k.do(c); got.status != 200 {
+			t.Errorf("%v after it: %d %s", ago, got.status, got.body)
+		}
+	}
+}
+
 func TestReplay(t *testing.T) {
 	t.Parallel()
 	k := start(t)

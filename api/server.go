@@ -136,7 +136,7 @@ func (l Limits) filled() Limits {
 	return l
 }
 
-// Config is what a Server is made of. All fields but Limits, Sources and ReplayFile are required.
+// Config is what a Server is made of. All fields but Limits, Sources, ReplayFile and Succeeds are required.
 type Config struct {
 	Signing   Signing
 	Directory Directory
@@ -153,6 +153,9 @@ type Config struct {
 	// exists; nobody else writes it. Without it a request dated after the restart (by a client whose clock is ahead)
 	// could be let through once more.
 	ReplayFile string
+	// Succeeds, if set, is when this appliance took over from one whose floors it does not have: what that one let through
+	// is dated Limits.Window after it at most, and requests dated up to then are refused.
+	Succeeds time.Time
 }
 
 // A Server is the HTTP face. Its handlers may be used by several http.Servers at once.
@@ -195,7 +198,11 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	guard, err := openReplayGuard(cfg.ReplayFile, cfg.Clock.Now().Time, l.Window, cfg.Log)
+	from := cfg.Clock.Now().Time
+	if until := cfg.Succeeds.Add(l.Window); !cfg.Succeeds.IsZero() && until.After(from) {
+		from = until
+	}
+	guard, err := openReplayGuard(cfg.ReplayFile, from, l.Window, cfg.Log)
 	if err != nil {
 		return nil, err
 	}

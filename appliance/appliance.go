@@ -671,7 +671,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 			LoopbackRate: a.cfg.Policy.Rate, LoopbackBurst: a.cfg.Policy.Burst,
 		},
 		Sources:    sources,
-		ReplayFile: filepath.Join(a.dir, "run", "replay.json"),
+		ReplayFile: filepath.Join(a.dir, "run", "replay.json"), Succeeds: a.backups.since(apiClock{a}.Now().Time),
 	})
 	if err != nil {
 		return nil, err

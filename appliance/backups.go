@@ -36,6 +36,8 @@ type Restored struct {
 	Entries uint64   `json:"entries"`
 	Epoch   string   `json:"epoch"` // of the journal in it
 	Persons []string `json:"persons"`
+	// Begun is when the restore began, RFC 3339 by the machine's clock; the original did not run any more.
+	Begun string `json:"begun"`
 	// Proved: the file's digest was held against a receipt.
 	Proved bool `json:"proved"`
 	Drill  bool `json:"drill,omitempty"`
@@ -106,7 +108,7 @@ func (a *Appliance) announceRestore(ctx context.Context, r *Restored) error {
 		d.Fields = []audit.Field{
 			{Name: "backup.id", Value: audit.Text(r.Backup)}, {Name: backup.FieldSM3, Value: audit.Octets(digest)}, {Name: backup.FieldEntries, Value: audit.Int(r.Entries)},
 			{Name: "backup.epoch", Value: audit.Text(r.Epoch)}, {Name: "persons", Value: audit.Text(strings.Join(r.Persons, "、"))},
-			{Name: "proved", Value: audit.Bool(r.Proved)}, {Name: "drill", Value: audit.Bool(r.Drill)},
+			{Name: "begun", Value: audit.Text(r.Begun)}, {Name: "proved", Value: audit.Bool(r.Proved)}, {Name: "drill", Value: audit.Bool(r.Drill)},
 		}
 	}
 	_, err := a.journal.Append(ctx, d)
@@ -155,6 +157,7 @@ type backups struct {
 	lost       *lostSummary         // what it lost; nil: not known yet
 	revived    string               // the fork alarm, "" while there is none
 	begun      map[string]begun     // by this process
+	succeeds   time.Time            // when the last restore began; zero: there was none, or one by hand or for a drill
 }
 
 func newBackups(a *Appliance) *backups {
@@ -202,7 +205,10 @@ func (b *backups) Replay(ctx context.Context, e *audit.Entry) error {
 		b.last = s
 	case backup.KindRestored:
 		epoch := e.Epoch
-		b.restored, b.lost, b.open = &epoch, nil, map[string]time.Time{}
+		b.restored, b.lost, b.open, b.succeeds = &epoch, nil, map[string]time.Time{}, time.Time{}
+		if drill, _ := e.Field("drill").(audit.Bool); !bool(drill) {
+			b.succeeds, _ = time.Parse(time.RFC3339, e.Text("begun")) // not known of a restore by hand
+		}
 	case backup.KindMissing:
 		if done, _ := e.Field("done").(audit.Bool); bool(done) {
 			reaches, _ := e.Field("reaches").(audit.Bool)
@@ -546,6 +552,17 @@ func (b *backups) watch(ctx context.Context, restored audit.Epoch, seen map[stri
 		seen[epoch] = last
 	}
 	return nil
+}
+
+// since is when this appliance took over from one that it does not know all about; zero: it did not. The machine's clock,
+// which said so, may have been ahead: it is not after now.
+func (b *backups) since(now time.Time) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.succeeds.After(now) {
+		return now
+	}
+	return b.succeeds
 }
 
 // warnings are what /health/state says of it.

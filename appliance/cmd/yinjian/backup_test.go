@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"yinjian/api/client"
 	"yinjian/api/wire"
@@ -76,7 +77,7 @@ func handSecrets(t *testing.T, from, to string) {
 // TestBackup is a backup from its custodians to an appliance that goes on from it, and what that one lost.
 func TestBackup(t *testing.T) {
 	t.Parallel()
-	dir := initAppliance(t, startTimeServer(t))
+	dir := initAppliance(t, startTimeServer(t), "--listen", freePort(t))
 	configure(t, dir, func(c *appliance.Config) { c.Policy.SegmentEntries = 30 })
 	m := serve(t, dir)
 	m.trusted(t)
@@ -146,6 +147,10 @@ func TestBackup(t *testing.T) {
 
 	// 3. What is signed now is in no backup. The original goes down for good.
 	signs(c, 100, 5)
+	captured := m.handmade(t, m.stranger(t, false), "his", "captured", asserted("D1", "captured"))
+	if resp, body := captured(t); resp.StatusCode != 200 {
+		t.Fatal(resp.Status, body)
+	}
 	m.mustBeClean(t)
 	if m.state(t).State != "operational" {
 		t.Error("the appliance does not run on")
@@ -166,12 +171,29 @@ func TestBackup(t *testing.T) {
 	}
 	refusesToServe(t, other, "secrets/staff.pin")
 	handSecrets(t, dir, other)
+	// As a restore that took five minutes: until then requests would be refused that the original may have let through.
+	var mark appliance.Restored
+	if err := json.Unmarshal([]byte(readFile(t, filepath.Join(other, "restored"))), &mark); err != nil || !mark.Proved {
+		t.Fatalf("%+v, %v", mark, err)
+	}
+	begun, err := time.Parse(time.RFC3339, mark.Begun)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark.Begun = begun.Add(-5 * time.Minute).Format(time.RFC3339)
+	if err := appliance.WriteRestored(other, mark); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Rename(filepath.Join(dir, "central.db"), filepath.Join(other, "central.db")); err != nil { // as a database of its own would have survived
 		t.Fatal(err)
 	}
 	r := serve(t, other)
 	r.trusted(t)
 	c = r.client(t, "his")
+
+	if resp, body := captured(t); resp.StatusCode != 401 || !strings.Contains(body, "clock_skew") {
+		t.Errorf("what the original had let through, once more: %s %s", resp.Status, body)
+	}
 
 	// 5. It goes on: a new epoch, the keys of before, what was signed before.
 	evidence, err := c.Evidence(t.Context(), made["record-7"].RecordID)
@@ -209,7 +231,7 @@ func TestBackup(t *testing.T) {
 		o := yinjian(t, "backup", "missing", "--dir", other, "-o", "json")
 		return o.code == 0 && json.Unmarshal([]byte(o.stdout), &lost) == nil
 	})
-	if !lost.Summary.Reaches || lost.Summary.Signatures != 5 {
+	if !lost.Summary.Reaches || lost.Summary.Signatures != 6 {
 		t.Errorf("lost: %+v", lost.Summary)
 	}
 	for i := 100; i < 105; i++ {
@@ -222,7 +244,7 @@ func TestBackup(t *testing.T) {
 			t.Errorf("record-%d is not named", i)
 		}
 	}
-	if w := strings.Join(r.state(t).Warnings, "\n"); !strings.Contains(w, "签名 5 条") {
+	if w := strings.Join(r.state(t).Warnings, "\n"); !strings.Contains(w, "签名 6 条") {
 		t.Errorf("warnings: %s", w)
 	}
 	if o := yinjian(t, "audit", "verify", "--dir", other); !strings.Contains(o.stdout, "未发现改动") {

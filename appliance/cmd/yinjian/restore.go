@@ -20,6 +20,7 @@ import (
 	"yinjian/appliance/backup"
 	"yinjian/appliance/evidence/show"
 	"yinjian/dbdriver/sqlite"
+	"yinjian/ntp/sysclock"
 )
 
 // An opening says how a backup is opened.
@@ -293,6 +294,11 @@ passphrases back. The original must not run any more: two under one name are a f
 // files, verified; 4. the mark of a restore, by which the next start begins an epoch; 5. the first mark goes. A stop before
 // 5 leaves a folder that serve refuses and that restore empties.
 func restore(ctx context.Context, o *opening, dir string, who []string, drill bool) (*opened, error) {
+	clock, err := sysclock.Open()
+	if err != nil {
+		return nil, err
+	}
+	begun := clock.Realtime().UTC().Format(time.RFC3339)
 	// 1.
 	unfinished := filepath.Join(dir, appliance.RestoreUnfinished)
 	if _, err := os.Stat(unfinished); err == nil {
@@ -326,7 +332,7 @@ func restore(ctx context.Context, o *opening, dir string, who []string, drill bo
 		}
 	}
 	// 4.
-	r := appliance.Restored{Backup: found.Backup, SM3: found.SM3, Entries: found.Entries, Epoch: found.Epoch, Persons: who, Proved: found.Proved, Drill: drill}
+	r := appliance.Restored{Backup: found.Backup, SM3: found.SM3, Entries: found.Entries, Epoch: found.Epoch, Persons: who, Begun: begun, Proved: found.Proved, Drill: drill}
 	if err := appliance.WriteRestored(dir, r); err != nil {
 		return nil, err
 	}
