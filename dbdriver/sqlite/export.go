@@ -21,7 +21,7 @@ type ExportConfig struct {
 	After int    // segments up to this number are left out; they are sealed
 	// Scratch is a folder for one segment's copy, on a volume of the appliance's own.
 	Scratch string
-	// Pace is called before n bytes are read; it waits, or ends the export with an error.
+	// Pace is called before n bytes, at most ExportStep, are read; it waits, or ends the export with an error.
 	Pace func(n int) error
 	// Pinned is called when the last segment is fixed, before its bytes are read: what else has to fit the journal's end is
 	// to be copied now.
@@ -142,8 +142,11 @@ func exportFile(file string, number int, cfg *ExportConfig) error {
 	return cfg.Segment(number, true, st.Size(), &paced{f, cfg.Pace})
 }
 
-// pagesAtOnce are what is copied between two waits, some MiB.
-const pagesAtOnce = 512
+// ExportStep is what is read between two waits at most, in bytes.
+const ExportStep = 256 << 10
+
+// pagesAtOnce are what is copied between two waits; a page has 4 KiB.
+const pagesAtOnce = ExportStep / 4096
 
 // copyPages copies the database of a connection with an open read transaction to a new file. The backup goes on from step
 // to step only because that transaction stays open: otherwise each write by the journal would begin it anew
@@ -178,7 +181,7 @@ func copyPages(ctx context.Context, from *sql.Conn, file string, pace func(int) 
 			for {
 				done, err := b.Step(pagesAtOnce)
 				if err == nil && !done {
-					err = pace(pagesAtOnce * 4096)
+					err = pace(ExportStep)
 				}
 				if err == nil {
 					err = ctx.Err()
@@ -199,7 +202,7 @@ type paced struct {
 }
 
 func (p *paced) Read(b []byte) (int, error) {
-	b = b[:min(len(b), 1<<20)]
+	b = b[:min(len(b), ExportStep)]
 	if err := p.pace(len(b)); err != nil {
 		return 0, err
 	}

@@ -72,8 +72,10 @@ func TestExportWhileWritten(t *testing.T) {
 	parallel(t, j.Journal, 0, 4000+3800)
 	next, atPin, paced := 10_000, uint64(0), 0
 	e, numbers, err := exported(t, dir, to, 0, func() error {
-		appendN(t, j.Journal, next, 3)
-		next, paced = next+3, paced+1
+		if paced++; paced%8 == 0 {
+			appendN(t, j.Journal, next, 3)
+			next += 3
+		}
 		return nil
 	}, func() { atPin = j.Size(); appendN(t, j.Journal, next, 5); next += 5 })
 	if err != nil {

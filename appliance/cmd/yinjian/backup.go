@@ -365,7 +365,7 @@ func writeBackup(ctx context.Context, o createOptions, cfg *appliance.Config, st
 	}
 	pace := func(int) error { return ctx.Err() }
 	if o.rate > 0 {
-		limiter := rate.NewLimiter(rate.Limit(o.rate<<20), 4<<20)
+		limiter := rate.NewLimiter(rate.Limit(o.rate<<20), sqlite.ExportStep)
 		pace = func(n int) error { return limiter.WaitN(ctx, n) }
 	}
 	exported, err := sqlite.Export(ctx, sqlite.ExportConfig{

@@ -59,6 +59,9 @@ func (m *machine) backup(t *testing.T, more ...string) string {
 func handSecrets(t *testing.T, from, to string) {
 	t.Helper()
 	for _, folder := range []string{"secrets", "credentials"} {
+		if _, err := os.Stat(filepath.Join(from, folder)); err != nil {
+			continue // nobody was registered
+		}
 		if err := os.MkdirAll(filepath.Join(to, folder), 0o700); err != nil {
 			t.Fatal(err)
 		}
