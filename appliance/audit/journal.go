@@ -125,6 +125,7 @@ type Journal struct {
 
 	recent      []Record // the last entries, without a gap up to the head; none after a write in doubt
 	recentBytes int      // of their encodings
+	kept        []Record // the memory that recent is a part of
 
 	sums sharedSums
 
@@ -178,6 +179,14 @@ func (j *Journal) keepRecent(rs []*request) {
 			continue
 		}
 		j.refs.add(r.receipt.Sequence, r.receipt.Entry.Ref)
+		if len(j.recent) == cap(j.recent) { // at the end of the memory that holds them: back to its beginning
+			if j.kept == nil {
+				j.kept = make([]Record, 2*maxRecent)
+			}
+			n := copy(j.kept, j.recent)
+			clear(j.kept[n:])
+			j.recent = j.kept[:n]
+		}
 		j.recent = append(j.recent, r.receipt)
 		j.recentBytes += len(r.receipt.EntryDER)
 	}
@@ -521,7 +530,7 @@ func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 	slices.SortFunc(r.payloads, func(a, b Payload) int { return strings.Compare(a.Name, b.Name) })
 	r.draft = d
 	// A trial, so that a bad draft fails alone and not its batch. The greatest values stand for those to come.
-	trial := r.entry()
+	trial := &Entry{Kind: d.Kind, Actor: d.Actor, Object: d.Object, Ref: d.Ref, Fields: d.Fields, Payloads: r.payloads}
 	trial.Node, trial.Sequence, trial.Time.BoundMicros = strings.Repeat("x", MaxNameBytes), 1<<63-1, 1<<63-1
 	trial.Time.State = ntp.State(strings.Repeat("x", maxStateBytes))
 	trial.Time.Provenance = strings.Repeat("x", maxProvenanceBytes)

@@ -57,6 +57,7 @@ const (
 
 // appendOwn adds a payload to those of its row: digest, length (4 bytes, big-endian), bytes.
 func appendOwn(own []byte, b Blob) []byte {
+	own = slices.Grow(own, len(b.Sum)+4+len(b.Data))
 	own = append(own, b.Sum[:]...)
 	own = binary.BigEndian.AppendUint32(own, uint32(len(b.Data)))
 	return append(own, b.Data...)
