@@ -87,6 +87,7 @@ type Admin interface {
 	Stamp(ctx context.Context, actor string, req Stamp) (any, error)
 	State(ctx context.Context, actor string) (any, error)
 	DatabaseAdmin
+	DirectoryAdmin
 	TimeAdmin
 	PreserveAdmin
 	BackupAdmin
@@ -130,6 +131,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/machines/:name/drain", administered(s, checkMachine, a.DrainMachine))
 	e.POST("/admin/v1/machines/:name/resume", administered(s, checkMachine, a.ResumeMachine))
 	e.POST("/admin/v1/machines/:name/remove", administered(s, checkMachine, a.RemoveMachine))
+	s.directoryRoutes(e)
 	s.timeRoutes(e)
 	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
 	s.databaseRoutes(e)

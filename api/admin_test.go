@@ -176,6 +176,15 @@ func (a *admin) TimeStatus(_ context.Context, actor string) (any, error) {
 func (a *admin) TimeHistory(_ context.Context, actor string, req api.TimeHistory) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) DirectoryStatus(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "directory")
+}
+func (a *admin) DirectoryVersions(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "versions")
+}
+func (a *admin) SkipVersions(_ context.Context, actor string, req api.SkipVersions) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) ListTimeSources(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "time sources")
 }
@@ -348,6 +357,9 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.Sweep(ctx))
 	changes := wire.ListChanges{Object: "D1001", Actor: "root", Kind: "account.", Since: "2026-11-01T00:00:00+08:00", Until: "2026-11-22T00:00:00Z", Limit: 10_000}
 	check(a.ListChanges(ctx, changes))
+	check(a.DirectoryStatus(ctx))
+	check(a.DirectoryVersions(ctx))
+	check(a.SkipVersions(ctx, wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}))
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
 	check(a.Rebuild(ctx, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}))
@@ -369,6 +381,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.EndBackup{ID: "0123456789abcdef", SM3: strings.Repeat("0a", 32), Size: 7, Entries: 5, Through: 1}, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"},
 		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "missing",
 		wire.Sweep{}, changes,
+		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"},
 		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")}, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
@@ -533,7 +546,12 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.EndBackup(ctx, wire.EndBackup{ID: "0123456789abcdef", Size: 1, Entries: 1})
 			return err
 		}, "sm3"},
-		"PIN missing": {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
+		"versions of nothing": {func() error {
+			_, err := a.SkipVersions(ctx, wire.SkipVersions{Kind: "record", ID: "x", Reason: "x"})
+			return err
+		}, "kind"},
+		"versions without reason": {func() error { _, err := a.SkipVersions(ctx, wire.SkipVersions{Kind: "signer", ID: "x"}); return err }, "reason"},
+		"PIN missing":             {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
 		"PIN of nobody": {func() error {
 			_, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "x", PIN: "1"})
 			return err

@@ -352,6 +352,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.accounting.run(dctx) })
 	duties.group.Go(func() error { return a.keepRolling(dctx) })
 	duties.group.Go(func() error { return a.endConsents(dctx) })
+	duties.group.Go(func() error { return a.settleDirectory(dctx) })
 	duties.group.Go(func() error { return a.preserver.run(dctx) })
 	duties.group.Go(func() error { return a.backups.run(dctx) })
 	if a.device != nil {

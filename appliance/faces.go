@@ -139,6 +139,7 @@ type state struct {
 	Machines   []machineState       `json:"machines"` // that one, and those beside it
 	Journal    journalState         `json:"journal"`
 	Projection projectionState      `json:"projection"`
+	Directory  directoryState       `json:"directory"`
 	Uses       usesState            `json:"uses"`
 	Listeners  map[string]string    `json:"listeners"`
 	// Upstream is the timestamp device beside our own units, if there is one.
@@ -302,6 +303,8 @@ func (h health) State() any {
 		s.State, s.Journal.Failed = "failed", "日志已停止写入，详见运行日志 (closed for writing, see the log)"
 	}
 	s.Projection = a.projection.status()
+	s.Directory = a.directoryState()
+	s.Warnings = append(s.Warnings, s.Directory.warnings()...)
 	s.Warnings = append(s.Warnings, a.projection.warnings()...)
 	s.Warnings = append(s.Warnings, a.backups.warnings()...)
 	if s.Projection.Fork {

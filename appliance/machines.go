@@ -879,6 +879,7 @@ func (h health) Metrics() []byte {
 		}
 	}
 	h.a.device.metrics(&b)
+	h.a.directoryState().metrics(&b)
 	return b.Bytes()
 }
 

@@ -634,6 +634,20 @@ func (a *Admin) StampLog(ctx context.Context, req wire.StampLog) (json.RawMessag
 	return a.post(ctx, "tsa/log", req)
 }
 
+// DirectoryStatus answers a wire.DirectoryStatus.
+func (a *Admin) DirectoryStatus(ctx context.Context) (json.RawMessage, error) {
+	return a.get(ctx, "directory")
+}
+
+func (a *Admin) DirectoryVersions(ctx context.Context) (json.RawMessage, error) {
+	return a.get(ctx, "directory/versions")
+}
+
+// SkipVersions answers a wire.SkippedVersions.
+func (a *Admin) SkipVersions(ctx context.Context, req wire.SkipVersions) (json.RawMessage, error) {
+	return a.post(ctx, "directory/skip", req)
+}
+
 func (a *Admin) State(ctx context.Context) (json.RawMessage, error) { return a.get(ctx, "state") }
 
 func (a *Admin) post(ctx context.Context, path string, in any) (json.RawMessage, error) {

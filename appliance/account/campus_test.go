@@ -543,6 +543,10 @@ func TestCampusDBA(t *testing.T) {
 			w.exchange(t)
 			for _, h := range w.houses() {
 				wants(t, "a change of the object", stop(h, true), problem.DirectoryBehind)
+				blocked, err := h.Directory.Blocked(t.Context())
+				if want := (account.BlockedObject{Kind: "application", ID: "his", Version: 2, Latest: 4, Node: node, At: testkit.Start}); err != nil || len(blocked) != 1 || blocked[0] != want {
+					t.Errorf("blocked: %+v, %v", blocked, err)
+				}
 				if _, err := h.Directory.StopSigner(t.Context(), "admin", "D001", true, ""); err != nil {
 					t.Errorf("another object: %v", err)
 				}

@@ -39,6 +39,8 @@ type Centre interface {
 	// Lookup answers the decision of an intent, of which Node, Epoch, Intent, Body and At are given. When there is none,
 	// there never will be one: Decide with that intent fails from then on.
 	Lookup(ctx context.Context, intent Decision) (Decision, bool, error)
+	// Versions answers the last version of each object; of the decisions only Kind, Object and Version are set.
+	Versions(ctx context.Context) ([]Decision, error)
 	// Decisions answers those on an object after a version, ascending, some hundreds at most.
 	Decisions(ctx context.Context, kind, object string, after int64) ([]Decision, error)
 }
@@ -80,6 +82,9 @@ const (
 	objectAnchor        = "anchor"
 	objectIntermediates = "intermediates"
 )
+
+// SharedKinds lists them.
+var SharedKinds = []string{objectApplication, objectSigner, objectCertificate, objectAnchor, objectIntermediates}
 
 func signerObject(id string) objectKey      { return objectKey{objectSigner, id} }
 func applicationObject(id string) objectKey { return objectKey{objectApplication, id} }
@@ -370,6 +375,47 @@ func (s *Service) SkipVersions(ctx context.Context, actor, kind, object, reason 
 	}
 	err = s.fillVersions(ctx, key, have+1, last, actor, []audit.Field{text("act", "skip"), text("reason", reason)})
 	return have + 1, last, err
+}
+
+// A BlockedObject has a version at the centre that is not here.
+type BlockedObject struct {
+	Kind, ID        string
+	Version, Latest int64  // the next one here, and the last one there
+	Node            string // whose name the next one bears
+	At              time.Time
+}
+
+// Blocked asks the centre for versions that are not here: decided just now and on their way, or of nobody. Without another
+// campus there are none.
+func (s *Service) Blocked(ctx context.Context) ([]BlockedObject, error) {
+	c := s.centre()
+	if c == nil {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, centreLimit)
+	defer cancel()
+	last, err := c.Versions(ctx)
+	if err != nil {
+		return nil, centreProblem(err)
+	}
+	var out []BlockedObject
+	for _, d := range last {
+		key := objectKey{d.Kind, d.Object}
+		s.mu.RLock()
+		have := s.objects[key].known().version
+		s.mu.RUnlock()
+		if d.Version <= have {
+			continue
+		}
+		rows, err := c.Decisions(ctx, d.Kind, d.Object, have)
+		if err != nil {
+			return nil, centreProblem(err)
+		}
+		if len(rows) > 0 {
+			out = append(out, BlockedObject{Kind: d.Kind, ID: d.Object, Version: have + 1, Latest: d.Version, Node: rows[0].Node, At: rows[0].At})
+		}
+	}
+	return out, nil
 }
 
 // skipAge is how lately the other campus must have been heard for a version to be skipped.

@@ -576,11 +576,13 @@ func (s *Service) isForeign(e *audit.Entry) bool {
 
 // A DirectoryState is what an administrator sees of the versions and of the other campus.
 type DirectoryState struct {
-	Peer   string     `json:"peer,omitempty"`  // the other appliance
-	Heard  *time.Time `json:"heard,omitempty"` // when its directory was last known to be wholly here
-	AgeMS  int64      `json:"age_ms,omitempty"`
-	Stale  bool       `json:"stale,omitempty"` // older than allowed: signing is refused
-	Frozen []string   `json:"frozen,omitempty"`
+	Peer  string     `json:"peer,omitempty"`  // the other appliance
+	Heard *time.Time `json:"heard,omitempty"` // when its directory was last known to be wholly here
+	AgeMS int64      `json:"age_ms,omitempty"`
+	Stale bool       `json:"stale,omitempty"` // older than allowed: signing is refused
+	// Objects counts those that have versions.
+	Objects int      `json:"objects"`
+	Frozen  []string `json:"frozen,omitempty"`
 	// Waiting are objects of which a later version is here and an earlier one is not.
 	Waiting []string `json:"waiting,omitempty"`
 	// Open are the changes of which the centre has not said yet what became of them.
@@ -605,6 +607,7 @@ func (s *Service) State() DirectoryState {
 			}
 		}
 	}
+	out.Objects = len(s.objects)
 	for key, o := range s.objects {
 		switch {
 		case o.frozen != "":

@@ -21,6 +21,7 @@ var (
 	latestDecision  = register("decision.latest", `SELECT MAX(version_no) FROM yj_decision WHERE object_kind = ? AND object_id = ?`)
 	decisionOf      = register("decision.intent", `SELECT object_kind, object_id, version_no, node_id, epoch_id, intent_id, body_sm3, decided_at FROM yj_decision WHERE intent_id = ?`)
 	decisionsAfter  = register("decision.page", `SELECT object_kind, object_id, version_no, node_id, epoch_id, intent_id, body_sm3, decided_at FROM yj_decision WHERE object_kind = ? AND object_id = ? AND version_no > ? ORDER BY version_no LIMIT ?`)
+	lastDecisions   = register("decision.versions", `SELECT object_kind, object_id, MAX(version_no) FROM yj_decision WHERE object_kind <> ? GROUP BY object_kind, object_id`)
 	decisionVersion = register("decision.get", `SELECT object_kind, object_id, version_no, node_id, epoch_id, intent_id, body_sm3, decided_at FROM yj_decision WHERE object_kind = ? AND object_id = ? AND version_no = ?`)
 )
 
@@ -148,6 +149,27 @@ func (s *Store) Decisions(ctx context.Context, kind, object string, after int64)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("central database: decisions on %s %s: %w", kind, object, classify(s.seam, err))
+	}
+	return out, nil
+}
+
+// Versions implements account.Centre.
+func (s *Store) Versions(ctx context.Context) ([]account.Decision, error) {
+	rows, err := s.db.QueryContext(ctx, s.seam.Text(lastDecisions.Text), spentKind)
+	if err != nil {
+		return nil, fmt.Errorf("central database: versions: %w", classify(s.seam, err))
+	}
+	defer rows.Close()
+	var out []account.Decision
+	for rows.Next() {
+		var d account.Decision
+		if err := rows.Scan(&d.Kind, &d.Object, &d.Version); err != nil {
+			return nil, fmt.Errorf("central database: versions: %w", classify(s.seam, err))
+		}
+		out = append(out, d)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("central database: versions: %w", classify(s.seam, err))
 	}
 	return out, nil
 }

@@ -75,6 +75,14 @@ func decisions(t *testing.T, fresh func(testing.TB) *Database) {
 		t.Errorf("Decide with another version's intent = %v, %v", won, err)
 	}
 	latest(2)
+	versions := map[string]int64{}
+	all, err := s.Versions(ctx)
+	for _, d := range all {
+		versions[d.Kind+" "+d.Object] = d.Version
+	}
+	if err != nil || len(all) != 2 || versions["signer D001"] != 2 || versions["signer d001"] != 1 {
+		t.Errorf("Versions = %+v, %v", all, err)
+	}
 	if err := s.RestoreDecision(ctx, Decision("west", 2, 2)); err != nil {
 		t.Error(err)
 	}

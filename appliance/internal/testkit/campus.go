@@ -126,6 +126,20 @@ func (c *Centre) Lookup(_ context.Context, intent account.Decision) (d account.D
 	return d, found && err == nil, err
 }
 
+// Versions implements account.Centre.
+func (c *Centre) Versions(context.Context) (out []account.Decision, err error) {
+	err = c.do("versions", func() {
+		last := map[[2]string]int64{}
+		for _, r := range c.rows {
+			last[[2]string{r.Kind, r.Object}] = max(r.Version, last[[2]string{r.Kind, r.Object}])
+		}
+		for key, version := range last {
+			out = append(out, account.Decision{Kind: key[0], Object: key[1], Version: version})
+		}
+	})
+	return out, err
+}
+
 // Decisions implements account.Centre.
 func (c *Centre) Decisions(_ context.Context, kind, object string, after int64) (out []account.Decision, err error) {
 	err = c.do("decisions", func() {
