@@ -494,7 +494,7 @@ func (s *Service) Authorize(ctx context.Context, app *Application, q GrantReques
 		return nil, s.wrongPIN(ctx, "application/"+app.ID, app.ID, g)
 	}
 	if s.behind(g) {
-		g = s.follow(ctx, g, q.PIN)
+		g = s.follow(ctx, g, q.PIN, now.Time)
 	}
 	keys, err := s.openKeys(ctx, g, q.PIN)
 	if err != nil {

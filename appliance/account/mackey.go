@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"yinjian/appliance/custody"
 	"yinjian/appliance/problem"
@@ -213,10 +214,33 @@ func (s *Service) rederive(ctx context.Context, actor string, g *Signer, pin str
 	})
 }
 
-// follow is rederive when the signer has given the PIN. It may fail, and the next PIN does it then.
-func (s *Service) follow(ctx context.Context, g *Signer, pin string) *Signer {
+const (
+	// followWait bounds how long a PIN waits for other changes before it is left as it is for this time.
+	followWait = time.Second
+	// followPause is how long after a failure none is tried: while the centre is away each would cost its caller the wait.
+	followPause = time.Minute
+)
+
+// follow is rederive when the signer has given the PIN. The signer waits for it: one is done at a time, none while other
+// changes are under way, or soon after one failed. The next PIN does it then.
+func (s *Service) follow(ctx context.Context, g *Signer, pin string, now time.Time) *Signer {
+	if !s.follows.TryLock() {
+		return g
+	}
+	defer s.follows.Unlock()
+	if since := now.Sub(s.follows.failed); since >= 0 && since < followPause {
+		return g
+	}
+	quick, cancel := context.WithTimeout(ctx, followWait)
+	defer cancel()
+	unlock, err := s.changes.Lock(quick, "")
+	if err != nil {
+		return g
+	}
+	unlock()
 	changed, err := s.rederive(ctx, "appliance", g, pin)
 	if err != nil {
+		s.follows.failed = now
 		s.cfg.Log.WithError(err).WithField("object", g.ID).Warning("a signer's PIN could not be brought under the ceremony's MAC key; the next PIN tries again")
 		return g
 	}

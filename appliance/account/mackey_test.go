@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"yinjian/appliance/account"
 	"yinjian/appliance/custody"
@@ -272,11 +273,19 @@ func TestRederive(t *testing.T) {
 	a.Journal.Fault(nil)
 	b, centre := campusB(t, a), new(testkit.Centre)
 	a.PairWith(b, centre)
-	centre.Away()
-	if _, err := activate(t, a, "D001", testkit.PIN); err != nil {
-		t.Errorf("a PIN while the centre is away: %v", err)
+	a.Clock.Advance(2 * time.Minute)
+	calls := 0
+	centre.Fault(func(string) (bool, error) { calls++; return false, testkit.ErrCentre })
+	for range 3 {
+		if _, err := activate(t, a, "D001", testkit.PIN); err != nil {
+			t.Errorf("a PIN while the centre is away: %v", err)
+		}
+	}
+	if calls != 1 {
+		t.Errorf("the centre was asked %d times within a minute", calls)
 	}
 	centre.Fault(nil)
+	a.Clock.Advance(2 * time.Minute)
 	if still, _ := a.Directory.Signer("D001"); still != g {
 		t.Error("it was changed all the same")
 	}

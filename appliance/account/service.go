@@ -106,6 +106,11 @@ type Service struct {
 		round uint64                       // guarded by the lock: counts those changes
 	}
 
+	follows struct {
+		sync.Mutex
+		failed time.Time // guarded by the mutex: trusted time of the last failure of [Service.follow]
+	}
+
 	pinGates keylock.Locks // one PIN check at a time for a signer, so that parallel guesses gain nothing
 }
 
