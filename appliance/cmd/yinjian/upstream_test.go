@@ -235,6 +235,19 @@ func TestUpstream(t *testing.T) {
 	if token, err := tsa.ParseToken(r.Token); err != nil || !token.Certificates()[0].Equal(old.cert) && !token.Certificates()[1].Equal(old.cert) {
 		t.Errorf("the token is not the device's: %v", err)
 	}
+	// The archive stamps the device's token again before its certificate ends.
+	_, _, before := m.stampedBy(t, r.RecordID)
+	mustRun(t, "preserve", "run", "--dir", dir)
+	_, _, after := m.stampedBy(t, r.RecordID)
+	ended := []string{"--at", old.cert.NotAfter.AddDate(0, 0, 1).UTC().Format(time.RFC3339)}
+	for what, c := range map[string]struct {
+		bundle []byte
+		want   pki.Verdict
+	}{"archived": {after, pki.Valid}, "not archived": {before, pki.Indeterminate}} {
+		if got := m.judgeWith(t, ended, c.bundle, documentOf("with"), filepath.Join(dir, "ca.pem"), old.ca.path("root.crt")); got.Verdict != c.want {
+			t.Errorf("%s, after the end of the device's certificate: %s, want %s: %+v", what, got.Verdict, c.want, got.Checks)
+		}
+	}
 
 	// 3. Free-standing requests go through as they are, and are journalled like our own.
 	query, err := (&tsa.Request{Imprint: tsa.ImprintOf([]byte("x"))}).Bytes()
