@@ -92,6 +92,7 @@ type Admin interface {
 	PreserveAdmin
 	BackupAdmin
 	RecordsAdmin
+	PeerAdmin
 	StaffAdmin
 }
 
@@ -138,6 +139,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	s.preserveRoutes(e)
 	s.backupRoutes(e)
 	s.recordsRoutes(e)
+	s.peerRoutes(e)
 	s.staffRoutes(e)
 	e.POST("/admin/v1/stamps", administered(s, checkStamp, a.Stamp))
 	e.GET("/admin/v1/state", s.listed(a.State))

@@ -242,6 +242,18 @@ func (a *admin) Sweep(_ context.Context, actor string, req wire.Sweep) (any, err
 func (a *admin) ListChanges(_ context.Context, actor string, req wire.ListChanges) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) PeerStatus(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "peer")
+}
+func (a *admin) PeerCard(_ context.Context, actor string, req api.PeerCard) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) AddPeer(_ context.Context, actor string, req api.AddPeer) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) RemovePeer(_ context.Context, actor string, req api.RemovePeer) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) State(_ context.Context, actor string) (any, error) { return a.note(actor, "state") }
 
 // socket serves the kit's admin handler and answers the path.
@@ -360,6 +372,13 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.DirectoryStatus(ctx))
 	check(a.DirectoryVersions(ctx))
 	check(a.SkipVersions(ctx, wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}))
+	check(a.PeerStatus(ctx))
+	if _, err := a.PeerCard(ctx); err != nil {
+		t.Error(err)
+	}
+	pairing := wire.AddPeer{Card: bytes.Repeat([]byte{7}, 200<<10), Fingerprint: "0123 4567", Persons: two, Reason: "结对"} // it names thousands of signers
+	check(a.AddPeer(ctx, pairing))
+	check(a.RemovePeer(ctx, wire.RemovePeer{Persons: two, Reason: "换设备"}))
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
 	check(a.Rebuild(ctx, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}))
@@ -382,6 +401,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "missing",
 		wire.Sweep{}, changes,
 		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"},
+		"peer", wire.PeerCard{}, pairing, wire.RemovePeer{Persons: two, Reason: "换设备"},
 		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")}, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
@@ -552,6 +572,18 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		}, "kind"},
 		"versions without reason": {func() error { _, err := a.SkipVersions(ctx, wire.SkipVersions{Kind: "signer", ID: "x"}); return err }, "reason"},
 		"PIN missing":             {func() error { _, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "D1001"}); return err }, "pin"},
+		"one person pairs": {func() error {
+			_, err := a.AddPeer(ctx, wire.AddPeer{Card: []byte{1}, Fingerprint: "0", Persons: []string{"甲"}, Reason: "x"})
+			return err
+		}, "persons"},
+		"pairing without fingerprint": {func() error {
+			_, err := a.AddPeer(ctx, wire.AddPeer{Card: []byte{1}, Persons: []string{"甲", "乙"}, Reason: "x"})
+			return err
+		}, "fingerprint"},
+		"pairing ended without reason": {func() error {
+			_, err := a.RemovePeer(ctx, wire.RemovePeer{Persons: []string{"甲", "乙"}})
+			return err
+		}, "reason"},
 		"PIN of nobody": {func() error {
 			_, err := a.SetSignerPIN(ctx, wire.SetSignerPIN{Signer: "x", PIN: "1"})
 			return err

@@ -100,6 +100,9 @@ type Appliance struct {
 	device    *upstreamDevice // nil when there is none
 	trust     evidence.Trust
 
+	peers    *peers
+	peerAddr string // of the listener for the other campus, "" when off
+
 	lists   *listSources
 	soon    atomic.Pointer[[]account.CertificateLine] // certificates that end soon
 	keys    keyCache
@@ -280,6 +283,14 @@ func Run(ctx context.Context, o Options) (err error) {
 	watching.group.Go(func() error { return a.machines.run(wctx) })
 	watching.group.Go(func() error { return a.time.run(wctx) })
 
+	// The other campus may know more of this journal than the head file: it is asked before anything is written.
+	if a.peers, err = newPeers(ctx, a); err != nil {
+		return err
+	}
+	if err := a.peers.checkOwnHead(ctx); err != nil {
+		return err
+	}
+
 	// 4. Who we are.
 	started := audit.Draft{
 		Kind: kindStarted, Actor: "appliance", Object: cfg.Node,
@@ -355,6 +366,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.settleDirectory(dctx) })
 	duties.group.Go(func() error { return a.preserver.run(dctx) })
 	duties.group.Go(func() error { return a.backups.run(dctx) })
+	duties.group.Go(func() error { return a.peers.run(dctx) })
 	if a.device != nil {
 		duties.group.Go(func() error { return a.device.run(dctx) })
 	}
@@ -576,6 +588,9 @@ func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*
 		if err := errors.Join(a.preserver.service.Replay(ctx, &r.Entry), a.backups.Replay(ctx, &r.Entry)); err != nil {
 			return err
 		}
+		if err := a.peers.replay(ctx, &r.Entry); err != nil {
+			return err
+		}
 		return a.directory.Replay(ctx, &r.Entry, func(name string) ([]byte, error) { return a.journal.Payload(ctx, &r.Entry, name) })
 	})
 	if err != nil {
@@ -713,6 +728,19 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	}
 	if err := a.exportPublic(); err != nil {
 		return nil, err
+	}
+	peerLn, err := a.peers.listen()
+	if err != nil {
+		ln.Close()
+		adminLn.Close()
+		if plainLn != nil {
+			plainLn.Close()
+		}
+		return nil, err
+	}
+	if peerLn != nil {
+		a.peerAddr = peerLn.Addr().String()
+		s.group.Go(func() error { return a.peers.serve(ctx, peerLn) })
 	}
 	s.group.Go(func() error { return api.Serve(ctx, server.NewHTTPServer(server.Handler()), ln, drain) })
 	s.group.Go(func() error { return api.Serve(ctx, server.NewAdminServer(), adminLn, drain) })

@@ -43,6 +43,7 @@ type Config struct {
 	Trust      Trust      `toml:"trust"`
 	Database   Database   `toml:"database"`
 	Preserve   Preserve   `toml:"preserve"`
+	Peer       Peer       `toml:"peer"`
 	Evaluation Evaluation `toml:"evaluation"`
 }
 
@@ -54,6 +55,8 @@ type Listen struct {
 	// TSAPlain is a second listener for /tsa without TLS, off when empty: on a loopback address, or on another for the
 	// sources that are listed by their addresses. It is named in /health/state.
 	TSAPlain string `toml:"tsa_plain"`
+	// Peer is the listener for the other campus's appliance, host:port; off when empty.
+	Peer string `toml:"peer"`
 	// TSASources may use /tsa without a key.
 	TSASources []TSASource `toml:"tsa_sources,omitempty"`
 }
@@ -147,6 +150,39 @@ func (l *Listen) validate(bad func(key, format string, args ...any)) {
 	}
 	if err := api.CheckSources(all); err != nil {
 		bad("listen.tsa_sources", "%v", err)
+	}
+}
+
+// Peer is about the other campus. Whom this appliance is paired with is decided by administrators, in the journal.
+type Peer struct {
+	// Address is listen.peer as the other campus reaches it, host:port; default listen.peer itself.
+	Address string `toml:"address"`
+	// MaxAge is how old the copy of the other campus's directory may be for signing to go on; default 24h.
+	MaxAge Duration `toml:"max_age"`
+	// CosignEvery is how often a checkpoint of ours is given to the other campus for its cosignature, if there is news;
+	// default 10s.
+	CosignEvery Duration `toml:"cosign_every"`
+}
+
+func (c *Config) validatePeer(bad func(key, format string, args ...any)) {
+	if c.Listen.Peer == "" {
+		if c.Peer.Address != "" {
+			bad("peer.address", "没有 listen.peer 时无意义 (means nothing without listen.peer)")
+		}
+	} else {
+		if _, _, err := net.SplitHostPort(c.Listen.Peer); err != nil {
+			bad("listen.peer", "须为 host:port (%v)", err)
+		}
+		host, port, err := net.SplitHostPort(c.Peer.Address)
+		if ip := net.ParseIP(host); err != nil || host == "" || port == "0" || ip != nil && ip.IsUnspecified() {
+			bad("peer.address", "须为对端院区可达的 host:port；listen.peer 不是这样的地址时必须写明 (an address that the other campus reaches)")
+		}
+	}
+	if d := time.Duration(c.Peer.MaxAge); d < time.Minute || d > 30*24*time.Hour {
+		bad("peer.max_age", "须在 1m 与 720h 之间 (between 1m and 720h)")
+	}
+	if d := time.Duration(c.Peer.CosignEvery); d < time.Second || d > time.Hour {
+		bad("peer.cosign_every", "须在 1s 与 1h 之间 (between 1s and 1h)")
 	}
 }
 
@@ -539,6 +575,9 @@ func (c *Config) setDefaults() {
 		def(&c.Listen.TSASources[i].Burst, 2*c.Listen.TSASources[i].Rate)
 	}
 	c.Preserve.setDefaults()
+	def(&c.Peer.Address, c.Listen.Peer)
+	def(&c.Peer.MaxAge, Duration(24*time.Hour))
+	def(&c.Peer.CosignEvery, Duration(10*time.Second))
 	def(&c.Trust.Revocation, RevocationHard)
 	for i := range c.Trust.CRL {
 		def(&c.Trust.CRL[i].Interval, Duration(time.Hour))
@@ -685,6 +724,7 @@ func (c *Config) validate() error {
 		bad("policy.drain", "须在 1s 与 5m 之间 (between 1s and 5m)")
 	}
 	c.Preserve.validate(bad)
+	c.validatePeer(bad)
 	if r := c.Trust.Revocation; r != RevocationHard && r != RevocationSoft {
 		bad("trust.revocation", "须为 hard 或 soft (must be hard or soft)")
 	}

@@ -142,6 +142,8 @@ type state struct {
 	Directory  directoryState       `json:"directory"`
 	Uses       usesState            `json:"uses"`
 	Listeners  map[string]string    `json:"listeners"`
+	// Peer is the other campus, if this appliance is paired.
+	Peer *peerState `json:"peer,omitempty"`
 	// Upstream is the timestamp device beside our own units, if there is one.
 	Upstream *upstreamState `json:"upstream,omitempty"`
 	// TimestampSources are the callers of /tsa without a key, and what they asked for since the start.
@@ -244,6 +246,11 @@ func (h health) State() any {
 				"(RED: plain timestamps over the network; whoever is on the wire can read and change them and borrow a listed address; clients must verify their tokens)")
 		}
 	}
+	if a.peerAddr != "" {
+		s.Listeners["peer"] = a.peerAddr + " (TLS 1.3，仅对端院区 the other campus alone)"
+	}
+	s.Peer = a.peers.state()
+	s.Warnings = append(s.Warnings, s.Peer.warnings()...)
 	s.TimestampSources.Sources, s.TimestampSources.Unlisted = a.server.Sources()
 	s.Machines = a.machines.states()
 	_, away := a.machines.missing()

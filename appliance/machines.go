@@ -880,6 +880,7 @@ func (h health) Metrics() []byte {
 	}
 	h.a.device.metrics(&b)
 	h.a.directoryState().metrics(&b)
+	h.a.peers.metrics(&b)
 	return b.Bytes()
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -229,6 +230,15 @@ func shownError(err error) string {
 	return "库不可用，将重试；详见运行日志 (the database is not available, tried again; see the log)"
 }
 
+// nodes are the other appliances whose rows belong in the database.
+func (p *projection) nodes() []string {
+	nodes := p.a.cfg.Database.Nodes
+	if pair, _ := p.a.peers.current(); pair != nil && !slices.Contains(nodes, pair.Node) {
+		nodes = append(slices.Clone(nodes), pair.Node)
+	}
+	return nodes
+}
+
 // compare derives every row again. It answers a nil report when the database is not open.
 func (p *projection) compare(ctx context.Context) (*audit.CompareReport, error) {
 	p.mu.Lock()
@@ -237,9 +247,9 @@ func (p *projection) compare(ctx context.Context) (*audit.CompareReport, error) 
 	if store == nil {
 		return nil, err
 	}
-	report, err := audit.Compare(ctx, p.a.journal, store, p.a.batchKeys(), p.a.cfg.Database.Nodes...)
+	report, err := audit.Compare(ctx, p.a.journal, store, p.a.batchKeys(), p.nodes()...)
 	if err == nil {
-		_, err = audit.CompareChanges(ctx, report, p.a.journal, store, store, p.a.cfg.Database.Nodes...)
+		_, err = audit.CompareChanges(ctx, report, p.a.journal, store, store, p.nodes()...)
 	}
 	return report, err
 }

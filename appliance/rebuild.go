@@ -136,7 +136,7 @@ func (p *projection) rebuild(ctx context.Context, req api.Rebuild, begin func() 
 	if err := begin(); err != nil {
 		return nil, err
 	}
-	campuses := slices.Clone(p.a.cfg.Database.Nodes)
+	campuses := slices.Clone(p.nodes())
 	if !slices.Contains(journals, audit.Source(p.a.journal)) {
 		campuses = append(campuses, p.a.cfg.Node)
 	}

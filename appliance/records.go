@@ -86,7 +86,7 @@ func (p *projection) sweep(ctx context.Context, actor string, pause func(context
 	}
 	report, err := audit.Sweep(ctx, audit.SweepConfig{
 		Journal: p.a.journal, Projection: store, Log: store, Sets: []audit.Set{audit.ChangesOf(store)}, MACs: p.a.batchKeys(),
-		Campuses: p.a.cfg.Database.Nodes, Known: known, Pause: pause,
+		Campuses: p.nodes(), Known: known, Pause: pause,
 	})
 	if err != nil {
 		return nil, err

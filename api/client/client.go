@@ -648,6 +648,26 @@ func (a *Admin) SkipVersions(ctx context.Context, req wire.SkipVersions) (json.R
 	return a.post(ctx, "directory/skip", req)
 }
 
+func (a *Admin) PeerStatus(ctx context.Context) (json.RawMessage, error) { return a.get(ctx, "peer") }
+
+// PeerCard has the appliance make its card for the other campus.
+func (a *Admin) PeerCard(ctx context.Context) (*wire.PeerCardFile, error) {
+	answer, err := a.post(ctx, "peer/card", wire.PeerCard{})
+	if err != nil {
+		return nil, err
+	}
+	var out wire.PeerCardFile
+	return &out, json.Unmarshal(answer, &out)
+}
+
+func (a *Admin) AddPeer(ctx context.Context, req wire.AddPeer) (json.RawMessage, error) {
+	return a.post(ctx, "peer", req)
+}
+
+func (a *Admin) RemovePeer(ctx context.Context, req wire.RemovePeer) (json.RawMessage, error) {
+	return a.post(ctx, "peer/remove", req)
+}
+
 func (a *Admin) State(ctx context.Context) (json.RawMessage, error) { return a.get(ctx, "state") }
 
 func (a *Admin) post(ctx context.Context, path string, in any) (json.RawMessage, error) {

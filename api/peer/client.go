@@ -28,14 +28,18 @@ type Client struct {
 
 const (
 	dialTime   = 5 * time.Second
-	answerTime = 15 * time.Second // from the request to the end of a small answer; a feed has its wait and sendTime more
+	beginTime  = 5 * time.Second  // from the request, or the end of its wait, to the beginning of the answer
+	answerTime = 15 * time.Second // from the request to the end of a small answer; a feed has its wait and sendTime
 )
 
 // NewClient makes a client. It connects when it is used.
 func NewClient(cfg ClientConfig) *Client {
 	return &Client{cfg: cfg, http: &http.Client{
 		Transport: &http.Transport{
-			DialContext:         (&net.Dialer{Timeout: dialTime, KeepAlive: 5 * time.Second}).DialContext,
+			// A line that has gone without a word is noticed while nothing is sent over it.
+			DialContext: (&net.Dialer{Timeout: dialTime, KeepAliveConfig: net.KeepAliveConfig{
+				Enable: true, Idle: 2 * time.Second, Interval: 2 * time.Second, Count: 3,
+			}}).DialContext,
 			TLSHandshakeTimeout: dialTime,
 			TLSClientConfig: &tls.Config{
 				MinVersion: tls.VersionTLS13,
@@ -57,23 +61,24 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // Feed asks for entries of the directory and waits as long as q says.
 func (c *Client) Feed(ctx context.Context, q Query) (*Feed, error) {
 	var f Feed
-	return &f, c.ask(ctx, "GET", "feed?"+q.values().Encode(), nil, q.Wait+sendTime, maxAnswer, &f)
+	return &f, c.ask(ctx, "GET", "feed?"+q.values().Encode(), nil, q.Wait, q.Wait+sendTime, maxAnswer, &f)
 }
 
 // Cosign asks for a cosignature.
 func (c *Client) Cosign(ctx context.Context, r *CosignRequest) (*Cosigned, error) {
 	var s Cosigned
-	return &s, c.ask(ctx, "POST", "cosign", r, answerTime, maxSmall, &s)
+	return &s, c.ask(ctx, "POST", "cosign", r, 0, answerTime, maxSmall, &s)
 }
 
 // Seen asks what was cosigned last of the asking side's log.
 func (c *Client) Seen(ctx context.Context) (*Seen, error) {
 	var s Seen
-	return &s, c.ask(ctx, "GET", "seen", nil, answerTime, maxSmall, &s)
+	return &s, c.ask(ctx, "GET", "seen", nil, 0, answerTime, maxSmall, &s)
 }
 
-// ask makes one request, all of which must be over within limit. The answer has most bytes at the most.
-func (c *Client) ask(ctx context.Context, method, path string, body any, limit time.Duration, most int64, answer any) error {
+// ask makes one request, whose answer must begin within wait and beginTime, and all of which must be over within limit. The
+// answer has most bytes at the most.
+func (c *Client) ask(ctx context.Context, method, path string, body any, wait, limit time.Duration, most int64, answer any) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var sent io.Reader
@@ -88,7 +93,11 @@ func (c *Client) ask(ctx context.Context, method, path string, body any, limit t
 	if err != nil {
 		return fmt.Errorf("peer: %w", err)
 	}
+	silent := time.AfterFunc(dialTime+wait+beginTime, cancel)
 	resp, err := c.http.Do(r)
+	if !silent.Stop() && err != nil {
+		err = fmt.Errorf("no answer within %v: %w", dialTime+wait+beginTime, err)
+	}
 	if err != nil {
 		return fmt.Errorf("peer: %w", err)
 	}

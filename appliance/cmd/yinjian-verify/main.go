@@ -7,7 +7,6 @@
 package main
 
 import (
-	"crypto"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -181,12 +180,8 @@ func (o *options) judge(stdout io.Writer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if o.cosignerKey != "" {
-		key, err := show.ReadPublicKey(o.cosignerKey)
-		if err != nil {
-			return 0, err
-		}
-		trust.CosignerKeys = []crypto.PublicKey{key}
+	if err := show.LoadCosigner(&trust, o.cosignerKey); err != nil {
+		return 0, err
 	}
 	in := evidence.Input{AlgorithmEnds: o.ends}
 	if o.at != "" {

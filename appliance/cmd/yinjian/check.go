@@ -295,9 +295,9 @@ func printUses(w io.Writer, r *uses.Report) {
 }
 
 func verifyCommand() *cobra.Command {
-	var anchors, logKey, document, at, output string
+	var anchors, logKey, cosigner, document, at, output string
 	c := &cobra.Command{
-		Use:   "verify --anchors PATH --log-key FILE [--document FILE] EVIDENCE",
+		Use:   "verify --anchors PATH --log-key FILE [--cosigner-key FILE] [--document FILE] EVIDENCE",
 		Short: "离线验证一份证据 (verify evidence without the appliance)",
 		Args:  exactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -320,6 +320,9 @@ func verifyCommand() *cobra.Command {
 				return err
 			}
 			trust, err := show.LoadTrust(anchors, logKey)
+			if err == nil {
+				err = show.LoadCosigner(&trust, cosigner)
+			}
 			if err != nil {
 				return err
 			}
@@ -358,6 +361,7 @@ func verifyCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&anchors, "anchors", "", "信任锚：PEM 文件或目录 (trust anchors: PEM file or folder)")
 	f.StringVar(&logKey, "log-key", "", "日志公钥 PEM (the log's public key)")
+	f.StringVar(&cosigner, "cosigner-key", "", "另一院区的日志公钥 PEM：核对其见证 (the other campus's log key: checks its cosignature)")
 	f.StringVar(&document, "document", "", "原文 (the document)")
 	f.StringVar(&at, "at", "", "按此时刻判断时间戳是否已到期，RFC 3339；不给则只按签署的时刻 (judge at this time; without it, at the time of signing alone)")
 	f.StringVarP(&output, "output", "o", "text", "text 或 json")

@@ -181,7 +181,12 @@ type timeServer struct {
 // startTimeServer serves until the test ends (RFC 5905 §7.3, mode 4, stratum 1).
 func startTimeServer(t *testing.T) *timeServer {
 	t.Helper()
-	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	return startTimeServerOn(t, "127.0.0.1")
+}
+
+func startTimeServerOn(t *testing.T, host string) *timeServer {
+	t.Helper()
+	conn, err := net.ListenPacket("udp4", host+":0")
 	if err != nil {
 		t.Fatal(err)
 	}

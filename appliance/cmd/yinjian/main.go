@@ -80,6 +80,7 @@ func newRoot() *cobra.Command {
 		applicationCommand(), directoryCommand(), signerCommand(), ceremonyCommand(), certificateCommand(), crlCommand(), statusCommand(),
 		auditCommand(), databaseCommand(), changeCommand(), verifyCommand(), preserveCommand(), backupCommand(), restoreCommand(), drillCommand(), timestampCommand(), timeCommand(), stampingCommand(),
 		historyCommand(),
+		peerCommand(),
 	)
 	return root
 }

@@ -44,6 +44,16 @@ func ReadFile(name string, stdin io.Reader, limit int64) ([]byte, error) {
 	return b, err
 }
 
+// LoadCosigner reads the log key of another campus, whose cosignatures count; "" is none.
+func LoadCosigner(t *evidence.Trust, file string) error {
+	if file == "" {
+		return nil
+	}
+	key, err := ReadPublicKey(file)
+	t.CosignerKeys = []crypto.PublicKey{key}
+	return err
+}
+
 // LoadTrust reads anchors from a PEM file, or from all *.pem of a folder that are CA certificates.
 func LoadTrust(anchors, logKey string) (evidence.Trust, error) {
 	var t evidence.Trust

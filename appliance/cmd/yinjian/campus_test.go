@@ -1,0 +1,342 @@
+package main_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"yinjian/api/client"
+	"yinjian/api/wire"
+)
+
+// Rounds sign without pause until they are told to stop; every refusal is a failure of the test.
+type rounds struct {
+	stop   context.CancelFunc
+	done   sync.WaitGroup
+	signed atomic.Int64
+	last   atomic.Pointer[wire.SignResult]
+	key    atomic.Pointer[string]
+}
+
+func startRounds(t *testing.T, c *client.Client, signer string) *rounds {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &rounds{stop: cancel}
+	for w := range 2 {
+		l.done.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				time.Sleep(10 * time.Millisecond) // a pace: tests beside this one want the processor too
+				key := fmt.Sprintf("%s-%d-%d", signer, w, i)
+				r, err := c.Sign(ctx, key, asserted(signer, key))
+				if err != nil {
+					if ctx.Err() == nil {
+						t.Errorf("%s: %v", key, err)
+					}
+					return
+				}
+				l.signed.Add(1)
+				l.key.Store(&key)
+				l.last.Store(r)
+			}
+		})
+	}
+	t.Cleanup(l.end)
+	return l
+}
+
+func (l *rounds) end() {
+	l.stop()
+	l.done.Wait()
+}
+
+// goesOn waits for n more signatures.
+func (l *rounds) goesOn(t *testing.T, n int64) {
+	t.Helper()
+	from := l.signed.Load()
+	eventually(t, time.Minute, "signing goes on", func() bool { return l.signed.Load() >= from+n || t.Failed() })
+}
+
+// codeOf is the code of a signature's refusal; "" when it was made.
+func codeOf(t *testing.T, c *client.Client, signer, key string) string {
+	t.Helper()
+	_, err := c.Sign(t.Context(), key, asserted(signer, key))
+	var p *client.Problem
+	if err != nil && !errors.As(err, &p) {
+		t.Fatal(err)
+	}
+	if err == nil {
+		return ""
+	}
+	return p.Code
+}
+
+// The line between the campuses is cut, once as a cable and once as a firewall that swallows: both go on signing, the state
+// says what is wrong; when it is back the directories, checkpoints and cosignatures catch up. Whoever is stopped at one
+// campus is stopped at the other. A checkpoint's cosignature is in the evidence, and the other campus's log key proves it.
+func TestTwoCampuses(t *testing.T) {
+	t.Parallel()
+	l, a, b := twoCampuses(t)
+	ends := [2]*campus{a, b}
+	his, emr := a.client(t, "his"), b.client(t, "emr")
+	hasSigner := func(m *machine, id string) func() bool {
+		return func() bool {
+			return strings.Contains(mustRun(t, "signer", "list", "--dir", m.dir, "-o", "json").stdout, `"`+id+`"`)
+		}
+	}
+	eventually(t, time.Minute, "A's signers are known at B", hasSigner(b.machine, "A1002"))
+	eventually(t, time.Minute, "B's signers are known at A", hasSigner(a.machine, "B1002"))
+
+	// 1. Under load at both campuses: the cable, then the firewall.
+	loads := [2]*rounds{startRounds(t, his, "A1001"), startRounds(t, emr, "B1001")}
+	pause := time.Duration(0)
+	if os.Getenv("YINJIAN_LONG") != "" {
+		pause = 10 * time.Minute
+	}
+	for i, way := range []struct{ cut, mend func(*testing.T) }{{l.cut, l.mend}, {l.swallow, l.release}} {
+		if testing.Short() && i > 0 {
+			break
+		}
+		way.cut(t)
+		var at [2]uint64
+		for j, c := range ends {
+			eventually(t, time.Minute, "the state says that the other campus is away", func() bool { return !c.peer(t).Up })
+			if s := c.state(t); !s.Ready || !strings.Contains(strings.Join(s.Warnings, "\n"), "不可达") {
+				t.Errorf("ready = %v, warnings %q", s.Ready, s.Warnings)
+			}
+			at[j] = c.peer(t).Gotten
+		}
+		time.Sleep(pause)
+		for j := range ends {
+			loads[j].goesOn(t, 20)
+		}
+		// Decided at one campus while the line is cut; the other learns of it afterwards.
+		id := fmt.Sprintf("A200%d", i)
+		a.enrol(t, id, "")
+		if hasSigner(b.machine, id)() {
+			t.Errorf("%s is known at B over a line that is cut", id)
+		}
+		size := [2]uint64{a.state(t).Journal.Entries, b.state(t).Journal.Entries}
+		for j, c := range ends {
+			if got := c.peer(t).Gotten; got != at[j] {
+				t.Errorf("a cosignature over %d entries came over a line that is cut", got)
+			}
+		}
+		way.mend(t)
+		for j, c := range ends {
+			eventually(t, time.Minute, "the other campus cosigns what was signed meanwhile", func() bool { p := c.peer(t); return p.Up && p.Gotten >= size[j] })
+		}
+		eventually(t, time.Minute, id+" is known at B", hasSigner(b.machine, id))
+	}
+	for j := range ends {
+		loads[j].goesOn(t, 5)
+		loads[j].end()
+	}
+
+	// 2. Evidence of either campus, with the other's word.
+	for j, c := range ends {
+		other := ends[1-j]
+		covered := c.state(t).Journal.Entries
+		eventually(t, time.Minute, "the last signature is cosigned", func() bool { return c.peer(t).Gotten >= covered })
+		record := loads[j].last.Load().RecordID
+		bundle, err := []*client.Client{his, emr}[j].Evidence(t.Context(), record)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(bundle), `"yinjian-evidence/3"`) {
+			t.Errorf("the evidence is of another format: %.200s", bundle)
+		}
+		file := filepath.Join(tempDir(t), "evidence.json")
+		if err := os.WriteFile(file, bundle, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"verify", "--anchors", c.dir, "--log-key", filepath.Join(c.dir, "log.pem"), file}
+		o := yinjian(t, append([]string{args[0], "--cosigner-key", filepath.Join(other.dir, "log.pem")}, args[1:]...)...)
+		if !strings.Contains(o.stdout, campusNames[1-j]+"院区（节点") {
+			t.Errorf("the verifier does not name the cosigner: %v", o)
+		}
+		if o := yinjian(t, append([]string{args[0], "--cosigner-key", filepath.Join(c.dir, "log.pem")}, args[1:]...)...); o.code != 1 {
+			t.Errorf("a cosignature verifies under the log's own key: %v", o)
+		}
+	}
+
+	// 3. A stop. Before it B refuses for another reason or not at all.
+	if code := codeOf(t, emr, "A1002", "before"); code == "signer_stopped" {
+		t.Fatal("stopped before the stop")
+	}
+	mustRun(t, "signer", "stop", "A1002", "--dir", a.dir, "--reason", "离职")
+	n := 0
+	eventually(t, time.Minute, "whoever is stopped at A is stopped at B", func() bool {
+		n++
+		return codeOf(t, emr, "A1002", fmt.Sprint("after-", n)) == "signer_stopped"
+	})
+	for _, c := range ends {
+		c.mustBeClean(t)
+	}
+}
+
+// Two idle appliances do not cosign each other's cosignatures for ever.
+func TestIdleCampusesAreQuiet(t *testing.T) {
+	t.Parallel()
+	_, a, b := twoCampuses(t)
+	heads := func() string {
+		x, y := a.peer(t), b.peer(t)
+		return fmt.Sprint(x.Gotten, x.Given, y.Gotten, y.Given)
+	}
+	// Quiet is three rounds in which nothing moved.
+	last, still := "", 0
+	eventually(t, 2*time.Minute, "the two fall silent", func() bool {
+		time.Sleep(time.Second) // a round, cosign_every
+		now := heads()
+		if now == last {
+			still++
+		} else {
+			last, still = now, 0
+		}
+		return still >= 3
+	})
+}
+
+// Somebody else's key at the other campus's address, and a card that was exchanged on its way.
+func TestPeerWithAnotherKey(t *testing.T) {
+	t.Parallel()
+	l := newLand(t)
+	a, b := newCampus(t, l, 0, ""), newCampus(t, l, 1, "")
+	a.launch(t)
+	b.launch(t)
+	for _, c := range []*campus{a, b} {
+		c.await(t)
+		c.trusted(t)
+	}
+	a.enrol(t, "D1001", "")
+	fileA, printA := a.card(t)
+	fileB, printB := b.card(t)
+	refused(t, 1, []string{"指纹", "fingerprint"}, "peer", "add", "--dir", b.dir, "--card", fileA, "--fingerprint", printB, "--reason", "test", "--confirmed-by", "张三", "--confirmed-by", "李四")
+	refused(t, 2, []string{"confirmed-by"}, "peer", "add", "--dir", b.dir, "--card", fileA, "--fingerprint", printA, "--reason", "test", "--confirmed-by", "张三", "--confirmed-by", "张三")
+	refused(t, 1, []string{"card"}, "peer", "add", "--dir", a.dir, "--card", fileA, "--fingerprint", printA, "--reason", "test", "--confirmed-by", "张三", "--confirmed-by", "李四")
+	card, err := os.ReadFile(fileB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := filepath.Join(tempDir(t), "forged.json")
+	at := len(card) / 3
+	card[at] ^= 1
+	if err := os.WriteFile(forged, card, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, 1, []string{"card"}, "peer", "add", "--dir", a.dir, "--card", forged, "--fingerprint", printB, "--reason", "test", "--confirmed-by", "张三", "--confirmed-by", "李四")
+
+	// A believes B; B does not believe A: nobody is let in.
+	a.believe(t, fileB, printB)
+	eventually(t, time.Minute, "A says that it is not let in", func() bool { p := a.peer(t); return !p.Up && p.Error != "" })
+
+	// An id at both campuses, registered on its own at each.
+	b.enrol(t, "D1001", "")
+	refused(t, 1, []string{"D1001"}, "peer", "add", "--dir", b.dir, "--card", fileA, "--fingerprint", printA, "--reason", "test", "--confirmed-by", "张三", "--confirmed-by", "李四")
+
+	// A stranger of B's name and address, with keys of its own.
+	b.stop(t)
+	stranger := newCampus(t, l, 1, "")
+	stranger.serve(t)
+	stranger.believe(t, fileA, printA)
+	eventually(t, time.Minute, "A says whose key it is not", func() bool {
+		p := a.peer(t)
+		return !p.Up && strings.Contains(p.Error, "not the one that was agreed on")
+	})
+	eventually(t, time.Minute, "the stranger is not let in", func() bool { p := stranger.peer(t); return !p.Up && p.Error != "" })
+	mustRun(t, "peer", "remove", "--dir", a.dir, "--reason", "换设备", "--confirmed-by", "张三", "--confirmed-by", "李四")
+	if p := a.peer(t); p.Node != "" {
+		t.Errorf("still paired: %+v", p)
+	}
+}
+
+// A's folder is put back to an older state. With B reachable A does not start: B has seen more. With the line cut it starts,
+// and goes its own way; when the line is back B sees two histories of A's journal, and takes nothing of it any more, over a
+// restart too.
+func TestCampusPutBack(t *testing.T) {
+	t.Parallel()
+	l, a, b := twoCampuses(t)
+	a.stop(t)
+	old := filepath.Join(filepath.Dir(a.place), "old")
+	replace(t, old, a.place)
+	a.serve(t)
+	his := a.client(t, "his")
+	for i := range 5 {
+		key := fmt.Sprint("lost-", i)
+		if _, err := his.Sign(t.Context(), key, asserted("A1001", key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	size := a.state(t).Journal.Entries
+	eventually(t, time.Minute, "B has seen what was signed", func() bool { return b.peer(t).Given >= size })
+	a.stop(t)
+	replace(t, a.place, old)
+
+	a.launch(t)
+	if o := a.outcome(); o.code == 0 || !strings.Contains(o.stderr, "另一院区见过的不符") {
+		t.Fatalf("an older journal starts beside a campus that has seen more: %v", o)
+	}
+	replace(t, a.place, old) // the start was refused before anything was written; whatever else it left is put back too
+
+	l.cut(t)
+	a.serve(t)
+	his = a.client(t, "his")
+	for i := range 5 {
+		key := fmt.Sprint("other-", i)
+		if _, err := his.Sign(t.Context(), key, asserted("A1001", key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.mend(t)
+	eventually(t, time.Minute, "A is told that its journal is not recognised", func() bool { return a.peer(t).Accused != "" })
+	for i := 0; a.state(t).Journal.Entries <= size+5; i++ { // beyond what B has seen
+		key := fmt.Sprint("beyond-", i)
+		if _, err := his.Sign(t.Context(), key, asserted("A1001", key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, time.Minute, "B sees two histories", func() bool { return b.peer(t).Split != "" })
+	seen := b.peer(t)
+	if s := b.state(t); !s.Ready || !strings.Contains(strings.Join(s.Warnings, "\n"), "分叉视图") {
+		t.Errorf("ready = %v, warnings %q", s.Ready, s.Warnings)
+	}
+	b.stop(t)
+	b.serve(t)
+	if again := b.peer(t); again.Split == "" || again.Given != seen.Given {
+		t.Errorf("after a restart: %+v, before: %+v", again, seen)
+	}
+	eventually(t, time.Minute, "A is told why", func() bool { return strings.Contains(a.peer(t).Accused, "两份历史") })
+}
+
+// The campuses' clocks differ by most of the promised accuracy: nothing minds. At another campus whose time is far away the
+// appliance refuses to sign by itself; the pairing stands.
+func TestSkewBetweenCampuses(t *testing.T) {
+	t.Parallel()
+	l := newLand(t)
+	a, b := newCampus(t, l, 0, ""), newCampus(t, l, 1, "")
+	b.time.ahead.Store(int64(700 * time.Millisecond))
+	a.launch(t)
+	b.launch(t)
+	for _, c := range []*campus{a, b} {
+		c.await(t)
+		c.trusted(t)
+	}
+	pairUp(t, a.machine, b.machine)
+	for _, m := range []*machine{a.machine, b.machine} {
+		if p := m.peer(t); p.AgeS > 60 || p.Split != "" || p.Accused != "" {
+			t.Errorf("with skewed clocks: %+v", p)
+		}
+	}
+	b.time.ahead.Store(int64(time.Hour))
+	eventually(t, time.Minute, "B does not believe the jump", func() bool { return b.state(t).Time.State != "trusted" })
+	a.enrol(t, "D1001", "")
+	eventually(t, time.Minute, "B follows A's directory all the same", func() bool {
+		return strings.Contains(mustRun(t, "signer", "list", "--dir", b.dir, "-o", "json").stdout, `"D1001"`)
+	})
+}
