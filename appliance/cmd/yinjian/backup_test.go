@@ -1,8 +1,10 @@
 package main_test
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -106,7 +108,30 @@ func TestBackup(t *testing.T) {
 	signs(c, 0, 40)
 	whole := m.backup(t)
 	signs(c, 40, 60)
-	more := m.backup(t, "--incremental", "--rate", "0")
+	// The next one while signatures are made: each is in it, or will be named as lost.
+	stop, stopped := make(chan struct{}), make(chan map[string]*wire.SignResult)
+	go func() {
+		during := map[string]*wire.SignResult{}
+		defer func() { stopped <- during }()
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			key := fmt.Sprintf("during-%d", i)
+			r, err := c.Sign(t.Context(), key, asserted("D1", key))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			during[key] = r
+		}
+	}()
+	more := m.backup(t, "--incremental", "--rate", "1")
+	close(stop)
+	during := <-stopped
+	maps.Copy(made, during)
 	refused(t, 1, []string{"已存在"}, two("backup", "create", "--dir", dir, "--to", whole)...)
 
 	// 2. What it says, and what is found when it is opened.
@@ -234,22 +259,33 @@ func TestBackup(t *testing.T) {
 		o := yinjian(t, "backup", "missing", "--dir", other, "-o", "json")
 		return o.code == 0 && json.Unmarshal([]byte(o.stdout), &lost) == nil
 	})
-	if !lost.Summary.Reaches || lost.Summary.Signatures != 6 {
-		t.Errorf("lost: %+v", lost.Summary)
+	named := map[string]bool{}
+	for _, l := range lost.Missing {
+		named[l.RecordID] = true
 	}
-	for i := 100; i < 105; i++ {
-		id := made[fmt.Sprintf("record-%d", i)].RecordID
-		if !slices.ContainsFunc(lost.Missing, func(l struct {
-			RecordID string `json:"record_id"`
-		}) bool {
-			return l.RecordID == id
-		}) {
-			t.Errorf("record-%d is not named", i)
+	inJournal := map[string]bool{}
+	for _, e := range entries(t, other, "sign.v1") {
+		if e.Epoch.String() == made["record-7"].Epoch {
+			inJournal[hex.EncodeToString(e.Ref)] = true
 		}
 	}
-	if w := strings.Join(r.state(t).Warnings, "\n"); !strings.Contains(w, "签名 6 条") {
+	after := 6 // the five, and the captured one
+	for key, r := range made {
+		if inJournal[r.RecordID] == named[r.RecordID] {
+			t.Errorf("%s: in the journal %v, named as lost %v", key, inJournal[r.RecordID], named[r.RecordID])
+		}
+		if during[key] != nil && named[r.RecordID] {
+			after++
+		}
+	}
+	if !lost.Summary.Reaches || lost.Summary.Signatures != after || len(inJournal) < 100 {
+		t.Errorf("lost: %+v, want %d", lost.Summary, after)
+	}
+	t.Logf("%d were signed while the backup was made, %d of them after it", len(during), after-6)
+	if w := strings.Join(r.state(t).Warnings, "\n"); !strings.Contains(w, fmt.Sprintf("签名 %d 条", after)) {
 		t.Errorf("warnings: %s", w)
 	}
+	t.Logf("warnings: %s", strings.Join(r.state(t).Warnings, "\n"))
 	if o := yinjian(t, "audit", "verify", "--dir", other); !strings.Contains(o.stdout, "未发现改动") {
 		t.Errorf("audit verify: %v", o)
 	}
