@@ -100,20 +100,23 @@ func makeCustodians(ctx context.Context, a *client.Admin, name string, who []str
 	if err := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&in); err != nil {
 		return usageError{fmt.Errorf("%s: %w", name, err)}
 	}
-	dir := filepath.Dir(name)
-	// The rules for names and files are a ceremony's.
-	like := ceremony{Name: in.Name, KEK: "-" + in.Name, Minutes: in.Record, Threshold: in.Threshold, Custodians: in.Custodians, Machines: []ceremonyMachine{{Name: "--", Module: "-", Profile: "-", Token: "-", PINFile: "-", SOPINFile: "-"}}}
-	if err := like.check(); err != nil {
+	files := []*string{&in.Record}
+	var holders []string
+	for i := range in.Custodians {
+		files = append(files, &in.Custodians[i].Share)
+		holders = append(holders, in.Custodians[i].Name)
+	}
+	f := faults{names: map[string]string{}}
+	f.word("name", in.Name)
+	f.holders("custodian", in.Threshold, in.Custodians)
+	f.outputs("record、share", files)
+	if err := f.all(); err != nil {
 		return usageError{fmt.Errorf("%s:\n%w", name, err)}
 	}
-	var holders []string
-	for _, p := range like.outputs() {
+	for _, p := range files {
 		if !filepath.IsAbs(*p) {
-			*p = filepath.Join(dir, *p)
+			*p = filepath.Join(filepath.Dir(name), *p)
 		}
-	}
-	for _, h := range like.Custodians {
-		holders = append(holders, h.Name)
 	}
 	if err := guard(os.Stdout); err != nil {
 		return err
@@ -136,13 +139,13 @@ func makeCustodians(ctx context.Context, a *client.Admin, name string, who []str
 		}
 	}()
 	for i := range shares {
-		if err := writeNew(like.Custodians[i].Share, []byte(shares[i].String()), 0o600, &undo); err != nil {
+		if err := writeNew(in.Custodians[i].Share, []byte(shares[i].String()), 0o600, &undo); err != nil {
 			return err
 		}
 	}
 	record, err := json.Marshal(set)
 	if err == nil {
-		err = writeNew(like.Minutes, append(record, '\n'), 0o644, &undo)
+		err = writeNew(in.Record, append(record, '\n'), 0o644, &undo)
 	}
 	if err != nil {
 		return err
@@ -150,7 +153,7 @@ func makeCustodians(ctx context.Context, a *client.Admin, name string, who []str
 	if _, err := a.SetCustodians(ctx, wire.SetCustodians{Record: record, Persons: who}); err != nil {
 		return explain(err)
 	}
-	fmt.Printf("备份保管人 %d 名，任 %d 名可打开；套号 (set) %s；记录 (record) %s\n份额已写出，请封入信封、分开保管 (keep the shares apart, in envelopes)\n", len(holders), in.Threshold, set.Set(), like.Minutes)
+	fmt.Printf("备份保管人 %d 名，任 %d 名可打开；套号 (set) %s；记录 (record) %s\n份额已写出，请封入信封、分开保管 (keep the shares apart, in envelopes)\n", len(holders), in.Threshold, set.Set(), in.Record)
 	return nil
 }
 

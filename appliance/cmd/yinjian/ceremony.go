@@ -136,22 +136,8 @@ func (c *ceremony) paths() []*string {
 
 // check reports everything that can be seen to be wrong in the file alone.
 func (c *ceremony) check() error {
-	var errs []error
-	bad := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
-	}
-	names := map[string]string{}
-	word := func(key, v string) {
-		// Who recovers a key is journalled by name: what the journal refuses must not be on a share.
-		if !reCeremonyName.MatchString(v) || problem.CheckText(key, v, custody.MaxHolderName) != nil {
-			bad(key, "须为 2–62 个字符，首尾无空格，不含看不见的字符 (2 to 62 characters that can be seen)")
-		}
-		kind, _, _ := strings.Cut(key, "[")
-		if names[kind+v] != "" {
-			bad(key, "与 %s 同名 (the same name as another)", names[kind+v])
-		}
-		names[kind+v] = key
-	}
+	f := faults{names: map[string]string{}}
+	bad, word := f.bad, f.word
 	word("name", c.Name)
 	word("kek", c.KEK)
 	if len(c.Machines) == 0 {
@@ -169,29 +155,62 @@ func (c *ceremony) check() error {
 			bad(at, "log_token 与 log_pin_file 须同时写或同时不写 (both or neither)")
 		}
 	}
-	holders := func(key string, threshold int, hs []ceremonyHolder) {
-		if len(hs) > custody.MaxHolders || threshold < 2 || threshold > len(hs) {
-			bad(key, "门限 %d、共 %d 人：门限至少 2，不超过人数，至多 %d 人 (threshold of 2 at least, %d holders at most)", threshold, len(hs), custody.MaxHolders, custody.MaxHolders)
-		}
-		for i, h := range hs {
-			word(fmt.Sprintf("%s[%d]", key, i+1), h.Name)
-		}
-	}
-	holders("custodian", c.Threshold, c.Custodians)
+	f.holders("custodian", c.Threshold, c.Custodians)
 	if c.Officers != nil {
-		holders("officers.holder", c.Officers.Threshold, c.Officers.Holders)
+		f.holders("officers.holder", c.Officers.Threshold, c.Officers.Holders)
 	}
-	files := map[string]bool{}
-	for _, p := range c.outputs() {
+	f.outputs("minutes、share、public", c.outputs())
+	return f.all()
+}
+
+// faults gathers what is wrong with a file that says who gets which share.
+type faults struct {
+	errs  []error
+	names map[string]string // by kind and name, where each stands
+}
+
+func (f *faults) bad(key, format string, args ...any) {
+	f.errs = append(f.errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
+}
+
+// word wants a name that may stand on a share, and no other of its kind like it.
+func (f *faults) word(key, v string) {
+	// Who recovers a key is journalled by name: what the journal refuses must not be on a share.
+	if !reCeremonyName.MatchString(v) || problem.CheckText(key, v, custody.MaxHolderName) != nil {
+		f.bad(key, "须为 2–62 个字符，首尾无空格，不含看不见的字符 (2 to 62 characters that can be seen)")
+	}
+	kind, _, _ := strings.Cut(key, "[")
+	if f.names[kind+v] != "" {
+		f.bad(key, "与 %s 同名 (the same name as another)", f.names[kind+v])
+	}
+	f.names[kind+v] = key
+}
+
+func (f *faults) holders(key string, threshold int, hs []ceremonyHolder) {
+	if len(hs) > custody.MaxHolders || threshold < 2 || threshold > len(hs) {
+		f.bad(key, "门限 %d、共 %d 人：门限至少 2，不超过人数，至多 %d 人 (threshold of 2 at least, %d holders at most)", threshold, len(hs), custody.MaxHolders, custody.MaxHolders)
+	}
+	for i, h := range hs {
+		f.word(fmt.Sprintf("%s[%d]", key, i+1), h.Name)
+	}
+}
+
+// outputs are the files that will be written.
+func (f *faults) outputs(keys string, files []*string) {
+	seen := map[string]bool{}
+	for _, p := range files {
 		if *p == "" {
-			bad("minutes、share、public", "缺少要写的文件 (a file to be written is missing)")
-		} else if files[*p] {
-			bad(*p, "两处写同一文件 (two things in one file)")
+			f.bad(keys, "缺少要写的文件 (a file to be written is missing)")
+		} else if seen[*p] {
+			f.bad(*p, "两处写同一文件 (two things in one file)")
 		}
-		files[*p] = true
+		seen[*p] = true
 	}
-	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	return errors.Join(errs...)
+}
+
+func (f *faults) all() error {
+	slices.SortFunc(f.errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(f.errs...)
 }
 
 // read prints the ceremony for two people.
