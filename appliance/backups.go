@@ -168,6 +168,7 @@ func newBackups(a *Appliance) *backups {
 type begun struct {
 	req  api.BeginBackup
 	base *wire.BackupBase
+	set  string // of the custodians
 }
 
 // A lostSummary is the last entry about what a restore lost.
@@ -291,11 +292,14 @@ func (d admin) BeginBackup(ctx context.Context, actor string, req api.BeginBacku
 	out := wire.BegunBackup{ID: backup.NewID(), Node: d.a.cfg.Node, Epoch: d.a.journal.Epoch().String(), Custodians: record}
 	fields := []audit.Field{
 		personsField(req.Persons), {Name: "target", Value: audit.Text(req.Target)}, {Name: "softtoken", Value: audit.Bool(req.Softtoken)},
-		{Name: "set", Value: audit.Text(custodians.Set())},
+		{Name: backup.FieldSet, Value: audit.Text(custodians.Set())},
 	}
 	if req.Incremental {
 		if last == nil {
 			return nil, problem.New(problem.NotReady, "还没有完整备份，无从接续 (there is no backup to continue)", "不带 --incremental 做一次完整备份 (make a whole one first)")
+		}
+		if last.Set != custodians.Set() {
+			return nil, problem.New(problem.NotReady, "保管人换过了，此前的备份由别的份额打开，不能接续 (other custodians open the backup before this one)", "不带 --incremental 做一次完整备份 (make a whole one first)")
 		}
 		out.Base = &wire.BackupBase{ID: last.ID, SM3: last.SM3, Through: last.Through}
 		fields = append(fields, audit.Field{Name: backup.FieldBase, Value: audit.Text(last.ID)})
@@ -305,7 +309,7 @@ func (d admin) BeginBackup(ctx context.Context, actor string, req api.BeginBacku
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.begun[out.ID] = begun{req, out.Base}
+	b.begun[out.ID] = begun{req, out.Base, custodians.Set()}
 	return out, nil
 }
 
@@ -339,6 +343,7 @@ func (d admin) EndBackup(ctx context.Context, actor string, req api.EndBackup) (
 		personsField(was.req.Persons), {Name: backup.FieldSM3, Value: audit.Octets(digest)}, {Name: "size", Value: audit.Int(req.Size)},
 		{Name: backup.FieldEntries, Value: audit.Int(req.Entries)}, {Name: backup.FieldRoot, Value: audit.Octets(root[:])},
 		{Name: backup.FieldThrough, Value: audit.Int(req.Through)}, {Name: "softtoken", Value: audit.Bool(was.req.Softtoken)},
+		{Name: backup.FieldSet, Value: audit.Text(was.set)},
 	}
 	if was.base != nil {
 		fields = append(fields, audit.Field{Name: backup.FieldBase, Value: audit.Text(was.base.ID)})

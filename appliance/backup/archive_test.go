@@ -2,8 +2,10 @@ package backup_test
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -119,3 +121,55 @@ func TestExtractRefuses(t *testing.T) {
 		}
 	}
 }
+
+// Memory does not grow with what is written or read.
+func TestFlatMemory(t *testing.T) { // alone: it looks at the process's memory
+	c, shares := custodians(t, "2026")
+	const size = 96 << 20
+	name := filepath.Join(t.TempDir(), "large")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var most, before runtime.MemStats
+	runtime.ReadMemStats(&before)
+	look := func(r io.Reader) io.Reader {
+		n := 0
+		return readerFunc(func(b []byte) (int, error) {
+			if n++; n%64 == 0 {
+				var now runtime.MemStats
+				runtime.ReadMemStats(&now)
+				most.HeapAlloc = max(most.HeapAlloc, now.HeapAlloc)
+			}
+			return r.Read(b)
+		})
+	}
+	w, err := backup.NewWriter(f, backup.Header{ID: backup.NewID(), Set: c.Set()}, c.Point)
+	if err == nil {
+		err = w.Add(backup.SegmentName(1), size, look(zeros{}))
+	}
+	if err == nil {
+		err = w.Close(backup.Manifest{Segments: 1})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := extract(t, t.TempDir(), shares, name); err != nil {
+		t.Fatal(err)
+	}
+	var after runtime.MemStats
+	runtime.ReadMemStats(&after)
+	most.HeapAlloc = max(most.HeapAlloc, after.HeapAlloc)
+	if most.HeapAlloc > before.HeapAlloc+size/3 {
+		t.Errorf("%d MiB of memory for a file of %d MiB", (most.HeapAlloc-before.HeapAlloc)>>20, size>>20)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }

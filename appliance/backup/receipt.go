@@ -26,6 +26,7 @@ const (
 	FieldRoot    = "backup.root"    // of their tree
 	FieldThrough = "backup.through" // segments up to this number are sealed, and in it or those that it continues
 	FieldBase    = "backup.base"    // id of the one that it continues
+	FieldSet     = "backup.set"     // of the custodians that it is sealed to
 )
 
 // A Receipt proves offline that an appliance's journal has an entry: that it wrote the backup with a digest, or filed a
@@ -84,6 +85,7 @@ type Statement struct {
 	Root      string // of their tree, hexadecimal
 	Through   int
 	Base      string
+	Set       string // of the custodians
 	Epoch     string // of the journal
 	At        audit.Time
 	Sequence  uint64
@@ -105,6 +107,6 @@ func StatementOf(e *audit.Entry) (*Statement, error) {
 	}
 	return &Statement{
 		ID: e.Object, Node: e.Node, SM3: fmt.Sprintf("%x", []byte(digest)), Entries: uint64(entries), Root: fmt.Sprintf("%x", []byte(root)),
-		Through: int(through), Base: e.Text(FieldBase), Epoch: e.Epoch.String(), At: e.Time, Sequence: e.Sequence, Softtoken: bool(soft),
+		Through: int(through), Base: e.Text(FieldBase), Set: e.Text(FieldSet), Epoch: e.Epoch.String(), At: e.Time, Sequence: e.Sequence, Softtoken: bool(soft),
 	}, nil
 }

@@ -187,6 +187,7 @@ func TestBackupFaults(t *testing.T) {
 func (m *machine) custodiansReplaced(t *testing.T, old string, first []string) {
 	t.Helper()
 	second := m.custodians(t, "2027 年")
+	refused(t, 1, []string{"保管人换过了"}, two("backup", "create", "--dir", m.dir, "--to", filepath.Join(tempDir(t), "x"), "--incremental")...)
 	file := m.backup(t)
 	mustRun(t, opens(second, 2, "backup", "verify", file)...)
 	mustRun(t, opens(first, 2, "backup", "verify", old)...)
