@@ -8,9 +8,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/dbdriver/dbtest"
 )
 
 // A campusCeremony is a ceremony's file as one campus has it, with that campus's machine.
@@ -219,4 +222,110 @@ func checkValues(out string) (values []string) {
 		}
 	}
 	return values
+}
+
+// TestKeysAtBothCampuses: two appliances over one database, with the keys of one ceremony. An application that was registered
+// and a signer who was enrolled at the first campus are served at the second with the same key and PIN, the custody key signs
+// there, and the verifier takes the evidence. What was derived with the first machine's own keys, and a
+// key that is resident there, are refused by name; it goes when it is brought along there.
+func TestKeysAtBothCampuses(t *testing.T) {
+	t.Parallel()
+	l := newLand(t)
+	pg := dbtest.StartPostgres(t)
+	dsn := pg.DSN(pg.Fresh(t))
+	a, b := newCampus(t, l, 0, dsn), newCampus(t, l, 1, dsn)
+	a.serve(t)
+	b.serve(t)
+	a.enrol(t, "D8", "482913", "--algorithms", "SM2") // a resident key, and a PIN under the machine's own
+	at := campusCeremony{folder: tempDir(t), machine: "本部一号机", dir: a.place, log: true, minutes: "minutes.json"}
+	in := func(name string) string { return filepath.Join(at.folder, name) }
+	mustRun(t, "ceremony", "run", at.write(t), "--dir", a.place, "--read-by", "主持", "--read-by", "见证")
+	there := campusCeremony{folder: tempDir(t), machine: "滨海一号机", dir: b.place, log: true, minutes: in("minutes.json")}
+	mustRun(t, "ceremony", "restore", there.write(t), "--machine", there.machine, "--minutes", filepath.Join(there.folder, "minutes.json"),
+		"--read-by", "主持", "--read-by", "见证", "--share", in("custodian-1.txt"), "--share", in("custodian-3.txt"))
+	mustRun(t, "ceremony", "journal", filepath.Join(there.folder, "minutes.json"), "--dir", b.place)
+	for _, c := range []*campus{a, b} {
+		c.stop(t)
+		configure(t, c.place, func(cfg *appliance.Config) { cfg.HSM.Custody = &appliance.Custody{KEK: "kek/2026", CampusMACs: true} })
+		c.serve(t)
+	}
+	a.enrol(t, "D1", "482913")
+	a.register(t, "his", "--consent", "signer-pin")
+	pairUp(t, a.machine, b.machine)
+
+	served := a.clientConfig(t, "his")
+	served.BaseURL, served.RootCAs = b.ends.API, roots(t, b.ends.TLSCA)
+	his, err := client.New(served)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer his.Close()
+	activate := func(signer, pin string) (string, error) {
+		g, err := his.Authorize(t.Context(), &wire.AuthorizationRequest{Signer: signer, PIN: pin, Count: 5, Seconds: 60})
+		if err != nil {
+			return "", err
+		}
+		return g.ID, nil
+	}
+	var grant string
+	eventually(t, time.Minute, "A's application and signer are served at B", func() bool {
+		grant, err = activate("D1", "482913")
+		return err == nil
+	})
+	_, err = activate("D1", "000000")
+	wantCode(t, err, "pin_wrong")
+	for _, algorithm := range []string{"SM2", "RSA-2048"} {
+		q := asserted("D1", "there-"+algorithm)
+		q.Algorithm, q.Consent = algorithm, wire.Consent{AuthorizationID: grant}
+		r, err := his.Sign(t.Context(), "there-"+algorithm, q)
+		if err != nil {
+			t.Fatalf("%s: %v", algorithm, err)
+		}
+		bundle, err := his.Evidence(t.Context(), r.RecordID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(tempDir(t), "evidence.json")
+		anchors := filepath.Join(filepath.Dir(file), "anchors")
+		if err := os.Mkdir(anchors, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		document := filepath.Join(filepath.Dir(file), "document")
+		files := map[string]string{file: string(bundle), document: string(documentOf("there-" + algorithm))}
+		for _, c := range []*campus{a, b} {
+			for _, ca := range []string{"ca.pem", "ca-rsa.pem"} {
+				files[filepath.Join(anchors, campusNames[c.i]+ca)] = readFile(t, filepath.Join(c.place, ca))
+			}
+		}
+		for name, text := range files {
+			if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if o := yinjian(t, "verify", "--anchors", anchors, "--log-key", filepath.Join(b.place, "log.pem"), "--document", document, file); o.code != 0 {
+			t.Errorf("%s at the other campus: %v", algorithm, o)
+		}
+	}
+
+	// D8 came with A's own MAC key and a resident key.
+	_, err = activate("D8", "482913")
+	wantCode(t, err, "key_elsewhere")
+	if s := strings.Join(b.state(t).Warnings, "\n"); !strings.Contains(s, "1 名签名人、应用由另一院区") {
+		t.Errorf("warnings at B: %s", s)
+	}
+	home := a.client(t, "his")
+	if _, err := home.Authorize(t.Context(), &wire.AuthorizationRequest{Signer: "D8", PIN: "482913", Count: 1, Seconds: 60}); err != nil {
+		t.Fatal(err) // and so brought along
+	}
+	eventually(t, time.Minute, "the PIN is good at B", func() bool {
+		grant, err = activate("D8", "482913")
+		return err == nil
+	})
+	q := asserted("D8", "resident")
+	q.Consent = wire.Consent{AuthorizationID: grant}
+	_, err = his.Sign(t.Context(), "resident", q)
+	wantCode(t, err, "key_elsewhere")
+	for _, c := range []*campus{a, b} {
+		c.mustBeClean(t)
+	}
 }
