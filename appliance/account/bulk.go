@@ -229,9 +229,6 @@ func (s *Service) makeKeys(ctx context.Context, e *enrolling) (err error) {
 	if e.err != nil {
 		return e.err
 	}
-	if err := ctx.Err(); err != nil { // the caller has gone
-		return hsmProblem(err)
-	}
 	if s.cfg.Custody != nil {
 		if e.signer.Sealing, err = s.newSealing(ctx, e.signer.ID, ""); err != nil {
 			return err

@@ -219,6 +219,34 @@ func TestEnrolAllCrashPoints(t *testing.T) {
 	}
 }
 
+// Whoever asks for a batch and goes away leaves no key behind that comes when everything was cleared away.
+func TestEnrolAllCallerGone(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	h.Staff.Before(func(call, _ string) error {
+		if call == "GenerateKey" {
+			cancel()
+		}
+		return nil
+	})
+	r, err := h.Directory.EnrolAll(ctx, "admin", staff(20), false)
+	if err != nil || !slices.Contains(resultsOf(r), account.EnrolNotTried) {
+		t.Fatalf("%v, %v", resultsOf(r), err)
+	}
+	h.Staff.Before(nil)
+	if r, err = h.Directory.EnrolAll(t.Context(), "admin", staff(20), false); err != nil || slices.Contains(resultsOf(r), account.EnrolNotTried) {
+		t.Fatalf("%v, %v", resultsOf(r), err)
+	}
+	if err := h.Staff.Land(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.Restart()
+	if labels, signers := len(h.Staff.Labels()), len(h.Directory.Signers()); labels != 20 || signers != 20 {
+		t.Errorf("%d signers with %d keys", signers, labels)
+	}
+}
+
 // While keys of a batch are being made, others change the directory: nobody clears those keys away as left over, and the
 // same people in another batch are enrolled once.
 func TestEnrolAllWhileOthersChange(t *testing.T) {

@@ -145,8 +145,18 @@ func (s *Service) newSignerKey(ctx context.Context, label, algorithm string, g *
 	return k, nil
 }
 
+// keyLimit is far beyond the deadline of a cipher machine's call, after which its worker is ended.
+const keyLimit = 5 * time.Minute
+
 // generate makes a key in a slot, or, for a signer under a policy of custody, one that is wrapped and sealed to the signer.
 func (s *Service) generate(ctx context.Context, class hsm.SlotClass, label, algorithm string, g *Signer) (*hsm.Key, *Wrapped, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, hsmProblem(err)
+	}
+	// Whoever goes away meanwhile leaves a call that goes on: its key could come after the intent was closed, and be
+	// nobody's.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keyLimit)
+	defer cancel()
 	if g != nil && s.cfg.Custody != nil {
 		return s.generateWrapped(ctx, label, algorithm, g)
 	}

@@ -25,12 +25,13 @@ import (
 type Token struct {
 	hsm.Token
 
-	mu     sync.Mutex
-	keys   map[string]any                     // guarded by mu, by label: *sm2.PrivateKey, *rsa.PrivateKey or []byte
-	before func(call, label string) error     // guarded by mu
-	after  func(call, label string) error     // guarded by mu
-	spoil  func(info hsm.KeyInfo) hsm.KeyInfo // guarded by mu
-	calls  map[string]int                     // guarded by mu, by call
+	mu        sync.Mutex
+	keys      map[string]any                     // guarded by mu, by label: *sm2.PrivateKey, *rsa.PrivateKey or []byte
+	before    func(call, label string) error     // guarded by mu
+	after     func(call, label string) error     // guarded by mu
+	spoil     func(info hsm.KeyInfo) hsm.KeyInfo // guarded by mu
+	calls     map[string]int                     // guarded by mu, by call
+	abandoned []hsm.KeySpec                      // guarded by mu: keys that Land makes
 
 	wrapping cipher.AEAD         // the one wrapping key
 	cached   map[[32]byte]string // guarded by mu: unwrapped keys, by digest, to the label they are under in keys
@@ -82,6 +83,20 @@ func (t *Token) Spoil(f func(hsm.KeyInfo) hsm.KeyInfo) {
 	t.spoil = f
 }
 
+// Land makes the keys whose callers had gone before they were made.
+func (t *Token) Land(ctx context.Context) error {
+	t.mu.Lock()
+	late := t.abandoned
+	t.abandoned = nil
+	t.mu.Unlock()
+	for _, spec := range late {
+		if _, err := t.GenerateKey(ctx, spec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Calls counts the calls of a name.
 func (t *Token) Calls(name string) int {
 	t.mu.Lock()
@@ -122,8 +137,14 @@ func newRSA() *rsa.PrivateKey {
 }
 
 // GenerateKey makes a key.
-func (t *Token) GenerateKey(_ context.Context, spec hsm.KeySpec) (hsm.KeyInfo, error) {
+func (t *Token) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.KeyInfo, error) {
 	if err := t.enter("GenerateKey", spec.Label); err != nil {
+		return hsm.KeyInfo{}, err
+	}
+	if err := ctx.Err(); err != nil { // a worker goes on without its caller
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.abandoned = append(t.abandoned, spec)
 		return hsm.KeyInfo{}, err
 	}
 	var key any
