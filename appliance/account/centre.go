@@ -65,10 +65,12 @@ const (
 // Fields of an outcome that was decided at the centre.
 const (
 	fieldVersion    = "decided.version"
-	fieldDecidedAt  = "decided.at"   // µs since 1970 UTC
-	fieldBody       = "decided.body" // of a filled version: the digest of what it would have been
-	fieldFrom       = "decided.from" // of filled versions: the first of several
+	fieldDecidedAt  = "decided.at"     // µs since 1970 UTC
+	fieldBody       = "decided.body"   // of a filled version: the digest of what it would have been
+	fieldFrom       = "decided.from"   // of filled versions: the first of several
+	fieldIntent     = "decided.intent" // of what the other campus decided
 	fieldObjectKind = "object.kind"
+	fieldObjectID   = "object.id"
 )
 
 // An objectKey names what has one version for both campuses.
@@ -421,10 +423,17 @@ func (s *Service) Blocked(ctx context.Context) ([]BlockedObject, error) {
 // skipAge is how lately the other campus must have been heard for a version to be skipped.
 const skipAge = time.Minute
 
-// Decided answers the decision that an entry of the directory is the outcome of, as the centre's table has it; false for
-// an entry that no decision stands for. The table is made anew from these.
+// Decided answers the decision that an entry of the directory is the outcome of, here or at the other campus, as the
+// centre's table has it; false for an entry that no decision stands for.
 func Decided(e *audit.Entry) (Decision, bool) {
 	version, decided := e.Field(fieldVersion).(audit.Int)
+	if decided && e.Kind == audit.KindForeign {
+		at, _ := e.Field(fieldDecidedAt).(audit.Int)
+		return Decision{
+			Kind: e.Text(fieldObjectKind), Object: e.Text(fieldObjectID), Version: int64(version), Node: e.Text(fieldNode), Epoch: e.Text(fieldEpoch),
+			Intent: e.Text(fieldIntent), Body: e.Text(fieldBody), At: time.UnixMicro(int64(at)).UTC(),
+		}, true
+	}
 	key, shared := objectOfEntry(e)
 	if !decided || !shared {
 		return Decision{}, false
@@ -443,4 +452,47 @@ func Decided(e *audit.Entry) (Decision, bool) {
 		d.Body = p.SM3.String()
 	}
 	return d, true
+}
+
+// Decisions is the table of decisions as journals have it (an audit.Table): each has its own, and what it applied of the
+// other's. Nothing is ever removed from it, since a version that was free for a moment could be given twice.
+type Decisions struct {
+	Centre Centre
+	Log    logrus.FieldLogger
+}
+
+// Name implements audit.Table.
+func (Decisions) Name() string { return "yj_decision" }
+
+// Empty implements audit.Table: it leaves everything.
+func (Decisions) Empty(context.Context, string, func(uint64)) error { return nil }
+
+// Fill implements audit.Table.
+func (t Decisions) Fill(ctx context.Context, journals []audit.Source, done func(entries, total uint64)) error {
+	var seen, total uint64
+	for _, j := range journals {
+		total += j.Size()
+	}
+	for _, j := range journals {
+		size := j.Size()
+		err := j.Range(ctx, 0, func(r audit.Record) error {
+			if seen++; seen%10_000 == 0 {
+				done(seen, total)
+			}
+			d, ok := Decided(&r.Entry)
+			if !ok {
+				return nil
+			}
+			won, err := t.Centre.Decide(ctx, d)
+			if err == nil && !won {
+				t.Log.WithFields(logrus.Fields{"object": d.Object, "kind": d.Kind, "version": d.Version}).Error("the central database has another decision on a version than the journals")
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("account: decisions of %s, %d entries: %w", j.Node(), size, err)
+		}
+	}
+	done(total, total)
+	return nil
 }

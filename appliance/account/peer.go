@@ -390,6 +390,10 @@ func (s *Service) recordForeign(ctx context.Context, f, of *audit.Foreign, ref [
 	if of != f {
 		d.Fields = append(d.Fields, text(fieldVia, f.Node), audit.Field{Name: fieldViaSequence, Value: audit.Int(f.Record.Sequence)})
 	}
+	if made, ok := Decided(e); ok {
+		d.Fields = append(d.Fields, text(fieldObjectKind, made.Kind), text(fieldObjectID, made.Object), text(fieldIntent, made.Intent), text(fieldBody, made.Body),
+			audit.Field{Name: fieldVersion, Value: audit.Int(made.Version)}, audit.Field{Name: fieldDecidedAt, Value: audit.Int(made.At.UnixMicro())})
+	}
 	list, older := s.foreignList(e, body)
 	if list != nil {
 		d.Fields = append(d.Fields, octets(fieldList, list))

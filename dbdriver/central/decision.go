@@ -32,8 +32,15 @@ const decideTries = 4
 // intent's place, so that a statement on its way decides nothing afterwards.
 const spentKind = "spent"
 
-// Latest implements account.Centre.
+// Latest implements account.Centre. While the database is being made anew it answers nothing: the decisions may be missing.
 func (s *Store) Latest(ctx context.Context, kind, object string) (int64, error) {
+	marks, err := s.Marks(ctx)
+	if err == nil && len(marks) > 0 {
+		err = fmt.Errorf("central database: %w: it is being made anew by %s", dbdriver.ErrUnavailable, marks[0].By)
+	}
+	if err != nil {
+		return 0, err
+	}
 	var last sql.NullInt64
 	if err := s.db.QueryRowContext(ctx, s.seam.Text(latestDecision.Text), kind, object).Scan(&last); err != nil {
 		return 0, fmt.Errorf("central database: latest decision on %s %s: %w", kind, object, classify(s.seam, err))
@@ -172,14 +179,4 @@ func (s *Store) Versions(ctx context.Context) ([]account.Decision, error) {
 		return nil, fmt.Errorf("central database: versions: %w", classify(s.seam, err))
 	}
 	return out, nil
-}
-
-// RestoreDecision writes a decision that the journals have an outcome of, when the database is made anew. One that is
-// there is left; one by another intent is dbdriver.ErrConflict.
-func (s *Store) RestoreDecision(ctx context.Context, d account.Decision) error {
-	won, err := s.Decide(ctx, d)
-	if err == nil && !won {
-		err = fmt.Errorf("central database: version %d of %s %s: %w: it is another intent's there", d.Version, d.Kind, d.Object, dbdriver.ErrConflict)
-	}
-	return err
 }

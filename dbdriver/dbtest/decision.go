@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"yinjian/appliance/account"
+	"yinjian/appliance/audit"
 	"yinjian/dbdriver"
 	"yinjian/dbdriver/central"
 )
@@ -83,12 +84,17 @@ func decisions(t *testing.T, fresh func(testing.TB) *Database) {
 	if err != nil || len(all) != 2 || versions["signer D001"] != 2 || versions["signer d001"] != 1 {
 		t.Errorf("Versions = %+v, %v", all, err)
 	}
-	if err := s.RestoreDecision(ctx, Decision("west", 2, 2)); err != nil {
-		t.Error(err)
+	// While rows are missing nobody decides.
+	if err := s.Mark(ctx, audit.RebuildMark{Node: "west", By: "west", Phase: audit.Filling, At: 1}); err != nil {
+		t.Fatal(err)
 	}
-	if err := s.RestoreDecision(ctx, Decision("west", 1, 7)); !errors.Is(err, dbdriver.ErrConflict) {
-		t.Errorf("RestoreDecision over another = %v", err)
+	if n, err := s.Latest(ctx, "signer", "D001"); !errors.Is(err, dbdriver.ErrUnavailable) {
+		t.Errorf("Latest during a rebuild = %d, %v", n, err)
 	}
+	if err := s.Unmark(ctx, "west"); err != nil {
+		t.Fatal(err)
+	}
+	latest(2)
 
 	// Two campuses at once: each version is one's.
 	stores := map[string]*central.Store{"east": s, "west": d.Open(t)}

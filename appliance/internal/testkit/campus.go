@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -15,6 +16,7 @@ import (
 // A Centre is the table of decisions in memory, with a hook. Safe for concurrent use.
 type Centre struct {
 	mu    sync.Mutex
+	of    account.Centre                             // if set, has the table
 	fault func(call string) (landed bool, err error) // guarded by mu
 	rows  []account.Decision                         // guarded by mu, in the order of their making
 	spent map[string]bool                            // guarded by mu, by intent
@@ -61,29 +63,63 @@ func (c *Centre) Change(f func(rows []account.Decision) []account.Decision) {
 	c.rows = f(c.rows)
 }
 
+// CentreOf is a table of another's, with the hook.
+func CentreOf(of account.Centre) *Centre { return &Centre{of: of} }
+
 // Rows are the decisions.
 func (c *Centre) Rows() []account.Decision {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.of != nil {
+		var out []account.Decision
+		last, err := c.of.Versions(context.Background())
+		for _, d := range last {
+			rows, derr := c.of.Decisions(context.Background(), d.Kind, d.Object, 0)
+			out, err = append(out, rows...), errors.Join(err, derr)
+		}
+		if err != nil {
+			panic(err) // of a test
+		}
+		return out
+	}
 	return append([]account.Decision(nil), c.rows...)
 }
 
+// Table is the rows by kind, object and version, with times as a database keeps them.
+func (c *Centre) Table() map[string]account.Decision {
+	out := map[string]account.Decision{}
+	for _, r := range c.Rows() {
+		r.At = r.At.Truncate(time.Microsecond)
+		out[fmt.Sprintf("%s %s %d", r.Kind, r.Object, r.Version)] = r
+	}
+	return out
+}
+
 // Latest implements account.Centre.
-func (c *Centre) Latest(_ context.Context, kind, object string) (n int64, err error) {
+func (c *Centre) Latest(ctx context.Context, kind, object string) (n int64, err error) {
+	var inner error
 	err = c.do("latest", func() {
+		if c.of != nil {
+			n, inner = c.of.Latest(ctx, kind, object)
+			return
+		}
 		for _, r := range c.rows {
 			if r.Kind == kind && r.Object == object {
 				n = max(n, r.Version)
 			}
 		}
 	})
-	return n, err
+	return n, errors.Join(err, inner)
 }
 
 // Decide implements account.Centre.
-func (c *Centre) Decide(_ context.Context, d account.Decision) (won bool, err error) {
+func (c *Centre) Decide(ctx context.Context, d account.Decision) (won bool, err error) {
 	conflict := error(nil)
 	err = c.do("decide", func() {
+		if c.of != nil {
+			won, conflict = c.of.Decide(ctx, d)
+			return
+		}
 		for _, r := range c.rows {
 			switch {
 			case r.Intent == d.Intent && r.Kind == d.Kind && r.Object == d.Object && r.Version == d.Version:
@@ -110,8 +146,13 @@ func (c *Centre) Decide(_ context.Context, d account.Decision) (won bool, err er
 }
 
 // Lookup implements account.Centre.
-func (c *Centre) Lookup(_ context.Context, intent account.Decision) (d account.Decision, found bool, err error) {
+func (c *Centre) Lookup(ctx context.Context, intent account.Decision) (d account.Decision, found bool, err error) {
+	var inner error
 	err = c.do("lookup", func() {
+		if c.of != nil {
+			d, found, inner = c.of.Lookup(ctx, intent)
+			return
+		}
 		for _, r := range c.rows {
 			if r.Intent == intent.Intent {
 				d, found = r, true
@@ -123,12 +164,18 @@ func (c *Centre) Lookup(_ context.Context, intent account.Decision) (d account.D
 		}
 		c.spent[intent.Intent] = true
 	})
+	err = errors.Join(err, inner)
 	return d, found && err == nil, err
 }
 
 // Versions implements account.Centre.
-func (c *Centre) Versions(context.Context) (out []account.Decision, err error) {
+func (c *Centre) Versions(ctx context.Context) (out []account.Decision, err error) {
+	var inner error
 	err = c.do("versions", func() {
+		if c.of != nil {
+			out, inner = c.of.Versions(ctx)
+			return
+		}
 		last := map[[2]string]int64{}
 		for _, r := range c.rows {
 			last[[2]string{r.Kind, r.Object}] = max(r.Version, last[[2]string{r.Kind, r.Object}])
@@ -137,12 +184,17 @@ func (c *Centre) Versions(context.Context) (out []account.Decision, err error) {
 			out = append(out, account.Decision{Kind: key[0], Object: key[1], Version: version})
 		}
 	})
-	return out, err
+	return out, errors.Join(err, inner)
 }
 
 // Decisions implements account.Centre.
-func (c *Centre) Decisions(_ context.Context, kind, object string, after int64) (out []account.Decision, err error) {
+func (c *Centre) Decisions(ctx context.Context, kind, object string, after int64) (out []account.Decision, err error) {
+	var inner error
 	err = c.do("decisions", func() {
+		if c.of != nil {
+			out, inner = c.of.Decisions(ctx, kind, object, after)
+			return
+		}
 		for _, r := range c.rows {
 			if r.Kind == kind && r.Object == object && r.Version > after {
 				out = append(out, r)
@@ -150,7 +202,7 @@ func (c *Centre) Decisions(_ context.Context, kind, object string, after int64) 
 		}
 		slices.SortFunc(out, func(a, b account.Decision) int { return cmp.Compare(a.Version, b.Version) })
 	})
-	return out, err
+	return out, errors.Join(err, inner)
 }
 
 // PairWith pairs the house with another, on this side. The copy may be a day old.
