@@ -1170,8 +1170,8 @@ func (j *Journal) newest(fn func(*segment) error) error {
 	return fmt.Errorf("sqlite: %w", audit.ErrNotFound)
 }
 
-// FindRef implements audit.Store. It asks the segments that the index of references names, and those that are not in the
-// index yet.
+// FindRef implements audit.Store. It asks the entries that the index of references names, and the segments that are not
+// in the index yet.
 func (j *Journal) FindRef(ctx context.Context, ref []byte, limit int) ([]uint64, error) {
 	segs, err := j.list()
 	if err != nil {
@@ -1180,7 +1180,23 @@ func (j *Journal) FindRef(ctx context.Context, ref []byte, limit int) ([]uint64,
 	named, covered := j.index.find(ctx, ref)
 	var out []uint64
 	for _, s := range segs {
-		if covered[s.number] && !slices.Contains(named, s.number) {
+		if seal := s.sealed(); seal != nil && covered[s.number] {
+			for ; len(named) > 0 && named[0] <= int64(seal.Last) && len(out) < limit; named = named[1:] {
+				err := s.query(func(db *sql.DB) error {
+					var seq int64
+					err := db.QueryRowContext(ctx, selectRefAt, named[0], ref).Scan(&seq)
+					if err == nil && seq >= 0 {
+						out = append(out, uint64(seq))
+					}
+					return err
+				})
+				if err != nil && !errors.Is(err, audit.ErrNotFound) {
+					return nil, err
+				}
+			}
+			if len(out) >= limit {
+				break
+			}
 			continue
 		}
 		if s.refs.Load().lacks(ref) {

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/binary"
@@ -18,8 +19,8 @@ import (
 	"yinjian/appliance/audit"
 )
 
-// A refIndex says which sealed segments may hold a reference, so that looking one up costs the same however many
-// segments there are. It holds eight bytes of each reference's SM3 and the segment's number; the segment itself is asked
+// A refIndex says which entries of sealed segments may have a reference, so that looking one up costs the same however many
+// segments there are. It holds eight bytes of each reference's SM3 and the entry's number; the entry itself is asked
 // then, so that a row too many costs a query and no more. A row too few would hide an entry, as it would in the index
 // that each segment carries itself: whoever can write this file can write those.
 //
@@ -70,8 +71,8 @@ func (x *refIndex) wake() {
 	}
 }
 
-// find answers the segments that may hold the reference, and which segments that is said of.
-func (x *refIndex) find(ctx context.Context, ref []byte) (named []int, covered map[int]bool) {
+// find answers the numbers of the entries that may have the reference, ascending, and of which segments that is said.
+func (x *refIndex) find(ctx context.Context, ref []byte) (named []int64, covered map[int]bool) {
 	if x == nil {
 		return nil, nil
 	}
@@ -85,7 +86,7 @@ func (x *refIndex) find(ctx context.Context, ref []byte) (named []int, covered m
 	return named, covered
 }
 
-func (x *refIndex) ask(ctx context.Context, ref []byte) (named []int, covered map[int]bool, err error) {
+func (x *refIndex) ask(ctx context.Context, ref []byte) (named []int64, covered map[int]bool, err error) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	if len(x.covered) == 0 {
@@ -97,7 +98,7 @@ func (x *refIndex) ask(ctx context.Context, ref []byte) (named []int, covered ma
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var n int
+		var n int64
 		if err := rows.Scan(&n); err != nil {
 			return nil, nil, classify(err)
 		}
@@ -293,10 +294,11 @@ func sealSum(s *audit.Seal) []byte {
 // take puts a segment's references into the index, in the order of the index, some thousand in each transaction; the last
 // one says that the segment is complete. Between two it rests as long as the last one took: signing comes first.
 func (x *refIndex) take(ctx context.Context, db *sql.DB, s *segment, seal *audit.Seal) error {
-	numbers := make([]int64, 0, min(seal.Count, defaultLength))
+	type pair struct{ ref, seq int64 }
+	pairs := make([]pair, 0, min(seal.Count, defaultLength))
 	ref, seq := []byte{}, int64(math.MinInt64)
 	for more := true; more; {
-		n := len(numbers)
+		n := len(pairs)
 		err := s.query(func(db *sql.DB) error {
 			rows, err := db.QueryContext(ctx, selectRefs, ref, seq, refPage)
 			if err != nil {
@@ -307,17 +309,17 @@ func (x *refIndex) take(ctx context.Context, db *sql.DB, s *segment, seal *audit
 				if err := rows.Scan(&ref, &seq); err != nil {
 					return err
 				}
-				numbers = append(numbers, refNumber(ref))
+				pairs = append(pairs, pair{refNumber(ref), seq})
 			}
 			return rows.Err()
 		})
 		if err != nil {
 			return err
 		}
-		more = len(numbers)-n == refPage
+		more = len(pairs)-n == refPage
 	}
-	slices.Sort(numbers)
-	for chunk := range slices.Chunk(slices.Compact(numbers), refPage) {
+	slices.SortFunc(pairs, func(a, b pair) int { return cmp.Or(cmp.Compare(a.ref, b.ref), cmp.Compare(a.seq, b.seq)) })
+	for chunk := range slices.Chunk(pairs, refPage) {
 		begun := time.Now() // interval
 		err := inTx(ctx, db, func(tx *sql.Tx) error {
 			insert, err := tx.PrepareContext(ctx, insertRef)
@@ -325,8 +327,8 @@ func (x *refIndex) take(ctx context.Context, db *sql.DB, s *segment, seal *audit
 				return err
 			}
 			defer insert.Close()
-			for _, n := range chunk {
-				if _, err := insert.ExecContext(ctx, n, s.number); err != nil {
+			for _, p := range chunk {
+				if _, err := insert.ExecContext(ctx, p.ref, p.seq); err != nil {
 					return err
 				}
 			}

@@ -103,7 +103,7 @@ func TestRefIndex(t *testing.T) {
 	store.Close()
 
 	// The index is what is asked: a row too many changes nothing, a row too few hides an entry.
-	edit(t, dir, refFile, `INSERT OR IGNORE INTO yj_ref SELECT ref_no, 1 + segment_no % 6 FROM yj_ref`)
+	edit(t, dir, refFile, `INSERT OR IGNORE INTO yj_ref SELECT ref_no, (seq_no + 7) % 60 FROM yj_ref`)
 	store = open()
 	checkRefs(t, store, at)
 	store.Close()
@@ -118,6 +118,43 @@ func TestRefIndex(t *testing.T) {
 	// Read only, the segments alone are asked.
 	store = openStore(t, dir, func(c *sqlite.JournalConfig) { c.ReadOnly = true })
 	checkRefs(t, store, at)
+}
+
+// The index names the entry, so that a sealed segment's own index, a page more of which little is ever in memory, is not
+// read: here that index is no index any more.
+func TestRefIndexNamesTheEntry(t *testing.T) {
+	t.Parallel()
+	dir, at := indexed(t)
+	for n := 1; n <= 6; n++ {
+		file := filepath.Join(dir, fmt.Sprintf("journal-%06d.db", n))
+		db := raw(t, file)
+		var root, page int64
+		err := errors.Join(
+			db.QueryRow(`SELECT rootpage FROM sqlite_master WHERE name = 'yj_entry_ref'`).Scan(&root),
+			db.QueryRow(`PRAGMA page_size`).Scan(&page), db.Close(),
+		)
+		f, ferr := os.OpenFile(file, os.O_WRONLY, 0)
+		if err = errors.Join(err, ferr); err == nil {
+			_, err = f.WriteAt(make([]byte, page), (root-1)*page)
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	store := openStore(t, dir, func(c *sqlite.JournalConfig) { c.SegmentEntries = 10 })
+	waitFor(t, "the index is asked", func() bool {
+		got, err := store.FindRef(t.Context(), refOf(1), 1)
+		return err == nil && slices.Equal(got, at[1])
+	})
+	for n, want := range at {
+		if want[len(want)-1] >= 60 {
+			continue // in the active segment, too
+		}
+		if got, err := store.FindRef(t.Context(), refOf(n), 10); err != nil || !slices.Equal(got, want) {
+			t.Errorf("reference %d: %v, %v, want %v", n, got, err, want)
+		}
+	}
 }
 
 // An index that is no use is made anew, and until then the segments are asked.

@@ -21,9 +21,11 @@ const (
 	selectChanges    = `SELECT ` + entryColumns + ` FROM yj_entry WHERE change_flag = 1 AND seq_no >= ? ORDER BY seq_no LIMIT ?`
 	selectLastChange = `SELECT ` + entryColumns + ` FROM yj_entry WHERE change_flag = 1 ORDER BY seq_no DESC LIMIT 1`
 	selectByRef      = `SELECT seq_no FROM yj_entry WHERE ref_hash = ? ORDER BY seq_no LIMIT ?`
-	selectRefs       = `SELECT ref_hash, seq_no FROM yj_entry WHERE ref_hash IS NOT NULL AND (ref_hash, seq_no) > (?, ?) ORDER BY ref_hash, seq_no LIMIT ?`
-	selectLeaf       = `SELECT leaf_hash FROM yj_entry WHERE seq_no = ?`
-	countEntries     = `SELECT COUNT(*) FROM yj_entry`
+	// The row itself: its page is read anyway, the page of the segment's index would be one more.
+	selectRefAt  = `SELECT seq_no FROM yj_entry WHERE seq_no = ? AND +ref_hash = ?`
+	selectRefs   = `SELECT ref_hash, seq_no FROM yj_entry WHERE ref_hash IS NOT NULL AND (ref_hash, seq_no) > (?, ?) ORDER BY ref_hash, seq_no LIMIT ?`
+	selectLeaf   = `SELECT leaf_hash FROM yj_entry WHERE seq_no = ?`
+	countEntries = `SELECT COUNT(*) FROM yj_entry`
 
 	insertNode = `INSERT INTO yj_node (level_no, index_no, node_hash) VALUES (?, ?, ?)`
 	// Several by their keys: the keys come first, and each is looked up.
@@ -51,8 +53,8 @@ const (
 
 // The index of references.
 const (
-	insertRef        = `INSERT OR IGNORE INTO yj_ref (ref_no, segment_no) VALUES (?, ?)`
-	selectRef        = `SELECT segment_no FROM yj_ref WHERE ref_no = ?`
+	insertRef        = `INSERT OR IGNORE INTO yj_ref (ref_no, seq_no) VALUES (?, ?)`
+	selectRef        = `SELECT seq_no FROM yj_ref WHERE ref_no = ? ORDER BY seq_no`
 	insertRefSegment = `INSERT INTO yj_ref_segment (segment_no, seal_sm3) VALUES (?, ?)`
 	selectRefSegment = `SELECT segment_no, seal_sm3 FROM yj_ref_segment`
 )
