@@ -45,6 +45,9 @@ func Open(ctx context.Context, db *sql.DB, seam *Seam, by Author) (*Store, error
 	if err := Migrate(ctx, db, seam, by); err != nil {
 		return nil, err
 	}
+	if err := Describe(ctx, db, seam); err != nil { // words for people; all works without
+		s.settings = append(s.settings, Setting{Name: "comments", Value: "COMMENT ON", Verdict: Doubtful, Why: "表与列的说明未能写入 (tables and columns could not be described): " + err.Error()})
+	}
 	if err := inTx(ctx, db, seam, func(*sql.Tx) error { return nil }); err != nil { // the guard looks
 		return nil, fmt.Errorf("central database: %w", err)
 	}

@@ -20,3 +20,6 @@ func Migrations() (map[string]string, error) {
 	}
 	return out, err
 }
+
+// Comments are the words of the dictionary.
+func Comments() map[string]string { return comments }

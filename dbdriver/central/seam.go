@@ -24,6 +24,11 @@ type Seam struct {
 	Classify func(error) error
 	// TableExists and IndexExists count the tables or indexes of the schema in use that have the name given, in lower case.
 	TableExists, IndexExists string
+	// Columns lists the tables of the schema in use whose names begin with yj_, in lower case, with the table's comment, the
+	// columns in their order, their types, 1 for those that may be NULL, and their comments; of what has no comments NULL.
+	Columns string
+	// Comments says that the database keeps comments (COMMENT ON).
+	Comments bool
 	// Settings reads what of the server's settings concerns us; nil: nothing does.
 	Settings func(ctx context.Context, db *sql.DB) ([]Setting, error)
 	// Guard is asked first in each transaction that writes; nil: nothing is.

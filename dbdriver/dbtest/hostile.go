@@ -87,17 +87,24 @@ func (d *Driver) OverSQLite(file string) *sql.DB {
 		panic(err) // dbdriver/sqlite registers it
 	}
 	defer db.Close()
-	return d.Over(byDSN{db.Driver(), "file:" + file + "?_busy_timeout=2000&_txlock=immediate&_journal_mode=WAL&_synchronous=OFF"})
+	return d.Over(byDSN{db.Driver(), "file:" + file + "?_busy_timeout=2000&_txlock=immediate&_journal_mode=WAL&_synchronous=OFF", d.DMErrors})
 }
 
 // byDSN is a connector for drivers that have none.
 type byDSN struct {
-	driver driver.Driver
-	dsn    string
+	driver   driver.Driver
+	dsn      string
+	comments bool // there is a table for them, which SQLite has no words for
 }
 
-func (f byDSN) Connect(context.Context) (driver.Conn, error) { return f.driver.Open(f.dsn) }
-func (f byDSN) Driver() driver.Driver                        { return f.driver }
+func (f byDSN) Connect(ctx context.Context) (driver.Conn, error) {
+	c, err := f.driver.Open(f.dsn)
+	if err == nil && f.comments {
+		_, err = c.(driver.ExecerContext).ExecContext(ctx, `CREATE TABLE IF NOT EXISTS dm_comment (what_name VARCHAR(128) PRIMARY KEY, comment_words VARCHAR(2000))`, nil)
+	}
+	return c, err
+}
+func (f byDSN) Driver() driver.Driver { return f.driver }
 
 type connector struct {
 	d     *Driver
@@ -120,7 +127,7 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 
 // do asks for a fault and does what it leaves.
 func (d *Driver) do(ctx context.Context, op Op, f func() error) error {
-	if op.Kind == "exec" || op.Kind == "commit" {
+	if op.Kind == "exec" && !strings.HasPrefix(op.Text, "COMMENT ") || op.Kind == "commit" {
 		op.N = d.changes.Add(1)
 	}
 	var fault Fault
@@ -168,6 +175,7 @@ func (d *Driver) translate(err error) error {
 var (
 	reDDL     = regexp.MustCompile(`^(CREATE|ALTER|DROP)\b`)
 	reWrite   = regexp.MustCompile(`^(INSERT|UPDATE|DELETE|CREATE|ALTER|DROP)\b`)
+	reComment = regexp.MustCompile(`^COMMENT ON (?:TABLE|COLUMN) (\S+) IS ('.*')$`)
 	reVarchar = regexp.MustCompile(`VARCHAR\(\d+\)`)
 )
 
@@ -175,6 +183,9 @@ var (
 var dictionary = strings.NewReplacer(
 	"USER_TABLES", "(SELECT UPPER(name) AS TABLE_NAME FROM sqlite_master WHERE type = 'table')",
 	"USER_INDEXES", "(SELECT UPPER(name) AS INDEX_NAME FROM sqlite_master WHERE type = 'index')",
+	"USER_TAB_COLUMNS", `(SELECT UPPER(m.name) AS TABLE_NAME, UPPER(p.name) AS COLUMN_NAME, CASE WHEN p.type LIKE 'VARCHAR%' THEN 'VARCHAR' ELSE p.type END AS DATA_TYPE, CAST(SUBSTR(p.type, 9) AS INTEGER) AS DATA_LENGTH, CASE WHEN p."notnull" THEN 'N' ELSE 'Y' END AS NULLABLE, p.cid AS COLUMN_ID FROM sqlite_master m JOIN pragma_table_info(m.name) p WHERE m.type = 'table')`,
+	"USER_TAB_COMMENTS", "(SELECT UPPER(what_name) AS TABLE_NAME, comment_words AS COMMENTS FROM dm_comment)",
+	"USER_COL_COMMENTS", "(SELECT UPPER(SUBSTR(what_name, 1, INSTR(what_name, '.') - 1)) AS TABLE_NAME, UPPER(SUBSTR(what_name, INSTR(what_name, '.') + 1)) AS COLUMN_NAME, comment_words AS COMMENTS FROM dm_comment)",
 	"SF_GET_CASE_SENSITIVE_FLAG()", "1", "SF_GET_PAGE_SIZE()", "8192",
 	"V$DM_INI", "(SELECT 'COMPATIBLE_MODE' AS PARA_NAME, '2' AS PARA_VALUE UNION ALL SELECT 'BLANK_PAD_MODE', '0' UNION ALL SELECT 'LENGTH_IN_CHAR', '0')",
 )
@@ -189,7 +200,7 @@ func (d *Driver) role() string {
 // sqlite is a statement of DM8 for SQLite.
 func (d *Driver) sqlite(q string) string {
 	if d.DMErrors {
-		q = dictionary.Replace(q)
+		q = reComment.ReplaceAllString(dictionary.Replace(q), "INSERT OR REPLACE INTO dm_comment (what_name, comment_words) VALUES ('$1', $2)")
 		q = strings.ReplaceAll(q, "SF_GET_UNICODE_FLAG()", cmp.Or(d.Charset, "1"))
 		q = strings.ReplaceAll(q, "V$INSTANCE", "(SELECT 'stand-in over SQLite' AS SVR_VERSION, '"+d.role()+"' AS MODE$)")
 	}

@@ -15,7 +15,7 @@ func Seam(code func(error) (int32, bool)) *central.Seam {
 	s := &central.Seam{
 		Name: "dm", Bytes: "BLOB", ScanBytes: func(b *[]byte) any { return (*LOB)(b) },
 		Classify:    func(err error) error { return classify(code, err) },
-		TableExists: tableExists, IndexExists: indexExists,
+		TableExists: tableExists, IndexExists: indexExists, Columns: selectColumns, Comments: true,
 	}
 	s.Settings = func(ctx context.Context, db *sql.DB) ([]central.Setting, error) { return settings(ctx, db, code) }
 	return s
@@ -25,6 +25,9 @@ func Seam(code func(error) (int32, bool)) *central.Seam {
 const (
 	tableExists = `SELECT COUNT(*) FROM USER_TABLES WHERE TABLE_NAME = UPPER(?)`
 	indexExists = `SELECT COUNT(*) FROM USER_INDEXES WHERE INDEX_NAME = UPPER(?)`
+
+	// Of the views that DM8 has after Oracle's. Never tried on DM8.
+	selectColumns = `SELECT LOWER(C.TABLE_NAME), T.COMMENTS, LOWER(C.COLUMN_NAME), CASE WHEN C.DATA_TYPE LIKE 'VARCHAR%' THEN 'VARCHAR(' || C.DATA_LENGTH || ')' ELSE C.DATA_TYPE END, CASE WHEN C.NULLABLE = 'Y' THEN 1 ELSE 0 END, D.COMMENTS FROM USER_TAB_COLUMNS C LEFT JOIN USER_TAB_COMMENTS T ON T.TABLE_NAME = C.TABLE_NAME LEFT JOIN USER_COL_COMMENTS D ON D.TABLE_NAME = C.TABLE_NAME AND D.COLUMN_NAME = C.COLUMN_NAME WHERE C.TABLE_NAME LIKE 'YJ$_%' ESCAPE '$' ORDER BY C.TABLE_NAME, C.COLUMN_ID`
 
 	selectUnicode  = `SELECT SF_GET_UNICODE_FLAG()`
 	selectCase     = `SELECT SF_GET_CASE_SENSITIVE_FLAG()`

@@ -146,7 +146,8 @@ func DB(c Config) (*sql.DB, *central.Seam, error) {
 func Seam() *central.Seam {
 	return &central.Seam{
 		Name: "postgres", Bytes: "BYTEA", Rebind: central.Dollar, Classify: classify,
-		TableExists: tableExists, IndexExists: indexExists, Settings: settings,
+		TableExists: tableExists, IndexExists: indexExists,
+		Columns: selectColumns, Comments: true, Settings: settings,
 	}
 }
 
@@ -154,6 +155,7 @@ func Seam() *central.Seam {
 const (
 	tableExists    = `SELECT COUNT(*) FROM pg_catalog.pg_class WHERE relname = $1 AND relkind IN ('r', 'p') AND pg_catalog.pg_table_is_visible(oid)`
 	indexExists    = `SELECT COUNT(*) FROM pg_catalog.pg_class WHERE relname = $1 AND relkind IN ('i', 'I') AND pg_catalog.pg_table_is_visible(oid)`
+	selectColumns  = `SELECT c.relname, obj_description(c.oid, 'pg_class'), a.attname, format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 0 ELSE 1 END, col_description(c.oid, a.attnum) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid WHERE c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped AND pg_catalog.pg_table_is_visible(c.oid) AND c.relname LIKE 'yj$_%' ESCAPE '$' ORDER BY c.relname, a.attnum`
 	currentSetting = `SELECT current_setting($1)`
 	selectVersion  = `SELECT version()`
 	selectRecovery = `SELECT CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END`

@@ -17,7 +17,7 @@ import (
 func Seam() *central.Seam {
 	return &central.Seam{
 		Name: "sqlite", Bytes: "BLOB", Classify: classify, TableExists: tableExists, IndexExists: indexExists,
-		Settings: centralSettings,
+		Columns: selectColumns, Settings: centralSettings,
 	}
 }
 

@@ -78,5 +78,6 @@ const (
 const (
 	indexExists    = `SELECT COUNT(*) FROM sqlite_master WHERE type = 'index' AND name = ?`
 	dropMigrations = `DROP TABLE yj_migration`
+	selectColumns  = `SELECT m.name, NULL, p.name, p.type, 1 - p."notnull", NULL FROM sqlite_master m JOIN pragma_table_info(m.name) p WHERE m.type = 'table' AND m.name LIKE 'yj$_%' ESCAPE '$' ORDER BY m.name, p.cid`
 	selectVersion  = `SELECT sqlite_version()`
 )

@@ -51,7 +51,7 @@ func databaseCommand() *cobra.Command {
 		},
 	}
 	f.add(compare)
-	c.AddCommand(compare, databaseCheckCommand(), databaseSweepCommand(), databaseRebuildCommand(), databaseReportCommand())
+	c.AddCommand(compare, databaseCheckCommand(), databaseSweepCommand(), databaseDictionaryCommand(), databaseRebuildCommand(), databaseReportCommand())
 	return c
 }
 
