@@ -330,3 +330,67 @@ func TestCostOfOneOfMany(t *testing.T) {
 	}
 	t.Logf("%+v", costs)
 }
+
+// In bulk, keys are custody keys where those are the policy, and wait for another CA's certificates where that is asked for.
+func TestEnrolAllInCustody(t *testing.T) {
+	t.Parallel()
+	v := newVault(t)
+	people := staff(12)
+	for i := range people {
+		people[i].External = i%2 == 1
+	}
+	r, err := v.Directory.EnrolAll(t.Context(), "admin", people, false)
+	if err != nil || !slices.Equal(resultsOf(r), repeated(account.EnrolDone, 12)) || len(v.Staff.Labels()) > 0 {
+		t.Fatalf("%v, %v, keys in the machine: %q", resultsOf(r), err, v.Staff.Labels())
+	}
+	for _, restarted := range []bool{false, true} {
+		if restarted {
+			v.Restart()
+		}
+		for i, e := range people {
+			err := v.sign(t, fmt.Sprintf("%v/%d", restarted, i), e.ID, "")
+			if e.External {
+				wants(t, "a key without a certificate", err, problem.CertificateAwaited)
+			} else if err != nil {
+				t.Error(err)
+			}
+			if g, _ := v.Directory.Signer(e.ID); v.Directory.View(g).Custody != "token" {
+				t.Errorf("%s is not in custody", e.ID)
+			}
+		}
+	}
+	if q, err := v.Directory.RequestCertificate(t.Context(), "admin", account.RequestSpec{For: "signer:S00001"}); err != nil || len(q.CSR) == 0 {
+		t.Errorf("a request for the other CA: %v", err)
+	}
+}
+
+// Custody keys that the cipher machine alone opens are opened once each, of however many signers.
+func TestCustodyOfMany(t *testing.T) {
+	if os.Getenv("YINJIAN_LONG") == "" {
+		t.Skip("YINJIAN_LONG=1")
+	}
+	const people = 1500
+	v := newVault(t)
+	for part := range slices.Chunk(staff(people), account.MaxEnrolments) {
+		if _, err := v.Directory.EnrolAll(t.Context(), "admin", part, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var opened atomic.Int64
+	v.Log.Before(func(_, label string) error {
+		if label == account.PINKeyLabel {
+			opened.Add(1)
+		}
+		return nil
+	})
+	for round, want := range []int64{people, people} {
+		for i := range people {
+			if err := v.sign(t, fmt.Sprintf("%d/%d", round, i), fmt.Sprintf("S%05d", i), ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := opened.Load(); n != want {
+			t.Errorf("round %d: %d were opened, want %d", round, n, want)
+		}
+	}
+}

@@ -247,7 +247,7 @@ func (s *Service) orChanged(g *Signer, err error) error {
 
 // maxTokenSealed bounds the signers without a PIN whose opened blobs are kept: what openKeys said of them, so that the cipher
 // machine need not be asked for each signature.
-const maxTokenSealed = 1024
+const maxTokenSealed = 16_384 // a large hospital's staff; half a kilobyte each
 
 var errCustodyPIN = problem.New(problem.ConsentInsufficient,
 	"签名人的密钥由其 PIN 封存，须凭 PIN 授权 (the signer's keys are sealed under the PIN; the application's word does not open them)",
