@@ -17,6 +17,9 @@ type (
 )
 
 var (
+	LastNumbered    = lastNumbered
+	Numbered        = numbered
+	SameFingerprint = sameFingerprint
 	NewHandshakeKey = newHandshakeKey
 	ErrHandshakes   = errHandshakes
 )
@@ -52,4 +55,19 @@ func Stamping(j *audit.Journal) (stop func(ctx context.Context, unit string) err
 		return s.decide(ctx, "os:root", "stop", "年检", []string{unit})
 	}
 	return stop, func(unit string) tsa.Recorder { return gatedRecorder{s, TokenRecorder{j, unit}} }
+}
+
+// ParsePeerCard answers the card in a file.
+func ParsePeerCard(file []byte) (*PeerCard, error) {
+	c, err := parsePeerCard(file)
+	if err != nil {
+		return nil, err
+	}
+	return &c.PeerCard, nil
+}
+
+// PeerCardFile is the file of a card's bytes and their signature.
+func PeerCardFile(card, signature []byte) ([]byte, error) {
+	f := peerCardFile{card, signature}
+	return f.encode()
 }

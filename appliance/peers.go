@@ -140,10 +140,11 @@ func (p *peers) key(ctx context.Context) (crypto.Signer, error) {
 	return newHandshakeKey(key, time.Duration(p.a.cfg.HSM.CallDeadline), 16), nil
 }
 
-// makeKey makes it and journals that: intent, then outcome. A pairing rests on it: with one, it is never made anew.
+// makeKey makes it and journals that: intent, then outcome. Where it is gone, as after a restore onto another cipher machine,
+// the other campus no longer knows this appliance, and has to be paired anew; signing does not wait for that.
 func (p *peers) makeKey(ctx context.Context, t hsm.Token) (hsm.KeyInfo, error) {
 	if p.pair != nil {
-		return hsm.KeyInfo{}, fmt.Errorf("%q 不在密码机中，而已与 %s 结对：请恢复它，或先 yinjian peer remove (the key is gone, and the other campus knows this appliance by it: restore it): %w", peerLabel, p.pair.Node, hsm.ErrKeyNotFound)
+		p.a.log.WithFields(logrus.Fields{"peer": p.pair.Node, "object": peerLabel}).Error("the key that the other campus knows this appliance by is gone; another is made, and the two have to be paired anew")
 	}
 	if _, err := p.a.journal.Append(ctx, audit.Draft{Kind: kindPeerKeyIntent, Actor: "appliance", Object: peerLabel}); err != nil {
 		return hsm.KeyInfo{}, err

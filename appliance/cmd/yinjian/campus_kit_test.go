@@ -249,3 +249,11 @@ func twoCampuses(t *testing.T) (l *land, a, b *campus) {
 	pairUp(t, a.machine, b.machine)
 	return l, a, b
 }
+
+// longOnly skips a test whose appliances the short form has no time for.
+func longOnly(t *testing.T) {
+	t.Helper()
+	if os.Getenv("YINJIAN_LONG") == "" {
+		t.Skip("with YINJIAN_LONG=1 only")
+	}
+}
