@@ -33,6 +33,8 @@ bench: ## ratios measured in one run, and where the time goes: bench/results, be
 	@$(MAKE) --no-print-directory build
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench --dir out/bench --results bench/results --profile 5s
 	build/yinjian bench-pool --dir out/bench-pool --results bench/results
+	@packaging/dev/deps.sh test
+	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-database --dir out/bench-database --results bench/results
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-tsa --dir out/bench-tsa --results bench/results --profile 5s $(TSA_PEER)
 	build/yinjian bench-growth --dir out/bench-growth --entries 10000,300000
 

@@ -37,11 +37,13 @@ type YearLine struct {
 }
 
 // Counting rests three times as long as it works, so that the database and this machine have most of their time for what
-// is written meanwhile; a slice is so short that nobody waits for it.
+// is written meanwhile. A slice is so short that nobody waits for it: some thousand records, a day at most.
 const (
-	reportSlice = time.Hour
-	reportRest  = 3
-	shortWork   = 2 * time.Millisecond
+	longestSlice  = 24 * time.Hour
+	shortestSlice = time.Minute
+	fewRecords    = 2000
+	manyRecords   = 8000
+	reportRest    = 3
 )
 
 // YearReport counts.
@@ -64,10 +66,16 @@ func (d admin) YearReport(ctx context.Context, _ string, req api.YearReport) (an
 func yearReport(ctx context.Context, store *central.Store, year int) (*YearReport, error) {
 	report := &YearReport{Year: year, Rows: []YearLine{}}
 	counts := map[YearLine]uint64{} // Records is 0 in the keys
-	var worked time.Duration
-	for at, end := time.Date(year, 1, 1, 0, 0, 0, 0, audit.Beijing), time.Date(year+1, 1, 1, 0, 0, 0, 0, audit.Beijing); at.Before(end); at = at.Add(reportSlice) {
+	slice := time.Hour
+	for at, end := time.Date(year, 1, 1, 0, 0, 0, 0, audit.Beijing), time.Date(year+1, 1, 1, 0, 0, 0, 0, audit.Beijing); at.Before(end); {
+		to := at.Add(slice)
+		if month := time.Date(year, at.Month()+1, 1, 0, 0, 0, 0, audit.Beijing); to.After(month) {
+			to = month
+		}
 		begun := time.Now() // interval
-		err := store.CountRecords(ctx, evidence.KindSign, at.UnixMicro(), at.Add(reportSlice).UnixMicro(), func(g central.RecordGroup, n uint64) {
+		var records uint64
+		err := store.CountRecords(ctx, evidence.KindSign, at.UnixMicro(), to.UnixMicro(), func(g central.RecordGroup, n uint64) {
+			records += n
 			if g.Status == audit.StatusTest {
 				report.Tests += n
 				return
@@ -77,15 +85,18 @@ func yearReport(ctx context.Context, store *central.Store, year int) (*YearRepor
 		if err != nil {
 			return nil, err
 		}
-		if worked += time.Since(begun); worked < shortWork {
-			continue // most hours are empty
+		at = to
+		switch {
+		case records < fewRecords:
+			slice = min(2*slice, longestSlice)
+		case records > manyRecords:
+			slice = max(slice/2, shortestSlice)
 		}
 		select {
-		case <-time.After(reportRest * worked):
+		case <-time.After(reportRest * time.Since(begun)):
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		worked = 0
 	}
 	for line, n := range counts {
 		line.Records = n

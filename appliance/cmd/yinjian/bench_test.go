@@ -201,3 +201,36 @@ func TestBenchGrowth(t *testing.T) {
 	}
 	refused(t, 2, []string{"--entries"}, "bench-growth", "--dir", tempDir(t), "--entries", "10000")
 }
+
+// The central database's bench in small.
+func TestBenchDatabase(t *testing.T) {
+	t.Parallel()
+	if found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb"); len(found) == 0 {
+		t.Skip("PostgreSQL is not installed: packaging/dev/deps.sh test")
+	}
+	results := tempDir(t)
+	mustRun(t, "bench-database", "--dir", filepath.Join(tempDir(t), "bench"), "--rounds", "1", "--each", "500ms", "--records", "5000", "--results", results)
+	raw, err := os.ReadFile(filepath.Join(results, "database.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []struct {
+		Name    string
+		Samples []float64
+		Limit   float64
+	}
+	if err := json.Unmarshal(raw, &found); err != nil {
+		t.Fatalf("database.json: %v\n%s", err, raw)
+	}
+	if len(found) != 3 {
+		t.Errorf("%d lines, want 3: %s", len(found), raw)
+	}
+	for _, f := range found {
+		if len(f.Samples) != 1 || f.Samples[0] <= 0 || f.Limit == 0 {
+			t.Errorf("%s: %v", f.Name, f.Samples)
+		}
+	}
+	if page, err := os.ReadFile(filepath.Join(results, "database.md")); err != nil || strings.Count(string(page), "\n| (") != 3 {
+		t.Errorf("database.md: %v\n%s", err, page)
+	}
+}
