@@ -40,6 +40,7 @@ func newProjection(a *Appliance) *projection {
 const (
 	projectionRetry   = 10 * time.Second
 	projectionOpening = 2 * time.Minute // migrations of a large database included
+	behindRows        = 1024            // fewer commits while there is much to ship
 )
 
 // run opens, ships, and opens again after a failure, until ctx ends.
@@ -97,7 +98,7 @@ func (p *projection) once(ctx context.Context) error {
 		store.Close()
 	}()
 	shipper, err := audit.NewShipper(audit.ShipperConfig{
-		Journal: p.a.journal, Projection: store, MAC: p.a.batchMAC(), MACKeyID: batchLabel, Log: p.a.log,
+		Journal: p.a.journal, Projection: store, MAC: p.a.batchMAC(), MACKeyID: batchLabel, Log: p.a.log, BehindRows: behindRows,
 	})
 	if err != nil {
 		return err

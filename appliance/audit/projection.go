@@ -148,6 +148,16 @@ func (b *ProjectedBatch) MACInput() []byte {
 	return out
 }
 
+// maxShippedBytes bounds what a batch's MAC is computed over: the software cipher machine takes a megabyte at once.
+const maxShippedBytes = 512 << 10
+
+// bytes are those of the row in MACInput, at most.
+func (p *ProjectedRow) bytes() int {
+	const lengthsAndNumbers = 15*4 + 4*20
+	return lengthsAndNumbers + len(p.Node) + len(p.Epoch) + len(p.LeafHash) + len(p.RecordID) + len(p.Kind) + len(p.Application) + len(p.Signer) +
+		len(p.Department) + len(p.DocumentType) + len(p.Campus) + len(p.CreatedBy)
+}
+
 // A MAC computes HMAC-SM3 (32 bytes) with a key in the cipher machine.
 type MAC interface {
 	MAC(ctx context.Context, data []byte) ([]byte, error)

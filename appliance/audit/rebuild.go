@@ -109,7 +109,7 @@ func (r Records) Fill(ctx context.Context, journals []Source, done func(entries,
 	for _, j := range journals {
 		size := j.Size()
 		s, err := NewShipper(ShipperConfig{
-			Journal: j, Projection: r.Projection, MAC: r.MAC, MACKeyID: r.KeyID(j.Node()), Log: r.Log, BatchRows: 1024, Gather: time.Millisecond, By: r.By,
+			Journal: j, Projection: r.Projection, MAC: r.MAC, MACKeyID: r.KeyID(j.Node()), Log: r.Log, BehindRows: 1024, Gather: time.Millisecond, By: r.By,
 		})
 		if err != nil {
 			return err

@@ -19,6 +19,7 @@ type ShipperConfig struct {
 	MACKeyID   string // kept with each batch
 	Log        logrus.FieldLogger
 	BatchRows  int           // 0: 256
+	BehindRows int           // rows of a batch while there are as many to ship, ≥ BatchRows; 0: BatchRows
 	RetryMin   time.Duration // first pause after a failure, doubled up to RetryMax; 0: 200 ms
 	RetryMax   time.Duration // 0: 30 s
 	Deadline   time.Duration // for one batch; 0: 30 s
@@ -53,6 +54,7 @@ func NewShipper(cfg ShipperConfig) (*Shipper, error) {
 		return nil, errors.New("audit: shipper: Journal, Projection, MAC, MACKeyID and Log are needed")
 	}
 	setDefault(&cfg.BatchRows, 256)
+	cfg.BehindRows = max(cfg.BehindRows, cfg.BatchRows)
 	setDefault(&cfg.RetryMin, 200*time.Millisecond)
 	setDefault(&cfg.RetryMax, 30*time.Second)
 	setDefault(&cfg.Deadline, 30*time.Second)
@@ -213,9 +215,14 @@ func (s *Shipper) ship(ctx context.Context, next uint64) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Deadline)
 	defer cancel()
 	var b ProjectedBatch
+	rows, bytes := s.cfg.BatchRows, 0
+	if s.cfg.Journal.Size() >= next+uint64(s.cfg.BehindRows) {
+		rows = s.cfg.BehindRows
+	}
 	add := func(r Record) error {
 		row := Project(r)
-		if len(b.Rows) == s.cfg.BatchRows || len(b.Rows) > 0 && row.Epoch != b.Epoch {
+		bytes += row.bytes()
+		if len(b.Rows) == rows || len(b.Rows) > 0 && (row.Epoch != b.Epoch || bytes > maxShippedBytes) {
 			return errStop
 		}
 		b.Node, b.Epoch = row.Node, row.Epoch
@@ -227,7 +234,7 @@ func (s *Shipper) ship(ctx context.Context, next uint64) (uint64, error) {
 	}
 	// What was just written is in memory still; what is not is read from the disk.
 	var err error
-	fresh := s.cfg.Journal.recentFrom(next, s.cfg.BatchRows)
+	fresh := s.cfg.Journal.recentFrom(next, rows)
 	for i := 0; i < len(fresh) && err == nil; i++ {
 		err = add(fresh[i])
 	}
