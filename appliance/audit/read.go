@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/transparency-dev/merkle/proof"
 )
@@ -157,6 +158,29 @@ func (j *Journal) State(ctx context.Context, fn func(Record) error) error {
 	size, root := h.frontier.size(), h.frontier.root()
 	cache := map[NodeID]Hash{} // upper nodes are shared by all paths
 	var next uint64
+	var page []Record // that are not proved yet
+	flush := func() error {
+		if err := j.fetch(ctx, page, size, cache); err != nil {
+			return fmt.Errorf("%w: %v", ErrCorrupt, err)
+		}
+		for _, rec := range page {
+			path, err := j.inclusion(ctx, rec.Sequence, size, cache)
+			if err != nil {
+				return fmt.Errorf("%w: %v", ErrCorrupt, err)
+			}
+			if err := VerifyInclusion(rec.Sequence, size, rec.LeafHash, path, root); err != nil {
+				return fmt.Errorf("%w: %v", ErrCorrupt, err)
+			}
+			n, _ := rec.Entry.Change()
+			j.prove(n, provedChange{rec.Sequence, rec.LeafHash})
+			if err := fn(rec); err != nil {
+				return err
+			}
+		}
+		page = page[:0]
+		maps.DeleteFunc(cache, func(id NodeID, _ Hash) bool { return id.Level < 4 })
+		return nil
+	}
 	err := j.store.Changes(ctx, 0, func(r Row) error {
 		if r.Sequence >= 0 && uint64(r.Sequence) >= size {
 			return errEnd
@@ -175,17 +199,15 @@ func (j *Journal) State(ctx context.Context, fn func(Record) error) error {
 			}
 			return fn(rec)
 		}
-		path, err := j.inclusion(ctx, rec.Sequence, size, cache)
-		if err != nil {
-			return fmt.Errorf("%w: %v", ErrCorrupt, err)
+		if page = append(page, rec); len(page) < changesAtOnce {
+			return nil
 		}
-		if err := VerifyInclusion(rec.Sequence, size, rec.LeafHash, path, root); err != nil {
-			return fmt.Errorf("%w: %v", ErrCorrupt, err)
-		}
-		j.prove(next-1, provedChange{rec.Sequence, rec.LeafHash})
-		return fn(rec)
+		return flush()
 	})
-	if err != nil && !errors.Is(err, errEnd) {
+	if err == nil || errors.Is(err, errEnd) {
+		err = flush()
+	}
+	if err != nil {
 		return err
 	}
 	if next != h.changes || last != nil && next < last.Changes {
@@ -209,6 +231,41 @@ func (j *Journal) Changes(ctx context.Context, from, end uint64, fn func(Record)
 	})
 	if errors.Is(err, errEnd) {
 		err = nil
+	}
+	return err
+}
+
+// changesAtOnce is how many changes of state are proved with one call to the store.
+const changesAtOnce = 128
+
+// fetch brings into cache what the proofs of all these entries need and memory does not have.
+func (j *Journal) fetch(ctx context.Context, page []Record, size uint64, cache map[NodeID]Hash) error {
+	edge, err := j.edge(ctx, size)
+	if err != nil {
+		return err
+	}
+	var missing []NodeID
+	asked := map[NodeID]bool{}
+	for _, rec := range page {
+		nodes, err := proof.Inclusion(rec.Sequence, size)
+		if err != nil {
+			return err
+		}
+		for _, n := range nodes.IDs {
+			id := NodeID{Level: uint8(n.Level), Index: n.Index}
+			if _, ok := j.inMemory(id, edge, cache); !ok && !asked[id] {
+				asked[id] = true
+				missing = append(missing, id)
+			}
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	read, err := j.store.Nodes(ctx, missing...)
+	for id, h := range read {
+		cache[id] = h
+		j.keepUpper(id, h)
 	}
 	return err
 }
@@ -238,7 +295,7 @@ func (j *Journal) InclusionProof(ctx context.Context, sequence, size uint64) ([]
 	return j.inclusion(ctx, sequence, size, nil)
 }
 
-// inclusion is InclusionProof; nodes that are read are kept in cache, if there is one.
+// inclusion is InclusionProof with the nodes in cache, which may be nil.
 func (j *Journal) inclusion(ctx context.Context, sequence, size uint64, cache map[NodeID]Hash) ([]Hash, error) {
 	nodes, err := proof.Inclusion(sequence, size)
 	if err != nil {
@@ -288,28 +345,32 @@ const (
 	maxUpper   = 1 << 16
 )
 
-// collect fetches the nodes of a proof: from edge, from the upper nodes in memory, from cache, where those of level 4 and
-// more are kept, or from the store, in one call. edge and cache may be nil.
+// inMemory answers a node of edge, of cache, or one of the upper ones.
+func (j *Journal) inMemory(id NodeID, edge, cache map[NodeID]Hash) (Hash, bool) {
+	if h, ok := edge[id]; ok {
+		return h, true
+	}
+	if h, ok := cache[id]; ok {
+		return h, true
+	}
+	j.upperMu.Lock()
+	defer j.upperMu.Unlock()
+	h, ok := j.upper[id]
+	return h, ok
+}
+
+// collect gets the nodes of a proof from memory, or from the store, in one call. edge and cache may be nil.
 func (j *Journal) collect(ctx context.Context, nodes proof.Nodes, edge, cache map[NodeID]Hash) ([]Hash, error) {
 	hashes := make([][]byte, len(nodes.IDs))
 	var missing []NodeID
-	j.upperMu.Lock()
 	for i, n := range nodes.IDs {
 		id := NodeID{Level: uint8(n.Level), Index: n.Index}
-		h, ok := edge[id]
-		if !ok {
-			h, ok = cache[id]
-		}
-		if !ok {
-			h, ok = j.upper[id]
-		}
-		if ok {
+		if h, ok := j.inMemory(id, edge, cache); ok {
 			hashes[i] = h[:]
 		} else {
 			missing = append(missing, id)
 		}
 	}
-	j.upperMu.Unlock()
 	if len(missing) > 0 {
 		read, err := j.store.Nodes(ctx, missing...)
 		if err != nil {
@@ -325,9 +386,6 @@ func (j *Journal) collect(ctx context.Context, nodes proof.Nodes, edge, cache ma
 				return nil, fmt.Errorf("audit: node (%d, %d) of a proof: %w", n.Level, n.Index, ErrNotFound)
 			}
 			hashes[i] = h[:]
-			if cache != nil && n.Level >= 4 {
-				cache[id] = h
-			}
 			j.keepUpper(id, h)
 		}
 	}

@@ -206,8 +206,10 @@ func TestStateIsProvedOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	var calls int64
 	replay := func() (n int, reads int64) {
-		before := store.nodeReads.Load()
+		before, called := store.nodeReads.Load(), store.nodeCalls.Load()
+		defer func() { calls = store.nodeCalls.Load() - called }()
 		if err := j.State(t.Context(), func(audit.Record) error { n++; return nil }); err != nil {
 			t.Fatal(err)
 		}
@@ -215,6 +217,9 @@ func TestStateIsProvedOnce(t *testing.T) {
 	}
 	if n, reads := replay(); n != 51 || reads < 50 {
 		t.Errorf("the first replay: %d changes, %d nodes", n, reads)
+	}
+	if calls > 2 { // the right edge, and what 128 proofs need
+		t.Errorf("the first replay asked the store %d times for nodes", calls)
 	}
 	if n, reads := replay(); n != 51 || reads != 0 {
 		t.Errorf("the second replay: %d changes, %d nodes, want none", n, reads)

@@ -1052,11 +1052,20 @@ func (j *Journal) holding(sequence uint64) (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := sort.Search(len(segs), func(i int) bool { return segs[i].first > sequence }) - 1
-	if i < 0 || sequence > math.MaxInt64 {
+	s := holder(segs, sequence)
+	if s == nil {
 		return nil, fmt.Errorf("sqlite: no segment has entry %d: %w", sequence, audit.ErrNotFound)
 	}
-	return segs[i], nil
+	return s, nil
+}
+
+// holder answers the one of segs in whose range the sequence falls; nil: none.
+func holder(segs []*segment, sequence uint64) *segment {
+	i := sort.Search(len(segs), func(i int) bool { return segs[i].first > sequence }) - 1
+	if i < 0 || sequence > math.MaxInt64 {
+		return nil
+	}
+	return segs[i]
 }
 
 // Row implements audit.Store.
@@ -1232,28 +1241,21 @@ func (j *Journal) FindRef(ctx context.Context, ref []byte, limit int) ([]uint64,
 
 // Nodes implements audit.Store. A node is in the segment of its last leaf.
 func (j *Journal) Nodes(ctx context.Context, ids ...audit.NodeID) (map[audit.NodeID]audit.Hash, error) {
+	segs, err := j.list()
+	if err != nil {
+		return nil, err
+	}
+	of := map[*segment][]audit.NodeID{}
+	for _, id := range ids {
+		if s := holder(segs, id.Last()); s != nil {
+			of[s] = append(of[s], id)
+		}
+	}
 	out := make(map[audit.NodeID]audit.Hash, len(ids))
-	for len(ids) > 0 {
-		s, err := j.holding(ids[0].Last())
-		if errors.Is(err, audit.ErrNotFound) {
-			ids = ids[1:]
-			continue
-		}
-		if err != nil {
+	for s, ids := range of {
+		if err := s.nodes(ctx, ids, out); err != nil {
 			return nil, err
 		}
-		var here, elsewhere []audit.NodeID
-		for _, id := range ids {
-			if other, err := j.holding(id.Last()); err == nil && other == s {
-				here = append(here, id)
-			} else {
-				elsewhere = append(elsewhere, id)
-			}
-		}
-		if err := s.nodes(ctx, here, out); err != nil {
-			return nil, err
-		}
-		ids = elsewhere
 	}
 	return out, nil
 }
@@ -1261,77 +1263,70 @@ func (j *Journal) Nodes(ctx context.Context, ids ...audit.NodeID) (map[audit.Nod
 // nodesPerStatement are the lengths of statements that look up several nodes, the shortest first.
 var nodesPerStatement = [...]int{1, 4, 16, 64}
 
-// severalNodes is selectNodes for n keys.
-func severalNodes(n int) string {
-	return strings.Replace(selectNodes, "(VALUES (?, ?))", "(VALUES (?, ?)"+strings.Repeat(", (?, ?)", n-1)+")", 1)
-}
-
-var nodeStatements = func() (out [len(nodesPerStatement)]string) {
+// severalNodes are the forms of a statement for the keys of nodesPerStatement.
+func severalNodes(statement string) (out [len(nodesPerStatement)]string) {
 	for i, n := range nodesPerStatement {
-		out[i] = severalNodes(n)
+		out[i] = strings.Replace(statement, "(VALUES (?, ?))", "(VALUES (?, ?)"+strings.Repeat(", (?, ?)", n-1)+")", 1)
 	}
 	return out
-}()
+}
+
+var leafStatements, nodeStatements = severalNodes(selectLeaves), severalNodes(selectNodes)
 
 // nodes reads nodes of the segment into out.
 func (s *segment) nodes(ctx context.Context, ids []audit.NodeID, out map[audit.NodeID]audit.Hash) error {
-	put := func(id audit.NodeID, h []byte) error {
-		if len(h) != len(audit.Hash{}) {
-			return fmt.Errorf("%w: node (%d, %d) has %d bytes", audit.ErrCorrupt, id.Level, id.Index, len(h))
+	var leaves, inner []audit.NodeID
+	for _, id := range ids {
+		if id.Level == 0 {
+			leaves = append(leaves, id)
+		} else {
+			inner = append(inner, id)
 		}
-		out[id] = audit.Hash(h)
-		return nil
 	}
 	return s.query(func(db *sql.DB) error {
-		var inner []audit.NodeID
-		for _, id := range ids {
-			if id.Level > 0 {
-				inner = append(inner, id)
-				continue
-			}
-			var h []byte
-			err := db.QueryRowContext(ctx, selectLeaf, int64(id.Index)).Scan(&h)
-			if err == nil {
-				err = put(id, h)
-			}
-			if err != nil && !errors.Is(err, sql.ErrNoRows) {
-				return err
-			}
+		err := lookUpNodes(ctx, db, leafStatements, leaves, out)
+		if err == nil {
+			err = lookUpNodes(ctx, db, nodeStatements, inner, out)
 		}
-		for len(inner) > 0 {
-			i := 0
-			for i+1 < len(nodesPerStatement) && nodesPerStatement[i] < len(inner) {
-				i++
-			}
-			args := make([]any, 0, 2*nodesPerStatement[i])
-			for k := range nodesPerStatement[i] { // what is over asks for the last again
-				id := inner[min(k, len(inner)-1)]
-				args = append(args, int64(id.Level), int64(id.Index))
-			}
-			inner = inner[min(nodesPerStatement[i], len(inner)):]
-			rows, err := db.QueryContext(ctx, nodeStatements[i], args...)
-			if err != nil {
-				return err
-			}
-			for rows.Next() {
-				var level, index int64
-				var h []byte
-				if err := rows.Scan(&level, &index, &h); err != nil {
-					rows.Close()
-					return err
-				}
-				if err := put(audit.NodeID{Level: uint8(level), Index: uint64(index)}, h); err != nil {
-					rows.Close()
-					return err
-				}
-			}
-			rows.Close()
-			if err := rows.Err(); err != nil {
-				return err
-			}
-		}
-		return nil
+		return err
 	})
+}
+
+func lookUpNodes(ctx context.Context, db *sql.DB, statements [len(nodesPerStatement)]string, ids []audit.NodeID, out map[audit.NodeID]audit.Hash) error {
+	for len(ids) > 0 {
+		i := 0
+		for i+1 < len(nodesPerStatement) && nodesPerStatement[i] < len(ids) {
+			i++
+		}
+		args := make([]any, 0, 2*nodesPerStatement[i])
+		for k := range nodesPerStatement[i] { // what is over asks for the last again
+			id := ids[min(k, len(ids)-1)]
+			args = append(args, int64(id.Level), int64(id.Index))
+		}
+		ids = ids[min(nodesPerStatement[i], len(ids)):]
+		rows, err := db.QueryContext(ctx, statements[i], args...)
+		if err != nil {
+			return err
+		}
+		for rows.Next() {
+			var level, index int64
+			var h []byte
+			err := rows.Scan(&level, &index, &h)
+			if err == nil && len(h) != len(audit.Hash{}) {
+				err = fmt.Errorf("%w: node (%d, %d) has %d bytes", audit.ErrCorrupt, level, index, len(h))
+			}
+			if err != nil {
+				rows.Close()
+				return err
+			}
+			out[audit.NodeID{Level: uint8(level), Index: uint64(index)}] = audit.Hash(h)
+		}
+		rows.Close()
+		if err := rows.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // NodesOver implements audit.Store: level by level, as long as a node of the level ends there.

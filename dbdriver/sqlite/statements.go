@@ -24,12 +24,12 @@ const (
 	// The row itself: its page is read anyway, the page of the segment's index would be one more.
 	selectRefAt  = `SELECT seq_no FROM yj_entry WHERE seq_no = ? AND +ref_hash = ?`
 	selectRefs   = `SELECT ref_hash, seq_no FROM yj_entry WHERE ref_hash IS NOT NULL AND (ref_hash, seq_no) > (?, ?) ORDER BY ref_hash, seq_no LIMIT ?`
-	selectLeaf   = `SELECT leaf_hash FROM yj_entry WHERE seq_no = ?`
 	countEntries = `SELECT COUNT(*) FROM yj_entry`
 
 	insertNode = `INSERT INTO yj_node (level_no, index_no, node_hash) VALUES (?, ?, ?)`
 	// Several by their keys: the keys come first, and each is looked up.
 	selectNodes     = `WITH yj_wanted (want_level, want_index) AS (VALUES (?, ?)) SELECT level_no, index_no, node_hash FROM yj_wanted CROSS JOIN yj_node ON level_no = want_level AND index_no = want_index`
+	selectLeaves    = `WITH yj_wanted (want_level, want_index) AS (VALUES (?, ?)) SELECT want_level, seq_no, leaf_hash FROM yj_wanted CROSS JOIN yj_entry ON seq_no = want_index`
 	selectNodeRange = `SELECT index_no, node_hash FROM yj_node WHERE level_no = ? AND index_no >= ? AND index_no < ?`
 	countNodes      = `SELECT COUNT(*) FROM yj_node`
 
