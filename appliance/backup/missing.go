@@ -21,11 +21,18 @@ type Lost struct {
 	At          int64  `json:"at_us"` // the entry's time, µs since 1970 UTC
 }
 
+// A Projection is what is asked of the central database; audit.Projection says what its methods promise.
+type Projection interface {
+	Leaf(ctx context.Context, node, epoch string, sequence uint64) (string, error)
+	Epochs(ctx context.Context, node string) ([]string, error)
+	Rows(ctx context.Context, node, epoch string, from uint64, fn func(audit.ProjectedRow) error) error
+}
+
 // Missing calls fn with each row of the node that the restored journal lacks: those of its earlier epochs after their end
 // here, and those of epochs that began after the backup. spans are the journal's epochs, restored is the first of the
 // restored journal's own. reaches: the database has the entry before that one, so that nothing is missing that it was not
 // told of; otherwise it is behind the backup, or new, and cannot tell.
-func Missing(ctx context.Context, p audit.Projection, node string, spans []audit.EpochSpan, restored audit.Epoch, fn func(Lost) error) (reaches bool, err error) {
+func Missing(ctx context.Context, p Projection, node string, spans []audit.EpochSpan, restored audit.Epoch, fn func(Lost) error) (reaches bool, err error) {
 	at := slices.IndexFunc(spans, func(s audit.EpochSpan) bool { return s.Epoch == restored })
 	if at < 1 {
 		return false, errors.New("backup: the journal has no epoch before the restored one")

@@ -181,3 +181,36 @@ func TestLaterFormatIsRefused(t *testing.T) {
 		t.Errorf("%v, want %v", err, backup.ErrNewer)
 	}
 }
+
+// FuzzOpen: what is delivered of a file that was altered is what was written there, and only a whole one comes to its end.
+func FuzzOpen(f *testing.F) {
+	c, shares, err := backup.NewCustodians("2026", "2026-01-01T00:00:00Z", []string{"张三", "李四"}, 2, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	plain := bytes.Repeat([]byte("journal"), 1000)
+	var out bytes.Buffer
+	s, err := backup.NewSealer(&out, backup.Header{ID: backup.NewID(), Set: c.Set()}, c.Point)
+	if err == nil {
+		_, err = s.Write(plain)
+	}
+	if err == nil {
+		err = s.Close()
+	}
+	if err != nil {
+		f.Fatal(err)
+	}
+	whole := out.Bytes()
+	f.Add(uint16(0), []byte{}, uint16(0))
+	f.Add(uint16(20), []byte{1}, uint16(0))
+	f.Add(uint16(400), []byte("x"), uint16(1))
+	f.Fuzz(func(t *testing.T, at uint16, with []byte, cut uint16) {
+		b := bytes.Clone(whole)
+		copy(b[min(int(at), len(b)):], with)
+		b = b[:len(b)-min(int(cut), len(b))]
+		got, err := open(b, shares)
+		if !bytes.HasPrefix(plain, got) || err == nil && (!bytes.Equal(got, plain) || !bytes.Equal(b, whole)) {
+			t.Errorf("%d bytes of an altered file, %v", len(got), err)
+		}
+	})
+}

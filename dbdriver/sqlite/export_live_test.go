@@ -135,3 +135,18 @@ func TestExportStopped(t *testing.T) {
 }
 
 func noPace(int) error { return nil }
+
+// What an earlier release wrote is copied as it is.
+func TestExportOfAnEarlierFormat(t *testing.T) {
+	t.Parallel()
+	dir, key := format1(t)
+	to := t.TempDir()
+	e, _, err := exported(t, dir, to, 0, noWait, nothing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, got := verify(t, dir, audit.Options{LogKey: key}), verify(t, to, audit.Options{LogKey: key})
+	if !got.OK() || got.Entries != want.Entries || got.Entries != e.Entries || got.Root != want.Root {
+		t.Errorf("%d entries of %d, root %s of %s, %v", got.Entries, want.Entries, got.Root, want.Root, got.Findings)
+	}
+}
