@@ -177,9 +177,19 @@ func TestProjectionDamaged(t *testing.T) {
 	if _, err := m.client(t, "his").Sign(t.Context(), "second", asserted("D1001", "second")); err != nil {
 		t.Errorf("with a damaged projection: %v", err)
 	}
-	refused(t, 1, []string{"central.db"}, "db", "compare", "--dir", dir)
+	refused(t, 1, []string{"db rebuild"}, "db", "compare", "--dir", dir)
+	refused(t, 1, []string{"--replace benbu-1"}, "db", "rebuild", "--dir", dir, "--reason", "坏盘")
+	if o := mustRun(t, "db", "rebuild", "--dir", dir, "--reason", "坏盘", "--replace", "benbu-1"); !strings.Contains(o.stdout, central+".damaged-") || !strings.Contains(o.stdout, "与日志一致") {
+		t.Errorf("rebuild: %v", o)
+	}
+	aside, err := filepath.Glob(central + ".damaged-*")
+	if err != nil || len(aside) != 1 {
+		t.Errorf("set aside: %v, %v", aside, err)
+	}
+	m.mustBeClean(t)
 	m.stop(t)
 
+	// Without the file there is nothing to rebuild: it is made anew.
 	if err := os.Remove(central); err != nil {
 		t.Fatal(err)
 	}

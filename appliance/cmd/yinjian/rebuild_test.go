@@ -175,6 +175,63 @@ func TestForkAndRebuild(t *testing.T) {
 	m.stop(t)
 }
 
+// TestRebuildKilled: the appliance is killed while it fills the database. Until the same command has gone on to the end,
+// everybody who looks is told that the database is not whole.
+func TestRebuildKilled(t *testing.T) {
+	t.Parallel()
+	c := dbtest.StartPostgres(t)
+	name := c.Fresh(t)
+	m := withPostgres(t, c, name)
+	his := m.register(t, "his", "--consent", "app-asserted")
+	signs(t, his, "before", 5)
+	eventually(t, time.Minute, "everything is shipped", func() bool { return m.state(t).Projection.Lag == 0 })
+	c.Exec(t, name, `UPDATE yj_record SET signer_id = 'D9999' WHERE signer_id = 'D1001'`)
+	c.Exec(t, name, `CREATE FUNCTION slow_down() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(5); RETURN NEW; END'`)
+	c.Exec(t, name, `CREATE TRIGGER slow_down BEFORE INSERT ON yj_record FOR EACH STATEMENT EXECUTE FUNCTION slow_down()`)
+	phase := func() (phase string) {
+		db := c.Open(t, name)
+		defer db.Close()
+		if err := db.QueryRowContext(t.Context(), `SELECT coalesce(max(phase_name), '') FROM yj_rebuild WHERE node_id = 'benbu-1'`).Scan(&phase); err != nil {
+			t.Fatal(err)
+		}
+		return phase
+	}
+	rebuild := []string{"db", "rebuild", "--dir", m.dir, "--reason", "测试"}
+	ended := make(chan outcome)
+	go func() { ended <- yinjian(t, append(rebuild, "--replace", "benbu-1")...) }()
+	eventually(t, time.Minute, "it fills", func() bool { return phase() == "filling" })
+	if !strings.Contains(mustRun(t, "status", "--dir", m.dir).stdout, "正在重建") {
+		t.Error("the status does not say that it is being rebuilt")
+	}
+	refused(t, 1, []string{"not_ready"}, append(rebuild, "--replace", "benbu-1")...) // one at a time
+	signs(t, his, "meanwhile", 1)
+	m.kill(t)
+	if o := <-ended; o.code != 1 {
+		t.Errorf("the command ended with %v", o)
+	}
+	if phase() != "filling" {
+		t.Errorf("phase %q after the kill", phase())
+	}
+	c.Exec(t, name, `DROP TRIGGER slow_down ON yj_record`)
+	m = serve(t, m.dir)
+	m.trusted(t)
+	eventually(t, time.Minute, "the status says that the rebuild is not finished", func() bool {
+		return strings.Contains(mustRun(t, "status", "--dir", m.dir).stdout, "没有完成")
+	})
+	eventually(t, time.Minute, "everything is shipped", func() bool { return m.state(t).Projection.Lag == 0 })
+	if o := refused(t, 1, nil, "db", "compare", "--dir", m.dir); !strings.Contains(o.stdout, "rebuild-unfinished") {
+		t.Errorf("compare: %v", o)
+	}
+	if o := mustRun(t, rebuild...); !strings.Contains(o.stdout, "与日志一致") {
+		t.Errorf("gone on with: %v", o)
+	}
+	m.mustBeClean(t)
+	if phase() != "" {
+		t.Errorf("phase %q at the end", phase())
+	}
+	m.stop(t)
+}
+
 // changeByte changes a byte of a text in a journal's files.
 func changeByte(t *testing.T, journal, text string) {
 	t.Helper()
