@@ -2,11 +2,15 @@ package appliance
 
 import (
 	"context"
+	"io"
 	"time"
 
 	"yinjian/appliance/audit"
+	"yinjian/dbdriver/central"
 	"yinjian/tsa"
 	"yinjian/tsa/stf"
+
+	"github.com/sirupsen/logrus"
 )
 
 // What tests of this package reach from outside.
@@ -70,4 +74,11 @@ func ParsePeerCard(file []byte) (*PeerCard, error) {
 func PeerCardFile(card, signature []byte) ([]byte, error) {
 	f := peerCardFile{card, signature}
 	return f.encode()
+}
+
+// Duplicates is the projection that marks records that are at both campuses.
+func Duplicates(store *central.Store, paired func() bool) audit.Projection {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	return &duplicates{Store: store, paired: paired, log: log}
 }

@@ -98,7 +98,7 @@ func (p *projection) once(ctx context.Context) error {
 		store.Close()
 	}()
 	shipper, err := audit.NewShipper(audit.ShipperConfig{
-		Journal: p.a.journal, Projection: store, MAC: p.a.batchMAC(), MACKeyID: batchLabel, Log: p.a.log, BehindRows: behindRows,
+		Journal: p.a.journal, Projection: &duplicates{Store: store, paired: p.a.directory.Paired, log: p.a.log}, MAC: p.a.batchMAC(), MACKeyID: batchLabel, Log: p.a.log, BehindRows: behindRows,
 	})
 	if err != nil {
 		return err

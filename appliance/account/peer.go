@@ -62,6 +62,9 @@ func (s *Service) Pair(p *Pairing) error {
 	return nil
 }
 
+// Paired says whether there is another campus.
+func (s *Service) Paired() bool { return s.centre() != nil }
+
 // PeerCurrent says that at that time the copy had all that the other campus had.
 func (s *Service) PeerCurrent(at time.Time) {
 	s.mu.Lock()

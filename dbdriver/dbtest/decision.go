@@ -258,3 +258,59 @@ func decisionLate(t *testing.T, fresh func(testing.TB) *Database) {
 		})
 	}
 }
+
+// duplicates: of two records with one id, at two campuses, the later is marked, whoever looks first, once.
+func duplicates(t *testing.T, fresh func(testing.TB) *Database) {
+	t.Parallel()
+	d := fresh(t)
+	s := d.Open(t)
+	rows := map[string][]audit.ProjectedRow{}
+	for _, node := range []string{"east", "west"} {
+		for i := range uint64(100) {
+			r := row("e", i)
+			r.Node, r.SignedAt = node, int64(1000+i)
+			switch {
+			case i%10 == 0: // the same record at both; in the west it was signed later, but for one
+				r.RecordID = fmt.Sprintf("%064x", i)
+				if node == "west" {
+					r.SignedAt += 500
+				}
+				if node == "west" && i == 50 {
+					r.SignedAt = 1
+				}
+			case i%10 == 1: // of another kind: what has the same reference there is no record
+				r.RecordID, r.Kind = fmt.Sprintf("%064x", i), "other"
+			case i%10 == 2:
+				r.RecordID = fmt.Sprintf("%s%063x", map[string]string{"east": "a", "west": "b"}[node], i)
+			}
+			rows[node] = append(rows[node], r)
+		}
+		if err := s.Apply(t.Context(), batch(rows[node]...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	records := func(node string) (out []audit.ProjectedRow) {
+		for _, r := range rows[node] {
+			if r.Kind == "sign.v1" {
+				out = append(out, r)
+			}
+		}
+		return out
+	}
+	for range 2 {
+		for _, node := range []string{"east", "west"} {
+			if err := s.MarkDuplicates(t.Context(), records(node)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, node := range []string{"east", "west"} {
+			for i := range uint64(100) {
+				of, marked, err := s.DuplicateOf(t.Context(), central.Place{Node: node, Epoch: "e", Sequence: i})
+				later := node == "west" && i != 50 || node == "east" && i == 50
+				if err != nil || marked != (i%10 == 0 && later) || marked && (of.Node == node || of.Sequence != i) {
+					t.Errorf("%s %d: %+v, %v, %v", node, i, of, marked, err)
+				}
+			}
+		}
+	}
+}
