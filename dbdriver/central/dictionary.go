@@ -66,6 +66,12 @@ var comments = map[string]string{
 	"yj_decision.body_sm3":    "所决定内容的 SM3，十六进制；内容在日志中",
 	"yj_decision.decided_at":  "决定的时间，微秒(UTC)，可信时间",
 
+	"yj_duplicate":           "两院区各有一份的同一记录（重试到另一院区所致，两份均有效）：签署较晚的一份一行",
+	"yj_duplicate.record_id": "两份共同的记录编号",
+	"yj_duplicate.of_node":   "签署较早的一份：节点",
+	"yj_duplicate.of_epoch":  "签署较早的一份：纪元",
+	"yj_duplicate.of_seq":    "签署较早的一份：序号",
+
 	"yj_rebuild":            "正在重建的节点：其各行尚不齐全",
 	"yj_rebuild.rebuilt_by": "在哪台设备上重建",
 	"yj_rebuild.phase_name": "阶段：emptying 清空，filling 重填",
