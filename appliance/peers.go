@@ -1137,12 +1137,16 @@ func (p *peers) remove(ctx context.Context, actor, reason string, persons []stri
 	if pair == nil {
 		return problem.New(problem.NotFound, "没有结对 (there is no pairing)", "见 yinjian peer status (see yinjian peer status)")
 	}
-	_, err := p.a.journal.Append(ctx, audit.Draft{
+	changed, err := audit.Changed(map[string]string{"node": pair.Node, "epoch": pair.Epoch}, nil)
+	if err != nil {
+		return err
+	}
+	_, err = p.a.journal.Append(ctx, audit.Draft{
 		Kind: kindPeering, Actor: actor, Object: pair.Node, State: true,
-		Fields: []audit.Field{
-			{Name: "act", Value: audit.Text("remove")}, {Name: "epoch", Value: audit.Text(pair.Epoch)},
-			{Name: "persons", Value: audit.Text(strings.Join(persons, "、"))}, {Name: "reason", Value: audit.Text(reason)},
-		},
+		Fields: append(changed,
+			audit.Field{Name: "act", Value: audit.Text("remove")}, audit.Field{Name: "epoch", Value: audit.Text(pair.Epoch)},
+			audit.Field{Name: "persons", Value: audit.Text(strings.Join(persons, "、"))}, audit.Field{Name: "reason", Value: audit.Text(reason)},
+		),
 	})
 	if err != nil {
 		return journalRefused(err)

@@ -295,3 +295,45 @@ func DiffDictionary(ctx context.Context, db *sql.DB, seam *Seam) ([]Deviation, e
 }
 
 var nullWords = map[bool]string{true: "NULL", false: "NOT NULL"}
+
+// Schema is the statements that make the tables, in seam's form, each ended by a semicolon and a line.
+func Schema(seam *Seam) (string, error) {
+	files, err := parseMigrations(migrationFiles)
+	if err != nil {
+		return "", err
+	}
+	out := createHistory.Text + ";\n"
+	for _, m := range files {
+		out += m.text + ";\n"
+	}
+	return seam.Text(out), nil
+}
+
+// A Right is what an account may do in the database.
+type Right struct {
+	Account string // of the database server
+	Object  string // a table, or "" for the server itself
+	Right   string
+}
+
+// Rights lists the accounts that the server tells of, and what they may do with our tables. Databases without accounts of
+// their own (SQLite) answer none.
+func Rights(ctx context.Context, db *sql.DB, seam *Seam) ([]Right, error) {
+	if seam.Rights == "" {
+		return nil, nil
+	}
+	rows, err := db.QueryContext(ctx, seam.Rights)
+	if err != nil {
+		return nil, fmt.Errorf("central database: its rights: %w", classify(seam, err))
+	}
+	defer rows.Close()
+	var out []Right
+	for rows.Next() {
+		var r Right
+		if err := rows.Scan(&r.Account, &r.Object, &r.Right); err != nil {
+			return nil, fmt.Errorf("central database: its rights: %w", classify(seam, err))
+		}
+		out = append(out, r)
+	}
+	return out, classify(seam, rows.Err())
+}

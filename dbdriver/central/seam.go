@@ -29,6 +29,8 @@ type Seam struct {
 	Columns string
 	// Comments says that the database keeps comments (COMMENT ON).
 	Comments bool
+	// Rights lists accounts, tables ("" for the server) and rights; "": the database has no accounts.
+	Rights string
 	// Settings reads what of the server's settings concerns us; nil: nothing does.
 	Settings func(ctx context.Context, db *sql.DB) ([]Setting, error)
 	// Guard is asked first in each transaction that writes; nil: nothing is.

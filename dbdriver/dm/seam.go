@@ -15,7 +15,7 @@ func Seam(code func(error) (int32, bool)) *central.Seam {
 	s := &central.Seam{
 		Name: "dm", Bytes: "BLOB", ScanBytes: func(b *[]byte) any { return (*LOB)(b) },
 		Classify:    func(err error) error { return classify(code, err) },
-		TableExists: tableExists, IndexExists: indexExists, Columns: selectColumns, Comments: true,
+		TableExists: tableExists, IndexExists: indexExists, Columns: selectColumns, Comments: true, Rights: selectRights,
 	}
 	s.Settings = func(ctx context.Context, db *sql.DB) ([]central.Setting, error) { return settings(ctx, db, code) }
 	return s
@@ -28,6 +28,8 @@ const (
 
 	// Of the views that DM8 has after Oracle's. Never tried on DM8.
 	selectColumns = `SELECT LOWER(C.TABLE_NAME), T.COMMENTS, LOWER(C.COLUMN_NAME), CASE WHEN C.DATA_TYPE LIKE 'VARCHAR%' THEN 'VARCHAR(' || C.DATA_LENGTH || ')' ELSE C.DATA_TYPE END, CASE WHEN C.NULLABLE = 'Y' THEN 1 ELSE 0 END, D.COMMENTS FROM USER_TAB_COLUMNS C LEFT JOIN USER_TAB_COMMENTS T ON T.TABLE_NAME = C.TABLE_NAME LEFT JOIN USER_COL_COMMENTS D ON D.TABLE_NAME = C.TABLE_NAME AND D.COLUMN_NAME = C.COLUMN_NAME WHERE C.TABLE_NAME LIKE 'YJ$_%' ESCAPE '$' ORDER BY C.TABLE_NAME, C.COLUMN_ID`
+
+	selectRights = `SELECT GRANTEE, LOWER(TABLE_NAME), PRIVILEGE FROM USER_TAB_PRIVS ORDER BY GRANTEE, TABLE_NAME, PRIVILEGE`
 
 	selectUnicode  = `SELECT SF_GET_UNICODE_FLAG()`
 	selectCase     = `SELECT SF_GET_CASE_SENSITIVE_FLAG()`

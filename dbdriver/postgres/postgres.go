@@ -147,7 +147,7 @@ func Seam() *central.Seam {
 	return &central.Seam{
 		Name: "postgres", Bytes: "BYTEA", Rebind: central.Dollar, Classify: classify,
 		TableExists: tableExists, IndexExists: indexExists,
-		Columns: selectColumns, Comments: true, Settings: settings,
+		Columns: selectColumns, Comments: true, Rights: selectRights, Settings: settings,
 	}
 }
 
@@ -156,6 +156,7 @@ const (
 	tableExists    = `SELECT COUNT(*) FROM pg_catalog.pg_class WHERE relname = $1 AND relkind IN ('r', 'p') AND pg_catalog.pg_table_is_visible(oid)`
 	indexExists    = `SELECT COUNT(*) FROM pg_catalog.pg_class WHERE relname = $1 AND relkind IN ('i', 'I') AND pg_catalog.pg_table_is_visible(oid)`
 	selectColumns  = `SELECT c.relname, obj_description(c.oid, 'pg_class'), a.attname, format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 0 ELSE 1 END, col_description(c.oid, a.attnum) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid WHERE c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped AND pg_catalog.pg_table_is_visible(c.oid) AND c.relname LIKE 'yj$_%' ESCAPE '$' ORDER BY c.relname, a.attnum`
+	selectRights   = `SELECT account_name, table_name, right_name FROM (SELECT rolname AS account_name, '' AS table_name, CASE WHEN rolsuper THEN 'SUPERUSER ' ELSE '' END || CASE WHEN rolcreatedb THEN 'CREATEDB ' ELSE '' END || CASE WHEN rolcreaterole THEN 'CREATEROLE ' ELSE '' END || CASE WHEN rolcanlogin THEN 'LOGIN' ELSE '' END AS right_name FROM pg_catalog.pg_roles WHERE left(rolname, 3) <> 'pg_' UNION ALL SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END, c.relname::text, a.privilege_type FROM pg_catalog.pg_class c, aclexplode(COALESCE(c.relacl, acldefault('r', c.relowner))) a WHERE c.relkind IN ('r', 'p') AND pg_catalog.pg_table_is_visible(c.oid) AND c.relname LIKE 'yj$_%' ESCAPE '$') r ORDER BY 1, 2, 3`
 	currentSetting = `SELECT current_setting($1)`
 	selectVersion  = `SELECT version()`
 	selectRecovery = `SELECT CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END`

@@ -250,12 +250,14 @@ func TestPeerWithAnotherKey(t *testing.T) {
 	stranger := newCampus(t, l, 1, "")
 	stranger.serve(t)
 	stranger.believe(t, fileA, printA)
+	stranger.changeOf(t, "/admin/v1/peer", "peer.pairing", "", "", `"persons":"张三、李四"`)
 	eventually(t, time.Minute, "A says whose key it is not", func() bool {
 		p := a.peer(t)
 		return !p.Up && strings.Contains(p.Error, "not the one that was agreed on")
 	})
 	eventually(t, time.Minute, "the stranger is not let in", func() bool { p := stranger.peer(t); return !p.Up && p.Error != "" })
 	mustRun(t, "peer", "remove", "--dir", a.dir, "--reason", "换设备", "--confirmed-by", "张三", "--confirmed-by", "李四")
+	a.changeOf(t, "/admin/v1/peer/remove", "peer.pairing", "", `"node":"`, "")
 	if p := a.peer(t); p.Node != "" {
 		t.Errorf("still paired: %+v", p)
 	}

@@ -1,5 +1,5 @@
 // Command yinjian is the appliance: it runs it (serve), makes a new one (init), administers a running one (app, signer,
-// cert, crl, time, tsa, audit, db, change, preserve, status), checks evidence and timestamps (verify, ts), is the software cipher machine (softtoken), probes one
+// cert, crl, time, tsa, audit, db, change, handover, preserve, status), checks evidence and timestamps (verify, ts), is the software cipher machine (softtoken), probes one
 // (hsm probe) and shows the whole in a minute (demo). Output is for people, -o json for programs; errors go to stderr with
 // what to do; it exits 0, 1 (failed) or 2 (misused), and where a command's help says so with other codes.
 package main
@@ -78,7 +78,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(), benchPoolCommand(), benchDatabaseCommand(), benchGrowthCommand(), benchTSACommand(), benchTSAServerCommand(), benchTSAWorkerCommand(),
 		applicationCommand(), directoryCommand(), signerCommand(), ceremonyCommand(), certificateCommand(), crlCommand(), statusCommand(),
-		auditCommand(), databaseCommand(), changeCommand(), verifyCommand(), preserveCommand(), backupCommand(), restoreCommand(), drillCommand(), timestampCommand(), timeCommand(), stampingCommand(),
+		auditCommand(), databaseCommand(), changeCommand(), handoverCommand(), verifyCommand(), preserveCommand(), backupCommand(), restoreCommand(), drillCommand(), timestampCommand(), timeCommand(), stampingCommand(),
 		historyCommand(),
 		peerCommand(),
 	)
