@@ -360,7 +360,11 @@ func (a *appSlot) search(templ []attribute) ([]*object, view) {
 		out = append(out, o)
 	}
 	a.mu.RUnlock()
-	out = append(out, a.token.objects(v.role != nobody)...)
+	if i := slices.IndexFunc(templ, func(t attribute) bool { return t.typ == ckaLabel }); i >= 0 {
+		out = append(out, a.token.labelled(string(templ[i].value), v.role != nobody)...)
+	} else {
+		out = append(out, a.token.objects(v.role != nobody)...)
+	}
 	out = slices.DeleteFunc(out, func(o *object) bool {
 		attrs := o.attributes()
 		return !attrs.matches(templ) || v.role == officer && attrs.bool(ckaPrivate) && !attrs.bool(ckaWrap)

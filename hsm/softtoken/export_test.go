@@ -210,3 +210,8 @@ func Impersonate(path string) error {
 	_, err := impersonate(path)
 	return err
 }
+
+// Labelled counts the objects that a search for the label looks at.
+func (s *Server) Labelled(slot uint, label string) int {
+	return len(s.tokens[slot].labelled(label, true))
+}

@@ -46,6 +46,9 @@ type token struct {
 	initialising bool
 	users        int         // applications that are logged in, as user or as security officer
 	inner        cipher.AEAD // under the token key; nil unless users > 0
+	// labels are the objects by CKA_LABEL; nil: to be made anew. Among the keys of thousands of signers a look at each costs
+	// more than a signature.
+	labels map[string][]*object
 }
 
 // A tokenRecord is token.rec.
@@ -333,7 +336,7 @@ func (t *token) init(pin []byte, label [32]byte) rv {
 	}
 	t.mu.Lock()
 	old := t.records
-	t.rec, t.tries, t.records = fresh, tries{}, map[[16]byte]*record{}
+	t.rec, t.tries, t.records, t.labels = fresh, tries{}, map[[16]byte]*record{}, nil
 	t.mu.Unlock()
 	for _, r := range old {
 		for _, it := range r.items {
@@ -431,7 +434,7 @@ func (t *token) unlock(tokenKey []byte) rv {
 			}
 		}
 	}
-	t.users, t.inner = 1, inner
+	t.users, t.inner, t.labels = 1, inner, nil
 	return ckrOK
 }
 
@@ -470,6 +473,7 @@ func (t *token) lock() {
 
 // lockItems wipes the private objects; the caller holds mu.
 func (t *token) lockItems() {
+	t.labels = nil
 	for _, r := range t.records {
 		for _, it := range r.items {
 			if it.sealed != nil && it.object != nil {
@@ -490,6 +494,47 @@ func (t *token) objects(private bool) []*object {
 			if it.object != nil && (private || it.sealed == nil) {
 				out = append(out, it.object)
 			}
+		}
+	}
+	return out
+}
+
+// labelled is objects of those with the label.
+func (t *token) labelled(label string, private bool) []*object {
+	t.mu.RLock()
+	known := t.labels != nil
+	out := t.visible(t.labels[label], private)
+	t.mu.RUnlock()
+	if known {
+		return out
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.labels == nil {
+		t.labels = map[string][]*object{}
+		for _, r := range t.records {
+			for _, it := range r.items {
+				t.index(it)
+			}
+		}
+	}
+	return t.visible(t.labels[label], private)
+}
+
+// index adds an item's object, if it is open; the caller holds mu.
+func (t *token) index(it *item) {
+	if it.object != nil {
+		label := string(it.object.attributes()[ckaLabel])
+		t.labels[label] = append(t.labels[label], it.object)
+	}
+}
+
+// visible answers those that one may see; the caller holds mu.
+func (t *token) visible(all []*object, private bool) []*object {
+	var out []*object
+	for _, o := range all {
+		if private || o.item.sealed == nil {
+			out = append(out, o)
 		}
 	}
 	return out
@@ -526,6 +571,11 @@ func (t *token) add(objects ...*object) rv {
 		}
 	}
 	t.records[rec.id] = rec
+	if t.labels != nil {
+		for _, it := range rec.items {
+			t.index(it)
+		}
+	}
 	return ckrOK
 }
 
@@ -592,7 +642,7 @@ func (t *token) destroy(o *object) rv {
 	if rec.items = rest; len(rest) == 0 {
 		delete(t.records, rec.id)
 	}
-	o.item.object = nil
+	o.item.object, t.labels = nil, nil
 	o.discard()
 	return ckrOK
 }
@@ -631,6 +681,7 @@ func (t *token) modify(o *object, changes attributes, r role) rv {
 	old.rec.items = items
 	o.item = fresh
 	o.attrs.Store(&attrs)
+	t.labels = nil
 	return ckrOK
 }
 
