@@ -657,6 +657,9 @@ func (a *Appliance) startSigning() error {
 		return err
 	}
 	a.trust = evidence.Trust{Anchors: anchors, LogKeys: []crypto.PublicKey{a.logKey.Public()}}
+	if pair, _ := a.peers.current(); pair != nil { // of one that is paired later /v1/verify says "not checked" until the next start
+		a.trust.CosignerKeys = []crypto.PublicKey{pair.logKey}
+	}
 	a.keys = keyCache{token: a.tokens[hsm.Staff], verify: *a.cfg.HSM.VerifyFresh, keys: map[string]*hsm.Key{}}
 	stampers := map[string]sign.Stamper{}
 	for _, alg := range []hsm.Algorithm{hsm.SM2, hsm.RSA2048} {

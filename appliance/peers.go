@@ -1112,9 +1112,12 @@ func (p *peers) add(ctx context.Context, actor string, file []byte, fingerprint,
 		return err
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.pair, p.accused = pair, ""
 	p.tell()
+	p.mu.Unlock()
+	if err := a.exportPublic(); err != nil { // for verifiers; the next start writes it
+		a.log.WithError(err).Warning("peer-log.pem could not be written")
+	}
 	return nil
 }
 

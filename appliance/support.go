@@ -304,6 +304,9 @@ func (a *Appliance) exportPublic() error {
 			files[name] = l.DER
 		}
 	}
+	if pair, _ := a.peers.current(); pair != nil {
+		files["peer-log.pem"] = pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pair.LogKey})
+	}
 	for name, certs := range a.publicCertificates() {
 		files[name] = pki.EncodeCertificatePEMs(certs...)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -143,7 +144,6 @@ func TestTwoCampuses(t *testing.T) {
 
 	// 2. Evidence of either campus, with the other's word.
 	for j, c := range ends {
-		other := ends[1-j]
 		covered := c.state(t).Journal.Entries
 		eventually(t, time.Minute, "the last signature is cosigned", func() bool { return c.peer(t).Gotten >= covered })
 		record := loads[j].last.Load().RecordID
@@ -159,7 +159,7 @@ func TestTwoCampuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		args := []string{"verify", "--anchors", c.dir, "--log-key", filepath.Join(c.dir, "log.pem"), file}
-		o := yinjian(t, append([]string{args[0], "--cosigner-key", filepath.Join(other.dir, "log.pem")}, args[1:]...)...)
+		o := yinjian(t, append([]string{args[0], "--cosigner-key", filepath.Join(c.dir, "peer-log.pem")}, args[1:]...)...)
 		if !strings.Contains(o.stdout, campusNames[1-j]+"院区（节点") {
 			t.Errorf("the verifier does not name the cosigner: %v", o)
 		}
@@ -179,7 +179,67 @@ func TestTwoCampuses(t *testing.T) {
 		return codeOf(t, emr, "A1002", fmt.Sprint("after-", n)) == "signer_stopped"
 	})
 	t.Logf("a stop at A refuses at B %v after the command had ended at A", time.Since(begun).Round(time.Millisecond))
+	if long {
+		t.Logf("twenty more, from the end of the decision at A: %v", stops(t, a.machine, emr))
+	}
 	for _, c := range ends {
+		c.mustBeClean(t)
+	}
+}
+
+// stops has A1001 stopped and started at A, and answers how long it took until B refused for it, ascending.
+func stops(t *testing.T, a *machine, emr *client.Client) []time.Duration {
+	t.Helper()
+	admin := a.admin()
+	defer admin.Close()
+	var out []time.Duration
+	for i := range 20 {
+		if _, err := admin.StopSigner(t.Context(), wire.Decision{ID: "A1001", Reason: "x"}); err != nil {
+			t.Fatal(err)
+		}
+		begun, n := time.Now(), 0
+		for codeOf(t, emr, "A1001", fmt.Sprint("stop-", i, "-", n)) != "signer_stopped" {
+			n++
+		}
+		out = append(out, time.Since(begun).Round(time.Millisecond))
+		if _, err := admin.StartSigner(t.Context(), wire.Decision{ID: "A1001", Reason: "x"}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, time.Minute, "the start is known at B", func() bool {
+			n++
+			return codeOf(t, emr, "A1001", fmt.Sprint("start-", i, "-", n)) != "signer_stopped"
+		})
+	}
+	slices.Sort(out)
+	return out
+}
+
+// An appliance that goes on from a backup is in a new epoch: the other campus takes nothing of it under the old card. With a
+// new one the two go on, and nothing is applied twice.
+func TestRestoredCampus(t *testing.T) {
+	t.Parallel()
+	longOnly(t)
+	_, a, b := twoCampuses(t)
+	a.stop(t)
+	if err := os.WriteFile(filepath.Join(a.place, "restored"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.serve(t)
+	eventually(t, time.Minute, "B says that the epoch is another", func() bool { return strings.Contains(b.peer(t).Error, "other_epoch") })
+	entries := b.state(t).Journal.Entries
+	a.enrol(t, "A3001", "")
+	file, fingerprint := a.card(t)
+	b.believe(t, file, fingerprint)
+	for _, m := range []*machine{a.machine, b.machine} {
+		eventually(t, time.Minute, "the other campus answers and cosigns", func() bool { p := m.peer(t); return p.Up && p.Gotten > 0 && p.Given > 0 })
+	}
+	eventually(t, time.Minute, "A3001 is known at B", func() bool {
+		return strings.Contains(mustRun(t, "signer", "list", "--dir", b.dir, "-o", "json").stdout, `"A3001"`)
+	})
+	if more := b.state(t).Journal.Entries - entries; more > 40 {
+		t.Errorf("B's journal has %d more entries: is the directory applied again?", more)
+	}
+	for _, c := range []*campus{a, b} {
 		c.mustBeClean(t)
 	}
 }
