@@ -867,7 +867,7 @@ func (s peerService) Feed(ctx context.Context, q peer.Query) (*peer.Feed, error)
 		changed, end := j.Changed(), j.Size()
 		var found []uint64
 		err := j.Changes(ctx, scanned, end, func(r audit.Record) error {
-			if account.Replicates(&r.Entry) {
+			if account.Concerns(&r.Entry, pair.Node, pair.epoch) {
 				found = append(found, r.Sequence)
 			}
 			if len(found) == peer.MaxEntries {

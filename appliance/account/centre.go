@@ -375,7 +375,11 @@ func (s *Service) SkipVersions(ctx context.Context, actor, kind, object, reason 
 		return 0, 0, problem.New(problem.Forbidden, fmt.Sprintf("第 %d 版署名为设备 %s，只有该院区能判断 (version %d bears the name of %s, which alone can know)", rows[0].Version, other, rows[0].Version, other),
 			"在该院区执行同一命令 (give the same command there)")
 	}
-	err = s.fillVersions(ctx, key, have+1, last, actor, []audit.Field{text("act", "skip"), text("reason", reason)})
+	fields, err := audit.Changed(map[string]any{"version": have}, map[string]any{"version": last})
+	if err != nil {
+		return 0, 0, err
+	}
+	err = s.fillVersions(ctx, key, have+1, last, actor, append(fields, text("act", "skip"), text("reason", reason)))
 	return have + 1, last, err
 }
 
