@@ -115,9 +115,9 @@ func (p *projection) once(ctx context.Context) error {
 		if n > 0 {
 			p.a.log.WithField("changes", n).Warning("the database had no change log of this appliance: it was filled from the journal")
 		}
-	}
-	if err := p.lookBack(ctx, store); err != nil {
-		return err
+		if err := p.lookBack(ctx, store); err != nil {
+			return err
+		}
 	}
 	p.set(store, shipper, nil)
 	p.mu.Lock()

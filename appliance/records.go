@@ -80,6 +80,13 @@ func (p *projection) sweep(ctx context.Context, actor string, pause func(context
 	if err != nil {
 		return nil, err
 	}
+	by, err := store.Rebuilder(ctx, p.a.cfg.Node)
+	if err != nil {
+		return nil, err
+	}
+	if by != "" {
+		return nil, problem.New(problem.NotReady, fmt.Sprintf("设备 %s 对本节点的重建没有完成 (a rebuild by %s is not finished)", by, by), "重建完成后再清查 (sweep when it is)")
+	}
 	known, err := p.marks(ctx)
 	if err != nil {
 		return nil, err
