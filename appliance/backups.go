@@ -18,6 +18,7 @@ import (
 	"yinjian/api/wire"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/backup"
+	"yinjian/appliance/evidence"
 	"yinjian/appliance/problem"
 	"yinjian/hsm"
 )
@@ -511,7 +512,7 @@ func (b *backups) nameMissing(ctx context.Context, restored audit.Epoch) error {
 	}
 	sums.Reaches, err = backup.Missing(ctx, store, b.a.cfg.Node, spans, restored, func(l backup.Lost) error {
 		sums.Entries++
-		if l.RecordID != "" {
+		if l.Kind == evidence.KindSign {
 			sums.Signatures++
 		}
 		if rows = append(rows, l); len(rows) == missingPart {

@@ -1166,8 +1166,11 @@ func (p *peers) remove(ctx context.Context, actor, reason string, persons []stri
 
 // directoryPair tells the directory who the other campus is; nil: nobody.
 func (p *peers) directoryPair(pair *pairing) error {
-	if pair == nil || p.a.cfg.Listen.Peer == "" {
+	if pair == nil {
 		return p.a.directory.Pair(nil)
+	}
+	if p.a.cfg.Listen.Peer == "" { // what was taken over before is read again, and rests on its CAs; nothing waits for it
+		return p.a.directory.Pair(&account.Pairing{Node: pair.Node, Since: pair.since, CAs: pair.CAs})
 	}
 	p.mu.Lock()
 	heard := pair.heard
