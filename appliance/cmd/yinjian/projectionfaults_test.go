@@ -79,40 +79,45 @@ func TestDatabaseKills(t *testing.T) {
 	k.m.mustBeClean(t)
 	k.m.stop(t)
 	t.Logf("%s", k.ledger(k.judgeJournal()))
-	k.judgeDatabase(c, name)
+	judgeDatabase(t, c, name, k)
 }
 
-// judgeDatabase wants every acknowledged record in the database once, at the place that its result names, and no other.
-func (k *killer) judgeDatabase(c *dbtest.Cluster, name string) {
-	k.Helper()
-	db := c.Open(k, name)
+// judgeDatabase wants every acknowledged record of the appliances in the database once, at the place that its result names,
+// and no other.
+func judgeDatabase(t *testing.T, c *dbtest.Cluster, name string, appliances ...*killer) {
+	t.Helper()
+	db := c.Open(t, name)
 	defer db.Close()
-	rows, err := db.QueryContext(k.Context(), `SELECT record_id, epoch_id || ' ' || seq_no FROM yj_record WHERE kind_name = 'sign.v1'`)
+	rows, err := db.QueryContext(t.Context(), `SELECT record_id, epoch_id || ' ' || seq_no FROM yj_record WHERE kind_name = 'sign.v1'`)
 	if err != nil {
-		k.Fatal(err)
+		t.Fatal(err)
 	}
 	defer rows.Close()
 	places := map[string]string{}
 	for rows.Next() {
 		var id, place string
 		if err := rows.Scan(&id, &place); err != nil {
-			k.Fatal(err)
+			t.Fatal(err)
 		}
 		if before, twice := places[id]; twice {
-			k.Errorf("record %s is in the database at %s and at %s", id, before, place)
+			t.Errorf("record %s is in the database at %s and at %s", id, before, place)
 		}
 		places[id] = place
 	}
 	if err := rows.Err(); err != nil {
-		k.Fatal(err)
+		t.Fatal(err)
 	}
-	if len(places) != len(k.clients.made) {
-		k.Errorf("%d records in the database, %d acknowledged", len(places), len(k.clients.made))
-	}
-	for key, r := range k.clients.made {
-		if want := fmt.Sprint(r.Epoch, " ", r.Sequence); places[r.RecordID] != want {
-			k.Errorf("%s was acknowledged at %s and is in the database at %q", key, want, places[r.RecordID])
+	made := 0
+	for _, k := range appliances {
+		made += len(k.clients.made)
+		for key, r := range k.clients.made {
+			if want := fmt.Sprint(r.Epoch, " ", r.Sequence); places[r.RecordID] != want {
+				t.Errorf("%s was acknowledged at %s and is in the database at %q", key, want, places[r.RecordID])
+			}
 		}
+	}
+	if len(places) != made {
+		t.Errorf("%d records in the database, %d acknowledged", len(places), made)
 	}
 }
 
@@ -247,5 +252,5 @@ func TestDatabaseFull(t *testing.T) {
 	m.stop(t)
 	k := &killer{T: t, dir: m.dir, clients: l}
 	t.Logf("%d entries, %d signatures", k.judgeJournal(), len(l.made))
-	k.judgeDatabase(c, name)
+	judgeDatabase(t, c, name, k)
 }

@@ -115,6 +115,7 @@ type killer struct {
 	*testing.T
 	rnd     *rand.Rand
 	dir     string
+	binary  string // "": the one without the race detector
 	m       *machine
 	app     atomic.Int32 // the application that new keys are asked for as
 	clients *retryLoad
@@ -127,7 +128,11 @@ type killer struct {
 
 func (k *killer) start() {
 	k.starts++
-	k.m = launchBinary(k.T, built.init, k.dir) // a thousand starts under the race detector are too slow
+	binary := k.binary
+	if binary == "" {
+		binary = built.init // a thousand starts under the race detector are too slow
+	}
+	k.m = launchBinary(k.T, binary, k.dir)
 }
 
 // again starts the appliance again if it has ended by itself.
