@@ -165,6 +165,10 @@ func TestBenchGrowth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	picture, err := os.ReadFile(filepath.Join(results, "growth.svg"))
+	if err != nil || strings.Count(string(picture), "<polyline") != 10 {
+		t.Errorf("growth.svg: %d lines, %v", strings.Count(string(picture), "<polyline"), err)
+	}
 	var found struct {
 		Cases []struct {
 			Name  string

@@ -65,7 +65,7 @@ func benchGrowthCommand() *cobra.Command {
 	f.StringVar(&b.results, "results", "", "结果目录：growth.md、growth.json、growth.svg (folder for the results)")
 	f.IntVar(&b.rounds, "rounds", 7, "轮数 (rounds)")
 	f.UintSliceVar(&sizes, "entries", []uint{10_000, 100_000}, "日志规模 (sizes of the journals)")
-	f.BoolVar(&b.keep, "keep", false, "保留并续用目录中已有的日志 (go on with the journals that are in the folder, and leave them there)")
+	f.BoolVar(&b.keep, "keep", false, "保留并续用目录中已有的日志，--rounds 须与建立时相同 (go on with the journals that are in the folder, made with the same --rounds, and leave them there)")
 	return c
 }
 

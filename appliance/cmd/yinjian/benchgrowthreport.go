@@ -298,6 +298,7 @@ func (b *growthBench) report(at time.Time) error {
 	}
 	return errors.Join(
 		os.WriteFile(filepath.Join(b.results, "growth.md"), []byte(out.String()), 0o644),
+		os.WriteFile(filepath.Join(b.results, "growth.svg"), growthPlot(b.sizes, b.lines), 0o644),
 		os.WriteFile(filepath.Join(b.results, "growth.json"), append(data, '\n'), 0o644),
 	)
 }
