@@ -95,6 +95,9 @@ type Config struct {
 	MaxBatch      int       // most entries of one transaction; 0: 256
 	QueueBytes    int64     // most bytes of drafts that wait; 0: 128 MiB
 	Rand          io.Reader // for epochs; nil: crypto/rand
+	// SumUpAfter is how long after Run begins the active segment is read for its seal, which takes a second of a processor for
+	// a million entries: a start comes first. 0: 15 s.
+	SumUpAfter time.Duration
 }
 
 // A Journal appends entries and answers questions about them. Safe for concurrent use. [Journal.Run] must run for
@@ -325,6 +328,7 @@ func Open(ctx context.Context, cfg Config) (*Journal, error) {
 	setDefault(&cfg.CheckpointEvery, 500*time.Millisecond)
 	setDefault(&cfg.CommitTimeout, 30*time.Second)
 	setDefault(&cfg.MaxBatch, 256)
+	setDefault(&cfg.SumUpAfter, 15*time.Second)
 	setDefault(&cfg.QueueBytes, 128<<20)
 	cfg.QueueBytes = max(cfg.QueueBytes, MaxDraftBytes+draftCost)
 	if cfg.Rand == nil {
@@ -639,6 +643,11 @@ func (j *Journal) Run(ctx context.Context) error {
 // sumUp reads the active segment as a restart found it, so that rolling need not read it while drafts wait. If it
 // fails, rolling does.
 func (j *Journal) sumUp(ctx context.Context) {
+	select {
+	case <-time.After(j.cfg.SumUpAfter):
+	case <-ctx.Done():
+		return
+	}
 	size := j.Size()
 	segs, err := j.store.Segments(ctx)
 	if err == nil && len(segs) > 0 {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"sync/atomic"
+	"time"
 )
 
 // A refFilter answers for most references that no entry of the active segment has them: nearly every look-up is for a
@@ -60,11 +61,13 @@ func (f *refFilter) lacks(ref []byte) bool {
 	return false
 }
 
-// fill adds what the segment holds. While it runs, and after an error, every look-up goes to the file.
+// fill adds what the segment holds. While it runs, and after an error, every look-up goes to the file. After each page it
+// rests as long as that took: a start comes first.
 func (f *refFilter) fill(ctx context.Context, s *segment) error {
 	ref, seq := []byte{}, int64(0)
 	for {
 		n := 0
+		begun := time.Now() // interval
 		err := s.query(func(db *sql.DB) error {
 			rows, err := db.QueryContext(ctx, selectRefs, ref, seq, refPage)
 			if err != nil {
@@ -85,6 +88,11 @@ func (f *refFilter) fill(ctx context.Context, s *segment) error {
 		if n < refPage {
 			f.ready.Store(true)
 			return nil
+		}
+		select {
+		case <-time.After(time.Since(begun)):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

@@ -97,6 +97,9 @@ func (c *growthClock) Now() ntp.Reading {
 	return ntp.Reading{Time: at, Bound: time.Millisecond, State: ntp.Trusted, Provenance: "rack(bench)"}
 }
 
+// growthSumUp is when a journal's active segment is read for its seal, of which 'after start' is to tell, and 'start' not.
+const growthSumUp = time.Second
+
 // growthRef is the reference of the nth draft, so that any can be looked up.
 func growthRef(n uint64) []byte {
 	ref := audit.Sum(binary.BigEndian.AppendUint64([]byte("yinjian/bench/growth"), n))
@@ -125,7 +128,7 @@ func (g *growthJournal) open(ctx context.Context) (err error) {
 	log.SetOutput(io.Discard)
 	clock := &growthClock{}
 	if g.Journal, err = audit.Open(ctx, audit.Config{
-		Store: g.store, Node: "bench", Clock: clock, Log: log, Checkpointer: g.key, Sealer: memoryMAC("bench"),
+		Store: g.store, Node: "bench", Clock: clock, Log: log, Checkpointer: g.key, Sealer: memoryMAC("bench"), SumUpAfter: growthSumUp,
 	}); err != nil {
 		return errors.Join(err, g.store.Close())
 	}

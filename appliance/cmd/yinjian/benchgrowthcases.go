@@ -74,7 +74,7 @@ func costOf(n int, fn func() error) (growthCost, error) {
 
 // quiet waits until the process has next to nothing to do: what a start leaves to the background is done.
 func quiet(ctx context.Context) error {
-	for calm := 0; calm < 3; {
+	for calm := 0; calm < 5; {
 		before, err := ownTime()
 		if err != nil {
 			return err
@@ -211,7 +211,10 @@ func (g *growthJournal) start(ctx context.Context) (start, background growthCost
 		return nil
 	})
 	if err == nil {
-		background, err = costOf(1, func() error { return quiet(ctx) })
+		background, err = costOf(1, func() error {
+			time.Sleep(growthSumUp)
+			return quiet(ctx)
+		})
 	}
 	return start, background, err
 }
