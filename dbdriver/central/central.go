@@ -133,7 +133,7 @@ func wrote(rows int, res sql.Result, err error) error {
 }
 
 // rowsPerStatement are the lengths of statements that insert several rows, the longest first: each statement costs a
-// message to the server and back. 64 rows of yj_record have 1152 values; DM8 takes 6056.
+// message to the server and back. 64 rows of yj_change have 1280 values; DM8 takes 6056.
 var rowsPerStatement = [...]int{64, 16, 4, 1}
 
 // SeveralRows is an INSERT … VALUES (…) for n rows.

@@ -64,19 +64,27 @@ func (s *Store) applyChanges(ctx context.Context, tx *sql.Tx, b audit.ProjectedB
 		return err
 	}
 	rows.Close()
+	var missing []*audit.ProjectedChange
 	var added []string
 	for i := range b.Changes {
-		c := &b.Changes[i]
-		if there[c.Sequence] {
-			continue
+		if c := &b.Changes[i]; !there[c.Sequence] {
+			missing, added = append(missing, c), append(added, c.MAC)
 		}
-		res, err := tx.ExecContext(ctx, s.seam.Text(insertChange.Text), c.Node, c.Epoch, int64(c.Sequence), int64(c.Change), c.LeafHash, c.Kind,
-			text(c.Act), text(c.Actor), text(c.Object), text(c.Reason), text(c.Before), text(c.After), c.ChangedAt, c.Bound, c.MAC, c.KeyID,
-			c.CreatedBy, c.CreatedAt, c.ModifiedBy, c.ModifiedAt)
-		if err := wrote(1, res, err); err != nil {
-			return err
+	}
+	var args []any
+	for _, n := range rowsPerStatement {
+		for ; len(missing) >= n; missing = missing[n:] {
+			args = args[:0]
+			for _, c := range missing[:n] {
+				args = append(args, c.Node, c.Epoch, int64(c.Sequence), int64(c.Change), c.LeafHash, c.Kind,
+					text(c.Act), text(c.Actor), text(c.Object), text(c.Reason), text(c.Before), text(c.After), c.ChangedAt, c.Bound, c.MAC, c.KeyID,
+					c.CreatedBy, c.CreatedAt, c.ModifiedBy, c.ModifiedAt)
+			}
+			res, err := tx.ExecContext(ctx, s.seam.Text(SeveralRows(insertChange.Text, n)), args...)
+			if err := wrote(n, res, err); err != nil {
+				return err
+			}
 		}
-		added = append(added, c.MAC)
 	}
 	by := &b.Changes[len(b.Changes)-1]
 	return s.fold(ctx, tx, b.Sealer, b.KeyID, audit.SetRoot{Node: b.Node, Set: audit.ChangeSet, ModifiedBy: by.ModifiedBy, ModifiedAt: by.ModifiedAt}, added, nil)
