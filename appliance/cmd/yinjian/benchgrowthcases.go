@@ -22,23 +22,30 @@ import (
 
 // A growthCost is what one operation cost.
 type growthCost struct {
-	CPU     float64 `json:"cpu_us"`          // processor time of this process
-	Wall    float64 `json:"wall_us"`         // until the answer, at one caller; of many callers the time over the operations
-	Written float64 `json:"bytes,omitempty"` // handed to the kernel for writing
+	CPU     float64 `json:"cpu_us"`               // processor time of this process
+	Wall    float64 `json:"wall_us"`              // until the answer, at one caller; of many callers the time over the operations
+	Written float64 `json:"bytes,omitempty"`      // handed to the kernel for writing
+	Read    float64 `json:"disk_bytes,omitempty"` // that came from the disk, and not from memory
 }
 
-// written is how many bytes this process has handed to write calls so far (proc(5), /proc/pid/io, wchar).
-func written() (uint64, error) {
+// transferred is how many bytes this process has handed to write calls so far, and how many had to be fetched from the disk
+// for it (proc(5), /proc/pid/io: wchar, read_bytes).
+func transferred() (written, read float64, err error) {
 	raw, err := os.ReadFile("/proc/self/io")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	for line := range strings.SplitSeq(string(raw), "\n") {
-		if n, ok := strings.CutPrefix(line, "wchar: "); ok {
-			return strconv.ParseUint(n, 10, 64)
+		name, number, _ := strings.Cut(line, ": ")
+		n, _ := strconv.ParseFloat(number, 64) // the kernel's own
+		switch name {
+		case "wchar":
+			written = n
+		case "read_bytes":
+			read = n
 		}
 	}
-	return 0, errors.New("/proc/self/io has no wchar")
+	return written, read, nil
 }
 
 // ownTime is the processor time of this process so far.
@@ -50,7 +57,7 @@ func ownTime() (time.Duration, error) {
 
 // costOf runs fn, which does n operations.
 func costOf(n int, fn func() error) (growthCost, error) {
-	bytes, err := written()
+	wrote, read, err := transferred()
 	if err != nil {
 		return growthCost{}, err
 	}
@@ -67,9 +74,9 @@ func costOf(n int, fn func() error) (growthCost, error) {
 	if err != nil {
 		return growthCost{}, err
 	}
-	wrote, err := written()
+	wroteNow, readNow, err := transferred()
 	per := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(n) }
-	return growthCost{CPU: per(after - cpu), Wall: per(wall), Written: float64(wrote-bytes) / float64(n)}, err
+	return growthCost{CPU: per(after - cpu), Wall: per(wall), Written: (wroteNow - wrote) / float64(n), Read: (readNow - read) / float64(n)}, err
 }
 
 // quiet waits until the process has next to nothing to do: what a start leaves to the background is done.

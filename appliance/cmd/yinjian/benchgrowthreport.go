@@ -245,11 +245,18 @@ func (b *growthBench) report(at time.Time) error {
 		out.WriteString("\n")
 	}
 	out.WriteString("\n")
-	head("Bytes of an entry", "entries")
+	head("Bytes each", "entries")
 	for _, name := range []string{"append-1", "append-64"} {
 		fmt.Fprintf(&out, "| written, %s |", name)
 		for _, n := range b.sizes {
 			fmt.Fprintf(&out, " %.0f |", spreadOf(each(b.line(name, 0).Costs[n], func(c growthCost) float64 { return c.Written })).Median)
+		}
+		out.WriteString("\n")
+	}
+	for _, name := range []string{"reference", "sequence", "evidence"} {
+		fmt.Fprintf(&out, "| fetched from the disk, %s |", name)
+		for _, n := range b.sizes {
+			fmt.Fprintf(&out, " %.0f |", spreadOf(each(b.line(name, 0).Costs[n], func(c growthCost) float64 { return c.Read })).Median)
 		}
 		out.WriteString("\n")
 	}
