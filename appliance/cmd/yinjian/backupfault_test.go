@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -52,7 +53,7 @@ func TestBackupFaults(t *testing.T) {
 		}
 	}
 	signs(100)
-	rounds := 6
+	rounds := 4
 	if os.Getenv("YINJIAN_LONG") != "" {
 		rounds = 60
 	}
@@ -98,6 +99,27 @@ func TestBackupFaults(t *testing.T) {
 		t.Error("a partial file is left beside the whole one")
 	}
 	mustRun(t, opens(shares, 2, "backup", "verify", file, "--log-key", filepath.Join(dir, "log.pem"))...)
+
+	// The appliance is killed while its backup is made: the file may be whole, and nobody vouches for it.
+	orphan := filepath.Join(tempDir(t), "orphan.yjb")
+	var said bytes.Buffer
+	making := exec.Command(built.binary, two("backup", "create", "--dir", dir, "--to", orphan, "--softtoken", "--rate", "1")...)
+	making.Stderr = &said
+	if err := making.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, time.Minute, "the backup has begun", func() bool { _, err := os.Stat(orphan + ".partial"); return err == nil })
+	m.kill(t)
+	if err := making.Wait(); err == nil || !strings.Contains(said.String(), "日志里没有") {
+		t.Errorf("a backup whose appliance was killed: %v, %s", err, &said)
+	}
+	if _, err := os.Stat(orphan); err == nil {
+		refused(t, 1, []string{"回执"}, opens(shares, 2, "backup", "verify", orphan)...)
+		mustRun(t, opens(shares, 2, "backup", "verify", "--without-receipt", orphan)...)
+	}
+	m = serve(t, dir)
+	m.trusted(t)
+	c = m.client(t, "his")
 
 	// 2. kill -9 while it is restored. Nobody serves what is not whole, and the next try begins anew.
 	other := filepath.Join(tempDir(t), "other")
