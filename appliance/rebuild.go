@@ -144,7 +144,7 @@ func (p *projection) rebuild(ctx context.Context, req api.Rebuild, begin func() 
 	reports, err := audit.Rebuild(ctx, audit.RebuildConfig{
 		Projection: store, Journals: journals, Remove: req.Remove, By: p.a.cfg.Node, Now: func() int64 { return p.a.clock.Now().Time.UnixMicro() },
 		Tables: []audit.Table{audit.Records{
-			Projection: store, MAC: p.a.batchMAC(), KeyID: func(node string) string { return keyOf(node, p.a.cfg.Node) }, By: p.a.cfg.Node, Log: p.a.log,
+			Projection: &duplicates{Store: store, paired: p.a.directory.Paired, log: p.a.log}, MAC: p.a.batchMAC(), KeyID: func(node string) string { return keyOf(node, p.a.cfg.Node) }, By: p.a.cfg.Node, Log: p.a.log,
 		}, account.Decisions{Centre: store, Log: p.a.log}},
 		MACs: p.a.batchKeys(), Campuses: campuses, Progress: p.progress,
 	})
