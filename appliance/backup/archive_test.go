@@ -1,6 +1,7 @@
 package backup_test
 
 import (
+	"archive/tar"
 	"errors"
 	"io"
 	"os"
@@ -173,3 +174,66 @@ func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
+// A manifest that is not of the files beside it is refused: whoever can seal can write anything.
+func TestManifestIsHeldAgainstTheFiles(t *testing.T) {
+	t.Parallel()
+	c, shares := custodians(t, "2026")
+	seg := backup.SegmentName(1)
+	x := filepath.Join(t.TempDir(), "x")
+	if err := os.WriteFile(x, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	digest, err := backup.Digest(t.Context(), x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := `"files":[{"name":"` + seg + `","size":1,"sm3":"` + digest + `"}]}`
+	for name, one := range map[string]struct {
+		manifest string
+		after    string // a member that follows
+	}{
+		"":                 {`{"id":"ID","node":"benbu-1","segments":1,` + files, ""},
+		"other content":    {`{"id":"ID","node":"benbu-1","segments":1,` + strings.Replace(files, digest, strings.Repeat("0", 64), 1), ""},
+		"no files":         {`{"id":"ID","node":"benbu-1","segments":1,"files":[]}`, ""},
+		"another backup":   {`{"id":"0000000000000000","node":"benbu-1","segments":1,` + files, ""},
+		"no JSON":          {`{`, ""},
+		"none":             {"", ""},
+		"members after it": {`{"id":"ID","node":"benbu-1","segments":1,` + files, "config.toml"},
+	} {
+		h := backup.Header{ID: backup.NewID(), Node: "benbu-1", Set: c.Set()}
+		file := filepath.Join(t.TempDir(), "b")
+		f, err := os.Create(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := backup.NewSealer(f, h, c.Point)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := tar.NewWriter(s)
+		add := func(name, text string) {
+			t.Helper()
+			err := w.WriteHeader(&tar.Header{Name: name, Size: int64(len(text)), Mode: 0o600, Typeflag: tar.TypeReg})
+			if err == nil {
+				_, err = io.WriteString(w, text)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		add(seg, "x")
+		if one.manifest != "" {
+			add("manifest.json", strings.Replace(one.manifest, "ID", h.ID, 1))
+		}
+		if one.after != "" {
+			add(one.after, "x")
+		}
+		if err := errors.Join(w.Close(), s.Close(), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := extract(t, t.TempDir(), shares, file); errors.Is(err, backup.ErrDamaged) != (name != "") {
+			t.Errorf("%s: %v, want %v", name, err, backup.ErrDamaged)
+		}
+	}
+}

@@ -112,6 +112,7 @@ func TestDamageIsNamed(t *testing.T) {
 		"first byte":                 {flip(0), "开头"},
 		"header":                     {flip(60), ""},
 		"a byte of the key":          {bytes.Replace(file, []byte(`"key":"`), []byte(`"kez":"`), 1), "份额打不开"},
+		"another node's name":        {bytes.Replace(file, []byte(`"benbu-1"`), []byte(`"benbu-2"`), 1), "第 1 块被改动"},
 		"a byte in a chunk":          {flip(at[1] + 5000), "第 2 块被改动"},
 		"a byte of a tag":            {flip(at[2] - 1), "第 2 块被改动"},
 		"a chunk's number":           {flip(at[1] + 7), "第 2 块处是第 1 块"},
