@@ -103,7 +103,8 @@ func newPeers(ctx context.Context, a *Appliance) (*peers, error) {
 	}
 	if a.cfg.Listen.Peer == "" {
 		if p.pair != nil {
-			a.log.WithField("peer", p.pair.Node).Warning("the other campus is paired, but listen.peer is off: its directory is not followed")
+			// Its directory's copy ages all the same, and changes are still decided at the centre.
+			a.log.WithField("peer", p.pair.Node).Error("the other campus is paired, but listen.peer is off: its directory is not followed, and signing ends when the copy is too old")
 		}
 		return p, nil
 	}
@@ -585,8 +586,14 @@ func (p *peers) feedOnce(ctx context.Context, pair *pairing) error {
 	return nil
 }
 
-// stale says that the other side has fewer entries than we have seen.
+// stale says that the other side has fewer entries than we have seen, where that is new.
 func (p *peers) stale(pair *pairing) {
+	p.mu.Lock()
+	known := pair.fault != ""
+	p.mu.Unlock()
+	if known {
+		return
+	}
 	p.a.log.WithField("peer", pair.Node).Error("the other campus's journal is older than what was seen of it: it may have been put back")
 }
 
