@@ -52,7 +52,9 @@ func TestCampusAdministration(t *testing.T) {
 	}
 	pairUp(t, a.machine, b.machine)
 	same := func() bool {
-		versions := func(m *machine) string { return mustRun(t, "directory", "versions", "--dir", m.dir, "-o", "json").stdout }
+		versions := func(m *machine) string {
+			return mustRun(t, "directory", "versions", "--dir", m.dir, "-o", "json").stdout
+		}
 		for _, c := range ends {
 			if s := c.directory(t); len(s.Frozen)+len(s.Waiting)+len(s.Open)+len(s.Blocked) > 0 || s.Centre != "" || s.Peer == "" {
 				return false
