@@ -645,6 +645,18 @@ func TestCampusDBA(t *testing.T) {
 		t.Parallel()
 		w := begin(t)
 		w.b.App("emr", nil)
+		root := someCA(t, w.a)
+		anchor := func(note string) string {
+			t.Helper()
+			a, err := w.a.Directory.AddAnchor(t.Context(), "admin", root, []string{account.UseStaff}, note)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return a.ID
+		}
+		id := anchor("市 CA")
+		w.exchange(t)
+		anchor("省 CA")
 		if err := stop(w.a, true); err != nil {
 			t.Fatal(err)
 		}
@@ -660,11 +672,14 @@ func TestCampusDBA(t *testing.T) {
 		if _, err := w.b.Directory.StopSigner(t.Context(), "admin", "D001", true, ""); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := w.b.Directory.WithdrawAnchor(t.Context(), "admin", id, "停业"); err != nil {
+			t.Fatal(err)
+		}
 		w.exchange(t)
 		for _, h := range w.houses() {
 			for range 2 {
 				s := h.Directory.State()
-				if len(s.Frozen) != 2 || !strings.HasPrefix(s.Frozen[0], "application his") || !strings.HasPrefix(s.Frozen[1], "signer D001") {
+				if len(s.Frozen) != 3 || !strings.HasPrefix(s.Frozen[0], "anchor "+id) || !strings.HasPrefix(s.Frozen[1], "application his") || !strings.HasPrefix(s.Frozen[2], "signer D001") {
 					t.Errorf("%s: %+v", h.Node, s)
 				}
 				_, _, err := h.Directory.ActiveSigner("D001", "SM2")
