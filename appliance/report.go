@@ -20,6 +20,8 @@ type YearReport struct {
 	Rows []YearLine `json:"rows"` // by month, campus, application, document type, department, status
 	// Tests is how many records of test accounts and test applications were left out.
 	Tests uint64 `json:"tests"`
+	// Duplicates is how many of the lines' records are second ones: the request was sent again to the other campus.
+	Duplicates uint64 `json:"duplicates"`
 	// Lag is how many entries of this node the database had not yet. Unfinished are the nodes whose rows are being rebuilt.
 	Lag        uint64   `json:"lag"`
 	Unfinished []string `json:"unfinished,omitempty"`
@@ -106,6 +108,10 @@ func yearReport(ctx context.Context, store *central.Store, year int) (*YearRepor
 		return cmp.Or(cmp.Compare(a.Month, b.Month), cmp.Compare(a.Campus, b.Campus), cmp.Compare(a.Application, b.Application),
 			cmp.Compare(a.DocumentType, b.DocumentType), cmp.Compare(a.Department, b.Department), cmp.Compare(a.Status, b.Status))
 	})
+	var err error
+	if report.Duplicates, err = store.CountDuplicates(ctx, time.Date(year, 1, 1, 0, 0, 0, 0, audit.Beijing).UnixMicro(), time.Date(year+1, 1, 1, 0, 0, 0, 0, audit.Beijing).UnixMicro()); err != nil {
+		return nil, err
+	}
 	marks, err := store.Marks(ctx)
 	for _, m := range marks {
 		report.Unfinished = append(report.Unfinished, m.Node)

@@ -37,8 +37,9 @@ var (
 	DropChanges = register("change.drop", `DROP TABLE yj_change`)
 	DropRoots   = register("root.drop", `DROP TABLE yj_set_root`)
 	// and those of others.
-	DropDecisions = register("decision.drop", `DROP TABLE yj_decision`)
-	DropRebuilds  = register("rebuild.drop", `DROP TABLE yj_rebuild`)
+	DropDecisions  = register("decision.drop", `DROP TABLE yj_decision`)
+	DropRebuilds   = register("rebuild.drop", `DROP TABLE yj_rebuild`)
+	DropDuplicates = register("duplicate.drop", `DROP TABLE yj_duplicate`)
 )
 
 // applyChanges writes the batch's changes that are not there, and takes them into their set's root.

@@ -37,3 +37,15 @@ func (s *Store) CountRecords(ctx context.Context, kind string, from, to int64, f
 	}
 	return nil
 }
+
+var selectDuplicates = register("duplicate.count", `SELECT COUNT(*) FROM yj_duplicate WHERE created_at >= ? AND created_at < ?`)
+
+// CountDuplicates answers how many of the records whose time is in [from, to) are there twice, because a request was sent
+// again to the other campus.
+func (s *Store) CountDuplicates(ctx context.Context, from, to int64) (uint64, error) {
+	var n int64
+	if err := s.db.QueryRowContext(ctx, s.seam.Text(selectDuplicates.Text), from, to).Scan(&n); err != nil {
+		return 0, fmt.Errorf("central database: counting duplicates: %w", classify(s.seam, err))
+	}
+	return uint64(n), nil
+}

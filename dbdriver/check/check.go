@@ -732,7 +732,7 @@ var tables = []struct {
 	drop central.Statement
 }{
 	{"yj_change", central.DropChanges}, {"yj_set_root", central.DropRoots}, {"yj_record", central.DropRecords}, {"yj_batch", central.DropBatches},
-	{"yj_decision", central.DropDecisions}, {"yj_rebuild", central.DropRebuilds}, {"yj_schema_change", central.DropHistory},
+	{"yj_decision", central.DropDecisions}, {"yj_rebuild", central.DropRebuilds}, {"yj_duplicate", central.DropDuplicates}, {"yj_schema_change", central.DropHistory},
 }
 
 func tryStore(ctx context.Context, s *central.Store) error {

@@ -81,6 +81,9 @@ func rebuild(t *testing.T, fresh func(testing.TB) *Database) {
 	east, other := rowTexts(t, s, "east"), rowTexts(t, s, "west")
 	for what, statements := range map[string][]string{
 		"whole":           nil,
+		"marks added": {
+			`INSERT INTO yj_duplicate (node_id, epoch_id, seq_no, record_id, of_node, of_epoch, of_seq, created_by, created_at, modified_by, modified_at) SELECT node_id, epoch_id, seq_no, record_id, 'west', epoch_id, 1, 'x', 1, 'x', 1 FROM yj_record WHERE node_id = 'east' AND seq_no = 100`,
+		},
 		"rows gone":       {`DELETE FROM yj_record WHERE node_id = 'east' AND seq_no >= 10 AND seq_no < 40`},
 		"everything gone": {`DELETE FROM yj_record WHERE node_id = 'east'`, `DELETE FROM yj_batch WHERE node_id = 'east'`},
 		"changes gone":    {`DELETE FROM yj_change WHERE node_id = 'east' AND change_no > 2`},
@@ -110,6 +113,9 @@ func rebuild(t *testing.T, fresh func(testing.TB) *Database) {
 		reports, err := audit.Rebuild(t.Context(), rebuilding(s, j))
 		if err != nil || len(reports) != 1 {
 			t.Fatalf("%s: %v, %+v", what, err, reports[0].Differences)
+		}
+		if _, marked, err := s.DuplicateOf(t.Context(), central.Place{Node: "east", Epoch: j.Epoch().String(), Sequence: 100}); marked || err != nil {
+			t.Errorf("%s: a mark that nobody made is left, %v", what, err)
 		}
 		if r := compareBoth(t, j, s); !r.OK() || r.Rows != j.Size() {
 			t.Errorf("%s: compare = %+v", what, r)

@@ -288,6 +288,9 @@ func printYearReport(w io.Writer, r *appliance.YearReport) {
 	}
 	t.flush()
 	fmt.Fprintf(w, "合计 total: %d 份；测试 %d 份未计入 (test records left out)\n", total, r.Tests)
+	if r.Duplicates > 0 {
+		fmt.Fprintf(w, "其中 %d 份是重复：同一请求在另一院区又签了一次 (of them second records of a request that was sent again to the other campus)\n", r.Duplicates)
+	}
 	if r.Lag > 0 {
 		fmt.Fprintf(w, "注意：本机尚有 %d 条未送达中心库 (not shipped yet)\n", r.Lag)
 	}
