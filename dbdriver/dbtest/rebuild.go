@@ -80,7 +80,7 @@ func rebuild(t *testing.T, fresh func(testing.TB) *Database) {
 	Ship(t, west, s, CaughtUp)
 	east, other := rowTexts(t, s, "east"), rowTexts(t, s, "west")
 	for what, statements := range map[string][]string{
-		"whole":           nil,
+		"whole": nil,
 		"marks added": {
 			`INSERT INTO yj_duplicate (node_id, epoch_id, seq_no, record_id, of_node, of_epoch, of_seq, created_by, created_at, modified_by, modified_at) SELECT node_id, epoch_id, seq_no, record_id, 'west', epoch_id, 1, 'x', 1, 'x', 1 FROM yj_record WHERE node_id = 'east' AND seq_no = 100`,
 		},
