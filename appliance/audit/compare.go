@@ -112,6 +112,10 @@ func compareAll(ctx context.Context, report *CompareReport, days *dayTable, j So
 	for _, s := range spans {
 		epochs = append(epochs, s.Epoch.String())
 	}
+	begun, err := begunEpochs(ctx, j.Node(), spans, p)
+	if err != nil {
+		return err
+	}
 	slices.Sort(epochs) // the order in which digests of days take them
 	for _, epoch := range slices.Compact(epochs) {
 		i := slices.IndexFunc(spans, func(s EpochSpan) bool { return s.Epoch.String() == epoch })
@@ -130,7 +134,7 @@ func compareAll(ctx context.Context, report *CompareReport, days *dayTable, j So
 		if i == len(spans)-1 {
 			end = j.Size
 		}
-		if err := compareEpoch(ctx, report, days, j, p, macs, spans[i], end); err != nil {
+		if err := compareEpoch(ctx, report, days, j, p, macs, spans[i], end, i < begun-1); err != nil {
 			return fmt.Errorf("epoch %s: %w", epoch, err)
 		}
 	}
@@ -153,6 +157,40 @@ func compareAll(ctx context.Context, report *CompareReport, days *dayTable, j So
 	return nil
 }
 
+// belowAll is from where on all rows are read: a database's numbers have a sign, which nobody gave ours, and as they are read
+// those below 0 are above 2^63.
+const belowAll = 1 << 63
+
+// begunEpochs answers up to which of the journal's epochs there are rows. They are shipped in order: all before the last
+// of these are whole.
+func begunEpochs(ctx context.Context, node string, spans []EpochSpan, p Projection) (int, error) {
+	for n := len(spans); n > 0; n-- {
+		_, err := p.Shipped(ctx, node, spans[n-1].Epoch.String())
+		if err == nil {
+			return n, nil
+		}
+		if !errors.Is(err, ErrNotFound) {
+			return 0, err
+		}
+	}
+	return 0, nil
+}
+
+// belowFirst names rows with numbers below 0.
+func belowFirst(ctx context.Context, report *CompareReport, node, epoch string, p Projection) error {
+	err := p.Rows(ctx, node, epoch, belowAll, func(r ProjectedRow) error {
+		if r.Sequence < belowAll {
+			return errStop
+		}
+		addedRow(report, r)
+		return nil
+	})
+	if errors.Is(err, errStop) {
+		return nil
+	}
+	return err
+}
+
 // ofCampus sums up the rows of another campus, for people to hold against what is printed there.
 func ofCampus(ctx context.Context, days *dayTable, node string, p Projection) error {
 	epochs, err := p.Epochs(ctx, node)
@@ -169,7 +207,7 @@ func foreign(ctx context.Context, report *CompareReport, days *dayTable, own, no
 		return err
 	}
 	for _, epoch := range epochs {
-		err := p.Rows(ctx, node, epoch, 0, func(r ProjectedRow) error {
+		err := p.Rows(ctx, node, epoch, belowAll, func(r ProjectedRow) error {
 			report.Rows++
 			days.row(r)
 			report.add(Difference{
@@ -198,14 +236,24 @@ func foreign(ctx context.Context, report *CompareReport, days *dayTable, own, no
 	return nil
 }
 
-func compareEpoch(ctx context.Context, report *CompareReport, days *dayTable, j Source, p Projection, macs MACs, span EpochSpan, endNow func() uint64) error {
+// compareEpoch holds an epoch's rows against its entries. whole: a later one was begun, so that this one has to be there as a
+// whole.
+func compareEpoch(ctx context.Context, report *CompareReport, days *dayTable, j Source, p Projection, macs MACs, span EpochSpan, endNow func() uint64, whole bool) error {
 	epoch := span.Epoch.String()
 	last, err := p.Shipped(ctx, j.Node(), epoch)
-	if errors.Is(err, ErrNotFound) {
+	none := errors.Is(err, ErrNotFound)
+	if err != nil && !none {
+		return err
+	}
+	if whole {
+		last, none = max(last, span.End-1), false
+	}
+	if err := belowFirst(ctx, report, j.Node(), epoch, p); err != nil {
+		return err
+	}
+	if none {
 		report.NotShipped += span.End - span.First
 		return compareTail(ctx, report, j.Node(), epoch, nil, p)
-	} else if err != nil {
-		return err
 	}
 	end := min(span.End, last+1)
 	report.NotShipped += span.End - end
@@ -276,7 +324,7 @@ func compareEpoch(ctx context.Context, report *CompareReport, days *dayTable, j 
 // not shipped yet. last is the last row; nil: there is none.
 func compareTail(ctx context.Context, report *CompareReport, node, epoch string, last *uint64, p Projection) error {
 	return p.Batches(ctx, node, epoch, func(b ProjectedBatch) error {
-		if last != nil && b.Last <= *last {
+		if last != nil && b.Last <= *last || int64(b.First) < 0 {
 			return nil
 		}
 		// Batch and rows are one transaction: with a batch shipped since, its last row is there.
@@ -327,7 +375,11 @@ func compareRow(report *CompareReport, want, got ProjectedRow, ok bool) {
 	}
 }
 
-// compareBatches checks that the batches cover the rows from first to last without gap, and their MACs.
+// longestBatch is more rows than any batch has.
+const longestBatch = 1 << 16
+
+// compareBatches checks that the batches cover the rows from first to last without gap, and their MACs. One that says to
+// have more rows than any has is not ours, and is not read.
 func compareBatches(ctx context.Context, report *CompareReport, node, epoch string, first, last uint64, p Projection, macs MACs) error {
 	next := first
 	missing := func(from, through uint64) {
@@ -339,6 +391,14 @@ func compareBatches(ctx context.Context, report *CompareReport, node, epoch stri
 	}
 	err := p.Batches(ctx, node, epoch, func(b ProjectedBatch) error {
 		report.Batches++
+		if int64(b.First) < 0 || b.Last < b.First || b.Last-b.First >= longestBatch {
+			report.add(Difference{
+				Kind: BatchWrong, Epoch: epoch, Sequence: b.First, Through: b.First,
+				Detail:   fmt.Sprintf("a batch of rows %d to %d is none of ours", b.First, b.Last),
+				DetailZH: fmt.Sprintf("第 %d 至 %d 行的批次不是本机所写", b.First, b.Last),
+			})
+			return nil
+		}
 		if b.First > next {
 			missing(next, b.First-1)
 		}

@@ -75,13 +75,9 @@ func (p *ProjectedRow) columns() []column {
 		{"record_id", p.RecordID}, {"kind_name", p.Kind}, {"application_id", p.Application}, {"signer_id", p.Signer},
 		{"department_name", p.Department}, {"document_type", p.DocumentType}, {"campus_name", p.Campus},
 		{"signed_at_us", num(p.SignedAt)}, {"bound_us", num(p.Bound)}, {"created_by", p.CreatedBy},
-		{"created_at", num(p.CreatedAt)},
-		// From here on columns that later processing may change; the MAC does not cover them.
-		{"status_code", p.Status}, {"modified_by", p.ModifiedBy}, {"modified_at", num(p.ModifiedAt)},
+		{"created_at", num(p.CreatedAt)}, {"status_code", p.Status}, {"modified_by", p.ModifiedBy}, {"modified_at", num(p.ModifiedAt)},
 	}
 }
-
-const macColumns = 15
 
 // A ProjectedBatch is rows that were shipped together, of one node and epoch and contiguous, and their MAC.
 type ProjectedBatch struct {
@@ -113,11 +109,11 @@ func (b *ProjectedBatch) seal(ctx context.Context, mac MAC, keyID string) error 
 	return nil
 }
 
-// MACInput is what a batch's MAC is computed over: "yinjian/projection/batch/v1" and a zero byte; node, epoch; first
-// and last; then of each row the columns node_id … created_at in the order of the table. Texts are preceded by their
-// length in four bytes, numbers are decimal texts.
+// MACInput is what a batch's MAC is computed over: "yinjian/projection/batch/v2" and a zero byte; node, epoch; first
+// and last; then of each row all columns, node_id … created_at, then status_code, modified_by and modified_at: statistics
+// leave out by status. Texts are preceded by their length in four bytes, numbers are decimal texts.
 func (b *ProjectedBatch) MACInput() []byte {
-	out := append(make([]byte, 0, 64+len(b.Rows)*448), "yinjian/projection/batch/v1\x00"...)
+	out := append(make([]byte, 0, 64+len(b.Rows)*512), "yinjian/projection/batch/v2\x00"...)
 	add := func(s string) {
 		out = binary.BigEndian.AppendUint32(out, uint32(len(s)))
 		out = append(out, s...)
@@ -144,6 +140,9 @@ func (b *ProjectedBatch) MACInput() []byte {
 		num(r.Bound)
 		add(r.CreatedBy)
 		num(r.CreatedAt)
+		add(r.Status)
+		add(r.ModifiedBy)
+		num(r.ModifiedAt)
 	}
 	return out
 }
@@ -153,9 +152,9 @@ const maxShippedBytes = 512 << 10
 
 // bytes are those of the row in MACInput, at most.
 func (p *ProjectedRow) bytes() int {
-	const lengthsAndNumbers = 15*4 + 4*20
+	const lengthsAndNumbers = 18*4 + 5*20
 	return lengthsAndNumbers + len(p.Node) + len(p.Epoch) + len(p.LeafHash) + len(p.RecordID) + len(p.Kind) + len(p.Application) + len(p.Signer) +
-		len(p.Department) + len(p.DocumentType) + len(p.Campus) + len(p.CreatedBy)
+		len(p.Department) + len(p.DocumentType) + len(p.Campus) + len(p.CreatedBy) + len(p.Status) + len(p.ModifiedBy)
 }
 
 // A MAC computes HMAC-SM3 (32 bytes) with a key in the cipher machine.
@@ -179,7 +178,8 @@ type Projection interface {
 	Nodes(ctx context.Context) ([]string, error)
 	// Epochs lists the epochs of a node that have rows or batches.
 	Epochs(ctx context.Context, node string) ([]string, error)
-	// Rows calls fn with the rows of an epoch from a sequence on, ascending.
+	// Rows calls fn with the rows of an epoch from a sequence on, ascending as numbers with a sign: from 2^63 on are all, those
+	// below 0, which somebody else put there, first.
 	Rows(ctx context.Context, node, epoch string, from uint64, fn func(ProjectedRow) error) error
 	// Batches calls fn with the batches of an epoch, without Rows, by First.
 	Batches(ctx context.Context, node, epoch string, fn func(ProjectedBatch) error) error

@@ -46,7 +46,7 @@ func ChangesOf(log ChangeLog) Set {
 	return Set{Name: ChangeSet, Rows: func(ctx context.Context, node string, fn func(SetRow) error) error {
 		epochs, err := log.ChangeEpochs(ctx, node)
 		for i := 0; i < len(epochs) && err == nil; i++ {
-			err = log.Changes(ctx, node, epochs[i], 0, func(c ProjectedChange) error {
+			err = log.Changes(ctx, node, epochs[i], belowAll, func(c ProjectedChange) error {
 				return fn(SetRow{fmt.Sprintf("%s/%s/%d", c.Node, c.Epoch, c.Sequence), c.Columns(), c.MAC, c.KeyID})
 			})
 		}
@@ -127,19 +127,29 @@ func Sweep(ctx context.Context, cfg SweepConfig) (*SweepReport, error) {
 	return &SweepReport{r.Batches, r.MACsChecked, changes, s.seen, r.Differences, r.Omitted}, err
 }
 
-// ShippedTo answers how many of the journal's entries, from the first on, the projection has by its last rows.
+// ShippedTo answers how many of the journal's entries, from the first on, the projection has by the last rows of its
+// epochs: an epoch whose end is gone ends it.
 func ShippedTo(ctx context.Context, j *Journal, p Projection) (uint64, error) {
 	spans, err := j.Epochs(ctx)
-	var n uint64
-	for i := 0; i < len(spans) && err == nil; i++ {
-		var last uint64
-		if last, err = p.Shipped(ctx, j.Node(), spans[i].Epoch.String()); errors.Is(err, ErrNotFound) {
-			err = nil
-		} else if err == nil {
-			n = max(n, min(last+1, j.Size()))
+	if err != nil {
+		return 0, err
+	}
+	for i, span := range spans {
+		last, err := p.Shipped(ctx, j.Node(), span.Epoch.String())
+		if errors.Is(err, ErrNotFound) {
+			return span.First, nil
+		}
+		if err != nil {
+			return 0, err
+		}
+		if i == len(spans)-1 {
+			return min(last+1, j.Size()), nil
+		}
+		if last+1 < span.End {
+			return last + 1, nil
 		}
 	}
-	return n, err
+	return 0, nil
 }
 
 type sweep struct {
@@ -170,15 +180,27 @@ func (s *sweep) evidence(ctx context.Context) error {
 	if s.seen.Shipped, err = ShippedTo(ctx, j, p); err != nil {
 		return err
 	}
-	for _, span := range spans {
+	begun, err := begunEpochs(ctx, j.Node(), spans, p)
+	if err != nil {
+		return err
+	}
+	for i, span := range spans {
 		epoch := span.Epoch.String()
 		last, err := p.Shipped(ctx, j.Node(), epoch)
-		if errors.Is(err, ErrNotFound) {
+		none := errors.Is(err, ErrNotFound)
+		if err != nil && !none {
+			return err
+		}
+		if i < begun-1 {
+			last, none = max(last, span.End-1), false
+		}
+		if none {
 			if err := compareTail(ctx, s.report, j.Node(), epoch, nil, p); err != nil {
 				return err
 			}
 			continue
-		} else if err != nil {
+		}
+		if err := belowFirst(ctx, s.report, j.Node(), epoch, p); err != nil {
 			return err
 		}
 		before := len(s.report.Differences)
@@ -224,10 +246,15 @@ func (s *sweep) evidence(ctx context.Context) error {
 	return nil
 }
 
-// rows holds the rows from one sequence through another against the journal's entries.
+// rows holds the rows from one sequence through another against the journal's entries. What is beyond the journal is read as
+// it is there: somebody may have put any number into a row or batch.
 func (s *sweep) rows(ctx context.Context, span EpochSpan, first, through uint64) error {
 	const page = 512
-	for from := first; from <= through; from += page {
+	if first >= belowAll {
+		return nil // they are named already
+	}
+	size := s.Journal.Size()
+	for from := first; from <= through && from < size; from += page {
 		to := min(from+page-1, through)
 		got := map[uint64]ProjectedRow{}
 		err := s.Projection.Rows(ctx, s.Journal.Node(), span.Epoch.String(), from, func(r ProjectedRow) error {
@@ -240,27 +267,37 @@ func (s *sweep) rows(ctx context.Context, span EpochSpan, first, through uint64)
 		if err != nil && !errors.Is(err, errStop) {
 			return err
 		}
-		if from < s.Journal.Size() {
-			err = s.Journal.Range(ctx, from, func(rec Record) error {
-				if rec.Sequence > to {
-					return errStop
-				}
-				if rec.Epoch == span.Epoch {
-					row, ok := got[rec.Sequence]
-					compareRow(s.report, Project(rec), row, ok)
-					delete(got, rec.Sequence)
-				}
-				return nil
-			})
-			if err != nil && !errors.Is(err, errStop) {
-				return err
+		err = s.Journal.Range(ctx, from, func(rec Record) error {
+			if rec.Sequence > to {
+				return errStop
 			}
+			if rec.Epoch == span.Epoch {
+				row, ok := got[rec.Sequence]
+				compareRow(s.report, Project(rec), row, ok)
+				delete(got, rec.Sequence)
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			return err
 		}
 		for _, seq := range sortedKeys(got) {
-			addedRow(s.report, got[seq])
+			if seq < size { // the others follow
+				addedRow(s.report, got[seq])
+			}
 		}
 	}
-	return nil
+	err := s.Projection.Rows(ctx, s.Journal.Node(), span.Epoch.String(), max(first, size), func(r ProjectedRow) error {
+		if r.Sequence > through {
+			return errStop
+		}
+		addedRow(s.report, r)
+		return nil
+	})
+	if errors.Is(err, errStop) {
+		return nil
+	}
+	return err
 }
 
 func sortedKeys[T any](m map[uint64]T) []uint64 {
@@ -389,13 +426,19 @@ func CompareChanges(ctx context.Context, report *CompareReport, j *Journal, p Pr
 	if err != nil {
 		return 0, err
 	}
-	for _, span := range spans {
+	begun, err := begunEpochs(ctx, j.Node(), spans, p)
+	if err != nil {
+		return 0, err
+	}
+	for i, span := range spans[:begun] {
 		last, err := p.Shipped(ctx, j.Node(), span.Epoch.String())
-		if err == nil {
-			c.shipped[span.Epoch.String()] = last
-		} else if !errors.Is(err, ErrNotFound) {
+		if err != nil && !errors.Is(err, ErrNotFound) {
 			return 0, err
 		}
+		if i < begun-1 { // whole, or it was once
+			last = max(last, span.End-1)
+		}
+		c.shipped[span.Epoch.String()] = last
 	}
 	err = j.State(ctx, func(r Record) error {
 		want, is := ProjectChange(r)
@@ -423,7 +466,18 @@ func CompareChanges(ctx context.Context, report *CompareReport, j *Journal, p Pr
 	}
 	for _, epoch := range epochs {
 		last, known := c.shipped[epoch]
-		err := log.Changes(ctx, j.Node(), epoch, c.next[epoch], func(r ProjectedChange) error {
+		err := log.Changes(ctx, j.Node(), epoch, belowAll, func(r ProjectedChange) error {
+			if int64(r.Sequence) >= 0 {
+				return errStop
+			}
+			c.rows++
+			c.added(r)
+			return nil
+		})
+		if err != nil && !errors.Is(err, errStop) {
+			return c.rows, err
+		}
+		err = log.Changes(ctx, j.Node(), epoch, c.next[epoch], func(r ProjectedChange) error {
 			if known && r.Sequence > last && r.Sequence < j.Size() {
 				return nil // shipped since
 			}

@@ -9,6 +9,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -311,7 +312,7 @@ func (s *Store) Rows(ctx context.Context, node, epoch string, from uint64, fn fu
 
 // Batches implements audit.Projection.
 func (s *Store) Batches(ctx context.Context, node, epoch string, fn func(audit.ProjectedBatch) error) error {
-	return pages(ctx, s, selectBatches, node, epoch, 0, func(rows *sql.Rows) (audit.ProjectedBatch, int64, error) {
+	return pages(ctx, s, selectBatches, node, epoch, math.MinInt64, func(rows *sql.Rows) (audit.ProjectedBatch, int64, error) {
 		var b audit.ProjectedBatch
 		var first, last, createdAt, modifiedAt int64
 		var createdBy, modifiedBy string

@@ -279,7 +279,7 @@ func Append(t testing.TB, j *audit.Journal, from, n int) {
 // Suite is what every database has to pass.
 func Suite(t *testing.T, fresh func(t testing.TB) *Database) {
 	for name, f := range map[string]func(*testing.T, func(testing.TB) *Database){
-		"Texts": texts, "Pages": pages, "Apply": apply, "Shipper": shipper, "Fork": fork, "Compare": differences, "Days": days, "Changes": changeLog, "Sweep": sweeps, "Dictionary": dataDictionary, "Authors": authors, "CoveredUp": coveredUp,
+		"Texts": texts, "Pages": pages, "Apply": apply, "Shipper": shipper, "Fork": fork, "Compare": differences, "Days": days, "Changes": changeLog, "Sweep": sweeps, "Dictionary": dataDictionary, "Authors": authors, "CoveredUp": coveredUp, "EarlierEpochs": earlierEpochs,
 		"Rebuild": rebuild, "RebuildStopped": rebuildStopped, "RebuiltElsewhere": rebuiltElsewhere, "Behind": behind,
 		"AnswersLost": answersLost, "Hang": hang, "Migrations": migrations, "TwoMigrate": twoMigrate, "LaterSchema": laterSchema,
 		"Decisions": decisions, "DecisionFaults": decisionFaults, "DecisionLate": decisionLate, "Duplicates": duplicates,
@@ -500,7 +500,7 @@ func differences(t *testing.T, fresh func(testing.TB) *Database) {
 		"a space":                  {`UPDATE yj_record SET signer_id = signer_id || ' ' WHERE seq_no = 40`, []difference{{audit.RowChanged, 40, "signer_id"}, mac}},
 		"text to absent":           {`UPDATE yj_record SET department_name = NULL WHERE seq_no = 40`, []difference{{audit.RowChanged, 40, "department_name"}, mac}},
 		"the time":                 {`UPDATE yj_record SET signed_at_us = signed_at_us - 1 WHERE seq_no = 40`, []difference{{audit.RowChanged, 40, "signed_at_us"}, mac}},
-		"the status":               {`UPDATE yj_record SET status_code = 'void' WHERE seq_no = 40`, []difference{{audit.RowChanged, 40, "status_code"}}},
+		"the status":               {`UPDATE yj_record SET status_code = 'void' WHERE seq_no = 40`, []difference{{audit.RowChanged, 40, "status_code"}, mac}},
 		"the leaf":                 {`UPDATE yj_record SET leaf_hash = '00' WHERE seq_no = 40`, []difference{{audit.RowFork, 40, "leaf_hash"}, mac}},
 		"a row removed":            {`DELETE FROM yj_record WHERE seq_no = 40`, []difference{{audit.RowMissing, 40, ""}, mac}},
 		"a row added":              {fmt.Sprintf(rowOf, `node_id, epoch_id, 99`), []difference{{audit.RowBeyondJournal, 99, ""}, {audit.BatchMissing, 61, ""}}},

@@ -2,6 +2,7 @@ package dbtest
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -155,6 +156,67 @@ func coveredUp(t *testing.T, fresh func(testing.TB) *Database) {
 	}
 }
 
+// earlierEpochs: what is removed of an epoch before the last is named, with its batches and although nothing else says that it
+// was ever there.
+func earlierEpochs(t *testing.T, fresh func(testing.TB) *Database) {
+	t.Parallel()
+	for name, first := range map[string]uint64{"all of it": 0, "its end": 16} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := fresh(t)
+			s := d.Open(t)
+			dir := t.TempDir()
+			j, stop := Journal(t, dir, false)
+			Append(t, j, 0, 30)
+			earlier := j.Epoch().String()
+			stop()
+			j, _ = Journal(t, dir, true)
+			Append(t, j, 100, 20)
+			Ship(t, j, s, CaughtUp)
+			cfg := sweepConfig(j, s)
+			before := sweep(t, cfg)
+			if same(t, j, s); !before.OK() || before.Seen.Shipped != j.Size() {
+				t.Fatalf("before anything: %+v", before)
+			}
+			cfg.Known = before.Seen
+			for _, statement := range []string{`DELETE FROM yj_record WHERE epoch_id = '%s' AND seq_no >= %d`, `DELETE FROM yj_batch WHERE epoch_id = '%s' AND first_seq >= %d`} {
+				d.Exec(t, fmt.Sprintf(statement, earlier, first))
+			}
+			spans, err := j.Epochs(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			end := spans[0].End
+			want := map[string]int{
+				fmt.Sprintf("batch-missing %d-%d", first, end-1): 1, fmt.Sprintf("rolled-back %d-%d", first, j.Size()-1): 1,
+			}
+			for i := first; i < end; i++ {
+				want[fmt.Sprintf("row-missing %d-%d", i, i)] = 1
+			}
+			count := func(all []audit.Difference) map[string]int {
+				got := map[string]int{}
+				for _, f := range all {
+					got[fmt.Sprintf("%s %d-%d", f.Kind, f.Sequence, f.Through)]++
+				}
+				return got
+			}
+			if got := count(sweep(t, cfg).Differences); !maps.Equal(got, want) {
+				t.Errorf("sweep: %v\nwant %v", got, want)
+			}
+			delete(want, fmt.Sprintf("rolled-back %d-%d", first, j.Size()-1)) // Compare knows of no earlier time
+			r := Compare(t, j, s)
+			if got := count(r.Differences); !maps.Equal(got, want) || r.NotShipped != 0 {
+				t.Errorf("compare: %v, %d not shipped\nwant %v", got, r.NotShipped, want)
+			}
+			for _, day := range r.Days {
+				if day.Agrees() {
+					t.Errorf("of the day it says %+v", day)
+				}
+			}
+		})
+	}
+}
+
 // A table as it was, kept by who administers the database.
 var (
 	tables = []string{"yj_record", "yj_batch", "yj_change", "yj_set_root"}
@@ -168,6 +230,8 @@ var (
 func sweeps(t *testing.T, fresh func(testing.TB) *Database) {
 	t.Parallel()
 	copied := strings.ReplaceAll(`node_id, epoch_id, SEQ, change_no, leaf_hash, kind_name, act_name, actor_name, object_id, reason_text, before_text, after_text, changed_at_us, bound_us, row_mac, mac_key_id, created_by, created_at, modified_by, modified_at`, "SEQ", "%s")
+	const recordColumns = `node_id, epoch_id, seq_no, leaf_hash, kind_name, signed_at_us, bound_us, status_code, created_by, created_at, modified_by, modified_at`
+	recordFrom := strings.Replace(recordColumns, "seq_no", "%s", 1)
 	type cases = map[string]struct {
 		statements []string
 		restore    []string // tables that are put back to what they were before the last changes
@@ -181,6 +245,12 @@ func sweeps(t *testing.T, fresh func(testing.TB) *Database) {
 		"a row added":         {statements: []string{`INSERT INTO yj_record (node_id, epoch_id, seq_no, leaf_hash, kind_name, signed_at_us, bound_us, status_code, created_by, created_at, modified_by, modified_at) SELECT node_id, epoch_id, 500, leaf_hash, kind_name, signed_at_us, bound_us, status_code, created_by, created_at, modified_by, modified_at FROM yj_record WHERE seq_no = 5`}, want: []string{"batch-missing  81-500 ", "row-added  500-500 "}},
 		"a row and its batch": {statements: []string{`UPDATE yj_record SET signer_id = 'x' WHERE seq_no = 5`, `DELETE FROM yj_batch WHERE first_seq = 0`}, want: []string{"batch-missing  0-15 ", "row-changed  5-5 signer_id"}},
 		"the end removed":     {statements: []string{`DELETE FROM yj_record WHERE seq_no >= 64`, `DELETE FROM yj_batch WHERE first_seq >= 64`}, want: []string{"rolled-back  64-80 "}},
+		"the status":          {statements: []string{`UPDATE yj_record SET status_code = 'test' WHERE seq_no = 5`}, want: []string{"batch-mac-wrong  0-15 ", "row-changed  5-5 status_code"}},
+		"who modified":        {statements: []string{`UPDATE yj_record SET modified_by = 'x' WHERE seq_no = 5`}, want: []string{"batch-mac-wrong  0-15 ", "row-changed  5-5 modified_by"}},
+		"a row far away":      {statements: []string{`INSERT INTO yj_record (` + recordColumns + `) SELECT ` + fmt.Sprintf(recordFrom, "4611686018427387904") + ` FROM yj_record WHERE seq_no = 5`}, want: []string{"batch-missing  81-4611686018427387904 ", "row-added  4611686018427387904-4611686018427387904 "}},
+		"a row below all":     {statements: []string{`INSERT INTO yj_record (` + recordColumns + `) SELECT ` + fmt.Sprintf(recordFrom, "-7") + ` FROM yj_record WHERE seq_no = 5`}, want: []string{"row-added  18446744073709551609-18446744073709551609 "}},
+		"a batch of all":      {statements: []string{`UPDATE yj_batch SET last_seq = 9223372036854775807 WHERE first_seq = 16`}, want: []string{"batch-mac-wrong  16-16 ", "batch-missing  16-31 "}},
+		"a batch below all":   {statements: []string{`INSERT INTO yj_batch SELECT node_id, epoch_id, -16, last_seq, batch_mac, mac_key_id, created_by, created_at, modified_by, modified_at FROM yj_batch WHERE first_seq = 16`}, want: []string{"batch-mac-wrong  18446744073709551600-18446744073709551600 "}},
 		"another node":        {statements: []string{`UPDATE yj_batch SET node_id = 'evil' WHERE first_seq = 0`}, want: []string{"batch-missing  0-15 ", "row-foreign  0-15 "}},
 		// The change log.
 		"who":                  {statements: []string{`UPDATE yj_change SET actor_name = 'nobody' WHERE object_id = 'D3'`}, want: []string{"row-mac-wrong yj_change ", "row-changed yj_change 38-38 actor_name"}},
@@ -188,6 +258,7 @@ func sweeps(t *testing.T, fresh func(testing.TB) *Database) {
 		"the MAC":              {statements: []string{`UPDATE yj_change SET row_mac = 'zz' WHERE object_id = 'D3'`}, want: []string{"row-mac-wrong yj_change ", "set-root-wrong yj_change "}},
 		"a change removed":     {statements: []string{`DELETE FROM yj_change WHERE object_id = 'D3'`}, want: []string{"set-root-wrong yj_change ", "row-missing yj_change 38-38 "}},
 		"a change added":       {statements: []string{`INSERT INTO yj_change SELECT ` + fmt.Sprintf(copied, "900") + ` FROM yj_change WHERE object_id = 'D3'`}, want: []string{"row-mac-wrong yj_change ", "set-root-wrong yj_change ", "row-added yj_change 900-900 "}},
+		"a change below all":   {statements: []string{`INSERT INTO yj_change SELECT ` + fmt.Sprintf(copied, "-7") + ` FROM yj_change WHERE object_id = 'D3'`}, want: []string{"row-mac-wrong yj_change ", "set-root-wrong yj_change ", "row-added yj_change 18446744073709551609-18446744073709551609 "}},
 		"one for another":      {statements: []string{`INSERT INTO yj_change SELECT ` + fmt.Sprintf(copied, "900") + ` FROM yj_change WHERE object_id = 'D3'`, `DELETE FROM yj_change WHERE seq_no = 40`}, want: []string{"row-mac-wrong yj_change ", "set-root-wrong yj_change ", "row-missing yj_change 40-40 ", "row-added yj_change 900-900 "}},
 		"the count":            {statements: []string{`DELETE FROM yj_change WHERE object_id = 'D3'`, `UPDATE yj_set_root SET entry_count = entry_count - 1`}, want: []string{"set-root-wrong yj_change ", "row-missing yj_change 38-38 "}},
 		"the root":             {statements: []string{`DELETE FROM yj_set_root`}, want: []string{"rolled-back yj_change ", "set-root-wrong yj_change "}},
