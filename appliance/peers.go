@@ -1171,7 +1171,8 @@ func (p *peers) remove(ctx context.Context, actor, reason string, persons []stri
 	return nil
 }
 
-// directoryPair tells the directory who the other campus is; nil: nobody.
+// directoryPair tells the directory who the other campus is; nil: nobody. The configuration has no say in it: whom the other
+// campus has stopped would be signed for again, and what is changed here alone would contradict what is decided there.
 func (p *peers) directoryPair(pair *pairing) error {
 	if pair == nil {
 		return p.a.directory.Pair(nil)

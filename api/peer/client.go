@@ -112,6 +112,9 @@ func (c *Client) ask(ctx context.Context, method, path string, body any, wait, l
 	if int64(len(b)) > most {
 		return fmt.Errorf("peer: %s: an answer of more than %d bytes", path, most)
 	}
+	if n := values(b); n > maxValues {
+		return fmt.Errorf("peer: %s: an answer of %d values, at most %d are taken", path, n, maxValues)
+	}
 	if resp.StatusCode != http.StatusOK {
 		refusal := new(Refusal)
 		if err := json.Unmarshal(b, refusal); err != nil || statuses[refusal.Code] != resp.StatusCode {
@@ -123,4 +126,21 @@ func (c *Client) ask(ctx context.Context, method, path string, body any, wait, l
 		return fmt.Errorf("peer: %s: the answer: %w", path, err)
 	}
 	return nil
+}
+
+// values counts the values in a JSON text, or somewhat more. A value of three bytes takes dozens in memory: what bounds the
+// bytes alone bounds nothing.
+func values(b []byte) int {
+	n, quoted := 1, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && (c == ',' || c == '[' || c == '{'):
+			n++
+		}
+	}
+	return n
 }

@@ -27,6 +27,7 @@ const (
 	maxRequest = 64 << 10 // bytes of a request's body
 	maxProof   = 64       // hashes: twice what a tree of 2^32 needs
 	maxSmall   = 64 << 10 // bytes of an answer that is no feed
+	maxValues  = 1 << 16  // JSON values of an answer: MaxEntries of them with their proofs and payloads take half
 )
 
 // A Refusal is an answer that is no error of the line. Both sides know it by its code.

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -219,6 +220,30 @@ func TestHostileAnswers(t *testing.T) {
 			}
 		})
 	}
+	// Values of three bytes, each of which takes fifty in memory.
+	t.Run("many small values", func(t *testing.T) {
+		var body atomic.Value
+		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(body.Load().([]byte)) }))
+		ln, err := peer.Listen("127.0.0.1:0", b.certificate, func() []byte { return a.spki })
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv.Listener.Close()
+		srv.Listener = ln
+		srv.Start()
+		defer srv.Close()
+		c := client(t, ln.Addr().String(), a, b.spki)
+		for _, of := range []string{`{"entries":[{}`, `{"entries":[{"proof":[""`, `{"consistency":[""`, `{"entries":[{"payloads":{"a":""`} {
+			one := of[strings.LastIndexAny(of, "[{")+1:]
+			if one == "}" {
+				one = "{}"
+			}
+			body.Store([]byte(of + strings.Repeat(","+one, 1<<20)))
+			if _, err := c.Feed(t.Context(), peer.Query{}); err == nil || !strings.Contains(err.Error(), "values") {
+				t.Errorf("%s…: %v", of, err)
+			}
+		}
+	})
 	t.Run("no TLS at all", func(t *testing.T) {
 		t.Parallel()
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
