@@ -116,11 +116,14 @@ func (l *Listen) asks() bool {
 	return slices.ContainsFunc(l.TSASources, func(s TSASource) bool { return len(s.Certificates) > 0 })
 }
 
-// plainOpen says whether the plain listener is for others than this machine.
-func (l *Listen) plainOpen() bool {
-	host, _, err := net.SplitHostPort(l.TSAPlain)
+// isOpen says whether a listener's address is for others than this machine.
+func isOpen(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
 	return err == nil && !api.IsLoopback(host)
 }
+
+// plainOpen says whether the plain listener is for others than this machine.
+func (l *Listen) plainOpen() bool { return isOpen(l.TSAPlain) }
 
 func (l *Listen) validate(bad func(key, format string, args ...any)) {
 	if _, _, err := net.SplitHostPort(l.API); err != nil {

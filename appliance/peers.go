@@ -1177,7 +1177,7 @@ func (p *peers) directoryPair(pair *pairing) error {
 	if pair == nil {
 		return p.a.directory.Pair(nil)
 	}
-	if p.a.cfg.Listen.Peer == "" { // what was taken over before is read again, and rests on its CAs; nothing waits for it
+	if p.a.cfg.Listen.Peer == "" && !isOpen(p.a.cfg.Listen.API) { // a drill: what was taken over before rests on the CAs, nothing waits
 		return p.a.directory.Pair(&account.Pairing{Node: pair.Node, Since: pair.since, CAs: pair.CAs})
 	}
 	p.mu.Lock()

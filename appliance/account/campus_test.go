@@ -697,6 +697,107 @@ func TestCampusDBA(t *testing.T) {
 		h.Doctor("D002", "SM2")
 		emr, _, _ := h.Directory.Application("emr")
 		h.Sign(emr, testkit.Request("k1", "D002")) // others go on
+		w.exchange(t)
+
+		// An administrator of either campus puts an end to it: what he has holds at both, stopped.
+		w.b.Clock.Advance(2 * time.Minute)
+		_, err := w.b.Directory.Thaw(t.Context(), "admin", "application", "his", "以滨海为准")
+		wants(t, "thawing in the dark", err, problem.DirectoryBehind)
+		w.exchange(t)
+		if _, err := w.b.Directory.Thaw(t.Context(), "admin", "application", "his", "以滨海为准"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.a.Directory.Thaw(t.Context(), "admin", "signer", "D001", "以本部为准"); err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.b.Directory.Thaw(t.Context(), "admin", "application", "emr", "x")
+		wants(t, "thawing what is not frozen", err, problem.NotFound)
+		w.exchange(t)
+		for _, h := range w.houses() {
+			for range 2 {
+				his, _, _ := h.Directory.Application("his")
+				d1, _ := h.Directory.Signer("D001")
+				if !his.Stopped || his.Rate != 7 || !d1.Stopped {
+					t.Errorf("%s: thawed to %+v and %+v", h.Node, his, d1)
+				}
+				h.Restart()
+			}
+		}
+		for _, f := range []func() error{
+			func() error { return nil },
+			func() error { return stop(w.a, false) },
+			func() error { _, err := w.b.Directory.StopSigner(t.Context(), "admin", "D001", false, ""); return err },
+		} {
+			if err := f(); err != nil {
+				t.Errorf("started again: %v", err)
+			}
+			w.exchange(t)
+			for _, h := range w.houses() {
+				h.Restart()
+				if s := h.Directory.State(); len(s.Frozen)+len(s.Waiting)+len(s.Open) > 0 {
+					t.Errorf("%s: %+v", h.Node, s)
+				}
+			}
+			if diff := cmp.Diff(snapshot(t, w.a), snapshot(t, w.b)); diff != "" {
+				t.Error(diff)
+			}
+		}
+	})
+	// What one campus changed while it was no campus's peer contradicts what was decided before. Also without a pairing an
+	// object does not stay frozen for ever.
+	t.Run("changed while the pairing was ended", func(t *testing.T) {
+		t.Parallel()
+		w := begin(t)
+		if err := w.a.Directory.Pair(nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := stop(w.a, true); err != nil {
+			t.Fatal(err)
+		}
+		w.a.PairWith(w.b, w.centre)
+		w.exchange(t)
+		if s := w.b.Directory.State(); len(s.Frozen) != 1 {
+			t.Fatalf("%+v", s)
+		}
+		if err := w.b.Directory.Pair(nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.b.Directory.Thaw(t.Context(), "admin", "application", "his", "核实"); err != nil {
+			t.Fatal(err)
+		}
+		if his, _, _ := w.b.Directory.Application("his"); !his.Stopped || len(w.b.Directory.State().Frozen) > 0 {
+			t.Errorf("%+v, %+v", his, w.b.Directory.State())
+		}
+	})
+	// The outcome of what was decided before a restore may be at the other campus: the version is not filled before that one
+	// was heard.
+	t.Run("decided before a restore", func(t *testing.T) {
+		t.Parallel()
+		w := begin(t)
+		w.a.Journal.FailKind("account.application/outcome", -1, false, audit.ErrJournalUnwritable)
+		if err := stop(w.a, true); err == nil {
+			t.Fatal("stopped")
+		}
+		w.a.Journal.Fault(nil)
+		w.centre.Change(func(rows []account.Decision) []account.Decision {
+			rows[len(rows)-1].Epoch = "0123456789abcdef"
+			return rows
+		})
+		w.a.Clock.Advance(2 * time.Minute)
+		w.a.Restart()
+		if s := w.a.Directory.State(); len(s.Open) != 1 {
+			t.Errorf("before the other campus was heard: %+v", s)
+		}
+		w.exchange(t)
+		if err := w.a.Directory.Settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if s := w.a.Directory.State(); len(s.Open) > 0 {
+			t.Errorf("afterwards: %+v", s)
+		}
+		if err := stop(w.a, true); err != nil {
+			t.Error(err)
+		}
 	})
 	// Rows that are changed under an open intent: nothing comes of it but a version to be skipped.
 	t.Run("a row changed", func(t *testing.T) {
@@ -755,6 +856,14 @@ func TestCampusNonsense(t *testing.T) {
 	write(audit.Draft{Kind: "account.application/outcome", Object: "his"}, `{"id":"his","version":2,"key_salt":"AAAAAAAAAAAAAAAAAAAAAA=="}`) // undecided
 	write(audit.Draft{Kind: "account.signer/outcome", Object: "D007", Fields: []audit.Field{version(3)}}, `{"id":"D007","version":1}`)       // a gap
 	write(audit.Draft{Kind: "account.signer/outcome", Object: "D008", Fields: []audit.Field{version(1)}}, `{"id":"D008","version":5}`)
+	filled := func(object string, from, to int64) {
+		write(audit.Draft{Kind: "account.filled/outcome", Object: object, Fields: []audit.Field{
+			version(to), {Name: "decided.from", Value: audit.Int(from)}, {Name: "object.kind", Value: audit.Text("signer")},
+		}}, "")
+	}
+	filled("D004", 1, 1<<62) // no version would be left for a stop
+	filled("D005", 1, 0)
+	filled("D006", 0, 1)
 	write(audit.Draft{Kind: "ca.crl/outcome", Object: "SM2"}, `{"algorithm":"SM2","number":9,"der":"AAAA"}`)
 	if _, err := w.b.Take(w.a); err != nil {
 		t.Fatal(err)
@@ -765,7 +874,7 @@ func TestCampusNonsense(t *testing.T) {
 		for _, f := range s.Frozen {
 			frozen = append(frozen, strings.SplitN(f, "：", 2)[0])
 		}
-		if want := []string{"application his", "signer D001", "signer D008"}; !slices.Equal(frozen, want) || len(s.Waiting) != 1 || !strings.HasPrefix(s.Waiting[0], "signer D007") {
+		if want := []string{"application his", "signer D001", "signer D004", "signer D005", "signer D006", "signer D008"}; !slices.Equal(frozen, want) || len(s.Waiting) != 1 || !strings.HasPrefix(s.Waiting[0], "signer D007") {
 			t.Errorf("%+v", s)
 		}
 		if _, ok := w.b.Directory.Signer("D007"); ok {

@@ -157,7 +157,7 @@ var errLost = problem.New(problem.DirectoryConflict, "另一院区刚变更了�
 func frozenProblem(key objectKey, why string) error {
 	return problem.New(problem.DirectoryFrozen,
 		fmt.Sprintf("%s %s 已冻结：%s (frozen: the two campuses do not agree on it)", key.kind, key.id, why),
-		"请管理员查看 yinjian directory status (ask an administrator)")
+		"请管理员查看 yinjian directory status，查明后 yinjian directory thaw (ask an administrator)")
 }
 
 // current makes sure that the directory has the object's latest version before it is changed. The caller holds s.changes.
@@ -296,6 +296,10 @@ func (s *Service) fill(ctx context.Context, c Centre, i intent) error {
 	if !found || d.Kind != i.key.kind || d.Object != i.key.id || d.Node != s.cfg.Node || d.Version != have+1 {
 		return nil
 	}
+	// Decided before a restore: the outcome may have been written after the backup, and the other campus may have it.
+	if age, ok := s.age(); d.Epoch != s.cfg.Journal.Epoch().String() && (!ok || age > skipAge) {
+		return behindProblem(i.key, have, d.Version, d.Node)
+	}
 	return s.fillVersions(ctx, i.key, d.Version, d.Version, "appliance", []audit.Field{
 		text("act", "fill"), text("of", i.kind), text("fills", i.id), text(fieldBody, d.Body), {Name: fieldDecidedAt, Value: audit.Int(d.At.UnixMicro())},
 	})
@@ -371,6 +375,10 @@ func (s *Service) SkipVersions(ctx context.Context, actor, kind, object, reason 
 		}
 		last = d.Version
 	}
+	if last-have > maxAhead {
+		return 0, 0, problem.New(problem.Forbidden, fmt.Sprintf("中心库有第 %d 版，不可能是由变更得来的 (the central database has a version %d, which no changes can have led to)", last, last),
+			"请数据库管理员核实并删除该行，此事件须追查 (have that row looked into and deleted)")
+	}
 	if last == 0 {
 		return 0, 0, problem.New(problem.Forbidden, fmt.Sprintf("第 %d 版署名为设备 %s，只有该院区能判断 (version %d bears the name of %s, which alone can know)", rows[0].Version, other, rows[0].Version, other),
 			"在该院区执行同一命令 (give the same command there)")
@@ -381,6 +389,106 @@ func (s *Service) SkipVersions(ctx context.Context, actor, kind, object, reason 
 	}
 	err = s.fillVersions(ctx, key, have+1, last, actor, append(fields, text("act", "skip"), text("reason", reason)))
 	return have + 1, last, err
+}
+
+// Thaw puts an end to a fork: the object becomes what it is here, stopped (an anchor: withdrawn), at both campuses, with a
+// version after all that either has; what was said of it under earlier versions counts no more, whenever it arrives. It is
+// started again as any object is. Keys that the other campus alone has made for a signer meanwhile stay there. The other
+// campus, if there is one, must have been heard within a minute, so that what it has is here. It answers the version.
+func (s *Service) Thaw(ctx context.Context, actor, kind, id, reason string) (int64, error) {
+	if err := problem.CheckText("reason", reason, maxReason); err != nil {
+		return 0, err
+	}
+	unlock, err := s.beginChange(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	key, c := objectKey{kind, id}, s.centre()
+	var latest int64
+	if c != nil {
+		if age, ok := s.age(); !ok || age > skipAge {
+			return 0, problem.New(problem.DirectoryBehind, "尚未取得对端的全部目录，不能判断 (what the other campus has is not here yet)", "待院区间链路恢复后重试 (try again when the link is up)")
+		}
+		limited, cancel := context.WithTimeout(ctx, centreLimit)
+		defer cancel()
+		if latest, err = c.Latest(limited, kind, id); err != nil {
+			return 0, centreProblem(err)
+		}
+	}
+	s.mu.Lock()
+	o := s.objects[key].known()
+	why, most := o.frozen, o.version+maxAhead/2
+	have := max(o.version, min(latest, most))
+	for _, w := range o.waiting {
+		v, _ := w.entry.Field(fieldVersion).(audit.Int)
+		have = max(have, min(int64(v), most))
+	}
+	s.base[key] = have
+	s.mu.Unlock()
+	if why == "" {
+		return 0, problem.New(problem.NotFound, "该对象在本机没有冻结 (this object is not frozen here)", "见 yinjian directory status；对端冻结的在对端执行 (look at its state; what the other campus froze is thawed there)")
+	}
+	ref, err := newRef()
+	if err != nil {
+		return 0, err
+	}
+	d := audit.Draft{Actor: actor, Object: id, Fields: []audit.Field{text("act", "thaw"), text("reason", reason), boolean(fieldThaws, true)}}
+	object := s.stopped(&d, key, actor, reason)
+	if c == nil { // nobody else decides; the version says that it comes after all others
+		d.Fields = append(d.Fields, text("intent", hex.EncodeToString(ref)),
+			audit.Field{Name: fieldVersion, Value: audit.Int(have + 1)}, audit.Field{Name: fieldDecidedAt, Value: audit.Int(s.cfg.Clock.Now().Time.UnixMicro())})
+	}
+	if object != nil {
+		err = s.conclude(ctx, d, ref, object, nil)
+	} else {
+		if c != nil {
+			_, err = s.decide(ctx, c, key, &d, ref, nil)
+		}
+		if err == nil {
+			none := sm3.Sum(nil)
+			fields := slices.DeleteFunc(d.Fields, func(f audit.Field) bool { return f.Name == fieldVersion })
+			err = s.fillVersions(ctx, key, have+1, have+1, actor, append(fields, text("fills", hex.EncodeToString(ref)), text(fieldBody, hex.EncodeToString(none[:]))))
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	s.cfg.Log.WithFields(logrus.Fields{"object": id, "kind": kind, "version": have + 1}).Warning("an administrator has put an end to a fork; the object is stopped")
+	return have + 1, nil
+}
+
+// stopped answers a shared object as it is here, but stopped or withdrawn, and gives the draft its kind. It is nil for what is
+// not here, and for what only ever grows: a revoked certificate stays revoked.
+func (s *Service) stopped(d *audit.Draft, key objectKey, actor, reason string) any {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	now := s.cfg.Clock.Now().Time
+	switch key.kind {
+	case objectApplication:
+		if was := s.applications[key.id]; was != nil {
+			a := *was
+			a.Version, a.Stopped, a.ChangedBy, a.ChangedAt = was.Version+1, true, actor, now
+			d.Kind = kindApplication
+			return &a
+		}
+	case objectSigner:
+		if was := s.signers[key.id]; was != nil {
+			g := *was
+			g.Version, g.Stopped, g.ChangedBy, g.ChangedAt = was.Version+1, true, actor, now
+			d.Kind = kindSigner
+			return &g
+		}
+	case objectAnchor:
+		if was := s.anchors[key.id]; was != nil {
+			a := *was
+			a.Withdrawn, a.Reason, a.ChangedBy, a.ChangedAt = true, reason, actor, now
+			d.Kind = kindAnchor
+			return &a
+		}
+	}
+	d.Kind = kindFilled
+	return nil
 }
 
 // A BlockedObject has a version at the centre that is not here.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -120,6 +121,7 @@ type objectState struct {
 	filled  [][2]int64              // versions without a change of their own, from and to
 	waiting map[int64]*foreignEntry // outcomes for which an earlier version is missing, by their (first) version
 	frozen  string                  // why nobody may change or use it; "": one may
+	thawed  int64                   // versions up to this one do not count any more: an administrator has put an end to a fork
 }
 
 // known is the state of an object that may be unknown.
@@ -161,7 +163,14 @@ func (o *objectState) place(e *audit.Entry, own bool) (p placement, first, versi
 	if f, ok := e.Field(fieldFrom).(audit.Int); ok && e.Kind == kindFilled {
 		first = int64(f)
 	}
+	thaw, _ := e.Field(fieldThaws).(audit.Bool)
 	switch {
+	case decided && (first < 1 || version < first || version-o.version > maxAhead):
+		return placeFork, 0, 0, fmt.Sprintf("设备 %s 的日志第 %d 条的版本号 %d–%d 不可能 (entry %d of %s has the impossible versions %d to %d)", e.Node, e.Sequence, first, version, e.Sequence, e.Node, first, version)
+	case decided && version <= o.thawed:
+		return placeSame, first, version, ""
+	case bool(thaw) && decided && version > o.version:
+		return placeNext, first, version, ""
 	case o.frozen != "", first > o.version+1:
 		return placeLater, first, version, ""
 	case first == o.version+1:
@@ -186,6 +195,13 @@ func (o *objectState) filledAll(first, last int64) bool {
 	return true
 }
 
+// maxAhead is how far beyond the last version one may be. No object is changed that often; a number near the largest that there
+// is would end all changes of it, its stop among them.
+const maxAhead = 1 << 20
+
+// fieldThaws marks an outcome that puts an end to a fork: see [Service.Thaw].
+const fieldThaws = "thaws"
+
 var errForked = errors.New("account: an outcome for a version that has another")
 
 // placed files an outcome under its object. It answers false when the outcome has no effect now. The caller holds s.mu.
@@ -202,6 +218,11 @@ func (s *Service) placed(e *audit.Entry, body []byte) (key objectKey, now bool, 
 	p, first, version, why := o.place(e, !s.isForeign(e))
 	switch p {
 	case placeNext:
+		if thaw, _ := e.Field(fieldThaws).(audit.Bool); bool(thaw) {
+			o.frozen, o.thawed = "", version
+			maps.DeleteFunc(o.waiting, func(v int64, _ *foreignEntry) bool { return v <= version })
+			s.forgetStandings()
+		}
 		_, decided := e.Field(fieldVersion).(audit.Int)
 		o.version, o.decided, o.node, o.at = version, o.decided || decided, e.Node, entryTime(e)
 		if e.Kind == kindFilled {
