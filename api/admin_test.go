@@ -185,6 +185,9 @@ func (a *admin) DirectoryVersions(_ context.Context, actor string) (any, error) 
 func (a *admin) SkipVersions(_ context.Context, actor string, req api.SkipVersions) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) ThawObject(_ context.Context, actor string, req api.ThawObject) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) ListTimeSources(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "time sources")
 }
@@ -372,6 +375,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.DirectoryStatus(ctx))
 	check(a.DirectoryVersions(ctx))
 	check(a.SkipVersions(ctx, wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}))
+	check(a.ThawObject(ctx, wire.ThawObject{Kind: "signer", ID: "D001", Reason: "以本部为准"}))
 	check(a.PeerStatus(ctx))
 	if _, err := a.PeerCard(ctx); err != nil {
 		t.Error(err)
@@ -400,7 +404,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.EndBackup{ID: "0123456789abcdef", SM3: strings.Repeat("0a", 32), Size: 7, Entries: 5, Through: 1}, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"},
 		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "missing",
 		wire.Sweep{}, changes,
-		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"},
+		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}, wire.ThawObject{Kind: "signer", ID: "D001", Reason: "以本部为准"},
 		"peer", wire.PeerCard{}, pairing, wire.RemovePeer{Persons: two, Reason: "换设备"},
 		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")}, "state",
 	}
@@ -568,6 +572,10 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		}, "sm3"},
 		"versions of nothing": {func() error {
 			_, err := a.SkipVersions(ctx, wire.SkipVersions{Kind: "record", ID: "x", Reason: "x"})
+			return err
+		}, "kind"},
+		"thawing nothing": {func() error {
+			_, err := a.ThawObject(ctx, wire.ThawObject{Kind: "record", ID: "x", Reason: "x"})
 			return err
 		}, "kind"},
 		"versions without reason": {func() error { _, err := a.SkipVersions(ctx, wire.SkipVersions{Kind: "signer", ID: "x"}); return err }, "reason"},

@@ -551,3 +551,21 @@ func TestConfigIsChecked(t *testing.T) {
 func withClock(c *clock) option {
 	return func(cfg *api.Config, _ *http.Server) { cfg.Clock = c }
 }
+
+// A request is for one appliance: what the other campus was sent is not taken here, though the application's key is the same.
+func TestRequestForTheOtherCampus(t *testing.T) {
+	t.Parallel()
+	k := start(t, func(cfg *api.Config, _ *http.Server) { cfg.Names = []string{"benbu.example", "10.1.0.10", "fd00::1"} })
+	for i, host := range []string{"benbu.example", "BenBu.example:8443", "10.1.0.10:8443", "[fd00::1]:8443", "[fd00::1]"} {
+		c := certs
+		c.host, c.nonce = host, fmt.Sprintf("nonce-0123456789-%d", i)
+		if got := k.do(c); got.status != 200 {
+			t.Errorf("%s: %d %s", host, got.status, got.body)
+		}
+	}
+	for i, host := range []string{"binhai.example", "10.1.0.11:8443", "benbu.example.org", "[fd00::2]:8443"} {
+		c := certs
+		c.host, c.nonce = host, fmt.Sprintf("nonce-0123456789-x%d", i)
+		wantProblem(t, k.do(c), 400, problem.InvalidRequest, "header.Host")
+	}
+}

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/labstack/echo/v4"
@@ -134,6 +136,9 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 			return err
 		}
 		x.application = app.ID
+		if !s.named(c.Request().Host) {
+			return problem.Invalid("header.Host", "请求不是给本机的,Host 不在 listen.names 之内 (the request is for another appliance: its Host is none of listen.names)")
+		}
 		s.failed.proved(household(x.remote), app.ID)
 		if ok, after := s.rates.allow(app); !ok {
 			p := problem.New(problem.RateLimited, "该应用的请求过于频繁 (the application's rate is exceeded)", retryLater)
@@ -179,6 +184,18 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 		}
 		return err
 	}
+}
+
+// named says whether a Host header is this appliance's.
+func (s *Server) named(host string) bool {
+	if len(s.cfg.Names) == 0 {
+		return true
+	}
+	name, _, err := net.SplitHostPort(host)
+	if err != nil {
+		name = strings.Trim(host, "[]")
+	}
+	return slices.ContainsFunc(s.cfg.Names, func(n string) bool { return strings.EqualFold(n, name) })
 }
 
 func unauthenticated(detail string) *problem.Problem {

@@ -148,7 +148,10 @@ type Config struct {
 	Log       logrus.FieldLogger
 	Version   string
 	Limits    Limits
-	Sources   []Source // who may use /tsa/{unit} without a key
+	// Names are the hosts, without a port, that this appliance is called by. A request for another host is somebody's who sends
+	// on what was meant for another appliance that has the same applications. Empty: any host.
+	Names   []string
+	Sources []Source // who may use /tsa/{unit} without a key
 	// ReplayFile keeps, over a restart, up to which time each application's requests were let through. Its folder
 	// exists; nobody else writes it. Without it a request dated after the restart (by a client whose clock is ahead)
 	// could be let through once more.

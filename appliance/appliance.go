@@ -689,7 +689,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 			Body: int64(a.cfg.Policy.MaxBodyBytes), Concurrent: a.cfg.Policy.Concurrent, Failures: a.cfg.Policy.AuthFailures, Rate: a.cfg.Policy.rateOf,
 			LoopbackRate: a.cfg.Policy.Rate, LoopbackBurst: a.cfg.Policy.Burst,
 		},
-		Sources:    sources,
+		Sources: sources, Names: a.cfg.Listen.Names,
 		ReplayFile: filepath.Join(a.dir, "run", "replay.json"), Succeeds: a.backups.since(apiClock{a}.Now().Time),
 	})
 	if err != nil {

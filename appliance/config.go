@@ -57,6 +57,9 @@ type Listen struct {
 	TSAPlain string `toml:"tsa_plain"`
 	// Peer is the listener for the other campus's appliance, host:port; off when empty.
 	Peer string `toml:"peer"`
+	// Names are what clients call this appliance, addresses or host names without a port; a request for another host is refused.
+	// Empty: any.
+	Names []string `toml:"names,omitempty"`
 	// TSASources may use /tsa without a key.
 	TSASources []TSASource `toml:"tsa_sources,omitempty"`
 }
@@ -128,6 +131,11 @@ func (l *Listen) plainOpen() bool { return isOpen(l.TSAPlain) }
 func (l *Listen) validate(bad func(key, format string, args ...any)) {
 	if _, _, err := net.SplitHostPort(l.API); err != nil {
 		bad("listen.api", "须为 host:port (%v)", err)
+	}
+	for _, n := range l.Names {
+		if n == "" || strings.ContainsAny(n, "/[] ") || strings.Contains(n, ":") && net.ParseIP(n) == nil {
+			bad("listen.names", "%q 须为主机名或地址，不含端口 (a host name or an address, without a port)", n)
+		}
 	}
 	listed := slices.ContainsFunc(l.TSASources, func(s TSASource) bool { return len(s.Addresses) > 0 && len(s.Certificates) == 0 })
 	if p := l.TSAPlain; p != "" {

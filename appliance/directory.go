@@ -101,3 +101,11 @@ func (d admin) SkipVersions(ctx context.Context, actor string, req api.SkipVersi
 	}
 	return wire.SkippedVersions{First: first, Last: last}, nil
 }
+
+func (d admin) ThawObject(ctx context.Context, actor string, req api.ThawObject) (any, error) {
+	version, err := d.a.directory.Thaw(ctx, actor, req.Kind, req.ID, req.Reason)
+	if err != nil {
+		return nil, err
+	}
+	return wire.ThawedObject{Version: version}, nil
+}

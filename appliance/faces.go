@@ -251,6 +251,9 @@ func (h health) State() any {
 	}
 	s.Peer = a.peers.state()
 	s.Warnings = append(s.Warnings, s.Peer.warnings()...)
+	if s.Peer != nil && len(a.cfg.Listen.Names) == 0 {
+		s.Warnings = append(s.Warnings, "没有配置 listen.names：业务系统发往另一院区的请求，得其明文者可原样发到本机 (without listen.names a request for the other campus is taken here too, if somebody sends it on)")
+	}
 	s.TimestampSources.Sources, s.TimestampSources.Unlisted = a.server.Sources()
 	s.Machines = a.machines.states()
 	_, away := a.machines.missing()

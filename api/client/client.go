@@ -648,6 +648,11 @@ func (a *Admin) SkipVersions(ctx context.Context, req wire.SkipVersions) (json.R
 	return a.post(ctx, "directory/skip", req)
 }
 
+// ThawObject answers a wire.ThawedObject.
+func (a *Admin) ThawObject(ctx context.Context, req wire.ThawObject) (json.RawMessage, error) {
+	return a.post(ctx, "directory/thaw", req)
+}
+
 func (a *Admin) PeerStatus(ctx context.Context) (json.RawMessage, error) { return a.get(ctx, "peer") }
 
 // PeerCard has the appliance make its card for the other campus.

@@ -35,7 +35,20 @@ type SkipVersions struct {
 	Reason string `json:"reason"` // 1–256 bytes
 }
 
-// SkippedVersions is its answer.
+// ThawObject is the body of POST /admin/v1/directory/thaw: an end to a fork. The object becomes what it is at the campus that is
+// asked, stopped, at both.
+type ThawObject struct {
+	Kind   string `json:"kind"`   // as in SkipVersions
+	ID     string `json:"id"`     // 1–128 bytes
+	Reason string `json:"reason"` // 1–256 bytes
+}
+
+// ThawedObject is its answer.
+type ThawedObject struct {
+	Version int64 `json:"version"`
+}
+
+// SkippedVersions is the answer to SkipVersions.
 type SkippedVersions struct {
 	First int64 `json:"first"`
 	Last  int64 `json:"last"`

@@ -882,6 +882,13 @@ func TestCampusNonsense(t *testing.T) {
 		}
 		w.b.Restart()
 	}
+	if _, err := w.b.Directory.Thaw(t.Context(), "admin", "signer", "D004", "不存在"); err != nil {
+		t.Error(err)
+	}
+	w.b.Restart()
+	if _, err := w.b.Directory.Enrol(t.Context(), "admin", account.Enrolment{ID: "D004", Name: "a", Department: "b", Campus: "c", Algorithms: []string{"SM2"}}); err != nil {
+		t.Errorf("what was thawed is not here and cannot be: %v", err)
+	}
 	if _, err := w.b.Directory.Enrol(t.Context(), "admin", account.Enrolment{ID: "D002", Name: "a", Department: "b", Campus: "c", Algorithms: []string{"SM2"}}); err != nil {
 		t.Error(err)
 	}

@@ -23,6 +23,7 @@ func directoryCommand() *cobra.Command {
 		shown("versions", "每个对象现在的版本，由谁所定 (each object's present version, and whose it is)", nil,
 			func(ctx context.Context, a *client.Admin) (json.RawMessage, error) { return a.DirectoryVersions(ctx) }, printVersions),
 		directorySkipCommand(),
+		directoryThawCommand(),
 	)
 	return c
 }
@@ -35,6 +36,17 @@ func directorySkipCommand() *cobra.Command {
 		required(c, &req.Reason, "reason", "理由 (why)")
 	}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
 		return a.SkipVersions(ctx, req)
+	})
+}
+
+func directoryThawCommand() *cobra.Command {
+	var req wire.ThawObject
+	return adminCommand("thaw", "结束一个对象的分叉：两院区都以本机的内容为准，且为停用，之后照常启用 (put an end to a fork: the object becomes what it is here, stopped, at both campuses; start it again as usual)", 0, func(c *cobra.Command) {
+		required(c, &req.Kind, "kind", "对象类型：application、signer、certificate、anchor、intermediates (kind of object)")
+		required(c, &req.ID, "id", "对象标识，见 directory status (its id)")
+		required(c, &req.Reason, "reason", "理由 (why)")
+	}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+		return a.ThawObject(ctx, req)
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"yinjian/api/client"
 	"yinjian/api/wire"
+	"yinjian/appliance"
 	"yinjian/dbdriver/dbtest"
 )
 
@@ -145,7 +146,37 @@ func TestCampusAdministration(t *testing.T) {
 		t.Errorf("an application that was stopped at the other campus: %q", code)
 	}
 
-	// 4. The table is made anew from either journal.
+	// 4. What was changed while the pairing was ended is a fork where it was decided on before. An administrator thaws it there.
+	mustRun(t, "peer", "remove", "--dir", a.dir, "--reason", "中心库停", "--confirmed-by", "张三", "--confirmed-by", "李四")
+	mustRun(t, "signer", "stop", "A1001", "--dir", a.dir, "--reason", "失卡")
+	file, print := b.card(t)
+	a.believe(t, file, print)
+	eventually(t, time.Minute, "the other campus freezes it", func() bool { return len(b.directory(t).Frozen) == 1 })
+	mustRun(t, "directory", "thaw", "--kind", "signer", "--id", "A1001", "--reason", "核实", "--dir", b.dir)
+	b.changeOf(t, "/admin/v1/directory/thaw", "account.signer/outcome", "A1001", `"stopped":false`, `"stopped":true`)
+	eventually(t, time.Minute, "both directories are the same", same)
+	for _, c := range ends {
+		mustRun(t, "signer", "start", "A1001", "--dir", c.dir, "--reason", "补卡")
+		eventually(t, time.Minute, "both directories are the same", same)
+	}
+
+	// 5. A configuration without the line does not end the pairing.
+	b.stop(t)
+	configure(t, b.place, func(cfg *appliance.Config) { cfg.Listen.Peer, cfg.Peer.Address = "", "" })
+	b.serve(t)
+	if s := b.directory(t); s.Peer == "" || s.Centre != "" {
+		t.Errorf("without a line to the other campus: %+v", s)
+	}
+	mustRun(t, "signer", "stop", "A1001", "--dir", a.dir, "--reason", "离职")
+	if o := yinjian(t, "signer", "start", "A1001", "--dir", b.dir, "--reason", "x"); o.code == 0 || !strings.Contains(o.stderr, "directory_behind") {
+		t.Errorf("a change beside the other campus's: %v", o)
+	}
+	b.stop(t)
+	configure(t, b.place, func(cfg *appliance.Config) { cfg.Listen.Peer = a.land.peer(1) + ":8445" })
+	b.serve(t)
+	eventually(t, time.Minute, "both directories are the same", same)
+
+	// 6. The table is made anew from either journal.
 	rows := pg.Exec(t, database, `DELETE FROM yj_decision WHERE object_kind <> 'spent' AND intent_id <> '`+strings.Repeat("ab", 32)+`'`)
 	mustRun(t, "db", "rebuild", "--dir", b.dir, "--replace", "binhai-1", "--reason", "试验")
 	if again := pg.Exec(t, database, `UPDATE yj_decision SET modified_by = 'test' WHERE object_kind <> 'spent' AND intent_id <> '`+strings.Repeat("ab", 32)+`'`); again != rows {
