@@ -710,6 +710,9 @@ func TestCampusDBA(t *testing.T) {
 		if _, err := w.a.Directory.Thaw(t.Context(), "admin", "signer", "D001", "以本部为准"); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := w.a.Directory.Thaw(t.Context(), "admin", "anchor", id, "查明再说"); err != nil {
+			t.Fatal(err)
+		}
 		_, err = w.b.Directory.Thaw(t.Context(), "admin", "application", "emr", "x")
 		wants(t, "thawing what is not frozen", err, problem.NotFound)
 		w.exchange(t)
@@ -717,7 +720,8 @@ func TestCampusDBA(t *testing.T) {
 			for range 2 {
 				his, _, _ := h.Directory.Application("his")
 				d1, _ := h.Directory.Signer("D001")
-				if !his.Stopped || his.Rate != 7 || !d1.Stopped {
+				i := slices.IndexFunc(h.Directory.Anchors(), func(a *account.Anchor) bool { return a.ID == id })
+				if !his.Stopped || his.Rate != 7 || !d1.Stopped || i < 0 || !h.Directory.Anchors()[i].Withdrawn {
 					t.Errorf("%s: thawed to %+v and %+v", h.Node, his, d1)
 				}
 				h.Restart()
@@ -747,26 +751,45 @@ func TestCampusDBA(t *testing.T) {
 	// object does not stay frozen for ever.
 	t.Run("changed while the pairing was ended", func(t *testing.T) {
 		t.Parallel()
-		w := begin(t)
-		if err := w.a.Directory.Pair(nil); err != nil {
-			t.Fatal(err)
-		}
-		if err := stop(w.a, true); err != nil {
-			t.Fatal(err)
-		}
-		w.a.PairWith(w.b, w.centre)
-		w.exchange(t)
-		if s := w.b.Directory.State(); len(s.Frozen) != 1 {
-			t.Fatalf("%+v", s)
-		}
-		if err := w.b.Directory.Pair(nil); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.b.Directory.Thaw(t.Context(), "admin", "application", "his", "核实"); err != nil {
-			t.Fatal(err)
-		}
-		if his, _, _ := w.b.Directory.Application("his"); !his.Stopped || len(w.b.Directory.State().Frozen) > 0 {
-			t.Errorf("%+v, %+v", his, w.b.Directory.State())
+		for _, paired := range []bool{true, false} {
+			w := begin(t)
+			if err := w.a.Directory.Pair(nil); err != nil {
+				t.Fatal(err)
+			}
+			for _, on := range []bool{true, false, true} {
+				if err := stop(w.a, on); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.a.PairWith(w.b, w.centre)
+			w.exchange(t)
+			if s := w.b.Directory.State(); len(s.Frozen) != 1 {
+				t.Fatalf("%+v", s)
+			}
+			if !paired {
+				if err := w.b.Directory.Pair(nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := w.b.Directory.Thaw(t.Context(), "admin", "application", "his", "核实"); err != nil {
+				t.Fatal(err)
+			}
+			if !paired {
+				w.b.PairWith(w.a, w.centre)
+			}
+			w.exchange(t)
+			for _, h := range w.houses() {
+				h.Restart()
+				if his, _, _ := h.Directory.Application("his"); !his.Stopped || len(h.Directory.State().Frozen) > 0 {
+					t.Errorf("%s, paired %v: %+v, %+v", h.Node, paired, his, h.Directory.State())
+				}
+			}
+			if diff := cmp.Diff(snapshot(t, w.a), snapshot(t, w.b)); diff != "" {
+				t.Error(diff)
+			}
+			if err := stop(w.a, false); err != nil {
+				t.Errorf("paired %v, started again: %v", paired, err)
+			}
 		}
 	})
 	// The outcome of what was decided before a restore may be at the other campus: the version is not filled before that one

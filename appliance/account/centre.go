@@ -424,6 +424,7 @@ func (s *Service) Thaw(ctx context.Context, actor, kind, id, reason string) (int
 		v, _ := w.entry.Field(fieldVersion).(audit.Int)
 		have = max(have, min(int64(v), most))
 	}
+	have += o.stray // which the other campus counts
 	s.base[key] = have
 	s.mu.Unlock()
 	if why == "" {

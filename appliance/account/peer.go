@@ -121,6 +121,7 @@ type objectState struct {
 	filled  [][2]int64              // versions without a change of their own, from and to
 	waiting map[int64]*foreignEntry // outcomes for which an earlier version is missing, by their (first) version
 	frozen  string                  // why nobody may change or use it; "": one may
+	stray   int64                   // outcomes of the other campus that were not decided at the centre, since the last thaw
 	thawed  int64                   // versions up to this one do not count any more: an administrator has put an end to a fork
 }
 
@@ -219,7 +220,7 @@ func (s *Service) placed(e *audit.Entry, body []byte) (key objectKey, now bool, 
 	switch p {
 	case placeNext:
 		if thaw, _ := e.Field(fieldThaws).(audit.Bool); bool(thaw) {
-			o.frozen, o.thawed = "", version
+			o.frozen, o.thawed, o.stray = "", version, 0
 			maps.DeleteFunc(o.waiting, func(v int64, _ *foreignEntry) bool { return v <= version })
 			s.forgetStandings()
 		}
@@ -236,6 +237,9 @@ func (s *Service) placed(e *audit.Entry, body []byte) (key objectKey, now bool, 
 		return key, false, nil
 	case placeSame:
 		return key, false, nil
+	}
+	if _, decided := e.Field(fieldVersion).(audit.Int); !decided {
+		o.stray++
 	}
 	s.freeze(key, why)
 	return key, false, errForked
