@@ -93,12 +93,14 @@ type Appliance struct {
 	identity  *identity
 	listener  listenerIdentity
 	directory *account.Service
-	signing   *sign.Service
-	units     map[string]*unit
-	preserver *preserver
-	backups   *backups
-	device    *upstreamDevice // nil when there is none
-	trust     evidence.Trust
+	// missingVersions is how many objects have a version at the centre that does not come.
+	missingVersions atomic.Int64
+	signing         *sign.Service
+	units           map[string]*unit
+	preserver       *preserver
+	backups         *backups
+	device          *upstreamDevice // nil when there is none
+	trust           evidence.Trust
 
 	peers    *peers
 	peerAddr string // of the listener for the other campus, "" when off

@@ -13,12 +13,30 @@ import (
 // settleEvery is how often the centre is asked about changes whose outcome a stop or an outage left open.
 const settleEvery = 2 * time.Second
 
+// decisionsEvery is how often what the centre has decided is held against what is here.
+const decisionsEvery = 15 * time.Second
+
 // settleDirectory settles them once the centre answers.
 func (a *Appliance) settleDirectory(ctx context.Context) error {
-	tick := time.NewTicker(settleEvery)
+	tick, reconcile := time.NewTicker(settleEvery), time.NewTicker(decisionsEvery)
 	defer tick.Stop()
+	defer reconcile.Stop()
+	var before map[string]int64
 	for {
 		select {
+		case <-reconcile.C:
+			_, behind, err := a.directory.Reconcile(ctx)
+			if err != nil {
+				continue // the projection's state says so
+			}
+			missing := 0
+			for object, version := range behind {
+				if had, ok := before[object]; ok && had == version { // it had time to come
+					missing++
+				}
+			}
+			a.missingVersions.Store(int64(missing))
+			before = behind
 		case <-tick.C:
 			if len(a.directory.State().Open) == 0 {
 				continue
@@ -37,12 +55,14 @@ type directoryState struct {
 	Objects int `json:"objects"`
 	Frozen  int `json:"frozen"`  // the two campuses do not agree on them
 	Waiting int `json:"waiting"` // a later version is here, an earlier one is not
-	Open    int `json:"open"`    // changes of which the centre has not said what became of them
+	// Missing counts objects of which the centre has had a later version for longer than it takes to come here.
+	Missing int `json:"missing"`
+	Open    int `json:"open"` // changes of which the centre has not said what became of them
 }
 
 func (a *Appliance) directoryState() directoryState {
 	s := a.directory.State()
-	return directoryState{Objects: s.Objects, Frozen: len(s.Frozen), Waiting: len(s.Waiting), Open: len(s.Open)}
+	return directoryState{Objects: s.Objects, Frozen: len(s.Frozen), Waiting: len(s.Waiting), Open: len(s.Open), Missing: int(a.missingVersions.Load())}
 }
 
 func (s directoryState) warnings() []string {
@@ -52,6 +72,9 @@ func (s directoryState) warnings() []string {
 	}
 	if s.Waiting > 0 {
 		out = append(out, fmt.Sprintf("%d 个对象缺少对端的某一版本，暂不得签名，见 yinjian directory status (of %d objects a version of the other campus is missing)", s.Waiting, s.Waiting))
+	}
+	if s.Missing > 0 {
+		out = append(out, fmt.Sprintf("中心库裁决过的 %d 个对象的新版本一直没有收到（链路断、对端扣住、或有人在库里插行），其中可能有停用，见 yinjian directory status (of %d objects the central database has a version that does not come)", s.Missing, s.Missing))
 	}
 	if s.Open > 0 {
 		out = append(out, fmt.Sprintf("%d 项目录变更待中心库裁决，这些对象暂不能变更 (%d changes of the directory wait for the central database)", s.Open, s.Open))
@@ -67,6 +90,7 @@ func (s directoryState) metrics(w io.Writer) {
 		{"objects", "Objects of the directory that have versions.", s.Objects},
 		{"frozen", "Objects that the two campuses do not agree on.", s.Frozen},
 		{"waiting", "Objects of which a version of the other campus is missing.", s.Waiting},
+		{"missing", "Objects of which a version that was decided does not come.", s.Missing},
 		{"open", "Changes that wait for the central database.", s.Open},
 	} {
 		fmt.Fprintf(w, "# HELP yinjian_directory_%s %s\n# TYPE yinjian_directory_%s gauge\nyinjian_directory_%s %d\n", m.name, m.help, m.name, m.name, m.value)

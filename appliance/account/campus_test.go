@@ -639,6 +639,42 @@ func TestCampusDBA(t *testing.T) {
 			t.Error(diff)
 		}
 	})
+	// A standby that took over without the last decisions, or an older copy of the database: what either has is put back, and the
+	// other campus, which has not heard of it, cannot decide on the same version.
+	t.Run("rows lost and the line cut", func(t *testing.T) {
+		t.Parallel()
+		w := begin(t)
+		if err := stop(w.a, true); err != nil {
+			t.Fatal(err)
+		}
+		rows := w.centre.Table()
+		w.centre.Change(func([]account.Decision) []account.Decision { return nil })
+		if n, behind, err := w.a.Directory.Reconcile(t.Context()); err != nil || n != 2 || len(behind) > 0 {
+			t.Fatalf("put back: %d, %v, %v", n, behind, err)
+		}
+		for name, row := range w.centre.Table() {
+			if rows[name] != row {
+				t.Errorf("%s was put back as %+v, was %+v", name, row, rows[name])
+			}
+		}
+		wants(t, "the same version once more", stop(w.b, false), problem.DirectoryBehind)
+		if n, behind, err := w.b.Directory.Reconcile(t.Context()); err != nil || n != 0 || len(behind) != 1 || behind["application his"] != 1 {
+			t.Errorf("what does not come: %d, %v, %v", n, behind, err)
+		}
+		w.exchange(t)
+		for _, h := range w.houses() {
+			if n, behind, err := h.Directory.Reconcile(t.Context()); err != nil || n != 0 || len(behind) > 0 {
+				t.Errorf("%s: %d, %v, %v", h.Node, n, behind, err)
+			}
+		}
+		if err := stop(w.b, false); err != nil {
+			t.Error(err)
+		}
+		w.exchange(t)
+		if diff := cmp.Diff(snapshot(t, w.a), snapshot(t, w.b)); diff != "" {
+			t.Error(diff)
+		}
+	})
 	// A row deleted while the other campus cannot be heard: both decide on one version. Nobody can say which holds, so the
 	// object is used by nobody, here and there, and after a restart.
 	t.Run("a fork", func(t *testing.T) {

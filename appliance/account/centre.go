@@ -533,6 +533,66 @@ func (s *Service) Blocked(ctx context.Context) ([]BlockedObject, error) {
 	return out, nil
 }
 
+// Reconcile holds the versions that are here against the centre's. A decision that the centre has lost, in a standby that took
+// over or an older copy of the database, is put back before the other campus, which may not have heard of it, is given its
+// version once more. behind has the objects of which the centre has a version that is not here, with the version here: such as
+// are on their way, and such as never come. Without another campus there is nothing.
+func (s *Service) Reconcile(ctx context.Context) (putBack int, behind map[string]int64, err error) {
+	c := s.centre()
+	if c == nil {
+		return 0, nil, nil
+	}
+	// What is here is read first: what was decided on meanwhile the centre has.
+	here := map[objectKey]Decision{}
+	s.mu.RLock()
+	for key, o := range s.objects {
+		d := o.last
+		if d.Version != o.version {
+			d = Decision{Version: o.version}
+		}
+		here[key] = d
+	}
+	s.mu.RUnlock()
+	limited, cancel := context.WithTimeout(ctx, centreLimit)
+	defer cancel()
+	last, err := c.Versions(limited)
+	if err != nil {
+		return 0, nil, err
+	}
+	behind = map[string]int64{}
+	there := map[objectKey]int64{}
+	for _, d := range last {
+		key := objectKey{d.Kind, d.Object}
+		there[key] = d.Version
+		if have := here[key].Version; d.Version > have {
+			behind[d.Kind+" "+d.Object] = have
+		}
+	}
+	failed := 0
+	for key, d := range here {
+		if d.Intent == "" || d.Version <= there[key] {
+			continue
+		}
+		log := s.cfg.Log.WithFields(logrus.Fields{"object": d.Object, "kind": d.Kind, "version": d.Version})
+		limited, cancel := context.WithTimeout(ctx, centreLimit)
+		won, err := c.Decide(limited, d)
+		cancel()
+		switch {
+		case err != nil:
+			log.WithError(err).Warning("a decision that the central database had lost could not be put back")
+			if failed++; failed == 3 {
+				return putBack, behind, err
+			}
+		case won:
+			log.Error("the central database had lost a decision, which was put back")
+			putBack++
+		default:
+			log.Error("the central database has another decision on a version than the journals")
+		}
+	}
+	return putBack, behind, nil
+}
+
 // skipAge is how lately the other campus must have been heard for a version to be skipped.
 const skipAge = time.Minute
 

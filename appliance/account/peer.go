@@ -118,6 +118,7 @@ type objectState struct {
 	decided bool                    // that one was decided at the centre
 	node    string                  // whose outcome it is
 	at      time.Time               // of its entry
+	last    Decision                // that gave the version, as the centre should have it; of an earlier version where nobody's was skipped
 	filled  [][2]int64              // versions without a change of their own, from and to
 	waiting map[int64]*foreignEntry // outcomes for which an earlier version is missing, by their (first) version
 	frozen  string                  // why nobody may change or use it; "": one may
@@ -226,6 +227,9 @@ func (s *Service) placed(e *audit.Entry, body []byte) (key objectKey, now bool, 
 		}
 		_, decided := e.Field(fieldVersion).(audit.Int)
 		o.version, o.decided, o.node, o.at = version, o.decided || decided, e.Node, entryTime(e)
+		if d, ok := Decided(e); ok {
+			o.last = d
+		}
 		if e.Kind == kindFilled {
 			o.filled = append(o.filled, [2]int64{first, version})
 		}
