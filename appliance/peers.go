@@ -40,6 +40,7 @@ const (
 	kindPeerCard      = "peer.card"           // a card was made
 	kindPeering       = "peer.pairing"        // "add" or "remove"; the entry is the act
 	kindPeerHead      = "peer.head/cosigned"  // numbered: a checkpoint of the other log was cosigned here
+	kindPeerSeen      = "peer.head/seen"      // numbered: entries of the other log were taken under a checkpoint that is not cosigned
 	kindPeerConfirmed = "peer.head/confirmed" // numbered: a checkpoint of this log was cosigned there
 	kindPeerSplit     = "peer.head/split"     // the other log showed two histories; the proof is in the entry
 )
@@ -86,6 +87,8 @@ type pairing struct {
 	cosigned    *audit.Checkpoint  // the last one that was cosigned, and the word
 	cosignature *audit.Cosignature // nil: none
 	headCount   uint64             // entries of kindPeerHead about this node
+	seenCount   uint64             // entries of kindPeerSeen about this node
+	remembered  uint64             // size of its checkpoint in the last of them
 	confirmed   uint64             // size of our newest checkpoint that it has cosigned; 0: none
 	confirmedBy time.Time          // when
 	count       uint64             // entries of kindPeerConfirmed about this node
@@ -271,6 +274,21 @@ func (p *peers) loadHeads(ctx context.Context, pair *pairing) error {
 				return err
 			}
 			pair.seen, pair.cosigned = c, c
+		}
+	}
+	if n, rec, err = lastNumbered(ctx, j, kindPeerSeen, pair.Node); err != nil {
+		return err
+	}
+	if pair.seenCount = n; rec != nil {
+		c, err := storedCheckpoint(ctx, j, &rec.Entry)
+		if err != nil {
+			return err
+		}
+		if c.Epoch == pair.epoch {
+			pair.remembered = c.Size
+			if pair.seen == nil || c.Size > pair.seen.Size {
+				pair.seen = c
+			}
 		}
 	}
 	if n, rec, err = lastNumbered(ctx, j, kindPeerConfirmed, pair.Node); err != nil {
@@ -569,6 +587,9 @@ func (p *peers) feedOnce(ctx context.Context, pair *pairing) error {
 		if err := e.Verify(pair.logKey); err != nil {
 			return err
 		}
+		if err := p.remember(ctx, pair, c); err != nil {
+			return err
+		}
 		if err := p.a.directory.ApplyForeign(ctx, e); err != nil {
 			return fmt.Errorf("applying entry %d of %s: %w", e.Record.Sequence, pair.Node, err)
 		}
@@ -626,6 +647,41 @@ func (p *peers) followed(ctx context.Context, pair *pairing, seen, c *audit.Chec
 	p.mu.Lock()
 	pair.seen = c
 	p.mu.Unlock()
+	return nil
+}
+
+// remember journals the checkpoint that entries are taken under, unless the cosigned ones cover it: a peer that never asks
+// for a cosignature could otherwise show another history after a restart.
+func (p *peers) remember(ctx context.Context, pair *pairing, c *audit.Checkpoint) error {
+	p.heads.Lock()
+	defer p.heads.Unlock()
+	p.mu.Lock()
+	covered, n := pair.remembered >= c.Size || pair.cosigned != nil && pair.cosigned.Size >= c.Size, pair.seenCount
+	p.mu.Unlock()
+	if covered {
+		return nil
+	}
+	_, err := p.a.journal.Append(ctx, audit.Draft{
+		Kind: kindPeerSeen, Actor: "peer/" + pair.Node, Object: pair.Node, Ref: numbered(kindPeerSeen, pair.Node, n), Unique: true,
+		Fields: []audit.Field{
+			{Name: "epoch", Value: audit.Text(pair.Epoch)}, {Name: "root", Value: audit.Octets(c.Root[:])}, {Name: "size", Value: audit.Int(c.Size)},
+		},
+		Payloads: []audit.Attachment{
+			{Name: "checkpoint", MediaType: "text/plain", Data: c.Note}, {Name: "checkpoint.signature", MediaType: foreignMediaType, Data: c.Signature},
+		},
+	})
+	if err != nil && !errors.Is(err, audit.ErrDuplicateRef) { // that one: its answer was lost, and an earlier checkpoint is there
+		return err
+	}
+	p.mu.Lock()
+	pair.seenCount++
+	if err == nil {
+		pair.remembered = c.Size
+	}
+	p.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("peer: what is seen of %s is written again: %w", pair.Node, err)
+	}
 	return nil
 }
 

@@ -307,7 +307,10 @@ func TestHostilePeer(t *testing.T) {
 		f.Checkpoint = peer.Head{Note: []byte(note), Signature: forgedSig}
 		return f, nil
 	}
+	// It never asked for a cosignature: what was taken of it is remembered all the same.
+	m.stop(t)
 	p.feed.Store(&split)
+	m = serve(t, dir)
 	eventually(t, time.Minute, "a second history is an alarm", func() bool { return m.peer(t).Split != "" })
 	p.feed.Store(&given)
 	asked := p.asked.Load()
