@@ -259,12 +259,16 @@ func (s *Service) concludeAll(ctx context.Context, actor string, made []*enrolli
 	}
 	doubts := make([]*doubt, len(made))
 	var g errgroup.Group
+	failed := err
 	for n, e := range made {
 		if e.err != nil {
 			continue
 		}
-		if e.err = err; e.err == nil {
+		if e.err = failed; e.err == nil {
 			e.err = s.current(ctx, signerObject(e.signer.ID))
+		}
+		if problem.CodeOf(e.err) == problem.CentreUnavailable { // one wait for it is enough: other changes wait behind this
+			failed = e.err
 		}
 		if _, there := s.Signer(e.signer.ID); there && e.err == nil { // since the keys were begun
 			e.err = errSignerExists

@@ -1,6 +1,8 @@
 package account_test
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -19,6 +21,7 @@ import (
 	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/internal/testkit"
+	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
 	"yinjian/dbdriver/dbtest"
 	"yinjian/hsm"
@@ -330,6 +333,42 @@ func TestCentreAway(t *testing.T) {
 	app, _, _ = h.Directory.Application("his")
 	h.Sign(app, testkit.Request("k2", "D001"))
 	w.exchange(t)
+	w.agree(t)
+}
+
+// A centre that does not answer is waited for once, not for each of many: all other changes wait behind that.
+func TestCentreIsWaitedForOnce(t *testing.T) {
+	t.Parallel()
+	w := newCampuses(t)
+	calls := map[string]int{}
+	away := func(call string) (bool, error) { calls[call]++; return false, testkit.ErrCentre }
+	var some []account.Enrolment
+	for i := range 5 {
+		id := fmt.Sprintf("D00%d", i)
+		w.a.Doctor(id, "SM2")
+		some = append(some, account.Enrolment{ID: "B" + id, Name: "华佗", Department: "内科", Campus: "本部", Algorithms: []string{"SM2"}})
+	}
+	w.centre.Fault(away)
+	results, err := w.a.Directory.EnrolAll(t.Context(), "admin", some, false)
+	if err != nil || calls["latest"] != 1 {
+		t.Errorf("asked %v, %v", calls, err)
+	}
+	for _, r := range results {
+		wants(t, "an enrolment", r.Err, problem.CentreUnavailable)
+	}
+	w.centre.Fault(nil)
+	w.a.Journal.FailKind("account.signer/outcome", -1, false, audit.ErrJournalUnwritable)
+	for i := range 5 {
+		if _, err := w.a.Directory.StopSigner(t.Context(), "admin", fmt.Sprintf("D00%d", i), true, ""); err == nil {
+			t.Fatal("stopped")
+		}
+	}
+	w.a.Journal.Fault(nil)
+	clear(calls)
+	w.centre.Fault(away)
+	if err := w.a.Directory.Settle(t.Context()); err != nil || calls["lookup"] != 1 {
+		t.Errorf("asked %v, %v", calls, err)
+	}
 	w.agree(t)
 }
 
@@ -941,8 +980,13 @@ func TestCampusNonsense(t *testing.T) {
 		}
 		w.b.Restart()
 	}
-	if _, err := w.b.Directory.Thaw(t.Context(), "admin", "signer", "D004", "不存在"); err != nil {
-		t.Error(err)
+	for _, id := range []string{"D004", "D007"} { // frozen, and waiting
+		if _, err := w.b.Directory.Thaw(t.Context(), "admin", "signer", id, "不存在"); err != nil {
+			t.Error(err)
+		}
+	}
+	if s := w.b.Directory.State(); len(s.Waiting) > 0 {
+		t.Errorf("waiting after it was thawed: %+v", s)
 	}
 	w.b.Restart()
 	if _, err := w.b.Directory.Enrol(t.Context(), "admin", account.Enrolment{ID: "D004", Name: "a", Department: "b", Campus: "c", Algorithms: []string{"SM2"}}); err != nil {
@@ -950,6 +994,68 @@ func TestCampusNonsense(t *testing.T) {
 	}
 	if _, err := w.b.Directory.Enrol(t.Context(), "admin", account.Enrolment{ID: "D002", Name: "a", Department: "b", Campus: "c", Algorithms: []string{"SM2"}}); err != nil {
 		t.Error(err)
+	}
+}
+
+// What stands in the other campus's journal under its own key may be made up by whoever has that campus's API process. It
+// changes what its entry names, and nothing that is this appliance's alone or proves itself.
+func TestCampusOverreach(t *testing.T) {
+	t.Parallel()
+	w := newCampuses(t)
+	w.a.App("his", nil)
+	w.b.Doctor("D001", "SM2")
+	root := newAuthority(t, "省 CA", newKey(t))
+	if _, err := w.b.Directory.AddAnchor(t.Context(), "admin", root.cert.Raw, []string{account.UseStaff}, "省 CA"); err != nil {
+		t.Fatal(err)
+	}
+	now := w.b.Clock.Now().Time
+	list := root.crl(1, now, time.Hour)
+	if _, _, err := w.b.Directory.ImportCRL(t.Context(), "admin", list, "省 CA"); err != nil {
+		t.Fatal(err)
+	}
+	w.exchange(t)
+	g, _ := w.b.Directory.Signer("D001")
+	write := func(kind, object string, shared bool, body any) {
+		t.Helper()
+		b, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := audit.Draft{Kind: kind, Object: object, Actor: "somebody", State: true, Payloads: []audit.Attachment{{Name: "object", MediaType: "application/json", Data: b}}}
+		if shared {
+			d.Fields = []audit.Field{{Name: "decided.version", Value: audit.Int(1)}}
+		}
+		if _, err := w.a.Journal.Append(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	type fields map[string]any
+	write("key.destruction/outcome", "signer:D002", true, fields{"owner": "signer:D001", "label": g.Keys[0].Label})
+	write("account.application/outcome", "other", true, fields{"id": "his", "version": 2, "stopped": true, "key_salt": make([]byte, 16)})
+	write("account.signer/outcome", "D003", true, fields{"id": "D001", "version": 2, "stopped": true})
+	imposter := &authority{t: t, key: newKey(t), cert: root.cert} // the right name, another key
+	sum := sha256.Sum256(root.cert.Raw)
+	write("trust.crl/outcome", "x", false, fields{"issuer": "省 CA", "issuer_id": hex.EncodeToString(sum[:]), "number": "09", "der": imposter.crl(9, now.Add(time.Minute), time.Hour)})
+	if _, err := w.b.Take(w.a); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s := w.b.Directory.State()
+		var frozen []string
+		for _, f := range s.Frozen {
+			frozen = append(frozen, strings.SplitN(f, "：", 2)[0])
+		}
+		if want := []string{"application other", "signer D002", "signer D003"}; !slices.Equal(frozen, want) {
+			t.Errorf("%+v", s)
+		}
+		his, _, _ := w.b.Directory.Application("his")
+		if _, _, err := w.b.Directory.ActiveSigner("D001", "SM2"); err != nil || his.Stopped {
+			t.Errorf("others were changed: %v, %+v", err, his)
+		}
+		if !slices.ContainsFunc(w.b.Directory.CRLs(), func(l *pki.CRL) bool { return bytes.Equal(l.Raw(), list) }) {
+			t.Error("a list that its CA has not signed took the place of one that it has")
+		}
+		w.b.Restart()
 	}
 }
 

@@ -391,7 +391,7 @@ func (s *Service) SkipVersions(ctx context.Context, actor, kind, object, reason 
 	return have + 1, last, err
 }
 
-// Thaw puts an end to a fork: the object becomes what it is here, stopped (an anchor: withdrawn), at both campuses, with a
+// Thaw puts an end to a fork, or to the wait for a version that never comes: the object becomes what it is here, stopped (an anchor: withdrawn), at both campuses, with a
 // version after all that either has; what was said of it under earlier versions counts no more, whenever it arrives. It is
 // started again as any object is. Keys that the other campus alone has made for a signer meanwhile stay there. The other
 // campus, if there is one, must have been heard within a minute, so that what it has is here. It answers the version.
@@ -418,7 +418,7 @@ func (s *Service) Thaw(ctx context.Context, actor, kind, id, reason string) (int
 	}
 	s.mu.Lock()
 	o := s.objects[key].known()
-	why, most := o.frozen, o.version+maxAhead/2
+	stuck, most := o.frozen != "" || len(o.waiting) > 0, o.version+maxAhead/2
 	have := max(o.version, min(latest, most))
 	for _, w := range o.waiting {
 		v, _ := w.entry.Field(fieldVersion).(audit.Int)
@@ -427,7 +427,7 @@ func (s *Service) Thaw(ctx context.Context, actor, kind, id, reason string) (int
 	have += o.stray // which the other campus counts
 	s.base[key] = have
 	s.mu.Unlock()
-	if why == "" {
+	if !stuck {
 		return 0, problem.New(problem.NotFound, "该对象在本机没有冻结 (this object is not frozen here)", "见 yinjian directory status；对端冻结的在对端执行 (look at its state; what the other campus froze is thawed there)")
 	}
 	ref, err := newRef()

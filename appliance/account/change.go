@@ -14,6 +14,7 @@ import (
 
 	"yinjian/appliance/audit"
 	"yinjian/appliance/pki"
+	"yinjian/appliance/problem"
 	"yinjian/hsm"
 )
 
@@ -390,6 +391,9 @@ func (s *Service) applyOne(ctx context.Context, e *audit.Entry, body, appKey []b
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 		}
 	}
+	if id, ok := bodyID(e.Kind, &app, &signer, &revoked, trust); s.isForeign(e) && ok && id != e.Object {
+		return fmt.Errorf("account: entry %d is about %s, and has the object %s", e.Sequence, e.Object, id)
+	}
 	if s.isForeign(e) && e.Kind == kindApplication {
 		app.ownedBy(e.Node)
 	} else if s.isForeign(e) && e.Kind == kindSigner {
@@ -439,6 +443,30 @@ func (s *Service) applyOne(ctx context.Context, e *audit.Entry, body, appKey []b
 		s.consents.dropApplication(app.ID)
 	}
 	return nil
+}
+
+// bodyID is what an entry's object is about. In an entry of ours it is what the entry says; in one of the other campus's it has
+// to be, or its versions would be counted for one object while another changes, one of this appliance alone perhaps.
+func bodyID(kind string, app *Application, g *Signer, revoked *revocation, trust trustObject) (id string, ok bool) {
+	switch kind {
+	case kindApplication:
+		return app.ID, true
+	case kindSigner:
+		return g.ID, true
+	case kindRevoke:
+		return revoked.Serial, true
+	}
+	switch t := trust.(type) {
+	case *Anchor:
+		return t.ID, true
+	case *Request:
+		return t.Owner, true
+	case *imported:
+		return t.Owner, true
+	case *destruction:
+		return t.Owner, true
+	}
+	return "", false
 }
 
 // set changes the directory, unless the entry waits for another.
@@ -549,11 +577,15 @@ func (s *Service) settle(ctx context.Context) error {
 	s.mu.RUnlock()
 	sort.Slice(open, func(i, j int) bool { return open[i].id < open[j].id })
 	listed := map[hsm.SlotClass][]hsm.KeyInfo{}
-	c := s.centre()
+	c, away := s.centre(), false
 	for _, i := range open {
+		if i.shared && away { // one wait for a centre that does not answer is enough: other changes wait behind this
+			continue
+		}
 		if i.shared && c != nil {
 			if err := s.fill(ctx, c, i); err != nil { // its object stays as it is until the centre answers
 				s.cfg.Log.WithError(err).WithFields(logrus.Fields{"object": i.object, "intent": i.id}).Warning("what became of a change is not known yet")
+				away = problem.CodeOf(err) == problem.CentreUnavailable
 				continue
 			}
 		}

@@ -205,7 +205,9 @@ type laterList struct {
 func (s *Service) replayLists(ctx context.Context) error {
 	for key, l := range s.laterLists {
 		body, err := l.payload("object")
-		if err == nil {
+		if err == nil && s.isForeign(l.entry) { // the other campus's cannot keep this appliance from starting
+			err = s.applyForeign(ctx, l.entry, body)
+		} else if err == nil {
 			err = s.apply(ctx, l.entry, body, nil)
 		}
 		if err != nil {

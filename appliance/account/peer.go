@@ -559,7 +559,20 @@ func (s *Service) listIn(e *audit.Entry, body []byte) (*foreignCRL, error) {
 		if err := json.Unmarshal(body, l); err != nil {
 			return nil, err
 		}
-		return l, l.parse()
+		if err := l.parse(); err != nil || !s.isForeign(e) {
+			return l, err
+		}
+		// A list that its CA has not signed would take the place of one that it has.
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		issuer := s.intermediates[l.IssuerID]
+		if a := s.anchors[l.IssuerID]; a != nil {
+			issuer = a.cert
+		}
+		if issuer == nil {
+			return nil, fmt.Errorf("account: list of the unknown CA %s", l.parsed.Issuer())
+		}
+		return l, l.parsed.CheckIssuer(issuer)
 	case e.Kind == kindCRL && s.isForeign(e):
 		var own crlPayload
 		if err := json.Unmarshal(body, &own); err != nil {
