@@ -99,6 +99,11 @@ func (p *projection) once(ctx context.Context) error {
 	}()
 	shipper, err := audit.NewShipper(audit.ShipperConfig{
 		Journal: p.a.journal, Projection: &duplicates{Store: store, paired: p.a.directory.Paired, log: p.a.log}, MAC: p.a.batchMAC(), MACKeyID: batchLabel, Log: p.a.log, BehindRows: behindRows,
+		Shrunk: func(had, has uint64) {
+			if err := p.wentBack(ctx, had, has); err != nil {
+				p.a.log.WithError(err).Warning("the journal does not say that the database has less than it had")
+			}
+		},
 	})
 	if err != nil {
 		return err

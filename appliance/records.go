@@ -155,10 +155,15 @@ func (p *projection) lookBack(ctx context.Context, store *central.Store) error {
 	if err != nil || has >= known.Shipped {
 		return err
 	}
-	words := fmt.Sprintf("the database had %d entries of the journal and has %d: an older copy was put in its place, its end was removed, or the last transactions went with a power cut or a switchover", known.Shipped, has)
+	return p.wentBack(ctx, known.Shipped, has)
+}
+
+// wentBack journals that the database has fewer entries than it had.
+func (p *projection) wentBack(ctx context.Context, had, has uint64) error {
+	words := fmt.Sprintf("the database had %d entries of the journal and has %d: an older copy was put in its place, its end was removed, or the last transactions went with a power cut or a switchover", had, has)
 	p.a.log.Error(words + "; it is fed again")
-	_, err = p.a.journal.Append(ctx, audit.Draft{Kind: kindSwept, Actor: "appliance", Object: p.a.cfg.Node, Fields: []audit.Field{
-		{Name: "differences", Value: audit.Int(1)}, {Name: "first", Value: audit.Text(words)}, {Name: "had", Value: audit.Int(known.Shipped)}, {Name: "has", Value: audit.Int(has)},
+	_, err := p.a.journal.Append(ctx, audit.Draft{Kind: kindSwept, Actor: "appliance", Object: p.a.cfg.Node, Fields: []audit.Field{
+		{Name: "differences", Value: audit.Int(1)}, {Name: "first", Value: audit.Text(words)}, {Name: "had", Value: audit.Int(had)}, {Name: "has", Value: audit.Int(has)},
 	}})
 	return err
 }

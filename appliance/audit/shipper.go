@@ -27,6 +27,9 @@ type ShipperConfig struct {
 	// Each batch costs the database a transaction and the cipher machine a MAC, which signatures want too.
 	Gather time.Duration
 	By     string // the appliance that ships; "": the journal's node
+	// Shrunk is told when the projection has fewer entries than it had, before they are shipped again: somebody removed its
+	// end, or its last transactions were lost. nil: nobody is.
+	Shrunk func(had, has uint64)
 }
 
 // A Shipper copies the journal's entries to a projection: in order, at least once, applied once. It never delays the
@@ -105,6 +108,9 @@ func (s *Shipper) Ship(ctx context.Context, size uint64) error {
 		if !known { // where to go on is asked after each failure: the last batch may have landed
 			next, err = s.position(ctx)
 			known = err == nil
+			if had := s.Status().Shipped; known && next < had && s.cfg.Shrunk != nil {
+				s.cfg.Shrunk(had, next)
+			}
 		}
 		if err == nil {
 			s.set(next, nil)

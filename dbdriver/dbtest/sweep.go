@@ -217,6 +217,33 @@ func earlierEpochs(t *testing.T, fresh func(testing.TB) *Database) {
 	}
 }
 
+// shrunk: an end that is removed while it is shipped to is told of before it is shipped again.
+func shrunk(t *testing.T, fresh func(testing.TB) *Database) {
+	t.Parallel()
+	d := fresh(t)
+	s := d.Open(t)
+	j, _ := Journal(t, t.TempDir(), false)
+	type change struct{ had, has uint64 }
+	told := make(chan change, 8)
+	sh := StartShipper(t, j, s, func(c *audit.ShipperConfig) { c.Shrunk = func(had, has uint64) { told <- change{had, has} } })
+	Append(t, j, 0, 40)
+	sh.Wait(t, CaughtUp)
+	had := j.Size()
+	d.Exec(t, `DELETE FROM yj_batch WHERE last_seq >= 20`)
+	d.Exec(t, `DELETE FROM yj_record WHERE seq_no >= 20`)
+	Append(t, j, 100, 5)
+	sh.Wait(t, CaughtUp)
+	sh.Stop()
+	close(told)
+	var got []change
+	for c := range told {
+		got = append(got, c)
+	}
+	if !slices.Equal(got, []change{{had, 20}}) {
+		t.Errorf("told of %v, want once of %d that are 20", got, had)
+	}
+}
+
 // A table as it was, kept by who administers the database.
 var (
 	tables = []string{"yj_record", "yj_batch", "yj_change", "yj_set_root"}

@@ -75,14 +75,55 @@ func openHistory(name string, m *mapping) (*historyFile, error) {
 	return h, nil
 }
 
-// each reads the file from its beginning and calls fn with each record in order.
+// maxRecordBytes bounds what one record may take of the file, and so the memory: after a quotation mark that nobody closed,
+// the rest of the file is one record.
+const maxRecordBytes = 8 << 20
+
+// A boundedReader answers so many bytes until it is given more.
+type boundedReader struct {
+	r    io.Reader
+	left int
+}
+
+func (b *boundedReader) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, fmt.Errorf("一条记录超过 %d 字节，或有引号没有闭合 (a record of more bytes, or a quotation mark without its other one)", maxRecordBytes)
+	}
+	n, err := b.r.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
+}
+
+// each reads the file from its beginning and calls fn with each record in order. In the end the file has to be the one that
+// was opened.
 func (h *historyFile) each(fn func(historyRow) error) error {
 	f, err := os.Open(filepath.Join(h.folder, h.name))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	in := bufio.NewReaderSize(f, 64<<10)
+	digest := sm3.New()
+	whole := io.TeeReader(f, digest)
+	bounded := &boundedReader{whole, maxRecordBytes}
+	err = h.parse(bounded, func(row historyRow) error {
+		bounded.left = maxRecordBytes
+		return fn(row)
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, whole); err != nil {
+		return err
+	}
+	if !bytes.Equal(digest.Sum(nil), h.sum[:]) {
+		return errors.New("文件在读取期间变了；用不再改动的副本重来 (the file has changed since it was opened: begin again with a copy that stays)")
+	}
+	return nil
+}
+
+// parse calls fn with each record of a file.
+func (h *historyFile) parse(r io.Reader, fn func(historyRow) error) error {
+	in := bufio.NewReaderSize(r, 64<<10)
 	if mark, err := in.Peek(3); err == nil && h.charset == charsetUTF8 && bytes.Equal(mark, []byte("\xef\xbb\xbf")) {
 		_, _ = in.Discard(3) // they were peeked at
 	}

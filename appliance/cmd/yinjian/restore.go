@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"yinjian/api/wire"
 	"yinjian/appliance"
@@ -290,35 +291,34 @@ passphrases back. The original must not run any more: two under one name are a f
 
 // restore makes dir an appliance's folder again.
 //
-// Order: 1. the folder is blank, or what a restore that was cut off left, which goes; 2. a mark that nobody serves; 3. the
-// files, verified; 4. the mark of a restore, by which the next start begins an epoch; 5. the first mark goes. A stop before
-// 5 leaves a folder that serve refuses and that restore empties.
+// Order: 1. the folder is blank, or what a restore that was cut off left; 2. a mark that nobody serves and that keeps other
+// restores out, and what was left goes; 3. the files, verified; 4. the mark of a restore, by which the next start begins an
+// epoch; 5. the first mark goes. A stop before 5 leaves a folder that serve refuses and that restore empties.
 func restore(ctx context.Context, o *opening, dir string, who []string, drill bool) (*opened, error) {
 	clock, err := sysclock.Open()
 	if err != nil {
 		return nil, err
 	}
 	begun := clock.Realtime().UTC().Format(time.RFC3339)
-	// 1.
+	// 1. and 2.
 	unfinished := filepath.Join(dir, appliance.RestoreUnfinished)
-	if _, err := os.Stat(unfinished); err == nil {
-		if err := emptyFolder(dir); err != nil {
+	if _, err := os.Stat(unfinished); errors.Is(err, fs.ErrNotExist) {
+		entries, err := os.ReadDir(dir)
+		if err == nil && len(entries) > 0 {
+			return nil, usageError{fmt.Errorf("%s 不是空目录；只恢复到空白的设备，不会覆盖 (folder is not empty; only a blank one is restored to)", dir)}
+		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-	} else if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
-		return nil, usageError{fmt.Errorf("%s 不是空目录；只恢复到空白的设备，不会覆盖 (folder is not empty; only a blank one is restored to)", dir)}
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
 	}
-	// 2.
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	mark, err := os.OpenFile(unfinished, os.O_CREATE|os.O_WRONLY, 0o600)
+	release, err := claimMark(unfinished)
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(mark.Close(), syncDir(dir)); err != nil {
+	defer release()
+	if err := errors.Join(emptyFolder(dir), syncDir(dir)); err != nil {
 		return nil, err
 	}
 	// 3.
@@ -341,6 +341,30 @@ func restore(ctx context.Context, o *opening, dir string, who []string, drill bo
 		return nil, err
 	}
 	return found, syncDir(dir)
+}
+
+// claimMark makes the mark and keeps every other restore out of its folder, which would empty it.
+func claimMark(name string) (release func(), err error) {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil { // of one that has finished meanwhile the mark is another file, or gone
+		var mine, there fs.FileInfo
+		mine, err = f.Stat()
+		if err == nil {
+			there, err = os.Stat(name)
+		}
+		if err == nil && !os.SameFile(mine, there) {
+			err = fs.ErrExist
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("另一个 restore 正在恢复到这个目录 (another restore is under way to this folder): %w", err)
+	}
+	return func() { f.Close() }, nil
 }
 
 // emptyFolder removes everything in a folder but the mark of an unfinished restore.

@@ -11,11 +11,41 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"yinjian/api/client"
 	"yinjian/api/wire"
+	"yinjian/appliance"
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver/sqlite"
 )
+
+// TestTwoRestores begins a restore while another is under way to the same folder: it leaves what the first has written.
+func TestTwoRestores(t *testing.T) {
+	t.Parallel()
+	dir := tempDir(t)
+	written := filepath.Join(dir, "log.pem")
+	mark, err := os.Create(filepath.Join(dir, appliance.RestoreUnfinished))
+	if err == nil {
+		err = os.WriteFile(written, []byte("restored"), 0o600)
+	}
+	if err == nil {
+		err = unix.Flock(int(mark.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"restore", "--dir", dir, filepath.Join(tempDir(t), "none.yjb"), "--confirmed-by", "甲", "--confirmed-by", "乙"}
+	refused(t, 1, []string{"另一个 restore"}, args...)
+	if _, err := os.Stat(written); err != nil {
+		t.Error(err)
+	}
+	mark.Close()
+	refused(t, 1, []string{"none.yjb"}, args...) // what one that was cut off left goes
+	if _, err := os.Stat(written); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
 
 // TestRestoredCopy puts an old copy of the journal back, taken while the appliance ran or after it was stopped, when more
 // was signed since. Without the operator's word it is refused; with it a new epoch begins, no serial and no (epoch,
