@@ -21,7 +21,8 @@ type ExportConfig struct {
 	After int    // segments up to this number are left out; they are sealed
 	// Scratch is a folder for one segment's copy, on a volume of the appliance's own.
 	Scratch string
-	// Pace is called before n bytes, at most ExportStep, are read; it waits, or ends the export with an error.
+	// Pace is called before n bytes, at most ExportStep, are read; it waits, or ends the export with an error. It is not called
+	// for segments that were begun after the export: slower than the journal grows, an export would never end.
 	Pace func(n int) error
 	// Pinned is called when the last segment is fixed, before its bytes are read: what else has to fit the journal's end is
 	// to be copied now.
@@ -47,7 +48,13 @@ type Exported struct {
 func Export(ctx context.Context, cfg ExportConfig) (Exported, error) {
 	j := &Journal{cfg: JournalConfig{Dir: cfg.Dir}}
 	out := Exported{Through: cfg.After}
+	active := cfg.After + 1
+	for there := func(n int) bool { _, err := os.Stat(j.file(n)); return err == nil }; there(active + 1); active++ {
+	}
 	for number := cfg.After + 1; ; number++ {
+		if number > active {
+			cfg.Pace = func(int) error { return ctx.Err() }
+		}
 		if _, err := os.Stat(j.file(number)); errors.Is(err, os.ErrNotExist) {
 			// Roll has sealed the last one and not made the next: opening the copy does.
 			if out.Segments == 0 {

@@ -114,6 +114,26 @@ func TestExportWhileWritten(t *testing.T) {
 	}
 }
 
+// An export that is paced more slowly than the journal grows ends all the same.
+func TestExportSlowerThanTheJournal(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	j := start(t, openStore(t, dir, func(c *sqlite.JournalConfig) { c.SegmentEntries = 10 }), nil)
+	appendN(t, j.Journal, 0, 25)
+	next, paced := 100, 0
+	e, numbers, err := exported(t, dir, t.TempDir(), 0, func() error {
+		if paced++; paced > 50 {
+			return errors.New("it follows the journal for ever")
+		}
+		appendN(t, j.Journal, next, 20)
+		next += 20
+		return nil
+	}, nothing)
+	if err != nil || len(numbers) != e.Segments || e.Entries < 26 || paced == 0 {
+		t.Errorf("%v, segments %v, %+v, %d waits", err, numbers, e, paced)
+	}
+}
+
 // An export that is told to stop leaves nothing in its scratch folder, and the journal as it was.
 func TestExportStopped(t *testing.T) {
 	t.Parallel()
