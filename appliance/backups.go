@@ -151,7 +151,8 @@ type backups struct {
 
 	mu         sync.Mutex // guards what follows
 	custodians *backup.Custodians
-	record     []byte // the custodians', as it was set
+	record     []byte            // the custodians', as it was set
+	keys       map[string]string // fingerprints of the keys that backups were ever sealed to, by set
 	last       *backup.Statement
 	open       map[string]time.Time // begun, and nothing heard since; by id
 	restored   *audit.Epoch         // the epoch that the last restore began
@@ -162,7 +163,7 @@ type backups struct {
 }
 
 func newBackups(a *Appliance) *backups {
-	return &backups{a: a, open: map[string]time.Time{}, begun: map[string]begun{}}
+	return &backups{a: a, open: map[string]time.Time{}, begun: map[string]begun{}, keys: map[string]string{}}
 }
 
 // A begun backup is one that this process was told of.
@@ -194,6 +195,7 @@ func (b *backups) Replay(ctx context.Context, e *audit.Entry) error {
 			return fmt.Errorf("entry %d: %w", e.Sequence, err)
 		}
 		b.custodians, b.record = c, body
+		b.keys[c.Set()] = c.Key()
 	case backup.KindIntent:
 		b.open[e.Object] = e.Time.UTC()
 	case backup.KindFailed:
@@ -259,11 +261,14 @@ func (d admin) SetCustodians(ctx context.Context, actor string, req api.SetCusto
 		if c == nil {
 			return nil
 		}
-		return map[string]any{"set": c.Set(), "threshold": c.Threshold, "holders": c.Names}
+		return map[string]any{"set": c.Set(), "key": c.Key(), "threshold": c.Threshold, "holders": c.Names}
 	}
 	d.a.backups.mu.Lock()
-	before := d.a.backups.custodians
+	before, key := d.a.backups.custodians, d.a.backups.keys[c.Set()]
 	d.a.backups.mu.Unlock()
+	if key != "" && key != c.Key() {
+		return nil, problem.Invalid("record", "套号 %s 的份额属于公钥 %s，这份记录写的是 %s：其保管人打不开封给它的备份 (the shares of that set are of another key: their holders could open nothing sealed to this one)", c.Set(), key, c.Key())
+	}
 	changed, err := audit.Changed(described(before), described(c))
 	if err != nil {
 		return nil, err
@@ -278,7 +283,7 @@ func (d admin) SetCustodians(ctx context.Context, actor string, req api.SetCusto
 	if err != nil {
 		return nil, err
 	}
-	return map[string]any{"set": c.Set(), "threshold": c.Threshold, "holders": c.Names}, nil
+	return described(c), nil
 }
 
 // BeginBackup satisfies api.Admin.
@@ -384,6 +389,7 @@ type backupState struct {
 
 type custodiansState struct {
 	Set       string   `json:"set"`
+	Key       string   `json:"key"` // fingerprint of what backups are sealed to
 	Threshold int      `json:"threshold"`
 	Holders   []string `json:"holders"`
 }
@@ -398,7 +404,7 @@ func (d admin) ListBackups(context.Context, string) (any, error) {
 		s.Unfinished[id] = at
 	}
 	if c := b.custodians; c != nil {
-		s.Custodians = &custodiansState{c.Set(), c.Threshold, c.Names}
+		s.Custodians = &custodiansState{c.Set(), c.Key(), c.Threshold, c.Names}
 	}
 	if b.restored != nil {
 		s.Restored = b.restored.String()

@@ -60,6 +60,9 @@ func ParseCustodians(b []byte) (*Custodians, error) {
 // Set names the shares that go together.
 func (c *Custodians) Set() string { return c.Commitments.Set() }
 
+// Key is the fingerprint of what backups are sealed to. That it is the key of the shares, nobody can tell without them.
+func (c *Custodians) Key() string { return custody.Fingerprint(c.Point) }
+
 // Seed restores the custodians' secret from shares, for a backup of that set. The caller wipes it.
 func Seed(shares []custody.Share, h *Header) ([]byte, error) {
 	for i := range shares {

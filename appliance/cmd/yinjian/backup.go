@@ -153,7 +153,7 @@ func makeCustodians(ctx context.Context, a *client.Admin, name string, who []str
 	if _, err := a.SetCustodians(ctx, wire.SetCustodians{Record: record, Persons: who}); err != nil {
 		return explain(err)
 	}
-	fmt.Printf("备份保管人 %d 名，任 %d 名可打开；套号 (set) %s；记录 (record) %s\n份额已写出，请封入信封、分开保管 (keep the shares apart, in envelopes)\n", len(holders), in.Threshold, set.Set(), in.Record)
+	fmt.Printf("备份保管人 %d 名，任 %d 名可打开；套号 (set) %s；公钥指纹 (key) %s；记录 (record) %s\n份额已写出，请封入信封、分开保管 (keep the shares apart, in envelopes)\n", len(holders), in.Threshold, set.Set(), set.Key(), in.Record)
 	return nil
 }
 

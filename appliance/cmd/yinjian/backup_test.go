@@ -15,6 +15,7 @@ import (
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/appliance/custody"
 )
 
 // custodians makes three custodians of the appliance's backups, any two of whom open them, and answers their shares.
@@ -104,6 +105,29 @@ func TestBackup(t *testing.T) {
 	// 1. Nobody to seal to; then three, of whom one person alone is not believed.
 	refused(t, 1, []string{"备份保管人"}, two("backup", "create", "--dir", dir, "--to", filepath.Join(tempDir(t), "x"))...)
 	shares := m.custodians(t, "2026 年")
+	// A record that has their set and names and somebody else's key is not believed: what is sealed to it only he could open.
+	record := map[string]any{}
+	if err := json.Unmarshal([]byte(readFile(t, filepath.Join(filepath.Dir(shares[0]), "custodians.json"))), &record); err != nil {
+		t.Fatal(err)
+	}
+	set := func() error {
+		b, err := json.Marshal(record)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := m.admin()
+		defer a.Close()
+		_, err = a.SetCustodians(t.Context(), wire.SetCustodians{Record: b, Persons: []string{"甲", "乙"}})
+		return err
+	}
+	if err := set(); err != nil {
+		t.Errorf("the same again: %v", err)
+	}
+	_, theirs := custody.NewPair()
+	record["point"] = theirs
+	if err := set(); err == nil || !strings.Contains(err.Error(), "公钥") {
+		t.Errorf("somebody else's key: %v", err)
+	}
 	refused(t, 2, []string{"不同的两人"}, "backup", "create", "--dir", dir, "--to", filepath.Join(tempDir(t), "x"), "--confirmed-by", "甲", "--confirmed-by", "甲")
 	signs(c, 0, 40)
 	whole := m.backup(t)
