@@ -822,6 +822,11 @@ func (j *Journal) commitSome(batch []*request) (int, error) {
 		now = reading.Time
 	}
 	room, err := j.store.Room(ctx, now)
+	// The seal of a full segment is an entry, too: of a journal that was restored it must not be one of the epoch before,
+	// where the original has another. So the epoch's first entry goes into the full segment.
+	if err == nil && batch[0].epoch != nil && j.pendingSeal == nil {
+		room = max(room, 1)
+	}
 	if err == nil && room == 0 && j.pendingSeal == nil {
 		if err = j.roll(ctx); err == nil {
 			room, err = j.store.Room(ctx, now)

@@ -134,6 +134,40 @@ func TestExportSlowerThanTheJournal(t *testing.T) {
 	}
 }
 
+// Whatever the copy's last segment has room for, what goes on from it begins with its epoch: nothing has a number in the
+// epoch before, where the original has another entry.
+func TestExportGoneOnWithBeginsAnEpoch(t *testing.T) {
+	t.Parallel()
+	full := 0
+	for n := 16; n < 21; n++ {
+		dir, to := filepath.Join(t.TempDir(), "journal"), t.TempDir()
+		key := newLogKey(t)
+		small := func(c *sqlite.JournalConfig) { c.SegmentEntries = 10 }
+		j := start(t, openStore(t, dir, small), func(c *audit.Config) { c.Checkpointer = key })
+		appendN(t, j.Journal, 0, n)
+		e, _, err := exported(t, dir, to, 0, noWait, nothing)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Entries%10 == 0 {
+			full++
+		}
+		copied := start(t, openStore(t, to, small), func(c *audit.Config) { c.Checkpointer, c.NewEpoch = key, true })
+		appendN(t, copied.Journal, 1000, 15)
+		first, err := copied.Entry(t.Context(), e.Entries)
+		if err != nil || first.Entry.Kind != audit.KindEpoch || first.Epoch == j.Epoch() {
+			t.Errorf("after %d entries: %s of epoch %v, %v", e.Entries, first.Entry.Kind, first.Epoch, err)
+		}
+		copied.stop()
+		if report := verify(t, to, audit.Options{LogKey: key.Public()}); !report.OK() || report.Segments < 3 {
+			t.Errorf("after %d entries: %d segments, %v", e.Entries, report.Segments, report.Findings)
+		}
+	}
+	if full == 0 {
+		t.Error("no copy had a full segment at its end")
+	}
+}
+
 // An export that is told to stop leaves nothing in its scratch folder, and the journal as it was.
 func TestExportStopped(t *testing.T) {
 	t.Parallel()
