@@ -14,7 +14,7 @@ import (
 const settleEvery = 2 * time.Second
 
 // decisionsEvery is how often what the centre has decided is held against what is here.
-const decisionsEvery = 15 * time.Second
+const decisionsEvery = 5 * time.Second
 
 // settleDirectory settles them once the centre answers.
 func (a *Appliance) settleDirectory(ctx context.Context) error {

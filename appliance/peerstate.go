@@ -36,7 +36,7 @@ type peerState struct {
 
 // state is nil without a pairing.
 func (p *peers) state() *peerState {
-	now := p.a.clock.Now()
+	now, copied := p.a.clock.Now(), p.a.directory.State().Heard
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pair := p.pair
@@ -50,6 +50,9 @@ func (p *peers) state() *peerState {
 	}
 	s.Up = pair.fault == "" && pair.split == "" && !pair.heard.IsZero()
 	heard := pair.since
+	if copied != nil { // before it was paired with anew
+		heard = *copied
+	}
 	if !pair.heard.IsZero() {
 		heard = pair.heard
 		s.Heard = heard.UTC().Format(time.RFC3339Nano)

@@ -556,6 +556,15 @@ func TestCampusAge(t *testing.T) {
 	if s := w.a.Directory.State(); !s.Stale || s.AgeMS != (24*time.Hour+time.Second).Milliseconds() || s.Peer != "binhai-1" {
 		t.Errorf("%+v", s)
 	}
+	for range 2 { // pairing anew tells nothing of whom the other campus has stopped since
+		w.a.PairWith(w.b, w.centre)
+		_, err = w.a.Signing.Sign(t.Context(), app, testkit.Request("k2", "D001"))
+		wants(t, "a copy of a day and a second, paired anew", err, problem.DirectoryStale)
+		if err := w.a.Directory.Pair(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.a.PairWith(w.b, w.centre)
 	w.a.Clock.State(ntp.Untrusted)
 	if s := w.a.Directory.State(); s.Stale {
 		t.Errorf("an age by a clock that nobody trusts: %+v", s)

@@ -57,8 +57,12 @@ func (s *Service) Pair(p *Pairing) error {
 	}
 	s.pairing = p
 	s.forgetStandings()
-	if p != nil && s.heard.Before(p.Since) {
-		s.heard = p.Since
+	// Pairing with the same appliance once more tells nothing of what it has.
+	if p != nil && s.heardOf != p.Node {
+		s.heardOf = p.Node
+		if s.heard.Before(p.Since) {
+			s.heard = p.Since
+		}
 	}
 	return nil
 }

@@ -91,6 +91,7 @@ type Service struct {
 	laterLists map[string]laterList // of the replay, by fieldList
 
 	pairing      *Pairing                   // guarded by mu; nil: there is no other campus. The value is never changed in place
+	heardOf      string                     // guarded by mu: whose copy heard is about
 	heard        time.Time                  // guarded by mu: when the copy of its directory was whole
 	objects      map[objectKey]*objectState // guarded by mu
 	base         map[objectKey]int64        // guarded by mu: versions that the change under way begins from

@@ -172,6 +172,7 @@ func TestCampusAdministration(t *testing.T) {
 	if o := yinjian(t, "signer", "start", "A1001", "--dir", b.dir, "--reason", "x"); o.code == 0 || !strings.Contains(o.stderr, "directory_behind") {
 		t.Errorf("a change beside the other campus's: %v", o)
 	}
+	eventually(t, time.Minute, "the state says that a stop does not come", func() bool { return strings.Contains(strings.Join(b.state(t).Warnings, "\n"), "一直没有收到") })
 	b.stop(t)
 	configure(t, b.place, func(cfg *appliance.Config) { cfg.Listen.Peer = a.land.peer(1) + ":8445" })
 	b.serve(t)
@@ -184,6 +185,15 @@ func TestCampusAdministration(t *testing.T) {
 		t.Errorf("%d decisions were made anew, want %d", again, rows)
 	}
 	eventually(t, time.Minute, "both directories are the same", same)
+
+	// 7. What the database loses is put back without anybody's doing.
+	lost := pg.Exec(t, database, `DELETE FROM yj_decision WHERE object_kind = 'signer' AND object_id = 'A1001'`)
+	eventually(t, time.Minute, "the last decision on a signer is put back", func() bool {
+		return pg.Exec(t, database, `UPDATE yj_decision SET modified_by = 'benbu-1' WHERE object_kind = 'signer' AND object_id = 'A1001'`) == 1
+	})
+	if lost < 2 {
+		t.Errorf("%d decisions were deleted", lost)
+	}
 	for _, c := range ends {
 		c.mustBeClean(t)
 	}
