@@ -113,6 +113,10 @@ func (p *projection) once(ctx context.Context) error {
 		return err
 	}
 	if rebuilder == "" {
+		known, err := p.marks(opening)
+		if err != nil {
+			return err
+		}
 		n, err := audit.FillChanges(ctx, p.a.journal, store, store, store.ApplyChanges, p.a.batchMAC(), batchLabel)
 		if err != nil {
 			return err
@@ -120,7 +124,12 @@ func (p *projection) once(ctx context.Context) error {
 		if n > 0 {
 			p.a.log.WithField("changes", n).Warning("the database had no change log of this appliance: it was filled from the journal")
 		}
-		if err := p.lookBack(ctx, store); err != nil {
+		if n > 0 && known.Versions[audit.ChangeSet] > 0 {
+			if err := p.tell(ctx, fmt.Sprintf("the change log that the database had was removed, with its root; %d changes were filled in from the journal", n)); err != nil {
+				return err
+			}
+		}
+		if err := p.lookBack(ctx, store, known); err != nil {
 			return err
 		}
 	}

@@ -110,9 +110,7 @@ func (p *projection) sweep(ctx context.Context, actor string, pause func(context
 		{Name: "seen", Value: audit.Text(seen)}, {Name: "batches", Value: audit.Int(report.Batches)}, {Name: "macs", Value: audit.Int(report.MACsChecked)},
 		{Name: "differences", Value: audit.Int(uint64(len(report.Differences)) + report.Omitted)}, {Name: "first", Value: audit.Text(first)},
 	}}
-	if now := p.a.clock.Now(); !now.Time.IsZero() {
-		d.Ref = dayRef(kindSwept, now.Time)
-	}
+	d.Ref = dayRef(kindSwept, p.a.time.day(p.a.clock.Now().Time))
 	if _, err := p.a.journal.Append(ctx, d); err != nil {
 		return nil, journalRefused(err)
 	}
@@ -125,7 +123,7 @@ func (p *projection) sweep(ctx context.Context, actor string, pause func(context
 // marks are the furthest that the database was seen to be: by the last sweeps, which the journal has, and by the shipper.
 func (p *projection) marks(ctx context.Context) (audit.Marks, error) {
 	out := audit.Marks{Versions: map[string]uint64{}}
-	now := p.a.clock.Now().Time
+	now := p.a.time.day(p.a.clock.Now().Time) // a start looks before the clock has the time
 	err := p.a.time.filed(ctx, kindSwept, now.Add(-marksKept), now, func(e *audit.Entry) error {
 		var m audit.Marks
 		if err := json.Unmarshal([]byte(e.Text("seen")), &m); err != nil {
@@ -146,11 +144,7 @@ func (p *projection) marks(ctx context.Context) (audit.Marks, error) {
 }
 
 // lookBack names a database that was further once, before it is fed again.
-func (p *projection) lookBack(ctx context.Context, store *central.Store) error {
-	known, err := p.marks(ctx)
-	if err != nil {
-		return err
-	}
+func (p *projection) lookBack(ctx context.Context, store *central.Store, known audit.Marks) error {
 	has, err := audit.ShippedTo(ctx, p.a.journal, store)
 	if err != nil || has >= known.Shipped {
 		return err
@@ -160,11 +154,16 @@ func (p *projection) lookBack(ctx context.Context, store *central.Store) error {
 
 // wentBack journals that the database has fewer entries than it had.
 func (p *projection) wentBack(ctx context.Context, had, has uint64) error {
-	words := fmt.Sprintf("the database had %d entries of the journal and has %d: an older copy was put in its place, its end was removed, or the last transactions went with a power cut or a switchover", had, has)
-	p.a.log.Error(words + "; it is fed again")
-	_, err := p.a.journal.Append(ctx, audit.Draft{Kind: kindSwept, Actor: "appliance", Object: p.a.cfg.Node, Fields: []audit.Field{
-		{Name: "differences", Value: audit.Int(1)}, {Name: "first", Value: audit.Text(words)}, {Name: "had", Value: audit.Int(had)}, {Name: "has", Value: audit.Int(has)},
-	}})
+	return p.tell(ctx, fmt.Sprintf("the database had %d entries of the journal and has %d: an older copy was put in its place, its end was removed, or the last transactions went with a power cut or a switchover; it is fed again", had, has),
+		audit.Field{Name: "had", Value: audit.Int(had)}, audit.Field{Name: "has", Value: audit.Int(has)})
+}
+
+// tell journals something that was found beside the sweeps, and that goes by being found.
+func (p *projection) tell(ctx context.Context, words string, fields ...audit.Field) error {
+	p.a.log.Error(words)
+	_, err := p.a.journal.Append(ctx, audit.Draft{Kind: kindSwept, Actor: "appliance", Object: p.a.cfg.Node, Fields: append(fields,
+		audit.Field{Name: "differences", Value: audit.Int(1)}, audit.Field{Name: "first", Value: audit.Text(words)},
+	)})
 	return err
 }
 

@@ -101,7 +101,8 @@ func glob(t *testing.T, pattern string) []string {
 func TestChangesAndSweep(t *testing.T) {
 	t.Parallel()
 	need(t, "openssl")
-	dir := initAppliance(t, startTimeServer(t))
+	clock := startTimeServer(t)
+	dir := initAppliance(t, clock)
 	configure(t, dir, func(c *appliance.Config) { c.Database.SweepEvery = appliance.Duration(time.Second) })
 	m := serve(t, dir)
 	m.trusted(t)
@@ -224,7 +225,7 @@ func TestChangesAndSweep(t *testing.T) {
 	m.changeOf(t, "/admin/v1/applications/:id/limits", "account.application/outcome", "his", `"rate":77`, `"rate":78`)
 	yinjian(t, "db", "sweep", "--dir", dir)
 	m.stop(t)
-	for _, file := range []string{central + "-wal", central + "-shm"} {
+	for _, file := range []string{central + "-wal", central + "-shm", filepath.Join(dir, "run", "time.json")} {
 		if err := os.Remove(file); err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)
 		}
@@ -232,10 +233,28 @@ func TestChangesAndSweep(t *testing.T) {
 	if err := os.WriteFile(central, []byte(kept), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	clock.silent.Store(true) // what was seen is known before there is a time, as after a power cut
 	m = serve(t, dir)
-	eventually(t, time.Minute, "the older copy is named", func() bool {
-		b, err := os.ReadFile(m.log)
-		return err == nil && strings.Contains(string(b), "an older copy")
-	})
+	told := func(words string) func() bool {
+		return func() bool {
+			b, err := os.ReadFile(m.log)
+			return err == nil && strings.Contains(string(b), words)
+		}
+	}
+	eventually(t, time.Minute, "the older copy is named", told("an older copy"))
+	clock.silent.Store(false)
+	m.mustBeClean(t)
+	// The whole change log is removed, as if it had never been there.
+	m.trusted(t)
+	mustRun(t, "db", "sweep", "--dir", dir)
+	m.stop(t)
+	if db, err = sql.Open("sqlite3", central); err == nil {
+		_, err = db.Exec(`DELETE FROM yj_change; DELETE FROM yj_set_root`)
+	}
+	if err = errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	m = serve(t, dir)
+	eventually(t, time.Minute, "that the change log was removed is named", told("the change log that the database had was removed"))
 	m.mustBeClean(t)
 }
