@@ -1045,8 +1045,43 @@ func TestCampusOverreach(t *testing.T) {
 	imposter := &authority{t: t, key: newKey(t), cert: root.cert} // the right name, another key
 	sum := sha256.Sum256(root.cert.Raw)
 	write("trust.crl/outcome", "x", false, fields{"issuer": "省 CA", "issuer_id": hex.EncodeToString(sum[:]), "number": "09", "der": imposter.crl(9, now.Add(time.Minute), time.Hour)})
+	// The same as what it says it has from this appliance.
+	returned := func(kind, object string, version int64, body any) {
+		t.Helper()
+		b, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own, err := w.b.Journal.Entry(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := own.Entry
+		sum := audit.Sum([]byte(kind + object))
+		e.Kind, e.Object, e.Sequence, e.Ref, e.Epoch[0] = kind, object, w.a.Journal.Size(), sum[:], e.Epoch[0]^1
+		e.Fields = nil
+		if version > 0 {
+			e.Fields = []audit.Field{{Name: "decided.version", Value: audit.Int(version)}}
+		}
+		e.Payloads = []audit.Payload{{Name: "object", MediaType: "application/json", Size: int64(len(b)), SM3: audit.Sum(b)}}
+		der, err := e.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.a.Journal.Append(t.Context(), audit.Draft{Kind: audit.KindForeign, Object: object, Actor: "somebody", State: true, Payloads: []audit.Attachment{
+			{Name: "entry", MediaType: "binary/vnd.yinjian.entry", Data: der}, {Name: "of.object", MediaType: "application/json", Data: b},
+		}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	returned("key.destruction/outcome", "signer:D004", 1, fields{"owner": "signer:D001", "label": g.Keys[0].Label})
+	high := w.b.Directory.CRL("SM2")
+	returned("ca.crl/outcome", "SM2", 0, fields{"algorithm": "SM2", "number": 1 << 40, "der": high.DER})
 	if _, err := w.b.Take(w.a); err != nil {
 		t.Fatal(err)
+	}
+	if now := w.b.Directory.CRL("SM2"); now.Number != high.Number {
+		t.Errorf("our CA's list has the number %d, was %d", now.Number, high.Number)
 	}
 	for range 2 {
 		s := w.b.Directory.State()
@@ -1054,7 +1089,7 @@ func TestCampusOverreach(t *testing.T) {
 		for _, f := range s.Frozen {
 			frozen = append(frozen, strings.SplitN(f, "：", 2)[0])
 		}
-		if want := []string{"application other", "signer D002", "signer D003"}; !slices.Equal(frozen, want) {
+		if want := []string{"application other", "signer D002", "signer D003", "signer D004"}; !slices.Equal(frozen, want) {
 			t.Errorf("%+v", s)
 		}
 		his, _, _ := w.b.Directory.Application("his")

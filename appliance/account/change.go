@@ -391,7 +391,7 @@ func (s *Service) applyOne(ctx context.Context, e *audit.Entry, body, appKey []b
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 		}
 	}
-	if id, ok := bodyID(e.Kind, &app, &signer, &revoked, trust); s.isForeign(e) && ok && id != e.Object {
+	if id, ok := bodyID(e.Kind, &app, &signer, &revoked, trust); ok && id != e.Object {
 		return fmt.Errorf("account: entry %d is about %s, and has the object %s", e.Sequence, e.Object, id)
 	}
 	if s.isForeign(e) && e.Kind == kindApplication {
@@ -445,8 +445,8 @@ func (s *Service) applyOne(ctx context.Context, e *audit.Entry, body, appKey []b
 	return nil
 }
 
-// bodyID is what an entry's object is about. In an entry of ours it is what the entry says; in one of the other campus's it has
-// to be, or its versions would be counted for one object while another changes, one of this appliance alone perhaps.
+// bodyID is what an entry's object is about. In an entry of ours it is what the entry says; in one that the other campus sends it
+// has to be, or its versions would be counted for one object while another changes, one of this appliance alone perhaps.
 func bodyID(kind string, app *Application, g *Signer, revoked *revocation, trust trustObject) (id string, ok bool) {
 	switch kind {
 	case kindApplication:

@@ -598,7 +598,7 @@ func TestPINVerifierIsBound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = w.Directory.Replay(t.Context(), &audit.Entry{Kind: "account.signer/outcome"}, func(string) ([]byte, error) { return body, nil })
+	err = w.Directory.Replay(t.Context(), &audit.Entry{Kind: "account.signer/outcome", Object: "D002"}, func(string) ([]byte, error) { return body, nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -501,7 +501,10 @@ func (s *Service) replayForeign(ctx context.Context, e *audit.Entry, payload fun
 
 // applyForeign applies an entry of the other campus. One that cannot be applied, ever, freezes its object.
 func (s *Service) applyForeign(ctx context.Context, e *audit.Entry, body []byte) error {
-	err := s.apply(ctx, e, body, nil)
+	err := s.returned(e, body)
+	if err == nil {
+		err = s.apply(ctx, e, body, nil)
+	}
 	switch code := problem.CodeOf(err); {
 	case err == nil, errors.Is(err, errForked):
 		return nil
@@ -517,6 +520,27 @@ func (s *Service) applyForeign(ctx context.Context, e *audit.Entry, body []byte)
 	defer s.mu.Unlock()
 	s.freeze(key, fmt.Sprintf("设备 %s 的日志第 %d 条无法应用 (entry %d of %s cannot be applied): %v", e.Node, e.Sequence, e.Sequence, e.Node, err))
 	return nil
+}
+
+// returned looks at a list of our own CA that comes back from the other campus, which may have had it before we were restored:
+// it is our CA's, and has the number that it says. Later lists would have no effect beside one with a larger number.
+func (s *Service) returned(e *audit.Entry, body []byte) error {
+	if e.Kind != kindCRL || s.isForeign(e) {
+		return nil
+	}
+	var list crlPayload
+	if err := json.Unmarshal(body, &list); err != nil {
+		return err
+	}
+	l, err := pki.ParseCRL(list.DER)
+	if err != nil {
+		return err
+	}
+	c := s.cfg.CAs[list.Algorithm]
+	if c == nil || l.Number() == nil || !l.Number().IsInt64() || l.Number().Int64() != list.Number {
+		return fmt.Errorf("account: entry %d of this appliance is no list of its CA", e.Sequence)
+	}
+	return l.CheckIssuer(c.Certificate())
 }
 
 // foreignList says which list an entry of the other campus has, as [fieldList] does, nil if it has none, and whether one
@@ -563,8 +587,8 @@ func (s *Service) listIn(e *audit.Entry, body []byte) (*foreignCRL, error) {
 		if err := json.Unmarshal(body, l); err != nil {
 			return nil, err
 		}
-		if err := l.parse(); err != nil || !s.isForeign(e) {
-			return l, err
+		if err := l.parse(); err != nil {
+			return nil, err
 		}
 		// A list that its CA has not signed would take the place of one that it has.
 		s.mu.RLock()
