@@ -626,8 +626,8 @@ func (d *demo) tamperJournal(ctx context.Context, raw *wire.SignResult) error {
 	if err != nil {
 		return err
 	}
-	anchor := append([]byte{0x04, 0x20}, ref...) // the record id inside the entry's DER
-	if n, err := flip(filepath.Join(copied, "*.db"), anchor, []byte("discharge-summary")); err != nil || n == 0 {
+	// The record id inside the entry's DER, near its beginning: what comes later can lie on another page, behind other rows.
+	if n, err := flip(filepath.Join(copied, "*.db"), append([]byte{0x04, 0x20}, ref[:16]...), ref[16:]); err != nil || n == 0 {
 		return fmt.Errorf("changing the journal: %d places, %v", n, err)
 	}
 	found := new(bytes.Buffer)

@@ -127,8 +127,11 @@ func TestTimeAdministration(t *testing.T) {
 	}
 	var acts []string
 	for _, e := range entries(t, dir, "time.source/intent", "time.source/outcome") {
-		result, _, _ := strings.Cut(e.Text("result"), ":")
-		acts = append(acts, strings.TrimSpace(strings.TrimPrefix(e.Kind, "time.source/")+" "+e.Object+" "+e.Text("act")+result))
+		what, _, _ := strings.Cut(e.Text("result"), ":")
+		if what == "" { // not an outcome
+			what = e.Text("act")
+		}
+		acts = append(acts, strings.TrimPrefix(e.Kind, "time.source/")+" "+e.Object+" "+what)
 	}
 	want := []string{
 		"intent " + name + " remove", "outcome " + name + " refused", "intent b add", "outcome b refused", "intent b add", "outcome b done",
