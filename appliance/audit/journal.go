@@ -847,6 +847,9 @@ func (j *Journal) commitSome(batch []*request) (int, error) {
 			return 0, err
 		}
 		work = append([]*request{seal}, batch...)
+		if batch[0].epoch != nil { // the epoch first, for the same reason
+			work[0], work[1] = work[1], work[0]
+		}
 	}
 	if j.pendingSeal != nil {
 		room = max(room, 2) // a seal and one draft, or a segment of one entry would never end

@@ -300,7 +300,7 @@ func (t *tally) seal() Seal {
 // Kinds and fields that the journal writes itself.
 const (
 	KindEpoch  = "journal.epoch"          // a new epoch begins with this entry
-	KindSealed = "journal.segment.sealed" // first entry of a segment: the seal of the one before
+	KindSealed = "journal.segment.sealed" // first entry of a segment, or the second behind [KindEpoch]: the seal of the one before
 )
 
 func (s Seal) draft() Draft {

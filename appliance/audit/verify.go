@@ -162,29 +162,30 @@ type verifier struct {
 	keys   []crypto.PublicKey
 	report *Report
 
-	seg      Segment
-	next     uint64 // number of the next entry
-	partRows int
-	part     *part           // the rows that are being judged
-	leaves   []Hash          // of them, those that were taken for entries
-	pending  [64]value       // by level: the left node that waits for its sibling, if it is known
-	chain    *Hash           // of the entry before; nil: not known
-	suspect  *suspicion      // the entry before, if it is to be settled by this one
-	named    *uint64         // the entry before, if it was named as changed
-	open     int             // finding of a lowest node that does not fit, which no chain explains yet; -1: none
-	proved   *uint64         // last entry whose leaf is under a signed root without a stored node between
-	refs     [2][]byte       // of the entry before and of this one
-	before   map[int]Finding // findings as they were before they were laid to an entry
-	sum      hash.Hash       // over the segment's leaf hashes
-	own      frontier        // the segment's own tree
-	nodes    uint64          // inner nodes that the segment should have
-	prior    *Seal           // of the segment before
-	node     string
-	epoch    *Epoch
-	epochs   map[Epoch]bool
-	changes  uint64
-	checked  map[Hash]bool // payloads of this segment
-	stored   []uint64      // first bytes of the digests of all of them
+	seg       Segment
+	next      uint64 // number of the next entry
+	partRows  int
+	part      *part           // the rows that are being judged
+	leaves    []Hash          // of them, those that were taken for entries
+	pending   [64]value       // by level: the left node that waits for its sibling, if it is known
+	chain     *Hash           // of the entry before; nil: not known
+	suspect   *suspicion      // the entry before, if it is to be settled by this one
+	named     *uint64         // the entry before, if it was named as changed
+	open      int             // finding of a lowest node that does not fit, which no chain explains yet; -1: none
+	proved    *uint64         // last entry whose leaf is under a signed root without a stored node between
+	refs      [2][]byte       // of the entry before and of this one
+	before    map[int]Finding // findings as they were before they were laid to an entry
+	sum       hash.Hash       // over the segment's leaf hashes
+	own       frontier        // the segment's own tree
+	nodes     uint64          // inner nodes that the segment should have
+	prior     *Seal           // of the segment before
+	announced bool            // the segment begins with the announcement of an epoch
+	node      string
+	epoch     *Epoch
+	epochs    map[Epoch]bool
+	changes   uint64
+	checked   map[Hash]bool // payloads of this segment
+	stored    []uint64      // first bytes of the digests of all of them
 
 	// Sizes of the first and the last checkpoint without token.
 	bareFirst, bareLast uint64
@@ -1022,7 +1023,15 @@ func (v *verifier) content(r *examined) error {
 		}
 		v.changes = n + 1
 	}
-	if e.Sequence == v.seg.First && v.seg.Number > 1 && v.prior != nil && v.prior.Segment == v.seg.Number-1 {
+	// The seal of the segment before stands first, or behind the announcement of an epoch.
+	place := v.seg.First
+	if e.Sequence == v.seg.First {
+		v.announced = e.Kind == KindEpoch
+	}
+	if v.announced {
+		place++
+	}
+	if e.Sequence == place && v.seg.Number > 1 && v.prior != nil && v.prior.Segment == v.seg.Number-1 {
 		seal, err := sealIn(e)
 		if e.Kind != KindSealed || err != nil || seal != *v.prior {
 			f := found()

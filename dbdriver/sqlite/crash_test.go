@@ -2,6 +2,7 @@ package sqlite_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -561,5 +562,51 @@ func TestEachReceiptFollowsItsOwnSync(t *testing.T) {
 	}
 	if acks != 12 || folders < 3 {
 		t.Errorf("strace saw %d receipts and %d syncs of the folder", acks, folders)
+	}
+}
+
+// A copy that ends with a sealed segment goes on in a new epoch: neither its announcement nor the segment's seal stands under a
+// number that the epoch before gives to another entry.
+func TestNewEpochBehindASealedSegment(t *testing.T) {
+	t.Parallel()
+	top := t.TempDir()
+	dir, other := filepath.Join(top, "journal"), filepath.Join(top, "restored")
+	four := func(c *sqlite.JournalConfig) { c.SegmentEntries = 4 }
+	j := start(t, openStore(t, dir, four), nil)
+	appendN(t, j.Journal, 0, 4) // the first three behind the announcement of the first epoch fill a segment
+	j.stop()
+	if err := os.MkdirAll(other, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	full, err := os.ReadFile(filepath.Join(dir, seg1))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(other, seg1), full, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaves := map[string][]byte{}
+	for _, d := range []string{dir, other} {
+		j := start(t, openStore(t, d, four), func(c *audit.Config) {
+			clock := newClock()
+			clock.now = clock.now.Add(time.Duration(len(leaves)) * time.Hour) // a restore is later
+			c.Clock, c.NewEpoch = clock, d == other
+		})
+		appendN(t, j.Journal, 4, 6)
+		err := j.Range(t.Context(), 0, func(r audit.Record) error {
+			place := fmt.Sprint(r.Epoch, " ", r.Sequence)
+			if had := leaves[place]; had != nil && !bytes.Equal(had, r.LeafHash[:]) {
+				t.Errorf("%s: %s stands for two entries, here %s", filepath.Base(d), place, r.Entry.Kind)
+			}
+			leaves[place] = bytes.Clone(r.LeafHash[:])
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		j.stop()
+		if r := verify(t, d, audit.Options{}); !r.OK() {
+			t.Errorf("%s: %s", filepath.Base(d), list(r))
+		}
 	}
 }
