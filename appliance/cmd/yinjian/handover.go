@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/csv"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -99,11 +98,11 @@ func (h *handover) put(name string, data []byte) error {
 
 // table writes a CSV file.
 func (h *handover) table(name string, lines [][]string) error {
-	b := bytes.NewBufferString("\xef\xbb\xbf")
-	if err := csv.NewWriter(b).WriteAll(lines); err != nil {
+	b, err := tableText(lines)
+	if err != nil {
 		return err
 	}
-	return h.put(name, b.Bytes())
+	return h.put(name, b)
 }
 
 func (h *handover) write(ctx context.Context) error {

@@ -146,27 +146,33 @@ func readLimited(name string, limit int64) ([]byte, error) {
 func inert(cells []string) []string {
 	cells = slices.Clone(cells)
 	for i, cell := range cells {
-		if strings.IndexAny(cell, "=+-@\t\r") == 0 {
+		if strings.IndexAny(cell, "=+-@＝＋－＠\t\r\n") == 0 {
 			cells[i] = "'" + cell
 		}
 	}
 	return cells
 }
 
-// writeTable writes a CSV file that spreadsheets read as UTF-8. It replaces an earlier one as a whole. Its cells are [inert].
-func writeTable(name string, lines [][]string) error {
+// tableText is a CSV file that spreadsheets read as UTF-8. Its cells are [inert].
+func tableText(lines [][]string) ([]byte, error) {
 	b := bytes.NewBufferString("\xef\xbb\xbf")
 	w := csv.NewWriter(b)
 	for _, line := range lines {
 		if err := w.Write(inert(line)); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	w.Flush()
-	if err := w.Error(); err != nil {
+	return b.Bytes(), w.Error()
+}
+
+// writeTable writes a table. It replaces an earlier one as a whole.
+func writeTable(name string, lines [][]string) error {
+	b, err := tableText(lines)
+	if err != nil {
 		return err
 	}
-	return replaceFile(name, b.Bytes())
+	return replaceFile(name, b)
 }
 
 // replaceFile writes under a temporary name first, so that an interruption leaves the old file or the new one.

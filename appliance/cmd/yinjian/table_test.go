@@ -94,3 +94,16 @@ func TestNoFormulaInTables(t *testing.T) {
 		t.Error("the caller's lines were changed")
 	}
 }
+
+// What others named is no formula in any table that goes to people: in those that are written, and in those handed over.
+func TestTablesAreInert(t *testing.T) {
+	t.Parallel()
+	h := &handover{out: t.TempDir()}
+	if err := h.table("rights.csv", [][]string{{"=1+1", "+1", "-1", "@x", "＝1", "－1", "a=1", ""}}); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(h.out, "rights.csv"))
+	if want := "\xef\xbb\xbf'=1+1,'+1,'-1,'@x,'＝1,'－1,a=1,\n"; err != nil || string(b) != want {
+		t.Errorf("%q, %v, want %q", b, err, want)
+	}
+}
