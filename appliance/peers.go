@@ -52,7 +52,8 @@ const (
 	peerWait       = 5 * time.Second        // a long poll
 	peerPause      = 500 * time.Millisecond // after a failure, doubled up to peerPauseMost
 	peerPauseMost  = 5 * time.Second
-	peerStartLimit = 5 * time.Second // for the question at the start
+	cosignPause    = 500 * time.Millisecond // between two cosignatures
+	peerStartLimit = 5 * time.Second        // for the question at the start
 	heardEvery     = 10 * time.Second
 )
 
@@ -88,6 +89,7 @@ type pairing struct {
 	cosignature *audit.Cosignature // nil: none
 	headCount   uint64             // entries of kindPeerHead about this node
 	seenCount   uint64             // entries of kindPeerSeen about this node
+	cosignedAt  time.Time          // guarded by heads: when the last one was asked for that is not older
 	remembered  uint64             // size of its checkpoint in the last of them
 	confirmed   uint64             // size of our newest checkpoint that it has cosigned; 0: none
 	confirmedBy time.Time          // when
@@ -1040,6 +1042,12 @@ func (s peerService) Cosign(ctx context.Context, r *peer.CosignRequest) (*peer.C
 	if last != nil && bytes.Equal(last.Note, c.Note) { // the answer was lost
 		return &peer.Cosigned{Text: word.Text, Signature: word.Signature}, nil
 	}
+	// Each costs a signature and an entry here; the other side asks once in its peer.cosign_every, a second at least.
+	now := time.Now() // interval
+	if now.Sub(pair.cosignedAt) < cosignPause {
+		return nil, peer.Refuse(peer.Busy, "a checkpoint was cosigned less than %v ago", cosignPause)
+	}
+	pair.cosignedAt = now
 	return p.cosign(ctx, pair, c)
 }
 

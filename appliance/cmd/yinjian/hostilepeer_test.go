@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"math/big"
 	"os"
@@ -316,6 +317,33 @@ func TestHostilePeer(t *testing.T) {
 	asked := p.asked.Load()
 	if s := m.peer(t); s.Split == "" || known("ris") || p.asked.Load() != asked {
 		t.Errorf("after two histories: %+v", s)
+	}
+	// Paired anew it asks for one cosignature after another: each costs a signature and an entry.
+	mustRun(t, "peer", "remove", "--dir", dir, "--reason", "查明", "--confirmed-by", "张三", "--confirmed-by", "李四")
+	m.believe(t, file, appliance.PeerCardFingerprint(text))
+	asks := peer.NewClient(peer.ClientConfig{Address: own, Certificate: func() (*tls.Certificate, error) { return p.line, nil }, SPKI: theirs.PeerKey})
+	defer asks.Close()
+	var busy bool
+	from, size := late.Size, m.state(t).Journal.Entries
+	var heads []audit.Checkpoint
+	for i := range 5 {
+		_, c := registers(t, p.journal, fmt.Sprintf("app%d", i))
+		heads = append(heads, c)
+	}
+	for _, c := range heads {
+		proof, err := p.journal.ConsistencyProof(t.Context(), from, c.Size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = asks.Cosign(t.Context(), &peer.CosignRequest{Checkpoint: peer.HeadOf(&c), From: from, Consistency: peer.Hashes(proof)})
+		if from = c.Size; peer.IsRefusal(err, peer.Busy) {
+			busy = true
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if grown := m.state(t).Journal.Entries - size; !busy || grown >= 5 {
+		t.Errorf("refused %v; the journal has grown by %d entries", busy, grown)
 	}
 	m.mustBeClean(t)
 }
