@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/user"
-	"strconv"
 
 	"github.com/labstack/echo/v4"
 	"golang.org/x/sys/unix"
@@ -198,33 +196,22 @@ func (s *Server) listed(do func(ctx context.Context, actor string) (any, error))
 	})
 }
 
-// local lets root and the appliance's own user in.
+// local runs h for whom the matrix lets in.
 func (s *Server) local(b body, h func(c echo.Context, actor string, body []byte) error) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		r := c.Request()
-		peer, ok := r.Context().Value(peerKey{}).(*unix.Ucred)
-		if !ok || peer == nil {
-			return problem.New(problem.Forbidden, "无法确认本机调用者 (the kernel does not say who calls)", "请通过本机管理套接字访问 (use the local socket)")
+		sess, p := s.sessionOf(c)
+		if p == nil {
+			p = s.may(sess, c.Request().Method, c.Path())
 		}
-		actor := actorOf(peer.Uid)
-		exchangeOf(c).operator = actor
-		if peer.Uid != 0 && int(peer.Uid) != os.Getuid() {
-			return problem.New(problem.Forbidden, "该用户不能管理设备 (this user may not administer the appliance)", "请使用 root 或设备服务用户 (use root or the service's user)")
+		if p != nil {
+			return p
 		}
 		data, err := s.receive(c, b)
 		if err != nil {
 			return err
 		}
-		return h(c, actor, data)
+		return h(c, sess.actor(), data)
 	}
-}
-
-func actorOf(uid uint32) string {
-	id := strconv.FormatUint(uint64(uid), 10)
-	if u, err := user.LookupId(id); err == nil {
-		return "local uid=" + id + "(" + u.Username + ")"
-	}
-	return "local uid=" + id // a user without a name is still one user
 }
 
 type peerKey struct{}

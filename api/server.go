@@ -221,6 +221,9 @@ func New(cfg Config) (*Server, error) {
 	s.signing.Pre(s.plainly)
 	s.signingRoutes(s.signing)
 	s.adminRoutes(s.admin)
+	if err := checkMatrix(s.admin.Routes()); err != nil {
+		return nil, err
+	}
 	s.plainRoutes(s.plain)
 	return s, nil
 }

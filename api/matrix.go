@@ -1,0 +1,197 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/labstack/echo/v4"
+
+	"yinjian/appliance/account"
+	"yinjian/appliance/problem"
+)
+
+// A Role is an administrator's.
+type Role = account.Role
+
+// A State is one of the appliance's.
+type State string
+
+// The states of an appliance.
+const (
+	Uninitialised State = "uninitialised" // a folder without an identity
+	Locked        State = "locked"        // PINs have to be given first
+	Operational   State = "operational"
+	Failed        State = "failed" // the start went wrong
+)
+
+// A Place is where a route answers somebody who has not logged in.
+type Place int
+
+const (
+	nowhere Place = iota
+	locally       // on the local socket
+	anywhere
+)
+
+// A Line says of one route of the administration who may use it, and when.
+type Line struct {
+	Method, Pattern string
+	// Title is what it does, for docs/roles.md.
+	Title string
+	// Roles are those that may; none: whoever has logged in.
+	Roles []Role
+	// Second are the roles of which a second person has to approve, somebody else than the first; none: nobody has to.
+	Second []Role
+	// Without says where it answers without a login.
+	Without Place
+	// States are those in which it answers; none: operational alone.
+	States  []State
+	Changes bool // it changes something
+}
+
+// Matrix is the one table of roles and routes: what is not in it does not exist, and a server with a route that it does not
+// know does not start. docs/roles.md shows it.
+func Matrix() []Line { return slices.Clone(matrix) }
+
+const post, get = "POST", "GET"
+
+var (
+	security = []Role{account.Security}
+	system   = []Role{account.System}
+	auditor  = []Role{account.Auditor}
+	staffing = []Role{account.Security, account.Operator}
+	// second may approve what the security and the system administrator propose: the other one of them, or one more of the same.
+	second = []Role{account.Security, account.System}
+
+	seeStaff    = []Role{account.Security, account.Auditor, account.Operator}
+	seeTrust    = []Role{account.Security, account.Auditor}
+	seeMachines = []Role{account.System, account.Security, account.Auditor}
+	seeService  = []Role{account.System, account.Auditor}
+	seeRecords  = []Role{account.Auditor, account.Operator}
+	always      = []State{Uninitialised, Locked, Operational, Failed}
+)
+
+var matrix = []Line{
+	{Method: post, Pattern: "/admin/v1/applications", Title: "登记应用 (register an application)", Roles: security, Second: second, Changes: true},
+	{Method: get, Pattern: "/admin/v1/applications", Title: "列出应用 (list applications)", Roles: seeStaff},
+	{Method: post, Pattern: "/admin/v1/applications/:id/stop", Title: "停用应用 (stop an application)", Roles: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/applications/:id/limits", Title: "设定应用的速率 (set an application's rates)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/applications/:id/production", Title: "标为生产应用或取消 (mark as one of production, or not)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/signers", Title: "登记签名人 (enrol a signer)", Roles: staffing, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/signers/import", Title: "批量登记签名人 (enrol signers in bulk)", Roles: staffing, Second: second, Changes: true},
+	{Method: get, Pattern: "/admin/v1/signers", Title: "列出签名人 (list signers)", Roles: seeStaff},
+	{Method: post, Pattern: "/admin/v1/signers/:id/keys", Title: "增加签名人密钥 (another key for a signer)", Roles: staffing, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/signers/:id/pin", Title: "设置签名人 PIN (set a signer's PIN)", Roles: staffing, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/signers/:id/recover", Title: "凭份额恢复托管密钥 (recover custody keys with shares)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/signers/:id/stop", Title: "停用签名人 (stop a signer)", Roles: staffing, Changes: true},
+	{Method: post, Pattern: "/admin/v1/signers/:id/start", Title: "启用签名人 (start a signer)", Roles: staffing, Second: second, Changes: true},
+	{Method: get, Pattern: "/admin/v1/keys", Title: "列出密钥 (list keys)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/keys/destroy", Title: "销毁密钥 (destroy a key)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/ceremonies", Title: "记入密钥仪式 (record a ceremony)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/ceremonies/rederive", Title: "改由仪式的 MAC 密钥派生 (derive anew with a ceremony's MAC keys)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/certificates/:serial/revoke", Title: "吊销证书 (revoke a certificate)", Roles: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/crls", Title: "发布吊销列表 (publish CRLs)", Roles: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/anchors", Title: "加信任锚 (admit a trust anchor)", Roles: security, Second: second, Changes: true},
+	{Method: get, Pattern: "/admin/v1/anchors", Title: "列出信任锚 (list anchors)", Roles: seeTrust},
+	{Method: post, Pattern: "/admin/v1/anchors/:id/withdraw", Title: "撤销信任锚 (withdraw an anchor)", Roles: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/intermediates", Title: "加中间证书 (add intermediates)", Roles: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/certificates/requests", Title: "生成证书请求；换新密钥须两人 (request a certificate; two persons for a new key)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/certificates", Title: "导入证书 (import certificates)", Roles: security, Changes: true},
+	{Method: get, Pattern: "/admin/v1/certificates", Title: "列出证书 (list certificates)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/trust/crls", Title: "导入吊销列表 (import a CRL)", Roles: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/trust/crls/fetch", Title: "取吊销列表 (fetch CRLs)", Roles: security, Changes: true},
+	{Method: get, Pattern: "/admin/v1/trust/crls", Title: "列出吊销列表 (list CRLs)", Roles: seeTrust},
+
+	{Method: post, Pattern: "/admin/v1/machines", Title: "增加密码机 (add a cipher machine)", Roles: system, Changes: true},
+	{Method: get, Pattern: "/admin/v1/machines", Title: "列出密码机 (list cipher machines)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/machines/:name/drain", Title: "停派密码机 (drain a cipher machine)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/machines/:name/resume", Title: "恢复密码机 (resume a cipher machine)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/machines/:name/remove", Title: "移除密码机 (remove a cipher machine)", Roles: system, Changes: true},
+	{Method: get, Pattern: "/admin/v1/directory", Title: "目录状态 (state of the directory)", Roles: seeMachines},
+	{Method: get, Pattern: "/admin/v1/directory/versions", Title: "目录各对象的版本 (versions of the directory)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/directory/skip", Title: "跳过无人认领的版本 (skip versions)", Roles: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/directory/thaw", Title: "结束目录分叉 (end a fork of the directory)", Roles: security, Second: second, Changes: true},
+	{Method: get, Pattern: "/admin/v1/time", Title: "时间状态 (state of time)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/time/history", Title: "时间历史 (history of time)", Roles: seeMachines},
+	{Method: get, Pattern: "/admin/v1/time/sources", Title: "列出时间源 (list time sources)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/time/sources", Title: "增加时间源 (add a time source)", Roles: system, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/time/sources/:name/remove", Title: "移除时间源 (remove a time source)", Roles: system, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/time/readmit", Title: "时间重新准入 (re-entry of time)", Roles: system, Second: second, Changes: true},
+	{Method: get, Pattern: "/admin/v1/tsa", Title: "时间戳服务状态 (state of the stamping service)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/tsa/stop", Title: "停止时间戳服务 (stop stamping)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/tsa/start", Title: "启动时间戳服务 (start stamping)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/tsa/log", Title: "时间戳服务日志 (log of stamping)", Roles: seeService},
+	{Method: post, Pattern: "/admin/v1/stamps", Title: "盖一个时间戳 (stamp once)", Roles: system, Changes: true},
+
+	{Method: post, Pattern: "/admin/v1/audit/verify", Title: "核验日志 (verify the journal)", Roles: auditor},
+	{Method: post, Pattern: "/admin/v1/compare", Title: "与中心库对账 (compare with the central database)", Roles: auditor},
+	{Method: post, Pattern: "/admin/v1/sweep", Title: "清查中心库 (sweep the central database)", Roles: auditor},
+	{Method: post, Pattern: "/admin/v1/changes", Title: "查询变更日志 (query the change log)", Roles: auditor},
+	{Method: post, Pattern: "/admin/v1/reports/year", Title: "年度统计 (report of a year)", Roles: auditor},
+	{Method: post, Pattern: "/admin/v1/rebuild", Title: "重建中心库 (rebuild the central database)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/preserve/run", Title: "立即做归档时间戳 (run archive timestamps)", Roles: system, Changes: true},
+	{Method: get, Pattern: "/admin/v1/preserve", Title: "归档时间戳状态 (state of archive timestamps)", Roles: seeService},
+	{Method: post, Pattern: "/admin/v1/preserve/record", Title: "一条记录的归档证据 (evidence of a record)", Roles: seeRecords},
+	{Method: post, Pattern: "/admin/v1/backups/custodians", Title: "设定备份保管人 (set the custodians of backups)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/backups", Title: "导出备份 (export a backup)", Roles: system, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/backups/:id/outcome", Title: "记入备份结果 (record a backup's outcome)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/backups/reports", Title: "记入核验或恢复演练 (file a verification or a drill of restoring)", Roles: system, Second: second, Changes: true},
+	{Method: get, Pattern: "/admin/v1/backups", Title: "列出备份 (list backups)", Roles: seeService},
+	{Method: get, Pattern: "/admin/v1/backups/missing", Title: "恢复丢失的记录 (records lost in a restore)", Roles: seeService},
+	{Method: get, Pattern: "/admin/v1/peer", Title: "另一院区状态 (state of the other campus)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/peer/card", Title: "制作结对卡 (make a card for pairing)", Roles: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/peer", Title: "与另一院区结对 (pair with the other campus)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/peer/remove", Title: "解除结对 (end the pairing)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/history/records", Title: "导入旧系统记录 (import records of older systems)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/history/totals", Title: "旧系统记录导入合计 (totals of an import)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/history/record", Title: "查看旧系统记录 (look at a record of an older system)", Roles: seeRecords},
+
+	{Method: get, Pattern: "/admin/v1/state", Title: "设备状态 (state of the appliance)", Without: locally, States: always},
+	{Method: get, Pattern: "/metrics", Title: "监控指标 (metrics)", Without: locally},
+	{Method: get, Pattern: "/health/alive", Title: "存活 (alive)", Without: anywhere, States: always},
+	{Method: get, Pattern: "/health/ready", Title: "就绪 (ready)", Without: anywhere, States: always},
+}
+
+type route struct{ method, pattern string }
+
+var lines = func() map[route]*Line {
+	out := map[route]*Line{}
+	for i := range matrix {
+		out[route{matrix[i].Method, matrix[i].Pattern}] = &matrix[i]
+	}
+	return out
+}()
+
+// lineOf is nil for what the matrix does not know.
+func lineOf(method, pattern string) *Line { return lines[route{method, pattern}] }
+
+// checkMatrix wants each of the routes in the matrix, and each line of it among them.
+func checkMatrix(routes []*echo.Route) error {
+	var errs []error
+	seen := map[route]bool{}
+	for _, r := range routes {
+		if lineOf(r.Method, r.Path) == nil {
+			errs = append(errs, fmt.Errorf("api: %s %s is in no line of the matrix of roles", r.Method, r.Path))
+		}
+		seen[route{r.Method, r.Path}] = true
+	}
+	for r := range lines {
+		if !seen[r] {
+			errs = append(errs, fmt.Errorf("api: the matrix of roles has %s %s, which is no route", r.method, r.pattern))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// may is nil, or why the session may not use a route.
+func (s *Server) may(sess *Session, method, pattern string) *problem.Problem {
+	line := lineOf(method, pattern)
+	switch {
+	case line == nil:
+		return problem.New(problem.NotFound, "没有这个地址 (no such route)", "见 docs/roles.md (see there)")
+	case sess.open, len(line.Roles) == 0, slices.Contains(line.Roles, sess.Role):
+		return nil
+	}
+	return problem.New(problem.Forbidden, "该角色无此权限 (this is no work of the administrator's role)", "由有此职责的管理员办理，见 docs/roles.md (ask the administrator whose work it is)")
+}
