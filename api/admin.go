@@ -92,6 +92,7 @@ type Admin interface {
 	RecordsAdmin
 	PeerAdmin
 	StaffAdmin
+	SearchAdmin
 }
 
 func (s *Server) adminRoutes(e *echo.Echo) {
@@ -139,6 +140,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	s.recordsRoutes(e)
 	s.peerRoutes(e)
 	s.staffRoutes(e)
+	s.searchRoutes(e)
 	e.POST("/admin/v1/stamps", administered(s, checkStamp, a.Stamp))
 	e.GET("/admin/v1/state", s.listed(a.State))
 	e.GET("/metrics", s.local(body{gives: "text/plain"}, func(c echo.Context, _ string, _ []byte) error {

@@ -64,6 +64,15 @@ func (a *admin) ImportHistory(_ context.Context, actor string, req api.ImportHis
 func (a *admin) CloseHistory(_ context.Context, actor string, req api.HistoryTotals) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) SearchSigners(_ context.Context, actor string, req api.SearchSigners) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) SearchRecords(_ context.Context, actor string, req api.SearchRecords) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ExamineRecord(_ context.Context, actor string, req api.ExamineRecord) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) HistoryRecord(_ context.Context, actor string, req api.HistoryRecord) (any, error) {
 	return a.note(actor, req)
 }
@@ -388,6 +397,18 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.Rebuild(ctx, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}))
 	check(a.YearReport(ctx, wire.YearReport{Year: 2026}))
 	check(a.Stamp(ctx, wire.Stamp{Request: []byte("req")}))
+	running := false
+	people := wire.SearchSigners{Text: "心内", Stopped: &running, Skip: 6250, Most: 50}
+	rows := wire.SearchRecords{
+		RecordID: strings.Repeat("0a", 32), Kind: "sign.v1", Application: "his", Signer: "D1001", Department: "心内科", Since: "2026-11-01T00:00:00+08:00",
+		After: &wire.RecordPlace{AtUS: 7, Node: "east", Epoch: "0123456789abcdef", Sequence: 9}, Most: 500,
+	}
+	examined := wire.ExamineRecord{ID: strings.Repeat("0a", 32), Document: bytes.Repeat([]byte{7}, 200<<10)}
+	check(a.SearchSigners(ctx, people))
+	if _, err := a.SearchRecords(ctx, rows); err != nil {
+		t.Error(err)
+	}
+	check(a.ExamineRecord(ctx, examined))
 	check(a.State(ctx))
 	want := []any{
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"},
@@ -406,7 +427,8 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.Sweep{}, changes,
 		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}, wire.ThawObject{Kind: "signer", ID: "D001", Reason: "以本部为准"},
 		"peer", wire.PeerCard{}, pairing, wire.RemovePeer{Persons: two, Reason: "换设备"},
-		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")}, "state",
+		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")},
+		people, rows, examined, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
 		t.Error(diff)
@@ -500,7 +522,16 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.ListChanges(ctx, wire.ListChanges{Object: strings.Repeat("x", 257)})
 			return err
 		}, "object"},
-		"too many changes":          {func() error { _, err := a.ListChanges(ctx, wire.ListChanges{Limit: 10_001}); return err }, "limit"},
+		"too many changes":      {func() error { _, err := a.ListChanges(ctx, wire.ListChanges{Limit: 10_001}); return err }, "limit"},
+		"page too long":         {func() error { _, err := a.SearchSigners(ctx, wire.SearchSigners{Most: 501}); return err }, "most"},
+		"page before the first": {func() error { _, err := a.SearchSigners(ctx, wire.SearchSigners{Skip: -1}); return err }, "skip"},
+		"record id to look for": {func() error { _, err := a.SearchRecords(ctx, wire.SearchRecords{RecordID: "xyz"}); return err }, "record_id"},
+		"since when":            {func() error { _, err := a.SearchRecords(ctx, wire.SearchRecords{Since: "gestern"}); return err }, "since"},
+		"after nothing": {func() error {
+			_, err := a.SearchRecords(ctx, wire.SearchRecords{After: &wire.RecordPlace{Epoch: "0123456789abcdef"}})
+			return err
+		}, "after.node"},
+		"record to examine":         {func() error { _, err := a.ExamineRecord(ctx, wire.ExamineRecord{ID: "0a"}); return err }, "path.id"},
 		"nothing to stamp":          {func() error { _, err := a.Stamp(ctx, wire.Stamp{}); return err }, "request"},
 		"too many lines":            {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
 		"production without reason": {func() error { _, err := a.SetProduction(ctx, wire.SetProduction{ID: "his"}); return err }, "reason"},

@@ -513,7 +513,7 @@ func (s *Service) setOne(e *audit.Entry, app *Application, appKey []byte, g *Sig
 			return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
 		}
 		s.reholdSealed(g)
-		s.signers[g.ID] = g
+		s.signers[g.ID], s.signerOrder = g, ordered(s.signerOrder, g.ID)
 		if set, _ := e.Field("pin_set").(audit.Bool); bool(set) {
 			delete(s.pinFailures, g.ID)
 		}

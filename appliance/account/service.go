@@ -71,6 +71,7 @@ type Service struct {
 	applications map[string]*Application       // guarded by mu; values are never changed in place
 	appKeys      map[string][]byte             // guarded by mu: derived HMAC keys
 	signers      map[string]*Signer            // guarded by mu; values are never changed in place
+	signerOrder  []string                      // guarded by mu: their ids, ascending
 	certificates map[string]*CertificateStatus // guarded by mu, by serial; values are never changed in place
 	crls         map[string]*CRL               // guarded by mu, by CA algorithm
 	pinFailures  map[string]map[string]int     // guarded by mu: by signer, then application; since the last right PIN

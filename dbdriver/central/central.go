@@ -298,16 +298,18 @@ func (s *Store) texts(ctx context.Context, statements []Statement, args ...any) 
 
 // Rows implements audit.Projection, by keyset pages.
 func (s *Store) Rows(ctx context.Context, node, epoch string, from uint64, fn func(audit.ProjectedRow) error) error {
-	return pages(ctx, s, selectRecords, node, epoch, int64(from), func(rows *sql.Rows) (audit.ProjectedRow, int64, error) {
-		var r audit.ProjectedRow
-		var seq int64
-		var id, app, signer, dept, doc, campus sql.NullString
-		err := rows.Scan(&r.Node, &r.Epoch, &seq, &r.LeafHash, &id, &r.Kind, &app, &signer, &dept, &doc, &campus,
-			&r.SignedAt, &r.Bound, &r.Status, &r.CreatedBy, &r.CreatedAt, &r.ModifiedBy, &r.ModifiedAt)
-		r.Sequence, r.RecordID, r.Application, r.Signer = uint64(seq), id.String, app.String, signer.String
-		r.Department, r.DocumentType, r.Campus = dept.String, doc.String, campus.String
-		return r, seq, err
-	}, fn)
+	return pages(ctx, s, selectRecords, node, epoch, int64(from), scanRecord, fn)
+}
+
+func scanRecord(rows *sql.Rows) (audit.ProjectedRow, int64, error) {
+	var r audit.ProjectedRow
+	var seq int64
+	var id, app, signer, dept, doc, campus sql.NullString
+	err := rows.Scan(&r.Node, &r.Epoch, &seq, &r.LeafHash, &id, &r.Kind, &app, &signer, &dept, &doc, &campus,
+		&r.SignedAt, &r.Bound, &r.Status, &r.CreatedBy, &r.CreatedAt, &r.ModifiedBy, &r.ModifiedAt)
+	r.Sequence, r.RecordID, r.Application, r.Signer = uint64(seq), id.String, app.String, signer.String
+	r.Department, r.DocumentType, r.Campus = dept.String, doc.String, campus.String
+	return r, seq, err
 }
 
 // Batches implements audit.Projection.

@@ -282,7 +282,7 @@ func Suite(t *testing.T, fresh func(t testing.TB) *Database) {
 		"Texts": texts, "Pages": pages, "Apply": apply, "Shipper": shipper, "Fork": fork, "Compare": differences, "Days": days, "Changes": changeLog, "Sweep": sweeps, "Dictionary": dataDictionary, "Authors": authors, "CoveredUp": coveredUp, "EarlierEpochs": earlierEpochs, "Shrunk": shrunk,
 		"Rebuild": rebuild, "RebuildStopped": rebuildStopped, "RebuiltElsewhere": rebuiltElsewhere, "Behind": behind,
 		"AnswersLost": answersLost, "Hang": hang, "Migrations": migrations, "TwoMigrate": twoMigrate, "LaterSchema": laterSchema,
-		"Decisions": decisions, "DecisionFaults": decisionFaults, "DecisionLate": decisionLate, "Duplicates": duplicates,
+		"Decisions": decisions, "DecisionFaults": decisionFaults, "DecisionLate": decisionLate, "Duplicates": duplicates, "Search": search,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, fresh) })
 	}

@@ -1,0 +1,77 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"yinjian/api/wire"
+	"yinjian/appliance/problem"
+)
+
+// The bodies of the routes that look for signers and records.
+type (
+	SearchSigners = wire.SearchSigners
+	SearchRecords = wire.SearchRecords
+	ExamineRecord = wire.ExamineRecord
+)
+
+// SearchAdmin is the part of [Admin] that looks for signers and records, page by page.
+type SearchAdmin interface {
+	SearchSigners(ctx context.Context, actor string, req SearchSigners) (any, error)
+	SearchRecords(ctx context.Context, actor string, req SearchRecords) (any, error)
+	ExamineRecord(ctx context.Context, actor string, req ExamineRecord) (any, error)
+}
+
+func (s *Server) searchRoutes(e *echo.Echo) {
+	a := s.cfg.Admin
+	e.POST("/admin/v1/signers/search", administered(s, checkSearchSigners, a.SearchSigners))
+	e.POST("/admin/v1/records/search", administered(s, checkSearchRecords, a.SearchRecords))
+	e.POST("/admin/v1/records/:id/examine", administeredUpTo(s, s.limits.Body, func(c echo.Context, r *ExamineRecord) *problem.Problem {
+		r.ID = c.Param("id")
+		return pattern("path.id", r.ID, recordID)
+	}, a.ExamineRecord))
+}
+
+// maxPage is the most that one page has.
+const maxPage = 500
+
+func checkSearchSigners(_ echo.Context, r *SearchSigners) *problem.Problem {
+	if r.Text != "" {
+		if p := text("text", r.Text, 128); p != nil {
+			return p
+		}
+	}
+	return first(number("skip", r.Skip, 0, 1_000_000), number("most", r.Most, 0, maxPage))
+}
+
+func checkSearchRecords(_ echo.Context, r *SearchRecords) *problem.Problem {
+	for _, f := range []struct {
+		name, value string
+		most        int
+	}{{"kind", r.Kind, 64}, {"application", r.Application, 256}, {"signer", r.Signer, 256}, {"department", r.Department, 256}} {
+		if f.value == "" {
+			continue
+		}
+		if p := text(f.name, f.value, f.most); p != nil {
+			return p
+		}
+	}
+	for name, v := range map[string]string{"since": r.Since, "until": r.Until} {
+		if _, err := time.Parse(time.RFC3339, v); v != "" && err != nil {
+			return problem.Invalid(name, "须为 RFC 3339 时间 (a time as RFC 3339 has it)")
+		}
+	}
+	if r.RecordID != "" {
+		if p := pattern("record_id", r.RecordID, recordID); p != nil {
+			return p
+		}
+	}
+	if r.After != nil {
+		if p := first(text("after.node", r.After.Node, 64), text("after.epoch", r.After.Epoch, 16)); p != nil {
+			return p
+		}
+	}
+	return number("most", r.Most, 0, maxPage)
+}
