@@ -93,6 +93,7 @@ type Admin interface {
 	PeerAdmin
 	StaffAdmin
 	SearchAdmin
+	LogAdmin
 }
 
 func (s *Server) adminRoutes(e *echo.Echo) {
@@ -133,6 +134,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/machines/:name/remove", administered(s, checkMachine, a.RemoveMachine))
 	s.directoryRoutes(e)
 	s.timeRoutes(e)
+	s.logRoutes(e)
 	e.POST("/admin/v1/audit/verify", administered(s, nothingToCheck[AuditVerify], a.AuditVerify))
 	s.databaseRoutes(e)
 	s.preserveRoutes(e)

@@ -221,6 +221,13 @@ func (a *admin) StartStamping(_ context.Context, actor string, req api.StampServ
 func (a *admin) StampLog(_ context.Context, actor string, req api.StampLog) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) LogStatus(_ context.Context, actor string) (any, error) { return a.note(actor, "log") }
+func (a *admin) SetLog(_ context.Context, actor string, req api.SetLog) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ReadLog(_ context.Context, actor string, req api.ReadLog) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) RunPreserve(_ context.Context, actor string, req api.RunPreserve) (any, error) {
 	return a.note(actor, req)
 }
@@ -365,6 +372,10 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.ChangeStamping(ctx, "stop", wire.StampService{Reason: "检修"}))
 	check(a.ChangeStamping(ctx, "start", wire.StampService{Unit: "sm2", Reason: "检修"}))
 	check(a.StampLog(ctx, wire.StampLog{Lines: 5}))
+	folder := "logs"
+	check(a.LogStatus(ctx))
+	check(a.SetLog(ctx, wire.SetLog{Directory: &folder, Level: "debug", KeepDays: 180, Reason: "换目录"}))
+	check(a.ReadLog(ctx, wire.ReadLog{Lines: 5}))
 	check(a.RunPreserve(ctx))
 	check(a.PreserveStatus(ctx))
 	check(a.PreservedRecord(ctx, wire.PreservedRecord{ID: strings.Repeat("0a", 32)}))
@@ -420,6 +431,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, "machines",
 		"time", wire.TimeHistory{From: "2026-11-22T00:00:00Z", To: "2026-11-22T06:00:00Z"}, "time sources", added, wire.RemoveTimeSource{Name: "ntp 2", Reason: "检修"},
 		wire.ReadmitTime{Reason: "核对", Persons: []string{"甲", "乙"}}, "tsa", wire.StampService{Reason: "检修"}, wire.StampService{Unit: "sm2", Reason: "检修"}, wire.StampLog{Lines: 5},
+		"log", wire.SetLog{Directory: &folder, Level: "debug", KeepDays: 180, Reason: "换目录"}, wire.ReadLog{Lines: 5},
 		wire.RunPreserve{}, "preserve", wire.PreservedRecord{ID: strings.Repeat("0a", 32)},
 		wire.SetCustodians{Record: []byte("{}"), Persons: two}, wire.BeginBackup{Persons: two, Target: "/mnt", Incremental: true, Softtoken: true},
 		wire.EndBackup{ID: "0123456789abcdef", SM3: strings.Repeat("0a", 32), Size: 7, Entries: 5, Through: 1}, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"},
@@ -534,6 +546,10 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		"record to examine":         {func() error { _, err := a.ExamineRecord(ctx, wire.ExamineRecord{ID: "0a"}); return err }, "path.id"},
 		"nothing to stamp":          {func() error { _, err := a.Stamp(ctx, wire.Stamp{}); return err }, "request"},
 		"too many lines":            {func() error { _, err := a.StampLog(ctx, wire.StampLog{Lines: 1001}); return err }, "lines"},
+		"too many lines of the log": {func() error { _, err := a.ReadLog(ctx, wire.ReadLog{Lines: 10_001}); return err }, "lines"},
+		"a level of no name":        {func() error { _, err := a.SetLog(ctx, wire.SetLog{Level: "loud", Reason: "x"}); return err }, "level"},
+		"kept too short":            {func() error { _, err := a.SetLog(ctx, wire.SetLog{KeepDays: 179, Reason: "x"}); return err }, "keep_days"},
+		"no reason for the log":     {func() error { _, err := a.SetLog(ctx, wire.SetLog{KeepDays: 180}); return err }, "reason"},
 		"production without reason": {func() error { _, err := a.SetProduction(ctx, wire.SetProduction{ID: "his"}); return err }, "reason"},
 		"nobody to import":          {func() error { _, err := a.ImportSigners(ctx, wire.ImportSigners{}); return err }, "signers"},
 		"too many to import": {func() error {

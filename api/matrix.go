@@ -123,6 +123,9 @@ var matrix = []Line{
 	{Method: post, Pattern: "/admin/v1/tsa/stop", Title: "停止时间戳服务 (stop stamping)", Roles: system, Changes: true},
 	{Method: post, Pattern: "/admin/v1/tsa/start", Title: "启动时间戳服务 (start stamping)", Roles: system, Changes: true},
 	{Method: post, Pattern: "/admin/v1/tsa/log", Title: "时间戳服务日志 (log of stamping)", Roles: seeService},
+	{Method: get, Pattern: "/admin/v1/log", Title: "运行日志的去处 (where the running log goes)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/log", Title: "设定运行日志 (set the running log)", Roles: system, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/log/lines", Title: "运行日志最近的行 (last lines of the running log)", Roles: seeService},
 	{Method: post, Pattern: "/admin/v1/stamps", Title: "盖一个时间戳 (stamp once)", Roles: system, Changes: true},
 
 	{Method: post, Pattern: "/admin/v1/audit/verify", Title: "核验日志 (verify the journal)", Roles: auditor},

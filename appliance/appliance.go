@@ -99,6 +99,7 @@ type Appliance struct {
 	units           map[string]*unit
 	preserver       *preserver
 	backups         *backups
+	logs            *logFiles
 	device          *upstreamDevice // nil when there is none
 	trust           evidence.Trust
 
@@ -177,10 +178,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	a.lists = &listSources{a: a, last: map[string]fetched{}}
 
 	a.accounting = newAccounting(a)
+	a.logs = startLogFiles(a, cfg.Log)
 
 	// What is started is undone in the reverse order: listeners first, so that what they still do finds everything; the
 	// journal before its store, the workers after both, the software cipher machine after its workers, time last.
-	var undo []func() error
+	undo := []func() error{a.logs.close}
 	var stages []*stage
 	base := context.WithoutCancel(ctx)
 	begin := func() (*stage, context.Context) {
@@ -317,7 +319,7 @@ func Run(ctx context.Context, o Options) (err error) {
 			return err
 		}
 	}
-	if err := errors.Join(a.machines.settle(ctx), a.time.settle(ctx), a.service.replay(ctx)); err != nil {
+	if err := errors.Join(a.machines.settle(ctx), a.time.settle(ctx), a.service.replay(ctx), a.logs.replay(ctx)); err != nil {
 		return err
 	}
 	// What an end without a stop left behind is named before anything new is signed.
@@ -368,6 +370,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	duties.group.Go(func() error { return a.settleDirectory(dctx) })
 	duties.group.Go(func() error { return a.preserver.run(dctx) })
 	duties.group.Go(func() error { return a.backups.run(dctx) })
+	duties.group.Go(func() error { return a.logs.run(dctx) })
 	duties.group.Go(func() error { return a.peers.run(dctx) })
 	if a.device != nil {
 		duties.group.Go(func() error { return a.device.run(dctx) })

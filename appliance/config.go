@@ -44,6 +44,7 @@ type Config struct {
 	Database   Database   `toml:"database"`
 	Preserve   Preserve   `toml:"preserve"`
 	Peer       Peer       `toml:"peer"`
+	Log        Log        `toml:"log"`
 	Evaluation Evaluation `toml:"evaluation"`
 }
 
@@ -571,6 +572,8 @@ func (c *Config) setDefaults() {
 		def(&c.TSA.Units[i].Profile, "rfc3161")
 	}
 	def(&c.Database.SweepEvery, Duration(24*time.Hour))
+	def(&c.Log.Level, "info")
+	def(&c.Log.KeepDays, 365)
 	def(&c.Policy.ReserveBytes, 256<<20)
 	def(&c.Policy.TSAReservePercent, 10)
 	def(&c.Policy.SegmentEntries, 1_000_000)
@@ -710,6 +713,10 @@ func (c *Config) validate() error {
 	}
 	if p := c.Policy.TSAReservePercent; p < 1 || p > 100 {
 		bad("policy.tsa_reserve_percent", "须为 1–100 (1 to 100)")
+	}
+	if err := c.Log.check(); err != nil {
+		key, why, _ := strings.Cut(err.Error(), ": ")
+		bad(key, "%s", why)
 	}
 	if c.Policy.SegmentEntries < 10 {
 		bad("policy.segment_entries", "至少 10 (at least 10)")
