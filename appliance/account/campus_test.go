@@ -91,6 +91,11 @@ func snapshot(t *testing.T, h *testkit.House) map[string]string {
 			}
 		}
 	}
+	for _, a := range h.Directory.Administrators() {
+		c := *a
+		c.OwnedBy(h.Node)
+		put("administrator "+a.ID, c)
+	}
 	for _, r := range h.Directory.KeyRecords() {
 		if strings.HasPrefix(r.Owner, "signer:") {
 			if r.Node == "" && r.KEK == "" {
@@ -400,6 +405,10 @@ func acts(h *testkit.House) map[string]func(t *testing.T, actor string) error {
 		},
 		"set PIN": func(t *testing.T, actor string) error {
 			_, err := d().SetPIN(t.Context(), actor, "D001", "", "246801")
+			return err
+		},
+		"administrator": func(t *testing.T, actor string) error {
+			_, err := d().AddAdministrator(t.Context(), actor, account.NewAdministrator{ID: "zhao", Name: "赵六", Role: account.Operator, Password: "Caozuo-yuan-26"})
 			return err
 		},
 		"stop signer": func(t *testing.T, actor string) error {

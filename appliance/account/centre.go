@@ -17,7 +17,7 @@ import (
 
 // A Decision says which change has an object's version: the row of the central database that it is decided by.
 type Decision struct {
-	Kind    string // of object: "application", "signer", "certificate", "anchor", "intermediates"
+	Kind    string // of object: "application", "signer", "certificate", "anchor", "intermediates", "administrator"
 	Object  string // its id
 	Version int64  // from 1 on
 	Node    string // who decided
@@ -83,10 +83,11 @@ const (
 	objectCertificate   = "certificate"
 	objectAnchor        = "anchor"
 	objectIntermediates = "intermediates"
+	objectAdministrator = "administrator"
 )
 
 // SharedKinds lists them.
-var SharedKinds = []string{objectApplication, objectSigner, objectCertificate, objectAnchor, objectIntermediates}
+var SharedKinds = []string{objectApplication, objectSigner, objectCertificate, objectAnchor, objectIntermediates, objectAdministrator}
 
 func signerObject(id string) objectKey      { return objectKey{objectSigner, id} }
 func applicationObject(id string) objectKey { return objectKey{objectApplication, id} }
@@ -99,6 +100,8 @@ func objectOf(kind, object string) (objectKey, bool) {
 		return applicationObject(object), true
 	case kindSignerIntent, kindSigner:
 		return signerObject(object), true
+	case kindAdministratorIntent, kindAdministrator:
+		return administratorObject(object), true
 	case kindRevokeIntent, kindRevoke:
 		return objectKey{objectCertificate, object}, true
 	case kindAnchor:
@@ -479,6 +482,13 @@ func (s *Service) stopped(d *audit.Draft, key objectKey, actor, reason string) a
 			g.Version, g.Stopped, g.ChangedBy, g.ChangedAt = was.Version+1, true, actor, now
 			d.Kind = kindSigner
 			return &g
+		}
+	case objectAdministrator:
+		if was := s.administrators[key.id]; was != nil {
+			a := *was
+			a.Version, a.Stopped, a.ChangedBy, a.ChangedAt = was.Version+1, true, actor, now
+			d.Kind = kindAdministrator
+			return &a
 		}
 	case objectAnchor:
 		if was := s.anchors[key.id]; was != nil {

@@ -47,7 +47,7 @@ const (
 
 func isIntent(kind string) bool {
 	switch kind {
-	case kindApplicationIntent, kindSignerIntent, kindRevokeIntent, kindRequestIntent, kindDestroyIntent, kindChangeIntent:
+	case kindApplicationIntent, kindSignerIntent, kindAdministratorIntent, kindRevokeIntent, kindRequestIntent, kindDestroyIntent, kindChangeIntent:
 		return true
 	}
 	return false
@@ -263,6 +263,8 @@ func (s *Service) before(kind, object string, after any) any {
 		return s.applications[after.ID]
 	case *Signer:
 		return s.signers[after.ID]
+	case *Administrator:
+		return s.administrators[after.ID]
 	case *Anchor:
 		return s.anchors[after.ID]
 	case *foreignCRL:
@@ -348,7 +350,7 @@ func (s *Service) Replay(ctx context.Context, e *audit.Entry, payload func(name 
 
 func hasObject(kind string) bool {
 	switch kind {
-	case kindApplication, kindSigner, kindRevoke, kindCRL, kindAnchor, kindIntermediates, kindForeignCRL, kindRequest, kindImport, kindDestroyed:
+	case kindApplication, kindSigner, kindAdministrator, kindRevoke, kindCRL, kindAnchor, kindIntermediates, kindForeignCRL, kindRequest, kindImport, kindDestroyed:
 		return true
 	}
 	return false
@@ -398,6 +400,8 @@ func (s *Service) applyOne(ctx context.Context, e *audit.Entry, body, appKey []b
 		app.ownedBy(e.Node)
 	} else if s.isForeign(e) && e.Kind == kindSigner {
 		signer.ownedBy(e.Node)
+	} else if a, ok := trust.(*Administrator); ok && s.isForeign(e) {
+		a.ownedBy(e.Node)
 	}
 	var parsed *pki.CRL
 	switch e.Kind {
@@ -457,6 +461,8 @@ func bodyID(kind string, app *Application, g *Signer, revoked *revocation, trust
 		return revoked.Serial, true
 	}
 	switch t := trust.(type) {
+	case *Administrator:
+		return t.ID, true
 	case *Anchor:
 		return t.ID, true
 	case *Request:
@@ -537,6 +543,10 @@ func (s *Service) setOne(e *audit.Entry, app *Application, appKey []byte, g *Sig
 		s.countWrongPIN(e.Text("application"), e.Object)
 	case kindGrant:
 		delete(s.pinFailures[e.Object], e.Text("application"))
+	case kindLoginFailed:
+		s.countFailedLogin(e)
+	case kindLogin:
+		delete(s.loginFailures, e.Object)
 	}
 	return nil
 }

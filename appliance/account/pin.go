@@ -58,19 +58,30 @@ func newPINVerifier(ctx context.Context, m *macs, signer, pin string) (*PINVerif
 	return v, nil
 }
 
+const pinDomain = "yinjian/signer-pin/v1\x00"
+
 func (v *PINVerifier) tag(ctx context.Context, m *macs, signer, pin string) ([]byte, error) {
-	stretched := pbkdf2.Key([]byte(pin), v.Salt, v.Iterations, 32, sm3.New)
+	return v.tagOf(ctx, m, pinDomain, signer, pin)
+}
+
+// tagOf is tag for a secret of that kind.
+func (v *PINVerifier) tagOf(ctx context.Context, m *macs, domain, owner, secret string) ([]byte, error) {
+	stretched := pbkdf2.Key([]byte(secret), v.Salt, v.Iterations, 32, sm3.New)
 	defer clear(stretched)
 	msg := make([]byte, 0, 128) // never moved, so that clear leaves no copy
-	msg = append(msg, "yinjian/signer-pin/v1\x00"...)
+	msg = append(msg, domain...)
 	msg = append(msg, stretched...)
-	msg = append(msg, signer...)
+	msg = append(msg, owner...)
 	defer clear(msg)
 	return m.derive(ctx, PINKeyLabel, v.MACKey, msg)
 }
 
 func (v *PINVerifier) check(ctx context.Context, m *macs, signer, pin string) (bool, error) {
-	tag, err := v.tag(ctx, m, signer, pin)
+	return v.checkOf(ctx, m, pinDomain, signer, pin)
+}
+
+func (v *PINVerifier) checkOf(ctx context.Context, m *macs, domain, owner, secret string) (bool, error) {
+	tag, err := v.tagOf(ctx, m, domain, owner, secret)
 	if err != nil {
 		return false, err
 	}

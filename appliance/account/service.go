@@ -49,6 +49,10 @@ type Config struct {
 	// CertificateLife is how long a signer's evaluation certificate is valid, at most as long as its CA's; CRLLife how
 	// long a CRL is. A new CRL is made at half that time.
 	CertificateLife, CRLLife time.Duration
+	// PasswordLife is how long an administrator's password may be used, PasswordMin its least length in characters; 0 means
+	// [MaxPasswordLife] and [MinPassword].
+	PasswordLife time.Duration
+	PasswordMin  int
 	// Discarded, if set, is given an object whose outcome was not written, and why: the JSON may hold certificates, a CRL
 	// or a request that were signed for it. It must not block.
 	Discarded func(reason error, objects ...[]byte)
@@ -67,17 +71,19 @@ type Service struct {
 	// changes here, for writing by the other campus's, so that memory takes them in the journal's order.
 	order sync.RWMutex
 
-	mu           sync.RWMutex
-	applications map[string]*Application       // guarded by mu; values are never changed in place
-	appKeys      map[string][]byte             // guarded by mu: derived HMAC keys
-	signers      map[string]*Signer            // guarded by mu; values are never changed in place
-	signerOrder  []string                      // guarded by mu: their ids, ascending
-	certificates map[string]*CertificateStatus // guarded by mu, by serial; values are never changed in place
-	crls         map[string]*CRL               // guarded by mu, by CA algorithm
-	pinFailures  map[string]map[string]int     // guarded by mu: by signer, then application; since the last right PIN
-	openIntents  map[string]intent             // guarded by mu; intents without outcome
-	underWay     map[string]bool               // guarded by mu; those whose change goes on without the lock, by id
-	chains       map[string][][]byte           // CA chain by algorithm; set by New
+	mu             sync.RWMutex
+	applications   map[string]*Application       // guarded by mu; values are never changed in place
+	appKeys        map[string][]byte             // guarded by mu: derived HMAC keys
+	signers        map[string]*Signer            // guarded by mu; values are never changed in place
+	signerOrder    []string                      // guarded by mu: their ids, ascending
+	certificates   map[string]*CertificateStatus // guarded by mu, by serial; values are never changed in place
+	crls           map[string]*CRL               // guarded by mu, by CA algorithm
+	pinFailures    map[string]map[string]int     // guarded by mu: by signer, then application; since the last right PIN
+	administrators map[string]*Administrator     // guarded by mu; values are never changed in place
+	loginFailures  map[string]*failedLogin       // guarded by mu, by administrator: since the last login; values are never changed in place
+	openIntents    map[string]intent             // guarded by mu; intents without outcome
+	underWay       map[string]bool               // guarded by mu; those whose change goes on without the lock, by id
+	chains         map[string][][]byte           // CA chain by algorithm; set by New
 
 	anchors       map[string]*Anchor             // guarded by mu, by id; values are never changed in place
 	intermediates map[string]*smx509.Certificate // guarded by mu, by SHA-256
@@ -108,6 +114,8 @@ type Service struct {
 		round uint64                       // guarded by the lock: counts those changes
 	}
 
+	logins *loginPlaces
+
 	follows struct {
 		sync.Mutex
 		failed time.Time // guarded by the mutex: trusted time of the last failure of [Service.follow]
@@ -124,6 +132,12 @@ func New(cfg Config) *Service {
 	if cfg.CRLLife == 0 {
 		cfg.CRLLife = 7 * 24 * time.Hour
 	}
+	if cfg.PasswordLife == 0 {
+		cfg.PasswordLife = MaxPasswordLife
+	}
+	if cfg.PasswordMin == 0 {
+		cfg.PasswordMin = MinPassword
+	}
 	s := &Service{
 		cfg: cfg, applications: map[string]*Application{}, appKeys: map[string][]byte{}, signers: map[string]*Signer{},
 		certificates: map[string]*CertificateStatus{}, crls: map[string]*CRL{}, pinFailures: map[string]map[string]int{},
@@ -133,6 +147,7 @@ func New(cfg Config) *Service {
 		laterLists: map[string]laterList{}, tokenSealed: map[string]map[string]*hsm.WrappedKey{},
 		objects: map[objectKey]*objectState{}, base: map[objectKey]int64{}, cursors: map[logKey]uint64{}, foreignSeen: map[string]bool{},
 		came: make(chan struct{}), revokedEarly: map[string]*revocation{},
+		administrators: map[string]*Administrator{}, loginFailures: map[string]*failedLogin{}, logins: newLoginPlaces(),
 	}
 	s.macs = newMACs(&s.cfg)
 	s.consents.ended, s.consents.missed = s.forgetKeys, map[[32]byte]struct{}{}

@@ -80,6 +80,8 @@ type trustObject interface {
 
 func newTrustObject(kind string) trustObject {
 	switch kind {
+	case kindAdministrator:
+		return new(Administrator)
 	case kindAnchor:
 		return new(Anchor)
 	case kindIntermediates:

@@ -31,7 +31,8 @@ const (
 
 // confidential are the JSON names of which a change log has the digest alone, whatever is in them. None holds a secret in
 // the clear; but what verifies PINs and opens keys is no reading for everybody who may query the database.
-var confidential = map[string]bool{"pin": true, "key_salt": true, "key_sealed": true, "sealing": true, "wrapped": true}
+var confidential = map[string]bool{"pin": true, "key_salt": true, "key_sealed": true, "sealing": true, "wrapped": true,
+	"password": true, "history": true}
 
 // Changed are the fields that say how an object was and is: before and after as JSON objects, with the members that
 // differ; of long and of confidential values the SM3 digest. before is nil for what was made, after for what was removed.

@@ -31,6 +31,9 @@ const (
 	KeyElsewhere          Code = "key_elsewhere"           // the key is in the other campus's cipher machine alone
 	PINWrong              Code = "pin_wrong"               // with tries left
 	PINLocked             Code = "pin_locked"              //
+	LoginRequired         Code = "login_required"          // nobody has logged in, or the session has ended
+	LoginFailed           Code = "login_failed"            // which part was wrong is not told
+	PasswordEnded         Code = "password_ended"          // it has to be changed before anything else
 	ConsentInsufficient   Code = "consent_insufficient"    // the application's policy asks for more
 	AuthorizationBad      Code = "authorization_invalid"   // unknown, foreign, expired, or not for this digest
 	AuthorizationSpent    Code = "authorization_spent"     //

@@ -1,0 +1,384 @@
+package account_test
+
+import (
+	"bytes"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/x509/pkix"
+	"errors"
+	"math/big"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/emmansun/gmsm/sm2"
+	"github.com/emmansun/gmsm/sm3"
+	"github.com/emmansun/gmsm/smx509"
+
+	"yinjian/appliance/account"
+	"yinjian/appliance/audit"
+	"yinjian/appliance/internal/testkit"
+	"yinjian/appliance/problem"
+	"yinjian/ntp"
+)
+
+const (
+	systemPassword   = "Xt-guanli-2026"
+	securityPassword = "Aq-guanli-2026"
+	auditPassword    = "Sj-guanli-2026"
+)
+
+func threeAdministrators() []account.NewAdministrator {
+	return []account.NewAdministrator{
+		{ID: "zhang", Name: "张三", Role: account.System, Password: systemPassword},
+		{ID: "li.si", Name: "李四", Role: account.Security, Password: securityPassword},
+		{ID: "wang", Name: "王五", Role: account.Auditor, Password: auditPassword},
+	}
+}
+
+func bootstrap(t *testing.T, h *testkit.House) {
+	t.Helper()
+	if _, err := h.Directory.BootstrapAdministrators(t.Context(), "local uid=0(root)", threeAdministrators()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func login(t *testing.T, h *testkit.House, id, password string) error {
+	t.Helper()
+	_, err := h.Directory.AuthenticateAdministrator(t.Context(), account.LoginAttempt{ID: id, Password: password, From: "192.0.2.7"})
+	return err
+}
+
+func TestBootstrapAdministrators(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	d := h.Directory
+	for name, change := range map[string]func(all []account.NewAdministrator) []account.NewAdministrator{
+		"two": func(all []account.NewAdministrator) []account.NewAdministrator { return all[:2] },
+		"one role twice": func(all []account.NewAdministrator) []account.NewAdministrator {
+			all[2].Role = account.System
+			return all
+		},
+		"one person twice": func(all []account.NewAdministrator) []account.NewAdministrator {
+			all[2].ID = all[0].ID
+			return all
+		},
+		"an id": func(all []account.NewAdministrator) []account.NewAdministrator { all[2].ID = "../x"; return all },
+		"no name": func(all []account.NewAdministrator) []account.NewAdministrator {
+			all[2].Name = ""
+			return all
+		},
+		"a password": func(all []account.NewAdministrator) []account.NewAdministrator { all[2].Password = "short"; return all },
+	} {
+		if _, err := d.BootstrapAdministrators(t.Context(), "root", change(threeAdministrators())); problem.CodeOf(err) != problem.InvalidRequest {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := len(d.Administrators()); n != 0 {
+		t.Fatalf("%d administrators came of refusals", n)
+	}
+	// Broken off after the first, it is asked again, and that one stays as it is.
+	first := true
+	h.Journal.Fault(func(draft audit.Draft) (bool, error) {
+		if draft.Kind == "account.administrator/intent" && !first {
+			return false, errors.New("disk gone")
+		}
+		first = first && draft.Kind != "account.administrator/intent"
+		return false, nil
+	})
+	_, err := d.BootstrapAdministrators(t.Context(), "root", threeAdministrators())
+	wants(t, "broken off", err, problem.JournalUnwritable)
+	h.Journal.Fault(nil)
+	if d.Bootstrapped() || len(d.Administrators()) != 1 {
+		t.Fatalf("%d administrators, bootstrapped %v", len(d.Administrators()), d.Bootstrapped())
+	}
+	bootstrap(t, h)
+	wants(t, "twice", errOf(d.BootstrapAdministrators(t.Context(), "root", threeAdministrators())), problem.Exists)
+	h.Restart()
+	if !h.Directory.Bootstrapped() || len(h.Directory.Administrators()) != 3 {
+		t.Error("lost in a restart")
+	}
+	// No entry has a password, and the change log no verifier.
+	err = h.Journal.State(t.Context(), func(r audit.Record) error {
+		object, perr := h.Journal.Payload(t.Context(), &r.Entry, "object")
+		if perr != nil && !errors.Is(perr, audit.ErrNotFound) {
+			return perr
+		}
+		for _, p := range []string{systemPassword, securityPassword, auditPassword} {
+			if bytes.Contains(r.EntryDER, []byte(p)) || bytes.Contains(object, []byte(p)) {
+				t.Fatalf("the journal has the password %s", p)
+			}
+		}
+		if after := r.Entry.Text(audit.FieldAfter); r.Entry.Kind == "account.administrator/outcome" && !strings.Contains(after, `"password":"sm3:`) {
+			t.Errorf("the change log says %s", after)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func errOf(_ any, err error) error { return err }
+
+// The verifier is HMAC-SM3 in the cipher machine over PBKDF2-HMAC-SM3, which Go's own PBKDF2 computes as well.
+func TestPasswordVerifier(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	bootstrap(t, h)
+	a, _ := h.Directory.Administrator("zhang")
+	if account.PasswordIterations < 100_000 || len(a.Password.Salt) != 16 {
+		t.Errorf("%d iterations over %d bytes of salt", account.PasswordIterations, len(a.Password.Salt))
+	}
+	stretched, err := pbkdf2.Key(sm3.New, systemPassword, a.Password.Salt, a.Password.Iterations, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := h.Log.MAC(t.Context(), account.PINKeyLabel, slices.Concat([]byte("yinjian/administrator-password/v1\x00"), stretched, []byte("zhang")))
+	if err != nil || !bytes.Equal(a.Password.Tag, want) {
+		t.Errorf("%x, %v, want %x", a.Password.Tag, err, want)
+	}
+}
+
+func TestAdministratorLogin(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	bootstrap(t, h)
+	if err := login(t, h, "zhang", systemPassword); err != nil {
+		t.Fatal(err)
+	}
+	// Which part was wrong is not told.
+	words := map[string]bool{}
+	for name, err := range map[string]error{
+		"wrong":   login(t, h, "zhang", systemPassword+"x"),
+		"empty":   login(t, h, "zhang", ""),
+		"another": login(t, h, "zhang", securityPassword),
+		"unknown": login(t, h, "nobody", systemPassword),
+		"no name": login(t, h, "../x", systemPassword),
+	} {
+		wants(t, name, err, problem.LoginFailed)
+		words[err.Error()] = true
+	}
+	if len(words) != 1 {
+		t.Errorf("%v", words)
+	}
+	// A right one ends the count, over a restart too.
+	if err := login(t, h, "zhang", systemPassword); err != nil {
+		t.Fatal(err)
+	}
+	h.Restart()
+	for range account.MaxLoginTries - 1 {
+		wants(t, "wrong", login(t, h, "zhang", "no"), problem.LoginFailed)
+	}
+	if err := login(t, h, "zhang", systemPassword); err != nil {
+		t.Fatalf("after %d failures: %v", account.MaxLoginTries-1, err)
+	}
+	// Five lock, over a restart too, and the right password does not help.
+	for i := range account.MaxLoginTries {
+		wants(t, "wrong", login(t, h, "zhang", "no"), problem.LoginFailed)
+		if i == 2 {
+			h.Restart()
+		}
+	}
+	h.Clock.Advance(account.LoginLock - time.Minute)
+	wants(t, "locked", login(t, h, "zhang", systemPassword), problem.LoginFailed)
+	h.Restart()
+	wants(t, "locked after a restart", login(t, h, "zhang", systemPassword), problem.LoginFailed)
+	h.Clock.State(ntp.Untrusted)
+	wants(t, "locked without time", login(t, h, "zhang", systemPassword), problem.LoginFailed)
+	h.Clock.State(ntp.Trusted)
+	if err := login(t, h, "li.si", securityPassword); err != nil {
+		t.Errorf("another administrator is locked too: %v", err)
+	}
+	h.Clock.Advance(time.Minute)
+	wants(t, "wrong after the lock", login(t, h, "zhang", "no"), problem.LoginFailed)
+	if err := login(t, h, "zhang", systemPassword); err != nil {
+		t.Errorf("after the lock: %v", err)
+	}
+	// A new password ends a lock.
+	for range account.MaxLoginTries {
+		wants(t, "wrong", login(t, h, "wang", "no"), problem.LoginFailed)
+	}
+	if _, err := h.Directory.SetAdministratorPassword(t.Context(), "admin:li.si", "wang", "Xin-koulin-2026"); err != nil {
+		t.Fatal(err)
+	}
+	if err := login(t, h, "wang", "Xin-koulin-2026"); err != nil {
+		t.Errorf("with the new password: %v", err)
+	}
+	// Who is stopped does not get in; the last security administrator is not stopped.
+	if _, err := h.Directory.StopAdministrator(t.Context(), "admin:li.si", "wang", true, "调离"); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, "stopped", login(t, h, "wang", "Xin-koulin-2026"), problem.LoginFailed)
+	wants(t, "the last one", errOf(h.Directory.StopAdministrator(t.Context(), "admin:li.si", "li.si", true, "调离")), problem.Forbidden)
+}
+
+// A failure is on disk before it is answered; when it cannot be, it counts all the same, and nobody gets in.
+func TestLoginNeedsTheJournal(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	bootstrap(t, h)
+	h.Journal.FailKind("administration.login/failed", -1, false, errors.New("disk gone"))
+	for range account.MaxLoginTries {
+		wants(t, "wrong", login(t, h, "zhang", "no"), problem.JournalUnwritable)
+	}
+	h.Journal.Fault(nil)
+	wants(t, "locked", login(t, h, "zhang", systemPassword), problem.LoginFailed)
+	h.Journal.FailKind("administration.login/succeeded", -1, false, errors.New("disk gone"))
+	wants(t, "right", login(t, h, "li.si", securityPassword), problem.JournalUnwritable)
+}
+
+// Guesses at once gain nothing, and no more wait than there is room for.
+func TestLoginsAtOnce(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	bootstrap(t, h)
+	var wg sync.WaitGroup
+	errs := make([]error, 40)
+	for i := range errs {
+		wg.Go(func() {
+			id := []string{"zhang", "li.si", "wang"}[i%3]
+			_, errs[i] = h.Directory.AuthenticateAdministrator(t.Context(), account.LoginAttempt{ID: id, Password: "no"})
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if code := problem.CodeOf(err); code != problem.LoginFailed && code != problem.RateLimited {
+			t.Errorf("%v", err)
+		}
+	}
+	for id, p := range map[string]string{"zhang": systemPassword, "li.si": securityPassword, "wang": auditPassword} {
+		wants(t, id, login(t, h, id, p), problem.LoginFailed)
+	}
+}
+
+func TestPasswords(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	bootstrap(t, h)
+	change := func(old, fresh string) error {
+		return errOf(h.Directory.ChangePassword(t.Context(), "admin:zhang", "local", "zhang", old, fresh))
+	}
+	for _, bad := range []string{"", "Ab3-", "abcdefghijklmno", "abcdefghijkl1", "ABCDEFGHIJKL1", "Abcdefgh-1\nxx", "Zhang-2026-xx", strings.Repeat("Ab3-", 33), systemPassword} {
+		wants(t, bad, change(systemPassword, bad), problem.InvalidRequest)
+	}
+	wants(t, "wrong old", change("no", "Xin-koulin-0001"), problem.LoginFailed)
+	now := systemPassword
+	for _, next := range []string{"Xin-koulin-0001", "Xin-koulin-0002", "Xin-koulin-0003", "Xin-koulin-0004", "Xin-koulin-0005"} {
+		if err := change(now, next); err != nil {
+			t.Fatal(err)
+		}
+		now = next
+	}
+	h.Restart()
+	wants(t, "one of the last", change(now, systemPassword), problem.InvalidRequest)
+	if err := change(now, "Xin-koulin-0006"); err != nil {
+		t.Fatal(err)
+	}
+	if err := change("Xin-koulin-0006", systemPassword); err != nil {
+		t.Errorf("one of long ago: %v", err)
+	}
+	// It ends; whose password somebody else knows changes it at once.
+	state := func(id string) bool {
+		a, _ := h.Directory.Administrator(id)
+		return h.Directory.MustChangePassword(a)
+	}
+	if state("zhang") {
+		t.Error("a new password has ended")
+	}
+	h.Clock.Advance(account.MaxPasswordLife)
+	if !state("zhang") {
+		t.Error("a password of 90 days has not ended")
+	}
+	if err := change(systemPassword, "Xin-koulin-0007"); err != nil || state("zhang") {
+		t.Errorf("%v, %v", err, state("zhang"))
+	}
+	if _, err := h.Directory.AddAdministrator(t.Context(), "admin:li.si", account.NewAdministrator{ID: "zhao", Name: "赵六", Role: account.Operator, Password: "Caozuo-yuan-26"}); err != nil || !state("zhao") {
+		t.Errorf("%v, %v", err, state("zhao"))
+	}
+}
+
+func TestLoginCertificate(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	bootstrap(t, h)
+	key, err := sm2.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	make := func(key any, pub any) []byte {
+		template := &smx509.Certificate{
+			SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "张三"}, NotBefore: testkit.Start.Add(-time.Hour), NotAfter: testkit.Start.Add(time.Hour),
+			KeyUsage: smx509.KeyUsageDigitalSignature,
+		}
+		der, err := smx509.CreateCertificate(rand.Reader, template, template, pub, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	wants(t, "no certificate", errOf(h.Directory.SetAdministratorCertificate(t.Context(), "admin:li.si", "zhang", []byte("nonsense"))), problem.CertificateMalformed)
+	wants(t, "a CA of ours", errOf(h.Directory.SetAdministratorCertificate(t.Context(), "admin:li.si", "zhang", h.CAs["RSA-2048"].Certificate().Raw)), problem.CertificatePurpose)
+	signer := h.Doctor("D001", "SM2")
+	wants(t, "a signer's", errOf(h.Directory.SetAdministratorCertificate(t.Context(), "admin:li.si", "zhang", signer.Keys[0].Certificate)), problem.CertificatePurpose)
+	if _, err := h.Directory.SetAdministratorCertificate(t.Context(), "admin:li.si", "zhang", make(key, &key.PublicKey)); err != nil {
+		t.Fatal(err)
+	}
+	h.Restart()
+	challenge := bytes.Repeat([]byte{7}, 32)
+	attempt := func(password, prefix string, with *sm2.PrivateKey, over []byte) error {
+		sig, err := with.Sign(rand.Reader, append([]byte(prefix), over...), sm2.DefaultSM2SignerOpts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return errOf(h.Directory.AuthenticateAdministrator(t.Context(), account.LoginAttempt{ID: "zhang", Password: password, Challenge: challenge, Signature: sig}))
+	}
+	other, err := sm2.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wants(t, "the password alone", login(t, h, "zhang", systemPassword), problem.LoginFailed)
+	wants(t, "another's key", attempt(systemPassword, account.LoginPrefix, other, challenge), problem.LoginFailed)
+	wants(t, "another challenge", attempt(systemPassword, account.LoginPrefix, key, bytes.Repeat([]byte{8}, 32)), problem.LoginFailed)
+	if err := attempt(systemPassword, account.LoginPrefix, key, challenge); err != nil {
+		t.Errorf("both: %v", err)
+	}
+	wants(t, "without the prefix", attempt(systemPassword, "", key, challenge), problem.LoginFailed)
+	wants(t, "the signature alone", attempt("no", account.LoginPrefix, key, challenge), problem.LoginFailed)
+	if err := attempt(systemPassword, account.LoginPrefix, key, challenge); err != nil {
+		t.Errorf("both: %v", err)
+	}
+	h.Clock.Advance(2 * time.Hour)
+	wants(t, "ended", attempt(systemPassword, account.LoginPrefix, key, challenge), problem.LoginFailed)
+}
+
+// Who is stopped at one campus is stopped at the other; with a ceremony's MAC keys one logs in at both.
+func TestAdministratorsAtTwoCampuses(t *testing.T) {
+	t.Parallel()
+	w := newCampuses(t)
+	secret := ceremony()
+	bring(t, w.a, w.a, secret)
+	bring(t, w.b, w.a, secret)
+	bootstrap(t, w.a)
+	w.exchange(t)
+	wants(t, "a second bootstrap", errOf(w.b.Directory.BootstrapAdministrators(t.Context(), "root", threeAdministrators())), problem.Exists)
+	for _, h := range w.houses() {
+		if err := login(t, h, "wang", auditPassword); err != nil {
+			t.Errorf("%s: %v", h.Node, err)
+		}
+	}
+	if _, err := w.b.Directory.StopAdministrator(t.Context(), "admin:li.si", "wang", true, "调离"); err != nil {
+		t.Fatal(err)
+	}
+	w.exchange(t)
+	for _, h := range w.houses() {
+		wants(t, h.Node, login(t, h, "wang", auditPassword), problem.LoginFailed)
+		h.Restart()
+		if a, ok := h.Directory.Administrator("wang"); !ok || !a.Stopped || a.Version != 2 {
+			t.Errorf("%s: %+v", h.Node, a)
+		}
+	}
+	w.agree(t)
+}
