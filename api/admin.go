@@ -94,6 +94,7 @@ type Admin interface {
 	StaffAdmin
 	SearchAdmin
 	LogAdmin
+	ReportAdmin
 }
 
 func (s *Server) adminRoutes(e *echo.Echo) {
@@ -143,6 +144,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	s.peerRoutes(e)
 	s.staffRoutes(e)
 	s.searchRoutes(e)
+	s.reportRoutes(e)
 	e.POST("/admin/v1/stamps", administered(s, checkStamp, a.Stamp))
 	e.GET("/admin/v1/state", s.listed(a.State))
 	e.GET("/metrics", s.local(body{gives: "text/plain"}, func(c echo.Context, _ string, _ []byte) error {

@@ -249,6 +249,15 @@ func (a *admin) EndBackup(_ context.Context, actor string, req api.EndBackup) (a
 func (a *admin) FileReport(_ context.Context, actor string, req api.FileReport) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) ListAlarms(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "alarms")
+}
+func (a *admin) TestAlarms(_ context.Context, actor string, req api.TestAlarms) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) SignReport(_ context.Context, actor string, req api.SignReport) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) ListBackups(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "backups")
 }
@@ -388,6 +397,12 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.EndBackup(ctx, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"}))
 	check(a.FileReport(ctx, wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}))
 	check(a.ListBackups(ctx))
+	check(a.ListAlarms(ctx))
+	if _, err := a.TestAlarms(ctx); err != nil {
+		t.Error(err)
+	}
+	signed := wire.SignReport{Kind: "patrol", Name: "daily", Outcome: "normal", Files: []wire.ReportFile{{Name: "a.json", SM3: strings.Repeat("0a", 32), Size: 1}}, Persons: two, Summary: []byte("{}")}
+	check(a.SignReport(ctx, signed))
 	check(a.MissingRecords(ctx))
 	check(a.Sweep(ctx))
 	changes := wire.ListChanges{Object: "D1001", Actor: "root", Kind: "account.", Since: "2026-11-01T00:00:00+08:00", Until: "2026-11-22T00:00:00Z", Limit: 10_000}
@@ -435,7 +450,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.RunPreserve{}, "preserve", wire.PreservedRecord{ID: strings.Repeat("0a", 32)},
 		wire.SetCustodians{Record: []byte("{}"), Persons: two}, wire.BeginBackup{Persons: two, Target: "/mnt", Incremental: true, Softtoken: true},
 		wire.EndBackup{ID: "0123456789abcdef", SM3: strings.Repeat("0a", 32), Size: 7, Entries: 5, Through: 1}, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"},
-		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "missing",
+		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "alarms", wire.TestAlarms{}, signed, "missing",
 		wire.Sweep{}, changes,
 		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}, wire.ThawObject{Kind: "signer", ID: "D001", Reason: "以本部为准"},
 		"peer", wire.PeerCard{}, pairing, wire.RemovePeer{Persons: two, Reason: "换设备"},
@@ -489,7 +504,19 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		"no consent":        {register(func(r *wire.RegisterApplication) { r.Consent = []string{} }), "consent"},
 		"unknown consent":   {register(func(r *wire.RegisterApplication) { r.Consent = []string{"sms"} }), "consent"},
 		"rate":              {register(func(r *wire.RegisterApplication) { r.Rate = 10_001 }), "rate"},
-		"burst":             {register(func(r *wire.RegisterApplication) { r.Burst = -1 }), "burst"},
+		"report's kind": {func() error {
+			_, err := a.SignReport(ctx, wire.SignReport{Kind: "patrols", Files: []wire.ReportFile{}})
+			return err
+		}, "kind"},
+		"report's file": {func() error {
+			_, err := a.SignReport(ctx, wire.SignReport{Kind: "patrol", Name: "daily", Outcome: "normal", Files: []wire.ReportFile{{Name: "../a", SM3: strings.Repeat("0a", 32)}}})
+			return err
+		}, "files[0].name"},
+		"report without files": {func() error {
+			_, err := a.SignReport(ctx, wire.SignReport{Kind: "patrol", Name: "daily", Outcome: "normal", Files: []wire.ReportFile{}})
+			return err
+		}, "files"},
+		"burst": {register(func(r *wire.RegisterApplication) { r.Burst = -1 }), "burst"},
 		"limit's rate": {func() error {
 			_, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: -1, Reason: "x"})
 			return err

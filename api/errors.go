@@ -134,6 +134,7 @@ func problemOf(err error) (*problem.Problem, face) {
 func (s *Server) fail(err error, c echo.Context) {
 	p, f := problemOf(err)
 	x := exchangeOf(c)
+	s.refused.count(p.Code)
 	log := s.cfg.Log.WithFields(logrus.Fields{"request_id": x.id, "route": c.Path()})
 	if x.application != "" {
 		log = log.WithField("application", x.application)

@@ -167,6 +167,7 @@ type Server struct {
 	limits  Limits
 	guard   *replayGuard
 	failed  *failures
+	refused refusals
 	rates   rates
 	sources *sources
 	bodies  *shares[netip.Prefix] // bytes, by address

@@ -100,6 +100,7 @@ type Appliance struct {
 	preserver       *preserver
 	backups         *backups
 	logs            *logFiles
+	alarms          *alarms
 	device          *upstreamDevice // nil when there is none
 	trust           evidence.Trust
 
@@ -376,6 +377,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		duties.group.Go(func() error { return a.device.run(dctx) })
 	}
 
+	if a.alarms, err = newAlarms(a); err != nil {
+		return err
+	}
+
 	// 8. Listeners.
 	undo = append(undo, func() error { // after the listeners' stage: keeps over a restart which requests were let through
 		if a.server == nil {
@@ -388,6 +393,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	serving.group.Go(func() error { return a.alarms.run(lctx) }) // which looks at the listeners too
 	a.log.WithFields(logrus.Fields{"api": endpoints.API, "node": cfg.Node}).Info("appliance is operational")
 	if o.OnReady != nil {
 		o.OnReady(*endpoints)

@@ -45,6 +45,7 @@ type Config struct {
 	Preserve   Preserve   `toml:"preserve"`
 	Peer       Peer       `toml:"peer"`
 	Log        Log        `toml:"log"`
+	Alarms     Alarms     `toml:"alarms"`
 	Evaluation Evaluation `toml:"evaluation"`
 }
 
@@ -525,6 +526,7 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 		c.HSM.Slots[name] = s
 	}
 	abs(&c.Database.PasswordFile)
+	c.Alarms.setDefaults(dir)
 	for i := range c.Time.Sources {
 		abs(&c.Time.Sources[i].KeyFile)
 	}
@@ -743,6 +745,7 @@ func (c *Config) validate() error {
 	}
 	c.Preserve.validate(bad)
 	c.validatePeer(bad)
+	c.Alarms.validate(bad)
 	if r := c.Trust.Revocation; r != RevocationHard && r != RevocationSoft {
 		bad("trust.revocation", "须为 hard 或 soft (must be hard or soft)")
 	}

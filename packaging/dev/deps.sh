@@ -29,6 +29,9 @@ need() {
 		echo "strace /usr/bin/strace"
 		echo "gpsd-clients /usr/bin/gpsdecode"
 		echo "osslsigncode /usr/bin/osslsigncode"
+		# Its service is not wanted either: the tests start their own.
+		echo "rsyslog /usr/sbin/rsyslogd"
+		echo "rsyslog-gnutls /usr/share/doc/rsyslog-gnutls/copyright"
 		# Its service is not wanted: the tests make clusters of their own.
 		ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo "postgresql /usr/lib/postgresql/initdb"
 		command -v python3 >/dev/null 2>&1 || echo "python3 /usr/bin/python3"

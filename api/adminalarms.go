@@ -1,0 +1,67 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/labstack/echo/v4"
+
+	"yinjian/api/wire"
+	"yinjian/appliance/problem"
+	"yinjian/appliance/report"
+)
+
+// The bodies of the routes about alarms and reports.
+type (
+	TestAlarms = wire.TestAlarms
+	SignReport = wire.SignReport
+)
+
+// ReportAdmin is the part of [Admin] that is about alarms, and about reports that the appliance signs.
+type ReportAdmin interface {
+	ListAlarms(ctx context.Context, actor string) (any, error)
+	TestAlarms(ctx context.Context, actor string, req TestAlarms) (any, error)
+	SignReport(ctx context.Context, actor string, req SignReport) (any, error)
+}
+
+func (s *Server) reportRoutes(e *echo.Echo) {
+	a := s.cfg.Admin
+	e.GET("/admin/v1/alarms", s.listed(a.ListAlarms))
+	e.POST("/admin/v1/alarms/test", administered(s, nothingToCheck[TestAlarms], a.TestAlarms))
+	e.POST("/admin/v1/reports", administeredFile(s, checkSignReport, a.SignReport))
+}
+
+var (
+	reportName    = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
+	reportOutcome = regexp.MustCompile(`^[a-z-]{1,32}$`)
+)
+
+func checkSignReport(_ echo.Context, r *SignReport) *problem.Problem {
+	if p := first(oneOf("kind", r.Kind, report.Kinds()...), pattern("name", r.Name, reportName), pattern("outcome", r.Outcome, reportOutcome)); p != nil {
+		return p
+	}
+	if n := len(r.Files); n < 1 || n > 16 {
+		return problem.Invalid("files", "须为 1–16 个 (1 to 16)")
+	}
+	seen := map[string]bool{}
+	for i, f := range r.Files {
+		at := fmt.Sprintf("files[%d].", i)
+		if p := first(text(at+"name", f.Name, 128), pattern(at+"sm3", f.SM3, sm3Digest)); p != nil {
+			return p
+		}
+		if f.Size < 0 || strings.ContainsAny(f.Name, `/\`) || seen[f.Name] {
+			return problem.Invalid(at+"name", "须为不带目录、不重复的文件名 (a name without a folder, each once)")
+		}
+		seen[f.Name] = true
+	}
+	if len(r.Summary) > 32<<10 || len(r.Summary) > 0 && !json.Valid(r.Summary) {
+		return problem.Invalid("summary", "须为至多 32 KiB 的 JSON (JSON of at most 32 KiB)")
+	}
+	if len(r.Persons) > 0 {
+		return twoPersons(r.Persons)
+	}
+	return nil
+}
