@@ -8,6 +8,7 @@ import (
 
 	"yinjian/api"
 	"yinjian/api/wire"
+	"yinjian/hsm"
 )
 
 // settleEvery is how often the centre is asked about changes whose outcome a stop or an outage left open.
@@ -38,6 +39,9 @@ func (a *Appliance) settleDirectory(ctx context.Context) error {
 			a.missingVersions.Store(int64(missing))
 			before = behind
 		case <-tick.C:
+			if err := a.eraseKeys(ctx); err != nil && ctx.Err() == nil {
+				a.log.WithError(err).Warning("destroyed keys are in the cipher machine still")
+			}
 			if len(a.directory.State().Open) == 0 {
 				continue
 			}
@@ -48,6 +52,19 @@ func (a *Appliance) settleDirectory(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// eraseKeys goes on with destructions that a stop or the cipher machine's absence interrupted.
+func (a *Appliance) eraseKeys(ctx context.Context) error {
+	if len(a.directory.Doomed()) == 0 {
+		return nil
+	}
+	a.machines.acts.Lock()
+	defer a.machines.acts.Unlock()
+	if len(a.machines.unread(hsm.Staff)) > 0 { // which may hold a copy
+		return nil
+	}
+	return a.directory.Erase(ctx)
 }
 
 // A directoryState counts what `yinjian directory status` names: applications may read the state.

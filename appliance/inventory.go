@@ -140,6 +140,8 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 		switch {
 		case line.State == "missing":
 			out.Warnings = append(out.Warnings, fmt.Sprintf("密钥 %s 不在密码机中 (the key is on no machine)", line.Label))
+		case line.Destroyed != "" && line.State == "present":
+			out.Warnings = append(out.Warnings, fmt.Sprintf("密钥 %s 已记为销毁，密码机尚未删除，设备会自动再试 (recorded as destroyed; the machine has it still)", line.Label))
 		case line.Extractable != nil && *line.Extractable, line.Sensitive != nil && !*line.Sensitive:
 			out.Warnings = append(out.Warnings, fmt.Sprintf("密钥 %s 可导出或可读 (the key can leave the machine, or be read)", line.Label))
 		}

@@ -35,6 +35,7 @@ const (
 	kindImport            = "certificate.import/outcome"
 	kindDestroyIntent     = "key.destruction/intent"
 	kindDestroyed         = "key.destruction/outcome"
+	kindErased            = "key.erasure/outcome" // the cipher machine has it no more
 	kindCeremony          = "custody.ceremony/outcome"
 	kindInterrupted       = "account.interrupted/outcome" // closes an intent without its change
 	kindWithdrawn         = "account.withdrawn/outcome"   // takes the reference of an outcome that was not written
@@ -126,6 +127,9 @@ func (s *Service) resolveOne(ctx context.Context, d *doubt) error {
 		return journalProblem(err) // still in doubt
 	}
 	if err := s.apply(ctx, entry, d.body, d.appKey); err != nil && !errors.Is(err, errForked) {
+		return err
+	}
+	if err := s.doom(entry, d.body); err != nil {
 		return err
 	}
 	if entry.Kind != d.kind {
@@ -246,6 +250,9 @@ func (s *Service) record(ctx context.Context, d audit.Draft, ref []byte, object 
 	if err := s.apply(ctx, &r.Entry, body, appKey); err != nil {
 		return nil, err
 	}
+	if err := s.doom(&r.Entry, body); err != nil {
+		return nil, err
+	}
 	if shared {
 		s.mu.Lock()
 		s.base[key]++
@@ -345,7 +352,7 @@ func (s *Service) Replay(ctx context.Context, e *audit.Entry, payload func(name 
 	if err := s.apply(ctx, e, body, nil); err != nil && !errors.Is(err, errForked) {
 		return err
 	}
-	return nil
+	return s.doom(e, body)
 }
 
 func hasObject(kind string) bool {

@@ -2,6 +2,7 @@ package account
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -113,7 +114,10 @@ func destroyedWrapped(w *Wrapped) *Wrapped {
 // the directory forgets it, while the journal, which forgets nothing, keeps the sealed blob: it opens with a PIN that the
 // signer had while it lived, the cipher machine and its wrapping key together, and with nothing less. Live authorisations are void.
 //
-// Order: 1. the intent; 2. the cipher machine; 3. the outcome. After a stop in between, ask again.
+// Order: 1. the intent; 2. the outcome, which the centre decides on where there is another campus; 3. the cipher machine;
+// 4. an entry that it is done. The machine comes after the decision, since what it does cannot be undone: a change that the
+// other campus wins, its starting the signer again perhaps, must find the key. After a stop between 2 and 4 the key is in
+// the machine, and nobody uses it: [Service.Erase] goes on. After one before 2, ask again.
 func (s *Service) DestroyKey(ctx context.Context, actor, label, reason string) error {
 	if err := checkReason(reason); err != nil {
 		return err
@@ -145,19 +149,98 @@ func (s *Service) DestroyKey(ctx context.Context, actor, label, reason string) e
 		return problem.New(problem.Forbidden, "这是签名人现用的密钥 (the signer's present key)",
 			"先换发新密钥并待其生效，或停用签名人 (have another take its place, or stop the signer)")
 	}
+	if key.wrapped == nil { // a machine that does not answer now would not destroy it either
+		if _, err := s.cfg.Slots[key.class].FindKey(ctx, label); err != nil && !errors.Is(err, hsm.ErrKeyNotFound) {
+			return hsmProblem(err)
+		}
+	}
 	i, err := s.intend(ctx, audit.Draft{Kind: kindDestroyIntent, Actor: actor, Object: key.owner, Fields: []audit.Field{text("label", label)}}, "destroy", "")
 	if err != nil {
 		return err
 	}
-	if key.wrapped == nil {
-		if err := s.cfg.Slots[key.class].DestroyKey(ctx, label); err != nil && !errors.Is(err, hsm.ErrKeyNotFound) {
-			return hsmProblem(err)
-		}
-	}
 	d := audit.Draft{Kind: kindDestroyed, Actor: actor, Object: key.owner, Fields: []audit.Field{
 		text("intent", i.id), text("act", "destroy"), text("label", label), text("reason", reason), boolean("custody", key.wrapped != nil),
 	}}
-	return s.conclude(ctx, d, i.ref, &destruction{key.owner, label, reason}, nil)
+	if err := s.conclude(ctx, d, i.ref, &destruction{key.owner, label, reason}, nil); err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), keyLimit)
+	defer cancel()
+	if err := s.erase(limited); err != nil {
+		return problem.New(problem.HSMUnavailable, "密钥已记为销毁，不会再用；密码机尚未删除它，设备会自动再试 (recorded as destroyed and used no more; the cipher machine has not deleted it yet, which is tried again)",
+			"查看 yinjian hsm keys，直到其状态为 destroyed (look at hsm keys until its state is destroyed)").With(err)
+	}
+	return nil
+}
+
+// doom remembers what the cipher machine has to destroy after an outcome of this appliance's own journal, until another entry says
+// that it has. What the other campus sends, as its own or as this appliance's from before a restore, destroys nothing here.
+func (s *Service) doom(e *audit.Entry, body []byte) error {
+	switch e.Kind {
+	case kindErased:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.doomed, e.Text("label"))
+		return nil
+	case kindDestroyed:
+	default:
+		return nil
+	}
+	var d destruction
+	if err := json.Unmarshal(body, &d); err != nil {
+		return fmt.Errorf("account: entry %d: %w", e.Sequence, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k := s.heldKey(d.Owner, d.Label); k != nil && !k.destroyed.IsZero() && k.wrapped == nil && k.signer == nil && k.node == "" {
+		s.doomed[d.Label] = k
+	}
+	return nil
+}
+
+// Erase has the cipher machine destroy keys that the directory has as destroyed, of which no entry says yet that it has: a
+// stop came between, or the machine did not answer. Every machine that may hold a copy must be at work.
+func (s *Service) Erase(ctx context.Context) error {
+	unlock, err := s.changes.Lock(ctx, "")
+	if err != nil {
+		return journalProblem(err)
+	}
+	defer unlock()
+	return s.erase(ctx)
+}
+
+// erase is Erase. The caller holds s.changes.
+func (s *Service) erase(ctx context.Context) error {
+	s.mu.RLock()
+	doomed := slices.Collect(maps.Values(s.doomed))
+	s.mu.RUnlock()
+	slices.SortFunc(doomed, func(a, b *heldKey) int { return strings.Compare(a.label, b.label) })
+	for _, k := range doomed {
+		token := s.cfg.Slots[k.class]
+		if token == nil {
+			return fmt.Errorf("account: destroying key %s: no %s slot", k.label, k.class)
+		}
+		if err := token.DestroyKey(ctx, k.label); err != nil && !errors.Is(err, hsm.ErrKeyNotFound) {
+			return fmt.Errorf("account: destroying key %s: %w", k.label, hsmProblem(err))
+		}
+		// If the answer is lost it is said twice, which does no harm.
+		done := audit.Draft{Kind: kindErased, Actor: "appliance", Object: k.owner, State: true, Fields: []audit.Field{text("label", k.label)}}
+		r, err := s.cfg.Journal.Append(ctx, done)
+		if err != nil {
+			return journalProblem(err)
+		}
+		if err := s.doom(&r.Entry, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Doomed are the labels of keys that [Service.Erase] has to do with.
+func (s *Service) Doomed() []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Sorted(maps.Keys(s.doomed))
 }
 
 // signerKey answers a signer's key by its label, nil if there is none any more.

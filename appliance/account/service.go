@@ -89,6 +89,7 @@ type Service struct {
 	intermediates map[string]*smx509.Certificate // guarded by mu, by SHA-256
 	above         map[string]*smx509.Certificate // guarded by mu, by DER: CA certificates that paths of ours share
 	held          map[string][]*heldKey          // guarded by mu, by owner; neither slices nor values are changed in place
+	doomed        map[string]*heldKey            // guarded by mu, by label: destroyed ones that the cipher machine may still have
 	ownerOf       map[string]string              // guarded by mu, by SubjectPublicKeyInfo
 	foreign       map[string]*foreignCRL         // guarded by mu, by listKey; values are never changed in place
 	issued        map[string][]*pki.CRL          // guarded by mu, by RawIssuer: our CAs' lists and foreign ones
@@ -143,7 +144,7 @@ func New(cfg Config) *Service {
 		certificates: map[string]*CertificateStatus{}, crls: map[string]*CRL{}, pinFailures: map[string]map[string]int{},
 		openIntents: map[string]intent{}, underWay: map[string]bool{}, chains: map[string][][]byte{},
 		anchors: map[string]*Anchor{}, intermediates: map[string]*smx509.Certificate{}, above: map[string]*smx509.Certificate{}, held: map[string][]*heldKey{},
-		ownerOf: map[string]string{}, foreign: map[string]*foreignCRL{}, issued: map[string][]*pki.CRL{},
+		doomed: map[string]*heldKey{}, ownerOf: map[string]string{}, foreign: map[string]*foreignCRL{}, issued: map[string][]*pki.CRL{},
 		laterLists: map[string]laterList{}, tokenSealed: map[string]map[string]*hsm.WrappedKey{},
 		objects: map[objectKey]*objectState{}, base: map[objectKey]int64{}, cursors: map[logKey]uint64{}, foreignSeen: map[string]bool{},
 		came: make(chan struct{}), revokedEarly: map[string]*revocation{},

@@ -25,6 +25,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,6 +54,7 @@ var built struct {
 func TestMain(m *testing.M) {
 	flag.Parse()
 	os.Exit(func() int {
+		moreAtOnce()
 		dir, err := os.MkdirTemp("", "yj")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -79,6 +81,19 @@ func TestMain(m *testing.M) {
 		}
 		return m.Run()
 	}())
+}
+
+// perProcessor is how many tests run at once for each processor. Most of a test here is waiting: for a start, for trusted time, for
+// another campus, for what was killed to come back.
+const perProcessor = 4
+
+// moreAtOnce has that many run unless -parallel says otherwise. The long forms keep the processors busy by themselves.
+func moreAtOnce() {
+	said := os.Getenv("YINJIAN_LONG") != ""
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		_ = flag.Set("test.parallel", strconv.Itoa(perProcessor*runtime.GOMAXPROCS(0))) // it is a number
+	}
 }
 
 // need skips the test, naming the tool, when one is not installed.
