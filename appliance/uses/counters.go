@@ -19,8 +19,9 @@ const Past = "signed past the worker, or the count was changed (绕过工作进�
 // countersEvery is how often the cipher machine's counts are read while the appliance runs; it lists all keys.
 const countersEvery = 10 * time.Minute
 
-// A reading is what the cipher machine said of one slot's keys, and how often the log had them used just afterwards.
-type reading struct{ machine, log map[string]uint64 }
+// A reading is what the cipher machine said of one slot's keys, and how often the log had them used just before and just
+// afterwards: what was signed between the two may be in the machine's count or not.
+type reading struct{ machine, before, log map[string]uint64 }
 
 // A Difference is one key whose two counts have moved apart.
 type Difference struct {
@@ -33,23 +34,36 @@ type Difference struct {
 }
 
 // readCounters asks the cipher machine, when it is time. Its answers are judged when what was under way is in the log.
-func (r *Reconciler) readCounters(ctx context.Context) map[string]map[string]uint64 {
+func (r *Reconciler) readCounters(ctx context.Context) (map[string]*reading, error) {
 	if r.cfg.Append == nil || r.cfg.Counters == nil || !r.counted.IsZero() && time.Since(r.counted) < countersEvery { // interval
-		return nil
+		return nil, nil
 	}
-	out := map[string]map[string]uint64{}
+	out := map[string]*reading{}
 	for _, name := range r.slots {
+		if err := r.read(name); err != nil {
+			return nil, err
+		}
+		before := r.logged(name)
 		counts, err := r.cfg.Counters(ctx, name)
 		if err != nil {
 			r.cfg.Log.WithError(err).WithField("slot", name).Warning("the cipher machine's counts of uses were not read; they are next time")
 			continue
 		}
 		if counts != nil {
-			out[name] = counts
+			out[name] = &reading{machine: counts, before: before}
 		}
 	}
 	if len(out) == 0 {
-		return nil
+		return nil, nil
+	}
+	return out, nil
+}
+
+// logged is how often the log has each key of a slot used, as far as it was read.
+func (r *Reconciler) logged(name string) map[string]uint64 {
+	out := map[string]uint64{}
+	for key, c := range r.st.Slots[name].Keys {
+		out[key] = c.Uses
 	}
 	return out
 }
@@ -57,37 +71,34 @@ func (r *Reconciler) readCounters(ctx context.Context) map[string]map[string]uin
 // judgeCounters compares the counts. At the first pass of a start, the slots that nobody uses yet are judged at once;
 // otherwise a key is judged one pass later: exactly if it was not used meanwhile, for then nothing was under way, and
 // with a margin of what can be under way if it was.
-func (r *Reconciler) judgeCounters(fresh map[string]map[string]uint64) {
+func (r *Reconciler) judgeCounters(fresh map[string]*reading) {
 	for _, name := range r.slots {
 		s := r.st.Slots[name]
-		now := map[string]uint64{}
-		for key, c := range s.Keys {
-			now[key] = c.Uses
-		}
+		now := r.logged(name)
 		if p := s.pending; p != nil {
-			for key, machine := range p.machine {
+			for key := range p.machine {
 				margin := int64(0)
 				if now[key] != p.log[key] {
 					margin = int64(r.cfg.Sessions(name))
 				}
-				r.judge(name, key, machine, p.log[key], margin)
+				r.judge(name, key, p, margin)
 			}
 			s.pending, s.Based, s.Crashes = nil, true, 0
 		}
-		counts, ok := fresh[name]
-		switch {
-		case !ok:
-		case r.counted.IsZero() && slices.Contains(r.cfg.Idle, name):
-			for key, machine := range counts {
-				r.judge(name, key, machine, now[key], 0)
+		p := fresh[name]
+		if p == nil {
+			continue
+		}
+		p.log = now
+		if r.counted.IsZero() && slices.Contains(r.cfg.Idle, name) {
+			for key := range p.machine {
+				r.judge(name, key, p, 0)
 			}
 			s.Based, s.Crashes = true, 0
-		default:
-			s.pending = &reading{counts, now}
+		} else {
+			s.pending = p
 		}
-		if len(counts) > 0 {
-			s.Counts = true
-		}
+		s.Counts = s.Counts || len(p.machine) > 0
 	}
 	if fresh != nil {
 		r.counted = time.Now() // interval
@@ -96,8 +107,8 @@ func (r *Reconciler) judgeCounters(fresh map[string]map[string]uint64) {
 
 // judge compares one key's two counts. At the slot's first comparison it learns by how much they are apart: keys may be
 // older than the log.
-func (r *Reconciler) judge(name, key string, machine, log uint64, margin int64) {
-	s := r.st.Slots[name]
+func (r *Reconciler) judge(name, key string, p *reading, margin int64) {
+	s, machine, log := r.st.Slots[name], p.machine[key], p.log[key]
 	c := s.Keys[key]
 	if c == nil {
 		if machine == 0 {
@@ -107,6 +118,9 @@ func (r *Reconciler) judge(name, key string, machine, log uint64, margin int64) 
 		s.Keys[key] = c
 	}
 	more := int64(machine) - int64(log) - c.Offset
+	if more < 0 {
+		more = min(0, more+int64(log-p.before[key])) // what was signed between
+	}
 	if !s.Based {
 		if more != 0 {
 			c.Offset, r.moved = c.Offset+more, true

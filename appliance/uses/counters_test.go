@@ -138,3 +138,47 @@ func TestCountersUnderLoad(t *testing.T) {
 		t.Errorf("at rest: %+v", s)
 	}
 }
+
+// What is signed between the reading of the machine's count and that of the log is no difference, now or later, at the first
+// comparison and at others; nor does it hide one.
+func TestCountersReadWhileUsed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	machine := machineCount{"staff/D1": 0}
+	n, busy := 0, true
+	used := func() {
+		machine["staff/D1"]++
+		b.record(n)
+		n++
+	}
+	config := func(c *uses.Config) {
+		machine.config(c)
+		c.Idle = nil
+		ask := c.Counters
+		c.Counters = func(ctx context.Context, slot string) (map[string]uint64, error) {
+			counts, err := ask(ctx, slot)
+			if busy && slot == "staff" {
+				used()
+				used()
+			}
+			return counts, err
+		}
+	}
+	pass := func(what string, alarms uint64) {
+		t.Helper()
+		r := b.reconciler(config)
+		b.pass(r, false)
+		if s := b.pass(r, false); s.Alarms != alarms {
+			t.Errorf("%s: %+v", what, s)
+		}
+	}
+	used()
+	pass("the first comparison", 0)
+	used()
+	pass("the second", 0)
+	busy = false
+	pass("at rest", 0)
+	machine["staff/D1"] -= 3 // put back by more than can have been signed between
+	busy = true
+	pass("put back", 1)
+}

@@ -387,7 +387,10 @@ func (r *Reconciler) pass(ctx context.Context, final bool) error {
 	if err := r.follow(nil); err != nil {
 		return err
 	}
-	counts := r.readCounters(ctx)
+	counts, err := r.readCounters(ctx)
+	if err != nil {
+		return err
+	}
 	for _, name := range r.slots {
 		if err := r.read(name); err != nil {
 			return err
