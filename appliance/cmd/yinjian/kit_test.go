@@ -724,6 +724,16 @@ func eventually(t *testing.T, within time.Duration, what string, yes func() bool
 	}
 }
 
+// leavesJournal wants what is tried to enter nothing. What the appliance itself enters now and then comes between at some tries.
+func (m *machine) leavesJournal(t *testing.T, try func()) {
+	t.Helper()
+	eventually(t, time.Minute, "the journal does not grow", func() bool {
+		before := m.state(t).Journal.Entries
+		try()
+		return m.state(t).Journal.Entries == before || t.Failed()
+	})
+}
+
 // freePort is one that was free a moment ago.
 func freePort(t *testing.T) string {
 	t.Helper()
