@@ -656,7 +656,13 @@ func (j *Journal) sumUp(ctx context.Context) {
 			return
 		}
 		t := newTally(last.Number, last.First)
-		if err = t.read(ctx, j.store, size); err == nil {
+		err = t.read(ctx, j.store, size, func(took time.Duration) { // signing comes first
+			select {
+			case <-time.After(took):
+			case <-ctx.Done():
+			}
+		})
+		if err == nil {
 			j.summed <- t
 		}
 	}
@@ -671,7 +677,7 @@ func (j *Journal) count(ctx context.Context, rows []Row) {
 	case t := <-j.summed:
 		if j.tally == nil {
 			// Only what was written since that reading began.
-			if err := t.read(ctx, j.store, uint64(rows[0].Sequence)); err == nil {
+			if err := t.read(ctx, j.store, uint64(rows[0].Sequence), nil); err == nil {
 				j.tally = t
 			}
 		}
@@ -1145,7 +1151,7 @@ func (j *Journal) roll(ctx context.Context) error {
 	if j.tally == nil || j.tally.segment != active.Number {
 		j.tally = newTally(active.Number, active.First)
 	}
-	err = j.tally.read(ctx, j.store, j.Size())
+	err = j.tally.read(ctx, j.store, j.Size(), nil)
 	if err == nil && j.tally.next == active.First {
 		err = fmt.Errorf("%w: it is empty", ErrCorrupt)
 	}

@@ -167,6 +167,19 @@ func (s *memStore) Nodes(_ context.Context, ids ...audit.NodeID) (map[audit.Node
 	return out, nil
 }
 
+func (s *memStore) Leaves(_ context.Context, _ int, first, end uint64, fn func([]audit.Hash) error) error {
+	s.mu.Lock()
+	var leaves []audit.Hash
+	for i := first; i < min(end, uint64(len(s.rows))); i++ {
+		leaves = append(leaves, audit.Hash(s.rows[i].Leaf))
+	}
+	s.mu.Unlock()
+	if uint64(len(leaves)) < end-first {
+		return audit.ErrCorrupt
+	}
+	return fn(leaves)
+}
+
 func (s *memStore) NodesOver(_ context.Context, first, end uint64, fn func(audit.NodeID, audit.Hash)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -3,7 +3,6 @@ package audit
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash"
 	"slices"
@@ -181,6 +180,9 @@ type Store interface {
 	// Rows calls fn with the rows of one segment in ascending order of sequence, from the first that is ≥ from. No
 	// read transaction is open while fn runs. A row of another number than it should have is delivered like any other.
 	Rows(ctx context.Context, segment int, from int64, fn func(Row) error) error
+	// Leaves calls fn with the stored leaf hashes of a segment's entries from first to the one before end, in order and many
+	// at a time. It is [ErrCorrupt] if one is not there, or is no hash. No read transaction is open while fn runs.
+	Leaves(ctx context.Context, segment int, first, end uint64, fn func([]Hash) error) error
 	// Changes calls fn with the rows that have Change set, ascending, over all segments, from the first that is ≥ from; 0:
 	// all, those too that somebody gave a number below 0.
 	Changes(ctx context.Context, from uint64, fn func(Row) error) error
@@ -264,30 +266,25 @@ func (t *tally) add(leaf Hash) error {
 	return t.own.grow(leaf, nil)
 }
 
-// read adds what is stored, up to the entry before end.
-func (t *tally) read(ctx context.Context, s Store, end uint64) error {
+// read adds what is stored, up to the entry before end. After each step it calls rest with what that took; nil: it does
+// not rest.
+func (t *tally) read(ctx context.Context, s Store, end uint64, rest func(time.Duration)) error {
 	if t.next >= end {
 		return nil
 	}
-	err := s.Rows(ctx, t.segment, int64(t.next), func(r Row) error {
-		if err := ctx.Err(); err != nil {
-			return err
+	begun := time.Now() // interval
+	return s.Leaves(ctx, t.segment, t.next, end, func(leaves []Hash) error {
+		for _, leaf := range leaves {
+			if err := t.add(leaf); err != nil {
+				return err
+			}
 		}
-		if t.next >= end {
-			return errEnd
+		if rest != nil {
+			rest(time.Since(begun))
+			begun = time.Now() // interval
 		}
-		if r.Sequence < 0 || uint64(r.Sequence) != t.next || len(r.Leaf) != len(Hash{}) {
-			return fmt.Errorf("%w: segment %d has row %d where %d should be", ErrCorrupt, t.segment, r.Sequence, t.next)
-		}
-		return t.add(Hash(r.Leaf))
+		return ctx.Err()
 	})
-	if errors.Is(err, errEnd) {
-		err = nil
-	}
-	if err == nil && t.next < end {
-		err = fmt.Errorf("%w: segment %d has no entry %d", ErrCorrupt, t.segment, t.next)
-	}
-	return err
 }
 
 func (t *tally) seal() Seal {

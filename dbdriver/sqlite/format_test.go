@@ -77,7 +77,8 @@ func formatOf(t *testing.T, dir, file string) (n int) {
 	return n
 }
 
-// A journal of the format before is read as it is, goes on in the present one, and its sealed segments stay untouched.
+// A journal of format 1 is read as it is, goes on in format 2 until its active segment is full, then in the present one, and
+// its sealed segments stay untouched.
 func TestFormat1(t *testing.T) {
 	t.Parallel()
 	dir, key := format1(t)
@@ -115,7 +116,7 @@ func TestFormat1(t *testing.T) {
 			t.Errorf("%s was changed (%v)", f, err)
 		}
 	}
-	for file, want := range map[string]int{seg1: 1, seg2: 1, seg3: 2, "journal-000004.db": 2} {
+	for file, want := range map[string]int{seg1: 1, seg2: 1, seg3: 2, "journal-000004.db": 3} {
 		if n := formatOf(t, dir, file); n != want {
 			t.Errorf("%s has format %d, want %d", file, n, want)
 		}
@@ -132,7 +133,7 @@ func TestFormat1Changed(t *testing.T) {
 		"a sealed one has the later column": {seg2, `ALTER TABLE yj_entry ADD COLUMN own_data BLOB`, "table yj_entry was changed"},
 		"a sealed one calls itself later":   {seg2, `UPDATE yj_segment SET format_no = 2`, "table yj_entry was changed"},
 		"a trigger in the active one":       {seg3, `CREATE TRIGGER t BEFORE INSERT ON yj_entry BEGIN SELECT 1; END`, `trigger "t" on "yj_entry" was added`},
-		"a format to come":                  {seg3, `UPDATE yj_segment SET format_no = 3`, "segment format is not known: 3"},
+		"a format to come":                  {seg3, `UPDATE yj_segment SET format_no = 4`, "segment format is not known: 4"},
 		"no format":                         {seg3, `UPDATE yj_segment SET format_no = 0`, "segment format is not known: 0"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -83,7 +83,7 @@ func forgeFile(t *testing.T, dir string, keep int, change func(rows []forgedRow)
 		for n := i; n&1 == 1; n >>= 1 {
 			h = audit.NodeHash(pending[level], h)
 			level++
-			exec(`INSERT INTO yj_node (level_no, index_no, node_hash) VALUES (?, ?, ?)`, level, i>>level, h[:])
+			exec(`INSERT INTO yj_node (node_no, node_hash) VALUES (`+nodeNo(level, i>>level)+`, ?)`, h[:])
 		}
 		pending[level] = h
 		e := entryOf(t, r)

@@ -83,6 +83,11 @@ func (k logKey) SignMessage(_ context.Context, m []byte) ([]byte, error) {
 
 func (k logKey) Public() crypto.PublicKey { return &k.PublicKey }
 
+// nodeNo is the number of an inner node in a segment's file: levels 1 to 6 first, then 7 to 12, …; in each by the last leaf.
+func nodeNo(level, index int) string {
+	return fmt.Sprint(uint64((level-1)/6)*0x200000000000000 + uint64((index+1)<<level-1)*64 + uint64(level))
+}
+
 // running is a journal over a store, with Run in the background.
 type running struct {
 	*audit.Journal

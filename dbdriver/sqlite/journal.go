@@ -44,23 +44,25 @@ type JournalConfig struct {
 }
 
 const (
-	formatNo      = 2
+	formatNo      = 3
+	upgradeNo     = 2 // what an active segment of format 1 is brought to
 	defaultLength = 1_000_000
 	pageRows      = 128  // rows of one read; bounds memory, an entry with what is in its row has at most 320 KiB
 	recentBlobs   = 4096 // digests remembered, so that certificates and CRLs are not sent to the disk again
 )
 
 // formatMigrations are the last migrations of the segments' formats. Format 1 kept every payload in yj_blob, under its
-// digest; format 2 keeps in own_data those that are one entry's alone. A sealed segment stays as it is; the active one
-// is brought to formatNo when the journal is opened for writing.
-var formatMigrations = [...]int64{1: 9, 2: 10}
+// digest; format 2 keeps in own_data those that are one entry's alone. Format 3 has the inner nodes in the order of nodeNo,
+// and its index of references in runs of entries, so that those written together change the same few pages of it. A sealed
+// segment stays as it is; an active one of format 1 is brought to upgradeNo when the journal is opened for writing, one of
+// format 2 goes on as it is until it is full.
+var formatMigrations = [...]int64{1: 9, 2: 10, 3: 14}
 
 // Journal is an audit.Store. See [OpenJournal].
 type Journal struct {
-	cfg    JournalConfig
-	schema *schema    // of formatNo
-	locks  []*os.File // none when read only
-	index  *refIndex  // nil when read only
+	cfg   JournalConfig
+	locks []*os.File // none when read only
+	index *refIndex  // nil when read only
 
 	mu       sync.RWMutex // guards segments and closed; the writer holds it for rolling only
 	segments []*segment   // by number, without gaps when writable
@@ -97,7 +99,8 @@ type segment struct {
 
 	schema []string // read-only journals: what was found to differ when the file was opened
 
-	refs atomic.Pointer[refFilter] // of the active segment of a writable journal
+	// refs is that of a writable journal's active segment, and of one before it that the index of references does not cover yet.
+	refs atomic.Pointer[refTable]
 }
 
 var segmentName = regexp.MustCompile(`^journal-([0-9]{6,9})\.db$`)
@@ -123,10 +126,6 @@ func OpenJournal(ctx context.Context, cfg JournalConfig) (*Journal, error) {
 		return nil, errors.New("sqlite: a journal segment has at least two entries")
 	}
 	j := &Journal{cfg: cfg, doubt: true, recent: map[audit.Hash]bool{}}
-	var err error
-	if j.schema, err = journalSchemas[formatNo](); err != nil {
-		return nil, err
-	}
 	if err := j.open(ctx); err != nil {
 		j.Close()
 		return nil, fmt.Errorf("sqlite: opening journal: %w", err)
@@ -254,7 +253,7 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 				return err
 			}
 			_, err = s.inspect(ctx, db)
-			if err == nil && active && s.seal == nil && s.format < formatNo {
+			if err == nil && active && s.seal == nil && s.format < upgradeNo {
 				err = s.upgrade(ctx, db)
 			}
 			db.Close()
@@ -267,7 +266,7 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 		}
 	}
 	if active && !j.cfg.ReadOnly && s.seal == nil {
-		if s.write, err = openWriter(s.file); err != nil {
+		if s.write, err = openWriter(s.file, s.format); err != nil {
 			return err
 		}
 	}
@@ -277,7 +276,7 @@ func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err
 	s.read.SetConnMaxIdleTime(time.Minute) // sealed segments can be many
 	readable, err := s.inspect(ctx, s.read)
 	if readable && err == nil && s.write != nil {
-		err = j.filterRefs(ctx, s)
+		err = j.tableRefs(ctx, s)
 	}
 	if !readable {
 		s.read.Close()
@@ -354,13 +353,13 @@ func (s *segment) made() (*schema, error) {
 	return journalSchemas[s.format]()
 }
 
-// upgrade brings a segment of an earlier format to formatNo, in one transaction. What it holds stays where it is.
+// upgrade brings a segment of an earlier format to upgradeNo, in one transaction. What it holds stays where it is.
 func (s *segment) upgrade(ctx context.Context, db *sql.DB) error {
 	made, err := s.made()
 	if err != nil {
 		return err
 	}
-	files, err := migrationFiles("journal", formatMigrations[formatNo])
+	files, err := migrationFiles("journal", formatMigrations[upgradeNo])
 	if err != nil {
 		return err
 	}
@@ -376,12 +375,12 @@ func (s *segment) upgrade(ctx context.Context, db *sql.DB) error {
 				return err
 			}
 		}
-		return one(tx.ExecContext(ctx, updateFormat, formatNo, s.number))
+		return one(tx.ExecContext(ctx, updateFormat, upgradeNo, s.number))
 	})
 	if err != nil {
-		return fmt.Errorf("bringing it from format %d to %d: %w", s.format, formatNo, err)
+		return fmt.Errorf("bringing it from format %d to %d: %w", s.format, upgradeNo, err)
 	}
-	s.format = formatNo
+	s.format = upgradeNo
 	return nil
 }
 
@@ -620,10 +619,10 @@ func (j *Journal) Close() error {
 	return errors.Join(errs...)
 }
 
-// filterRefs gives the active segment its filter. What a restart found in the segment is read by a goroutine.
-func (j *Journal) filterRefs(ctx context.Context, s *segment) error {
+// tableRefs gives the active segment its table of references. What a restart found in the segment is read by a goroutine.
+func (j *Journal) tableRefs(ctx context.Context, s *segment) error {
 	j.stopFilling()
-	f := newRefFilter(j.cfg.SegmentEntries)
+	f := newRefTable(s.first, j.cfg.SegmentEntries)
 	s.refs.Store(f)
 	_, err := s.row(ctx, s.read, selectLastEntry)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -636,7 +635,11 @@ func (j *Journal) filterRefs(ctx context.Context, s *segment) error {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	j.stopFill = cancel
 	j.filling.Go(func() {
-		_ = f.fill(ctx, s) // without it look-ups go to the file, where the error is met again
+		select {
+		case <-time.After(fillAfter):
+			_ = f.fill(ctx, s) // without it look-ups go to the file, where the error is met again
+		case <-ctx.Done():
+		}
 	})
 	return nil
 }
@@ -795,9 +798,9 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		return fmt.Errorf("sqlite: segment %d is sealed: %w", s.number, dbdriver.ErrUnavailable)
 	}
 	var stored []audit.Hash
-	err = s.write.inTx(j.schema, s.read, func() error {
+	err = s.write.inTx(s.read, func() error {
 		for i := range b.Rows {
-			s.refs.Load().add(b.Rows[i].Ref)
+			s.refs.Load().add(b.Rows[i].Ref, uint64(b.Rows[i].Sequence))
 		}
 		var fresh []audit.Blob
 		known := map[audit.Hash]bool{}
@@ -841,7 +844,10 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 		}
 		err = s.write.insertRows(&s.write.node, len(b.Nodes), func(values []driver.Value, i int) []driver.Value {
 			n := &b.Nodes[i]
-			return append(values, int64(n.ID.Level), int64(n.ID.Index), n.Hash[:])
+			if s.format < 3 {
+				return append(values, int64(n.ID.Level), int64(n.ID.Index), n.Hash[:])
+			}
+			return append(values, nodeNo(n.ID), n.Hash[:])
 		}, all)
 		if err != nil {
 			return err
@@ -979,7 +985,7 @@ func (j *Journal) Roll(ctx context.Context, seal audit.Seal) error {
 		return fmt.Errorf("sqlite: the seal is for segment %d, the active one is %d", seal.Segment, s.number)
 	}
 	if s.seal == nil {
-		err := s.write.inTx(j.schema, s.read, func() error {
+		err := s.write.inTx(s.read, func() error {
 			return s.write.writeOne(s.write.seal, seal.Marshal(), int64(s.number))
 		})
 		if err != nil {
@@ -991,7 +997,6 @@ func (j *Journal) Roll(ctx context.Context, seal audit.Seal) error {
 	} else if *s.seal != seal {
 		return fmt.Errorf("%w: segment %d is sealed with another seal", audit.ErrCorrupt, s.number)
 	}
-	s.refs.Store(nil) // the index of sealed segments answers for it from now on
 	j.at("roll/sealed")
 	s.finish(ctx) // if somebody else reads the file just now, it keeps its log until the next open; nothing is lost
 	j.at("roll/finished")
@@ -1046,6 +1051,20 @@ func (j *Journal) NodeCount(ctx context.Context, number int) (uint64, error) {
 	return n, err
 }
 
+// numbered answers the segment of that number.
+func (j *Journal) numbered(number int) (*segment, error) {
+	segs, err := j.list()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range segs {
+		if s.number == number {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("sqlite: no segment %d: %w", number, audit.ErrNotFound)
+}
+
 // holding answers the segment in whose range the sequence falls.
 func (j *Journal) holding(sequence uint64) (*segment, error) {
 	segs, err := j.list()
@@ -1084,16 +1103,11 @@ func (j *Journal) Row(ctx context.Context, sequence uint64) (audit.Row, error) {
 
 // Rows implements audit.Store.
 func (j *Journal) Rows(ctx context.Context, number int, from int64, fn func(audit.Row) error) error {
-	segs, err := j.list()
+	s, err := j.numbered(number)
 	if err != nil {
 		return err
 	}
-	for _, s := range segs {
-		if s.number == number {
-			return s.pages(ctx, selectEntries, from, fn)
-		}
-	}
-	return fmt.Errorf("sqlite: no segment %d: %w", number, audit.ErrNotFound)
+	return s.pages(ctx, selectEntries, from, fn)
 }
 
 // pages reads a page, closes the read transaction and hands the rows to fn, so that a slow reader does not keep the
@@ -1179,8 +1193,8 @@ func (j *Journal) newest(fn func(*segment) error) error {
 	return fmt.Errorf("sqlite: %w", audit.ErrNotFound)
 }
 
-// FindRef implements audit.Store. It asks the entries that the index of references names, and the segments that are not
-// in the index yet.
+// FindRef implements audit.Store. It asks the entries that the index of references names, or a segment's table, and the
+// files of segments that neither knows yet.
 func (j *Journal) FindRef(ctx context.Context, ref []byte, limit int) ([]uint64, error) {
 	segs, err := j.list()
 	if err != nil {
@@ -1189,176 +1203,77 @@ func (j *Journal) FindRef(ctx context.Context, ref []byte, limit int) ([]uint64,
 	named, covered := j.index.find(ctx, ref)
 	var out []uint64
 	for _, s := range segs {
-		if seal := s.sealed(); seal != nil && covered[s.number] {
-			for ; len(named) > 0 && named[0] <= int64(seal.Last) && len(out) < limit; named = named[1:] {
-				err := s.query(func(db *sql.DB) error {
-					var seq int64
-					err := db.QueryRowContext(ctx, selectRefAt, named[0], ref).Scan(&seq)
-					if err == nil && seq >= 0 {
-						out = append(out, uint64(seq))
-					}
-					return err
-				})
-				if err != nil && !errors.Is(err, audit.ErrNotFound) {
-					return nil, err
-				}
-			}
-			if len(out) >= limit {
-				break
-			}
-			continue
-		}
-		if s.refs.Load().lacks(ref) {
-			continue
-		}
-		err := s.query(func(db *sql.DB) error {
-			rows, err := db.QueryContext(ctx, selectByRef, ref, limit-len(out))
-			if err != nil {
-				return err
-			}
-			defer rows.Close()
-			for rows.Next() {
-				var seq int64
-				if err := rows.Scan(&seq); err != nil {
-					return err
-				}
-				if seq < 0 {
-					return fmt.Errorf("%w: an entry has sequence %d", audit.ErrCorrupt, seq)
-				}
-				out = append(out, uint64(seq))
-			}
-			return rows.Err()
-		})
-		if err != nil {
-			return nil, err
-		}
 		if len(out) >= limit {
 			break
 		}
-	}
-	return out, nil
-}
-
-// Nodes implements audit.Store. A node is in the segment of its last leaf.
-func (j *Journal) Nodes(ctx context.Context, ids ...audit.NodeID) (map[audit.NodeID]audit.Hash, error) {
-	segs, err := j.list()
-	if err != nil {
-		return nil, err
-	}
-	of := map[*segment][]audit.NodeID{}
-	for _, id := range ids {
-		if s := holder(segs, id.Last()); s != nil {
-			of[s] = append(of[s], id)
+		seal := s.sealed()
+		var of []uint64 // entries of this segment that may have it
+		known := seal != nil && covered[s.number]
+		if known {
+			for ; len(named) > 0 && named[0] <= int64(seal.Last); named = named[1:] {
+				if named[0] >= 0 {
+					of = append(of, uint64(named[0]))
+				}
+			}
+		} else {
+			of, known = s.refs.Load().find(ref)
 		}
-	}
-	out := make(map[audit.NodeID]audit.Hash, len(ids))
-	for s, ids := range of {
-		if err := s.nodes(ctx, ids, out); err != nil {
+		if known {
+			out, err = s.having(ctx, ref, of, limit, out)
+		} else {
+			out, err = s.byRef(ctx, ref, limit, out)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
-// nodesPerStatement are the lengths of statements that look up several nodes, the shortest first.
-var nodesPerStatement = [...]int{1, 4, 16, 64}
-
-// severalNodes are the forms of a statement for the keys of nodesPerStatement.
-func severalNodes(statement string) (out [len(nodesPerStatement)]string) {
-	for i, n := range nodesPerStatement {
-		out[i] = strings.Replace(statement, "(VALUES (?, ?))", "(VALUES (?, ?)"+strings.Repeat(", (?, ?)", n-1)+")", 1)
-	}
-	return out
-}
-
-var leafStatements, nodeStatements = severalNodes(selectLeaves), severalNodes(selectNodes)
-
-// nodes reads nodes of the segment into out.
-func (s *segment) nodes(ctx context.Context, ids []audit.NodeID, out map[audit.NodeID]audit.Hash) error {
-	var leaves, inner []audit.NodeID
-	for _, id := range ids {
-		if id.Level == 0 {
-			leaves = append(leaves, id)
-		} else {
-			inner = append(inner, id)
+// having adds those of the entries to out that have the reference, as long as out is shorter than limit.
+func (s *segment) having(ctx context.Context, ref []byte, of []uint64, limit int, out []uint64) ([]uint64, error) {
+	for _, n := range of {
+		if len(out) >= limit {
+			break
 		}
-	}
-	return s.query(func(db *sql.DB) error {
-		err := lookUpNodes(ctx, db, leafStatements, leaves, out)
+		err := s.query(func(db *sql.DB) error {
+			var seq int64
+			return db.QueryRowContext(ctx, selectRefAt, int64(n), ref).Scan(&seq)
+		})
 		if err == nil {
-			err = lookUpNodes(ctx, db, nodeStatements, inner, out)
+			out = append(out, n)
+		} else if !errors.Is(err, audit.ErrNotFound) {
+			return nil, err
 		}
-		return err
-	})
+	}
+	return out, nil
 }
 
-func lookUpNodes(ctx context.Context, db *sql.DB, statements [len(nodesPerStatement)]string, ids []audit.NodeID, out map[audit.NodeID]audit.Hash) error {
-	for len(ids) > 0 {
-		i := 0
-		for i+1 < len(nodesPerStatement) && nodesPerStatement[i] < len(ids) {
-			i++
-		}
-		args := make([]any, 0, 2*nodesPerStatement[i])
-		for k := range nodesPerStatement[i] { // what is over asks for the last again
-			id := ids[min(k, len(ids)-1)]
-			args = append(args, int64(id.Level), int64(id.Index))
-		}
-		ids = ids[min(nodesPerStatement[i], len(ids)):]
-		rows, err := db.QueryContext(ctx, statements[i], args...)
+// byRef is having with the entries that the file's own index names.
+func (s *segment) byRef(ctx context.Context, ref []byte, limit int, out []uint64) ([]uint64, error) {
+	statement := selectByRef
+	if s.format >= 3 {
+		statement = selectByRefInRuns
+	}
+	err := s.query(func(db *sql.DB) error {
+		rows, err := db.QueryContext(ctx, statement, ref, limit-len(out))
 		if err != nil {
 			return err
 		}
+		defer rows.Close()
 		for rows.Next() {
-			var level, index int64
-			var h []byte
-			err := rows.Scan(&level, &index, &h)
-			if err == nil && len(h) != len(audit.Hash{}) {
-				err = fmt.Errorf("%w: node (%d, %d) has %d bytes", audit.ErrCorrupt, level, index, len(h))
-			}
-			if err != nil {
-				rows.Close()
+			var seq int64
+			if err := rows.Scan(&seq); err != nil {
 				return err
 			}
-			out[audit.NodeID{Level: uint8(level), Index: uint64(index)}] = audit.Hash(h)
-		}
-		rows.Close()
-		if err := rows.Err(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// NodesOver implements audit.Store: level by level, as long as a node of the level ends there.
-func (j *Journal) NodesOver(ctx context.Context, first, end uint64, fn func(audit.NodeID, audit.Hash)) error {
-	s, err := j.holding(first)
-	if err != nil {
-		return err
-	}
-	return s.query(func(db *sql.DB) error {
-		for level := uint8(1); level < 63 && first>>level < end>>level; level++ {
-			rows, err := db.QueryContext(ctx, selectNodeRange, int64(level), int64(first>>level), int64(end>>level))
-			if err != nil {
-				return err
+			if seq < 0 {
+				return fmt.Errorf("%w: an entry has sequence %d", audit.ErrCorrupt, seq)
 			}
-			var index int64
-			var h sql.RawBytes
-			for rows.Next() {
-				if err := rows.Scan(&index, &h); err != nil {
-					rows.Close()
-					return err
-				}
-				if len(h) == len(audit.Hash{}) {
-					fn(audit.NodeID{Level: level, Index: uint64(index)}, audit.Hash(h))
-				}
-			}
-			rows.Close()
-			if err := rows.Err(); err != nil {
-				return err
-			}
+			out = append(out, uint64(seq))
 		}
-		return nil
+		return rows.Err()
 	})
+	return out, err
 }
 
 // Blob implements audit.Store.
@@ -1375,25 +1290,19 @@ func (j *Journal) Blob(ctx context.Context, number int, sum audit.Hash) ([]byte,
 
 // Blobs implements audit.Store. Keys that are no digests are named by what they begin with.
 func (j *Journal) Blobs(ctx context.Context, number int, fn func(audit.Hash) error) error {
-	segs, err := j.list()
+	s, err := j.numbered(number)
 	if err != nil {
 		return err
 	}
-	for _, s := range segs {
-		if s.number != number {
-			continue
-		}
-		return s.keys(ctx, selectSums, func(scan func(...any) error) (at int64, done func() error, err error) {
-			var sum []byte
-			err = scan(&at, &sum)
-			return at, func() error {
-				var h audit.Hash
-				copy(h[:], sum)
-				return fn(h)
-			}, err
-		})
-	}
-	return fmt.Errorf("sqlite: no segment %d: %w", number, audit.ErrNotFound)
+	return s.keys(ctx, selectSums, func(scan func(...any) error) (at int64, done func() error, err error) {
+		var sum []byte
+		err = scan(&at, &sum)
+		return at, func() error {
+			var h audit.Hash
+			copy(h[:], sum)
+			return fn(h)
+		}, err
+	})
 }
 
 // Tokens implements audit.Store.
@@ -1476,7 +1385,7 @@ func (j *Journal) put(fn func(*writer) error) error {
 	if s.write == nil {
 		return fmt.Errorf("sqlite: segment %d is sealed: %w", s.number, dbdriver.ErrUnavailable)
 	}
-	if err := s.write.inTx(j.schema, s.read, func() error { return fn(s.write) }); err != nil {
+	if err := s.write.inTx(s.read, func() error { return fn(s.write) }); err != nil {
 		return fmt.Errorf("sqlite: storing checkpoint: %w", err)
 	}
 	return nil

@@ -203,6 +203,7 @@ func (x *refIndex) serve(ctx context.Context) error {
 			x.mu.Lock()
 			x.covered = covered
 			x.mu.Unlock()
+			s.refs.Store(nil)
 			x.journal.at("index/covered")
 		}
 		select {
@@ -296,27 +297,9 @@ func sealSum(s *audit.Seal) []byte {
 func (x *refIndex) take(ctx context.Context, db *sql.DB, s *segment, seal *audit.Seal) error {
 	type pair struct{ ref, seq int64 }
 	pairs := make([]pair, 0, min(seal.Count, defaultLength))
-	ref, seq := []byte{}, int64(math.MinInt64)
-	for more := true; more; {
-		n := len(pairs)
-		err := s.query(func(db *sql.DB) error {
-			rows, err := db.QueryContext(ctx, selectRefs, ref, seq, refPage)
-			if err != nil {
-				return err
-			}
-			defer rows.Close()
-			for rows.Next() {
-				if err := rows.Scan(&ref, &seq); err != nil {
-					return err
-				}
-				pairs = append(pairs, pair{refNumber(ref), seq})
-			}
-			return rows.Err()
-		})
-		if err != nil {
-			return err
-		}
-		more = len(pairs)-n == refPage
+	err := s.references(ctx, func(ref []byte, seq int64) { pairs = append(pairs, pair{refNumber(ref), seq}) })
+	if err != nil {
+		return err
 	}
 	slices.SortFunc(pairs, func(a, b pair) int { return cmp.Or(cmp.Compare(a.ref, b.ref), cmp.Compare(a.seq, b.seq)) })
 	for chunk := range slices.Chunk(pairs, refPage) {

@@ -48,6 +48,7 @@ var (
 	journalSchemas = [...]func() (*schema, error){
 		1: sync.OnceValues(func() (*schema, error) { return buildSchema("journal", formatMigrations[1]) }),
 		2: sync.OnceValues(func() (*schema, error) { return buildSchema("journal", formatMigrations[2]) }),
+		3: sync.OnceValues(func() (*schema, error) { return buildSchema("journal", formatMigrations[3]) }),
 	}
 	indexSchema = sync.OnceValues(func() (*schema, error) { return buildSchema("index", math.MaxInt64) })
 )

@@ -20,18 +20,31 @@ const (
 	selectLastEntry  = `SELECT ` + entryColumns + ` FROM yj_entry ORDER BY seq_no DESC LIMIT 1`
 	selectChanges    = `SELECT ` + entryColumns + ` FROM yj_entry WHERE change_flag = 1 AND seq_no >= ? ORDER BY seq_no LIMIT ?`
 	selectLastChange = `SELECT ` + entryColumns + ` FROM yj_entry WHERE change_flag = 1 ORDER BY seq_no DESC LIMIT 1`
-	selectByRef      = `SELECT seq_no FROM yj_entry WHERE ref_hash = ? ORDER BY seq_no LIMIT ?`
+	// By reference: formats 1 and 2, then format 3, whose index is asked run by run.
+	selectByRef       = `SELECT seq_no FROM yj_entry WHERE ref_hash = ? ORDER BY seq_no LIMIT ?`
+	selectByRefInRuns = `WITH RECURSIVE yj_run (run_no) AS (SELECT (` + selectFirstRun + `) UNION ALL SELECT (` + selectNextRun + `run_no` + orderRuns + `) FROM yj_run WHERE run_no IS NOT NULL) SELECT seq_no FROM yj_run CROSS JOIN yj_entry ON seq_no >> 14 = run_no AND ref_hash = ? ORDER BY seq_no LIMIT ?`
+	selectFirstRun    = `SELECT seq_no >> 14 FROM yj_entry WHERE ref_hash IS NOT NULL` + orderRuns
+	selectNextRun     = `SELECT seq_no >> 14 FROM yj_entry WHERE ref_hash IS NOT NULL AND seq_no >> 14 > `
+	orderRuns         = ` ORDER BY seq_no >> 14 LIMIT 1`
+	// The references of a run, 32 bytes each, and as many numbers. In one row, for a row costs more than what is in it.
+	selectRunRefs = `SELECT CAST(group_concat(ref_hash, '') AS BLOB), group_concat(seq_no) FROM yj_entry WHERE ref_hash IS NOT NULL AND length(ref_hash) = 32 AND seq_no >> 14 = ?`
 	// The row itself: its page is read anyway, the page of the segment's index would be one more.
 	selectRefAt  = `SELECT seq_no FROM yj_entry WHERE seq_no = ? AND +ref_hash = ?`
 	selectRefs   = `SELECT ref_hash, seq_no FROM yj_entry WHERE ref_hash IS NOT NULL AND (ref_hash, seq_no) > (?, ?) ORDER BY ref_hash, seq_no LIMIT ?`
 	countEntries = `SELECT COUNT(*) FROM yj_entry`
 
-	insertNode = `INSERT INTO yj_node (level_no, index_no, node_hash) VALUES (?, ?, ?)`
+	insertNode = `INSERT INTO yj_node (node_no, node_hash) VALUES (?, ?)`
 	// Several by their keys: the keys come first, and each is looked up.
-	selectNodes     = `WITH yj_wanted (want_level, want_index) AS (VALUES (?, ?)) SELECT level_no, index_no, node_hash FROM yj_wanted CROSS JOIN yj_node ON level_no = want_level AND index_no = want_index`
-	selectLeaves    = `WITH yj_wanted (want_level, want_index) AS (VALUES (?, ?)) SELECT want_level, seq_no, leaf_hash FROM yj_wanted CROSS JOIN yj_entry ON seq_no = want_index`
-	selectNodeRange = `SELECT index_no, node_hash FROM yj_node WHERE level_no = ? AND index_no >= ? AND index_no < ?`
+	selectNodes  = `WITH yj_wanted (want_no) AS (VALUES (?)) SELECT node_no, node_hash FROM yj_wanted CROSS JOIN yj_node ON node_no = want_no`
+	selectLeaves = `WITH yj_wanted (want_no) AS (VALUES (?)) SELECT seq_no, leaf_hash FROM yj_wanted CROSS JOIN yj_entry ON seq_no = want_no`
+	// Leaf hashes in one row, with what says that none is missing.
+	selectLeafRange = `SELECT COUNT(*), COALESCE(MIN(seq_no), 0), COALESCE(MAX(seq_no), 0), CAST(group_concat(leaf_hash, '') AS BLOB) FROM (SELECT seq_no, leaf_hash FROM yj_entry WHERE seq_no >= ? AND seq_no < ? ORDER BY seq_no LIMIT ?)`
+	selectNodeRange = `SELECT node_no, node_hash FROM yj_node WHERE node_no >= ? AND node_no < ?`
 	countNodes      = `SELECT COUNT(*) FROM yj_node`
+	// Of formats 1 and 2.
+	insertLevelNode      = `INSERT INTO yj_node (level_no, index_no, node_hash) VALUES (?, ?, ?)`
+	selectLevelNodes     = `WITH yj_wanted (want_level, want_index) AS (VALUES (?, ?)) SELECT level_no, index_no, node_hash FROM yj_wanted CROSS JOIN yj_node ON level_no = want_level AND index_no = want_index`
+	selectLevelNodeRange = `SELECT index_no, node_hash FROM yj_node WHERE level_no = ? AND index_no >= ? AND index_no < ?`
 
 	insertBlob = `INSERT OR IGNORE INTO yj_blob (blob_sm3, blob_data) VALUES (?, ?)`
 	selectSums = `SELECT row_no, blob_sm3 FROM yj_blob WHERE row_no > ? ORDER BY row_no LIMIT ?`

@@ -102,10 +102,10 @@ func TestTampering(t *testing.T) {
 			edit(t, dir, seg2, `UPDATE yj_entry SET chain_hash = zeroblob(32) WHERE seq_no = 70`)
 		}, want{kind: audit.ChainChanged, first: 70, nothingBeside: true}},
 		"a node": {func(t *testing.T, dir string) {
-			edit(t, dir, seg2, `UPDATE yj_node SET node_hash = zeroblob(32) WHERE level_no = 3 AND index_no = 8`)
+			edit(t, dir, seg2, `UPDATE yj_node SET node_hash = zeroblob(32) WHERE node_no = `+nodeNo(3, 8))
 		}, want{kind: audit.NodeChanged, first: 64, last: 71, nothingBeside: true}},
 		"a node removed": {func(t *testing.T, dir string) {
-			edit(t, dir, seg2, `DELETE FROM yj_node WHERE level_no = 3 AND index_no = 8`)
+			edit(t, dir, seg2, `DELETE FROM yj_node WHERE node_no = `+nodeNo(3, 8))
 		}, want{kind: audit.NodeMissing, first: 64, last: 71, nothingBeside: true}},
 		"a column": {func(t *testing.T, dir string) {
 			edit(t, dir, seg1, `UPDATE yj_entry SET ref_hash = zeroblob(32) WHERE seq_no = 33`)
@@ -167,7 +167,7 @@ func TestTampering(t *testing.T) {
 			edit(t, dir, seg1, `UPDATE yj_entry SET kind_name = 'other' WHERE seq_no = 33`)
 		}, want{kind: audit.ColumnChanged, first: 33, nothingBeside: true}},
 		"a segment's file put back to an older state": {func(t *testing.T, dir string) {
-			edit(t, dir, seg2, `UPDATE yj_segment SET seal_data = NULL`, `DELETE FROM yj_entry WHERE seq_no > 80`, `DELETE FROM yj_node WHERE (index_no+1)*(1<<level_no) > 81`,
+			edit(t, dir, seg2, `UPDATE yj_segment SET seal_data = NULL`, `DELETE FROM yj_entry WHERE seq_no > 80`, `DELETE FROM yj_node WHERE node_no % 0x200000000000000 >> 6 >= 81`,
 				`DELETE FROM yj_checkpoint WHERE tree_size > 81`)
 		}, want{kind: audit.SegmentMissing, first: 50, others: []audit.FindingKind{audit.EntryRemoved, audit.CheckpointRemoved, audit.SealWrong, audit.NodeMissing, audit.PayloadAdded}}},
 		"a checkpoint removed": {func(t *testing.T, dir string) {
@@ -180,7 +180,7 @@ func TestTampering(t *testing.T) {
 			edit(t, dir, seg3, `DELETE FROM yj_entry WHERE seq_no > 120`)
 		}, want{kind: audit.Truncated, first: 121, others: []audit.FindingKind{audit.NodesWithoutEntry, audit.PayloadAdded}}},
 		"the tail with its nodes": {func(t *testing.T, dir string) {
-			edit(t, dir, seg3, `DELETE FROM yj_entry WHERE seq_no > 120`, `DELETE FROM yj_node WHERE (index_no+1)*(1<<level_no) > 121`)
+			edit(t, dir, seg3, `DELETE FROM yj_entry WHERE seq_no > 120`, `DELETE FROM yj_node WHERE node_no % 0x200000000000000 >> 6 >= 121`)
 		}, want{kind: audit.Truncated, first: 121, others: []audit.FindingKind{audit.PayloadAdded}}},
 		"a segment's file removed": {func(t *testing.T, dir string) {
 			if err := os.Remove(filepath.Join(dir, seg2)); err != nil {
@@ -261,7 +261,7 @@ func rewrite(t *testing.T, dir string, seq int) {
 			t.Fatal(err)
 		}
 		defer other.Close()
-		q, args := `SELECT node_hash FROM yj_node WHERE level_no = ? AND index_no = ?`, []any{level, index}
+		q, args := `SELECT node_hash FROM yj_node WHERE node_no = `+nodeNo(level, index), []any(nil)
 		if level == 0 {
 			q, args = `SELECT leaf_hash FROM yj_entry WHERE seq_no = ?`, []any{index}
 		}
@@ -274,7 +274,7 @@ func rewrite(t *testing.T, dir string, seq int) {
 	exec(`UPDATE yj_entry SET entry_der = ?, leaf_hash = ? WHERE seq_no = ?`, raw, leaf[:], seq)
 	for level, index := 1, seq>>1; (index+1)<<level <= 131; level, index = level+1, index>>1 {
 		h := audit.NodeHash(hashAt(level-1, 2*index), hashAt(level-1, 2*index+1))
-		exec(`UPDATE yj_node SET node_hash = ? WHERE level_no = ? AND index_no = ?`, h[:], level, index)
+		exec(`UPDATE yj_node SET node_hash = ? WHERE node_no = `+nodeNo(level, index), h[:])
 	}
 	for s := seq; s <= 130; s++ {
 		var before []byte
@@ -387,7 +387,7 @@ func TestChangedNodeBesideAnEntry(t *testing.T) {
 	t.Parallel()
 	key := newLogKey(t)
 	dir, _ := written(t, key)
-	edit(t, dir, seg2, `UPDATE yj_node SET node_hash = zeroblob(32) WHERE level_no = 1 AND index_no = 32`)
+	edit(t, dir, seg2, `UPDATE yj_node SET node_hash = zeroblob(32) WHERE node_no = `+nodeNo(1, 32))
 	der, leaf := forge(t, dir, seg2, 74)
 	edit(t, dir, seg2, `UPDATE yj_entry SET entry_der = x'`+der+`', leaf_hash = x'`+leaf+`' WHERE seq_no = 74`)
 	r := verify(t, dir, audit.Options{LogKey: key.Public()})
@@ -499,7 +499,7 @@ func TestOpenRefusesADamagedEnd(t *testing.T) {
 		"cut off":              {`DELETE FROM yj_entry WHERE seq_no > 120`},
 		"last entry changed":   {`UPDATE yj_entry SET entry_der = CAST(entry_der || x'00' AS BLOB) WHERE seq_no = 130`},
 		"last leaf changed":    {`UPDATE yj_entry SET leaf_hash = zeroblob(32) WHERE seq_no = 130`},
-		"edge of the tree":     {`UPDATE yj_node SET node_hash = zeroblob(32) WHERE level_no = 7`},
+		"edge of the tree":     {`UPDATE yj_node SET node_hash = zeroblob(32) WHERE node_no % 64 = 7`},
 		"checkpoint by nobody": {`UPDATE yj_checkpoint SET note_sig = zeroblob(70) WHERE tree_size = 131`},
 	} {
 		t.Run(name, func(t *testing.T) {

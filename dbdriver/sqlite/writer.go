@@ -19,6 +19,7 @@ import (
 // database/sql, whose pool and conversions cost as much as a short transaction: Journal.writing says who uses it.
 type writer struct {
 	conn *sqlite3.SQLiteConn
+	made *schema             // of the segment's format
 	args []driver.NamedValue // of the statement that runs, kept for its memory
 	// checked is SQLite's data_version when the schema was last compared; 0: it was not.
 	checked int64
@@ -32,20 +33,24 @@ type writer struct {
 	wipe, keep                               *sqlite3.SQLiteStmt
 }
 
-// openWriter opens the segment for writing.
-func openWriter(file string) (*writer, error) {
+// openWriter opens a segment of that format for writing.
+func openWriter(file string, format int) (*writer, error) {
+	made, err := journalSchemas[format]()
+	if err != nil {
+		return nil, err
+	}
 	c, err := (&sqlite3.SQLiteDriver{ConnectHook: distrust}).Open(dataSource(file, false, "FULL"))
 	if err != nil {
 		return nil, classify(err)
 	}
-	w := &writer{conn: c.(*sqlite3.SQLiteConn)}
-	if err := w.prepare(); err != nil {
+	w := &writer{conn: c.(*sqlite3.SQLiteConn), made: made}
+	if err := w.prepare(format); err != nil {
 		return nil, errors.Join(classify(err), w.close())
 	}
 	return w, nil
 }
 
-func (w *writer) prepare() error {
+func (w *writer) prepare(format int) error {
 	var mode string
 	row, err := w.statement(`PRAGMA journal_mode = WAL`)
 	if err == nil {
@@ -76,7 +81,11 @@ func (w *writer) prepare() error {
 			return err
 		}
 	}
-	for stmts, text := range map[*[len(rowsPerStatement)]*sqlite3.SQLiteStmt]string{&w.entry: insertEntry, &w.node: insertNode, &w.blob: insertBlob} {
+	node := insertNode
+	if format < 3 {
+		node = insertLevelNode
+	}
+	for stmts, text := range map[*[len(rowsPerStatement)]*sqlite3.SQLiteStmt]string{&w.entry: insertEntry, &w.node: node, &w.blob: insertBlob} {
 		for i, n := range rowsPerStatement {
 			if stmts[i], err = w.statement(severalRows(text, n)); err != nil {
 				return err
@@ -152,11 +161,11 @@ func (w *writer) queryRow(s *sqlite3.SQLiteStmt, to any, values ...driver.Value)
 
 // inTx runs fn in a transaction, after it has made sure that the schema is the one that was made. beside reads the same
 // file.
-func (w *writer) inTx(s *schema, beside querier, fn func() error) error {
+func (w *writer) inTx(beside querier, fn func() error) error {
 	if _, err := w.exec(w.begin); err != nil {
 		return classify(err)
 	}
-	err := w.unchanged(s, beside)
+	err := w.unchanged(beside)
 	if err == nil {
 		err = fn()
 	}
@@ -174,7 +183,7 @@ func (w *writer) inTx(s *schema, beside querier, fn func() error) error {
 // statement of each transaction that writes. Nobody else can change the file then. SQLite's data_version moves with every
 // commit that is not this connection's (https://www.sqlite.org/pragma.html#pragma_data_version), whatever the commit did,
 // so that a trigger planted meanwhile is seen before it could run, also if somebody set the schema cookie back.
-func (w *writer) unchanged(s *schema, beside querier) error {
+func (w *writer) unchanged(beside querier) error {
 	var version int64
 	if err := w.queryRow(w.version, &version); err != nil {
 		return err
@@ -186,8 +195,8 @@ func (w *writer) unchanged(s *schema, beside querier) error {
 	if err := w.queryRow(w.schema, &text); err != nil {
 		return err
 	}
-	if text != s.text {
-		if err := s.check(context.Background(), beside); err != nil {
+	if text != w.made.text {
+		if err := w.made.check(context.Background(), beside); err != nil {
 			return err
 		}
 		return schemaError([]string{"its text differs"})

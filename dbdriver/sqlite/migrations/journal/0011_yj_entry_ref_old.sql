@@ -1,0 +1,1 @@
+DROP INDEX yj_entry_ref

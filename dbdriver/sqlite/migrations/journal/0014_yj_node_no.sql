@@ -1,0 +1,1 @@
+CREATE TABLE yj_node (node_no INTEGER PRIMARY KEY, node_hash BLOB NOT NULL) STRICT
