@@ -14,16 +14,21 @@ import (
 // A Role is an administrator's.
 type Role = account.Role
 
-// A State is one of the appliance's.
+// A State is one of the appliance's. docs/states.md shows how they follow each other.
 type State string
 
 // The states of an appliance.
 const (
-	Uninitialised State = "uninitialised" // a folder without an identity
+	Uninitialised State = "uninitialised" // a folder that is no appliance yet
 	Locked        State = "locked"        // PINs have to be given first
+	Starting      State = "starting"      // passes by itself
 	Operational   State = "operational"
-	Failed        State = "failed" // the start went wrong
+	Failed        State = "failed"   // the start went wrong
+	Stopping      State = "stopping" // passes by itself
 )
+
+// States are all of them, in the order in which an appliance comes through them.
+var States = []State{Uninitialised, Locked, Starting, Operational, Failed, Stopping}
 
 // A Place is where a route answers somebody who has not logged in.
 type Place int
@@ -69,7 +74,7 @@ var (
 	seeMachines = []Role{account.System, account.Security, account.Auditor}
 	seeService  = []Role{account.System, account.Auditor}
 	seeRecords  = []Role{account.Auditor, account.Operator}
-	always      = []State{Uninitialised, Locked, Operational, Failed}
+	always      = States
 )
 
 var matrix = []Line{
@@ -157,6 +162,9 @@ var matrix = []Line{
 	{Method: post, Pattern: "/admin/v1/history/totals", Title: "旧系统记录导入合计 (totals of an import)", Roles: system, Changes: true},
 	{Method: post, Pattern: "/admin/v1/history/record", Title: "查看旧系统记录 (look at a record of an older system)", Roles: seeRecords},
 
+	{Method: post, Pattern: "/admin/v1/provision", Title: "初始化空目录 (make an empty folder an appliance)", Without: locally, States: []State{Uninitialised}, Changes: true},
+	{Method: post, Pattern: "/admin/v1/unlock", Title: "持有人给出解锁口令 (a holder's passphrase)", Without: locally, States: []State{Locked}, Changes: true},
+	{Method: post, Pattern: "/admin/v1/start", Title: "再试一次失败的启动 (try a start that failed again)", Roles: system, Without: locally, States: []State{Failed}, Changes: true},
 	{Method: get, Pattern: "/admin/v1/state", Title: "设备状态 (state of the appliance)", Without: locally, States: always},
 	{Method: get, Pattern: "/metrics", Title: "监控指标 (metrics)", Without: locally},
 	{Method: get, Pattern: "/health/alive", Title: "存活 (alive)", Without: anywhere, States: always},
@@ -192,6 +200,28 @@ func checkMatrix(routes []*echo.Route) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Answers says whether the route answers in a state.
+func (l *Line) Answers(in State) bool {
+	if len(l.States) == 0 {
+		return in == Operational
+	}
+	return slices.Contains(l.States, in)
+}
+
+// stands is nil, or why a route does not answer in the present state.
+func (s *Server) stands(method, pattern string) *problem.Problem {
+	state, next := Operational, "yinjian status 查看状态，见 docs/states.md (see the state)"
+	if s.standing != nil {
+		var p *problem.Problem
+		state, p = s.standing()
+		next = p.Next
+	}
+	if line := lineOf(method, pattern); line == nil || line.Answers(state) {
+		return nil
+	}
+	return problem.New(problem.WrongState, "设备状态为 "+string(state)+"，此时没有这项操作 (the appliance is in this state, in which this means nothing)", next)
 }
 
 // may is nil, or why the session may not use a route.

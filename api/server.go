@@ -25,6 +25,7 @@ import (
 
 	"yinjian/appliance/account"
 	"yinjian/appliance/evidence"
+	"yinjian/appliance/problem"
 	"yinjian/appliance/sign"
 	"yinjian/ntp"
 )
@@ -172,6 +173,9 @@ type Server struct {
 	sources *sources
 	bodies  *shares[netip.Prefix] // bytes, by address
 	slots   *shares[string]       // requests, by application
+
+	// standing is a desk's; without it the state is operational.
+	standing func() (State, *problem.Problem)
 
 	signing, admin, plain *echo.Echo
 }

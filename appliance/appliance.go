@@ -1,7 +1,7 @@
 // Package appliance puts the parts together: it builds them from the configuration, starts them in order, watches over
 // child processes and stops everything. It holds no procedure of its own beyond birth, start and stop.
 //
-// Order of a start: clocks and sources → cipher machine (and its worker processes) → journal → identity → directory
+// An appliance is in one of the states of docs/states.md ([Run]); this is the order of a start: clocks and sources → cipher machine (and its worker processes) → journal → identity → directory
 // replayed from the journal → timestamp units → signing → listeners. Each step either holds or the start fails with
 // what to do. A stop runs backwards and drains.
 package appliance
@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -52,7 +53,12 @@ type Options struct {
 	// Worker and Softtoken are the commands of the child processes: this program's own subcommands.
 	Worker    []string
 	Softtoken []string
-	// OnStart, if set, is called when no other appliance runs in Dir and before anything is started.
+	// Once has a start that fails end Run, and does not wait for a folder to be provisioned.
+	Once bool
+	// Provision makes an appliance in Dir, which is empty, from the answers of `yinjian init --answers` and the passphrases of
+	// the holders that they name.
+	Provision func(ctx context.Context, answers []byte, passphrases []string) error
+	// OnStart, if set, is called when no other appliance runs in Dir and before anything is started, at each start.
 	OnStart func()
 	// OnReady is called when all listeners are open.
 	OnReady func(Endpoints)
@@ -68,9 +74,10 @@ type Endpoints struct {
 
 // An Appliance is a running one.
 type Appliance struct {
-	cfg *Config
-	dir string
-	log *logrus.Logger
+	house *house
+	cfg   *Config
+	dir   string
+	log   *logrus.Logger
 
 	sys      *sysclock.Clock
 	clock    *ntp.Clock
@@ -138,52 +145,23 @@ func (s *stage) stop() error {
 	return err
 }
 
-// Run starts the appliance in o.Dir and runs it until ctx ends or a part fails that nothing can stand in for.
-func Run(ctx context.Context, o Options) (err error) {
-	cfg, err := LoadConfig(o.Dir)
-	if err != nil {
-		return err
-	}
-	dir, err := filepath.Abs(o.Dir)
-	if err != nil {
-		return err
-	}
-	if _, serr := os.Stat(filepath.Join(dir, InitUnfinished)); serr == nil {
-		return fmt.Errorf("%s: 上次 init 没有完成；请删除该目录后重新 init (init was interrupted; remove the folder and init again)", dir)
-	}
-	if _, serr := os.Stat(filepath.Join(dir, RestoreUnfinished)); serr == nil {
-		return fmt.Errorf("%s: 上次 restore 没有完成；请重新 restore，它会从头开始 (restore was interrupted; run it again, it begins anew)", dir)
-	}
-	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o700); err != nil { // may be lost without harm
-		return err
-	}
-	unlock, err := Lock(dir)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := removeUnfinished(dir); err != nil {
-		return err
-	}
-	if err := errors.Join(checkHandedBack(dir), checkPermissions(dir, cfg), checkRoom(dir)); err != nil {
-		return err
-	}
-	if err := harden(); err != nil {
-		return err
-	}
-	if o.OnStart != nil {
-		o.OnStart()
-	}
-	a := &Appliance{cfg: cfg, dir: dir, log: o.Log, tokens: map[hsm.SlotClass]hsm.Token{}}
+// run is one start and what follows it, until ctx ends or a part fails that nothing can stand in for.
+func (h *house) run(ctx context.Context, cfg *Config) (err error) {
+	o, dir := h.o, h.o.Dir
+	a := &Appliance{house: h, cfg: cfg, dir: dir, log: o.Log, tokens: map[hsm.SlotClass]hsm.Token{}}
 	a.machines = &machines{a: a, pools: map[hsm.SlotClass]*pool.Pool{}}
 	a.lists = &listSources{a: a, last: map[string]fetched{}}
 
 	a.accounting = newAccounting(a)
+	hooks := maps.Clone(h.log.Hooks) // what this start adds to the log goes with it
 	a.logs = startLogFiles(a, cfg.Log)
 
 	// What is started is undone in the reverse order: listeners first, so that what they still do finds everything; the
 	// journal before its store, the workers after both, the software cipher machine after its workers, time last.
-	undo := []func() error{a.logs.close}
+	undo := []func() error{func() error {
+		h.log.ReplaceHooks(hooks)
+		return nil
+	}, a.logs.close}
 	var stages []*stage
 	base := context.WithoutCancel(ctx)
 	begin := func() (*stage, context.Context) {
@@ -193,6 +171,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return s, sctx
 	}
 	defer func() {
+		h.stops()
 		for _, f := range slices.Backward(undo) {
 			if uerr := f(); uerr != nil && err == nil {
 				err = uerr
@@ -204,12 +183,14 @@ func Run(ctx context.Context, o Options) (err error) {
 	}()
 
 	// 1. Clocks.
+	h.at(stepClocks)
 	times, tctx := begin()
 	if err := a.startTime(tctx, times); err != nil {
 		return err
 	}
 
 	// 2. The cipher machine. Its workers outlive every other stage but time.
+	h.at(stepMachines)
 	if cfg.Evaluation.Softtoken {
 		soft, sctx := begin()
 		command := o.Softtoken
@@ -227,6 +208,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 
 	// 3. The journal. Its checkpoint key must be there before it opens; only an empty journal may have a new one made.
+	h.at(stepJournal)
 	a.store, err = sqlite.OpenJournal(ctx, sqlite.JournalConfig{
 		Dir: filepath.Join(dir, "journal"), SegmentEntries: cfg.Policy.SegmentEntries, Monthly: true,
 		Notice: func(err error) {
@@ -297,6 +279,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 
 	// 4. Who we are.
+	h.at(stepIdentity)
 	started := audit.Draft{
 		Kind: kindStarted, Actor: "appliance", Object: cfg.Node,
 		Fields: []audit.Field{{Name: "version", Value: audit.Text(Version)}, {Name: "evaluation", Value: audit.Text(a.evaluationWords())}, a.accounting.announced()},
@@ -320,7 +303,7 @@ func Run(ctx context.Context, o Options) (err error) {
 			return err
 		}
 	}
-	if err := errors.Join(a.machines.settle(ctx), a.time.settle(ctx), a.service.replay(ctx), a.logs.replay(ctx)); err != nil {
+	if err := errors.Join(a.journalUnlocking(ctx), a.machines.settle(ctx), a.time.settle(ctx), a.service.replay(ctx), a.logs.replay(ctx)); err != nil {
 		return err
 	}
 	// What an end without a stop left behind is named before anything new is signed.
@@ -331,11 +314,13 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 
 	// 5. The directory, replayed.
+	h.at(stepDirectory)
 	if err := a.startDirectory(ctx, authorities); err != nil {
 		return err
 	}
 
 	// 6. Timestamps and signing.
+	h.at(stepServices)
 	if a.device, err = a.openUpstream(); err != nil {
 		return err
 	}
@@ -343,7 +328,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	if err := a.preserver.check(); err != nil {
-		return err
+		return settingError{err}
 	}
 	checkpoints := a.unitFor(hsm.SM2)
 	if checkpoints == nil {
@@ -382,6 +367,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 
 	// 8. Listeners.
+	h.at(stepListeners)
 	undo = append(undo, func() error { // after the listeners' stage: keeps over a restart which requests were let through
 		if a.server == nil {
 			return nil
@@ -394,6 +380,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	serving.group.Go(func() error { return a.alarms.run(lctx) }) // which looks at the listeners too
+	h.operational()
 	a.log.WithFields(logrus.Fields{"api": endpoints.API, "node": cfg.Node}).Info("appliance is operational")
 	if o.OnReady != nil {
 		o.OnReady(*endpoints)
@@ -690,7 +677,7 @@ func (a *Appliance) startSigning() error {
 func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	sources, err := a.cfg.Listen.sources()
 	if err != nil {
-		return nil, err
+		return nil, settingError{err}
 	}
 	server, err := api.New(api.Config{
 		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Tokens: tokens{a}, Health: health{a}, Admin: admin{a},
@@ -721,18 +708,11 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 		return nil, err
 	}
 	a.apiAddr = ln.Addr().String()
-	adminPath := AdminSocket(a.dir)
-	adminLn, err := api.ListenAdmin(adminPath)
-	if err != nil {
-		ln.Close()
-		return nil, err
-	}
-	e := &Endpoints{API: "https://" + ln.Addr().String(), Admin: adminPath, Units: map[string]string{}, TLSRoots: filepath.Join(a.dir, "tls-ca.pem")}
+	e := &Endpoints{API: "https://" + ln.Addr().String(), Admin: AdminSocket(a.dir), Units: map[string]string{}, TLSRoots: filepath.Join(a.dir, "tls-ca.pem")}
 	var plainLn net.Listener
 	if addr := a.cfg.Listen.TSAPlain; addr != "" {
 		if plainLn, err = api.ListenPlain(addr, a.cfg.Listen.plainOpen(), a.cfg.Policy.MaxConnections); err != nil {
 			ln.Close()
-			adminLn.Close()
 			return nil, err
 		}
 		a.plain = plainLn.Addr().String()
@@ -746,7 +726,6 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	peerLn, err := a.peers.listen()
 	if err != nil {
 		ln.Close()
-		adminLn.Close()
 		if plainLn != nil {
 			plainLn.Close()
 		}
@@ -757,7 +736,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 		s.group.Go(func() error { return a.peers.serve(ctx, peerLn) })
 	}
 	s.group.Go(func() error { return api.Serve(ctx, server.NewHTTPServer(server.Handler()), ln, drain) })
-	s.group.Go(func() error { return api.Serve(ctx, server.NewAdminServer(), adminLn, drain) })
+	s.group.Go(func() error { return api.Serve(ctx, server.NewAdminServer(), a.house.door.Listen(), drain) })
 	if plainLn != nil {
 		s.group.Go(func() error { return api.Serve(ctx, server.NewHTTPServer(server.TSAPlainHandler()), plainLn, drain) })
 	}

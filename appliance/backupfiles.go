@@ -49,12 +49,18 @@ func BackupFiles(dir string) (names, absent []string, err error) {
 	var public, left []string
 	for _, v := range []any{c, added, times} {
 		eachPath(reflect.ValueOf(v), "", func(key, path string) {
+			if key == "pin_file" && v == any(c) && c.HSM.PINSource == PINFromUnlock {
+				return // such a file is there before the PINs are locked, and not afterwards
+			}
 			if strings.HasSuffix(key, "_file") || key == "module" {
 				left = append(left, path)
 			} else {
 				public = append(public, path)
 			}
 		})
+	}
+	if c.HSM.PINSource == PINFromUnlock {
+		left = append(left, LockedPINsFile(dir))
 	}
 	if c.Evaluation.Softtoken {
 		left = append(left, filepath.Join(dir, "secrets", "softtoken.passphrase"))

@@ -201,13 +201,16 @@ func (c *Config) validatePeer(bad func(key, format string, args ...any)) {
 
 // HSM says how the cipher machine is reached.
 type HSM struct {
-	Module       string          `toml:"module"`      // the vendor's PKCS#11 library
-	ModuleArgs   string          `toml:"module_args"` // C_Initialize's pReserved string, for modules that take one
-	Profile      string          `toml:"profile"`     // vendor profile, by name ("neutral", …) or file
-	Slots        map[string]Slot `toml:"slots"`       // staff, tsa, log, ca; tls, without which the listener's key is secrets/tls.key
-	CallDeadline Duration        `toml:"call_deadline"`
-	WrappedKeys  int             `toml:"wrapped_keys"` // custody keys that a slot keeps unwrapped, as session objects; default 1024
-	VerifyFresh  *bool           `toml:"verify_fresh"` // check each fresh signature before it leaves; default true
+	Module     string          `toml:"module"`      // the vendor's PKCS#11 library
+	ModuleArgs string          `toml:"module_args"` // C_Initialize's pReserved string, for modules that take one
+	Profile    string          `toml:"profile"`     // vendor profile, by name ("neutral", …) or file
+	Slots      map[string]Slot `toml:"slots"`       // staff, tsa, log, ca; tls, without which the listener's key is secrets/tls.key
+	// PINSource says where the slots' PINs come from: "file" (default: each slot's pin_file) or "unlock" (sealed on disk, opened
+	// by holders' passphrases after each start).
+	PINSource    string   `toml:"pin_source"`
+	CallDeadline Duration `toml:"call_deadline"`
+	WrappedKeys  int      `toml:"wrapped_keys"` // custody keys that a slot keeps unwrapped, as session objects; default 1024
+	VerifyFresh  *bool    `toml:"verify_fresh"` // check each fresh signature before it leaves; default true
 	// Custody, if it stands there, makes new staff keys custody keys: outside the cipher machine, wrapped under its KEK.
 	// Keys that are in the machine go on.
 	Custody *Custody `toml:"custody"`
@@ -246,7 +249,7 @@ func (m *Machine) setDefaults(dir string) {
 	}
 }
 
-func (m *Machine) validate(bad func(key, format string, args ...any)) {
+func (m *Machine) validate(locked bool, bad func(key, format string, args ...any)) {
 	if !reMachine.MatchString(m.Name) || m.Name == FirstMachine {
 		bad("name", "须为小写字母、数字、下划线，字母开头，至多 31 位，不得为 %s (lower-case letters, digits, underscores; not %s)", FirstMachine, FirstMachine)
 	}
@@ -260,7 +263,7 @@ func (m *Machine) validate(bad func(key, format string, args ...any)) {
 	if len(m.Slots) == 0 {
 		bad("slots", "至少一个槽位 (at least one slot)")
 	}
-	validateSlots(m.Slots, bad)
+	validateSlots(m.Slots, locked, bad)
 }
 
 func validateWeight(weight int, bad func(key, format string, args ...any)) {
@@ -269,8 +272,8 @@ func validateWeight(weight int, bad func(key, format string, args ...any)) {
 	}
 }
 
-// validateSlots looks at a machine's slots: each class has a token of its own.
-func validateSlots(slots map[string]Slot, bad func(key, format string, args ...any)) {
+// validateSlots looks at a machine's slots: each class has a token of its own. With locked its PIN needs no file.
+func validateSlots(slots map[string]Slot, locked bool, bad func(key, format string, args ...any)) {
 	known := 0
 	for _, class := range hsm.Classes {
 		s, ok := slots[string(class)]
@@ -281,7 +284,7 @@ func validateSlots(slots map[string]Slot, bad func(key, format string, args ...a
 		if s.TokenLabel == "" || len(s.TokenLabel) > 32 {
 			bad("slots."+string(class)+".token_label", "须为 1–32 字节 (1 to 32 bytes)")
 		}
-		if s.PINFile == "" {
+		if s.PINFile == "" && !locked {
 			bad("slots."+string(class)+".pin_file", "缺少 (missing)")
 		}
 		if s.Sessions < 1 || s.Sessions > 256 {
@@ -308,7 +311,7 @@ func ParseMachine(b []byte, dir string) (*Machine, error) {
 	}
 	m.setDefaults(dir)
 	var errs []error
-	m.validate(func(key, format string, args ...any) {
+	m.validate(false, func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
 	})
 	return m, errors.Join(errs...)
@@ -334,7 +337,7 @@ type Custody struct {
 // Slot is one slot class's token.
 type Slot struct {
 	TokenLabel string `toml:"token_label"`
-	// PINFile holds the user PIN. For evaluation only: whoever takes the disk has both.
+	// PINFile holds the user PIN. For evaluation only: whoever takes the disk has both. See [HSM.PINSource].
 	PINFile  string `toml:"pin_file"`
 	Sessions int    `toml:"sessions"` // default 8
 }
@@ -564,6 +567,7 @@ func (c *Config) setDefaults() {
 	def(&c.HSM.WrappedKeys, 1024)
 	def(&c.HSM.Weight, 1)
 	def(&c.HSM.Profile, "neutral")
+	def(&c.HSM.PINSource, PINFromFile)
 	def(&c.Time.MinSources, 2)
 	def(&c.Time.Accuracy, Duration(time.Second))
 	def(&c.Time.HoldoverMax, Duration(4*time.Hour))
@@ -665,13 +669,17 @@ func (c *Config) validate() error {
 			bad("hsm.slots."+string(class), "缺少 (missing)")
 		}
 	}
-	validateSlots(c.HSM.Slots, below("hsm."))
+	locked := c.HSM.PINSource == PINFromUnlock
+	if s := c.HSM.PINSource; s != PINFromFile && !locked {
+		bad("hsm.pin_source", "须为 file 或 unlock (must be file or unlock)")
+	}
+	validateSlots(c.HSM.Slots, locked, below("hsm."))
 	validateWeight(c.HSM.Weight, below("hsm."))
 	names := map[string]bool{}
 	for i := range c.HSM.Machines {
 		m := &c.HSM.Machines[i]
 		at := fmt.Sprintf("hsm.machines[%d].", i)
-		m.validate(below(at))
+		m.validate(locked, below(at))
 		if names[m.Name] {
 			bad(at+"name", "%s 重复 (given twice)", m.Name)
 		}

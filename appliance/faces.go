@@ -228,6 +228,7 @@ func (h health) State() any {
 		s.Listeners["api"] = a.apiAddr + " (TLS 1.3、1.2)"
 	}
 	s.Warnings = append(s.Warnings, a.listener.warnings()...)
+	s.Warnings = append(s.Warnings, a.lockWarnings()...)
 	s.Time.Workers = a.workerTimes()
 	for _, k := range a.watch.Clocks() {
 		if k.Wrong != nil {

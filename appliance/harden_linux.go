@@ -42,7 +42,7 @@ func checkPermissions(dir string, cfg *Config) error {
 	for _, d := range []string{"secrets", "journal", "run", "softtoken", "credentials"} {
 		closed(filepath.Join(dir, d), 0o077, "700")
 	}
-	for _, f := range []string{"secrets/tls.key", "secrets/softtoken.passphrase"} {
+	for _, f := range []string{"secrets/tls.key", "secrets/softtoken.passphrase", "secrets/pins.locked"} {
 		closed(filepath.Join(dir, f), 0o077, "600")
 	}
 	closed(machinesPath(dir), 0o022, "600")

@@ -103,14 +103,15 @@ func (m *machines) slotOf(uses string) (*worker.Client, int) {
 // and goes on trying; nil means that nothing runs.
 func (a *Appliance) startSlot(ctx context.Context, command []string, m *Machine, class hsm.SlotClass) (w *worker.Client, presented os.FileInfo, err error) {
 	slot := m.Slots[string(class)]
-	latch := a.pinLatch(class, m.Name, slot.PINFile)
+	place := a.pinPlace(m.Name, class, slot)
+	latch := a.pinLatch(class, m.Name, place)
 	if err := latch.check(); err != nil {
 		return nil, nil, err
 	}
-	if presented, err = os.Stat(slot.PINFile); err != nil {
+	if presented, err = os.Stat(place); err != nil {
 		return nil, nil, err
 	}
-	pin, err := ReadSecret(slot.PINFile)
+	pin, err := a.pinOf(m.Name, class, slot)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -151,7 +152,7 @@ func (a *Appliance) startSlot(ctx context.Context, command []string, m *Machine,
 			w.Close()
 		}
 		err = errors.Join(err, latch.set(presented))
-		return nil, nil, fmt.Errorf("密码机拒绝了口令文件 %s，只出示了一次：改正后重启 (the PIN was refused and is not tried again): %w", slot.PINFile, err)
+		return nil, nil, fmt.Errorf("密码机拒绝了口令文件 %s，只出示了一次：改正后重启 (the PIN was refused and is not tried again): %w", place, err)
 	}
 	if err == nil {
 		err = latch.clear()
@@ -168,7 +169,7 @@ func (m *machines) latchPINs() {
 			if presented == nil || w.State().Phase != worker.NeedsOperator {
 				continue
 			}
-			if err := m.a.pinLatch(class, c.Name, c.Slots[string(class)].PINFile).set(presented); err != nil {
+			if err := m.a.pinLatch(class, c.Name, m.a.pinPlace(c.Name, class, c.Slots[string(class)])).set(presented); err != nil {
 				m.a.log.WithError(err).WithField("machine", c.Name).Error("that the PIN was refused could not be kept; it is tried again")
 				continue
 			}
@@ -420,7 +421,7 @@ func (a *Appliance) otherMachines() ([]*cipherMachine, error) {
 		}
 		var errs []error
 		l.Machine.setDefaults(a.dir)
-		l.Machine.validate(func(key, format string, args ...any) {
+		l.Machine.validate(false, func(key, format string, args ...any) {
 			errs = append(errs, fmt.Errorf("machines.toml: %s: %s: %s", l.Name, key, fmt.Sprintf(format, args...)))
 		})
 		if err := errors.Join(errs...); err != nil {

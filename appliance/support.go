@@ -243,10 +243,20 @@ func checkRoom(dir string) error {
 		return err
 	}
 	if free := fs.Bavail * uint64(fs.Bsize); free < bytes || fs.Files > 0 && fs.Ffree < files { // some file systems count no files
-		return fmt.Errorf("%s: 磁盘空间不足，剩 %d KiB、%d 个文件；请清理或扩容后重启 (no room on the volume: %d KiB and %d files are free; make room and start again)",
-			dir, free>>10, fs.Ffree, free>>10, fs.Ffree)
+		return noRoomError{dir, free >> 10, fs.Ffree}
 	}
 	return nil
+}
+
+// A noRoomError is a volume that is full.
+type noRoomError struct {
+	dir              string
+	kibibytes, files uint64
+}
+
+func (e noRoomError) Error() string {
+	return fmt.Sprintf("%s: 磁盘空间不足，剩 %d KiB、%d 个文件；请清理或扩容后重启 (no room on the volume: %d KiB and %d files are free; make room and start again)",
+		e.dir, e.kibibytes, e.files, e.kibibytes, e.files)
 }
 
 // reserve refuses signatures when the disk is nearly full.

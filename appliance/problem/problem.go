@@ -68,6 +68,9 @@ const (
 	DirectoryStale        Code = "directory_stale"         // the copy of the other campus's directory is older than allowed
 	RateLimited           Code = "rate_limited"            //
 	NotReady              Code = "not_ready"               //
+	WrongState            Code = "wrong_state"             // the appliance is in a state where this means nothing
+	StartFailed           Code = "start_failed"            // the start went wrong
+	JournalRefused        Code = "journal_refused"         // the journal does not continue what it was: a person has to look
 	Timeout               Code = "timeout"                 // outcome may be unknown: retry with the same Idempotency-Key
 	Internal              Code = "internal"                //
 )

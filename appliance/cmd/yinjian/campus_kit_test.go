@@ -157,9 +157,9 @@ func newCampus(t *testing.T, l *land, i int, dsn string, change ...func(*applian
 	return c
 }
 
-func (c *campus) launch(t *testing.T) {
+func (c *campus) launch(t *testing.T, more ...string) {
 	t.Helper()
-	c.machine = launchBinary(t, c.land.inside(t, c.i, built.binary), c.place)
+	c.machine = launchBinary(t, c.land.inside(t, c.i, built.binary), c.place, more...)
 }
 
 func (c *campus) serve(t *testing.T) {

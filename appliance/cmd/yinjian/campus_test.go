@@ -356,7 +356,7 @@ func TestCampusPutBack(t *testing.T) {
 	a.stop(t)
 	copyAll(t, a.place, old)
 
-	a.launch(t)
+	a.launch(t, "--once")
 	if o := a.outcome(); o.code == 0 || !strings.Contains(o.stderr, "另一院区见过的不符") {
 		t.Fatalf("an older journal starts beside a campus that has seen more: %v", o)
 	}

@@ -93,7 +93,9 @@ func (d *demo) fresh(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := runInit(ctx, initOptions{dir: d.dir, node: "benbu-1", campus: "本部", api: "127.0.0.1:0", tsaPlain: "127.0.0.1:0", feed: true}); err != nil {
+	said := defaultAnswers()
+	said.TSAPlain, said.SimulatedBeidou = "127.0.0.1:0", true
+	if err := runInit(ctx, initOptions{dir: d.dir, answers: said}); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(d.dir, demoMark), nil, 0o600)
@@ -230,7 +232,7 @@ func (d *demo) startServer(ctx context.Context, more ...string) error {
 	if d.serveLog, err = os.Create(filepath.Join(d.dir, "serve.log")); err != nil {
 		return err
 	}
-	d.server = exec.Command(self, append([]string{"serve", "--dir", d.dir}, more...)...)
+	d.server = exec.Command(self, append([]string{"serve", "--once", "--dir", d.dir}, more...)...)
 	d.server.Stdout, d.server.Stderr = d.serveLog, d.serveLog
 	// A group of its own, so that Ctrl-C here stops it in order; and it does not outlive us: main's goroutine, which
 	// starts it, keeps its thread, whose end is what the kernel tells.

@@ -232,7 +232,7 @@ func startScratch(ctx context.Context, dir, log string) (*scratchServer, error) 
 		return nil, err
 	}
 	defer out.Close() // the child has its own
-	s := &scratchServer{cmd: exec.Command(self, "serve", "--dir", dir), ended: make(chan struct{})}
+	s := &scratchServer{cmd: exec.Command(self, "serve", "--once", "--dir", dir), ended: make(chan struct{})}
 	s.cmd.Stdout, s.cmd.Stderr = out, out
 	runtime.LockOSThread() // whose end the kernel tells the child
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}

@@ -11,7 +11,7 @@ import (
 // refusesToServe starts serve and wants it to end by itself with words.
 func refusesToServe(t *testing.T, dir, words string) {
 	t.Helper()
-	m := launch(t, dir)
+	m := launch(t, dir, "--once")
 	select {
 	case <-m.ended:
 	case <-time.After(60 * time.Second):

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -16,62 +17,95 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"yinjian/appliance"
+	"yinjian/appliance/custody"
 	"yinjian/hsm"
 	"yinjian/hsm/pkcs11"
 )
 
 type initOptions struct {
-	dir, node, campus string
-	module            string
-	api, tsaPlain     string
-	feed              bool
-	sources           []string // host:port of NTP servers, each a group of its own
+	dir string
+	answers
+	passphrases [][]byte // of the holders that unlock the PINs, in their order
 }
 
 func initCommand() *cobra.Command {
-	var o initOptions
+	o := initOptions{answers: defaultAnswers()}
+	var file string
+	var asked bool
+	passphraseFD := -1
 	c := &cobra.Command{
 		Use:   "init --dir DIR",
 		Short: "新建一台评估用设备：配置、口令、密码机令牌 (make a new evaluation appliance: configuration, PINs, tokens)",
-		Long: `新建一台评估用设备：在空目录中写配置、生成口令文件、初始化软件密码机的五个令牌（签名人、时间戳、日志、CA、TLS）。
-密钥与证书在首次 serve、时间可信之后生成，并记入日志。仅供评估：口令与密文在同一磁盘上，偷盘者两者兼得。
+		Long: `新建一台评估用设备：在空目录中写配置、生成口令、初始化软件密码机的五个令牌（签名人、时间戳、日志、CA、TLS）。
+在终端上只给 --dir 即逐项询问，每答一项当即核对，最后列出全部请您确认；--answers 取自应答文件（TOML），无人值守；其余参数为评估之用。
+密钥与证书在首次 serve、时间可信之后生成，并记入日志。每个目录只能新建一次。
+仅供评估：pin_source 为 file 时口令与密文在同一磁盘上，偷盘者两者兼得；为 unlock 时口令须多人解锁，见 docs/states.md。
 
-Makes a new evaluation appliance in an empty folder. Keys and certificates are made at the first serve, once time is
-trusted. Evaluation only: PIN files and sealed keys are on one disk, and whoever takes it has both.`,
+Makes a new evaluation appliance in an empty folder, once. With --dir alone on a terminal it asks, and looks at each answer at
+once; --answers takes them from a file (TOML). Keys and certificates are made at the first serve, once time is trusted.
+Evaluation only: with pin_source "file" PIN files and sealed keys are on one disk, and whoever takes it has both.`,
 		Args: exactArgs(0),
-		RunE: func(c *cobra.Command, _ []string) error { return runInit(c.Context(), o) },
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			alone := c.Flags().NFlag() == 1
+			switch {
+			case file != "":
+				if o.answers, err = readAnswers(file); err != nil {
+					return usageError{err}
+				}
+			case asked, alone && term.IsTerminal(int(os.Stdin.Fd())):
+				if err := mayInit(o.dir); err != nil {
+					return err
+				}
+				in := bufio.NewReader(os.Stdin)
+				if err := o.ask(o.dir, in, os.Stdout); err != nil {
+					return err
+				}
+			}
+			if err := mayInit(o.dir); err != nil {
+				return err
+			}
+			if err := o.check(o.dir); err != nil {
+				return usageError{err}
+			}
+			if o.PINSource == appliance.PINFromUnlock {
+				if o.passphrases, err = readPassphrases(passphraseFD, o.Unlock.Holders, true); err != nil {
+					return err
+				}
+			}
+			return runInit(c.Context(), o)
+		},
 	}
 	f := c.Flags()
 	f.StringVar(&o.dir, "dir", "", "设备目录，须为空或不存在 (folder, empty or absent)")
-	f.StringVar(&o.node, "node", "benbu-1", "节点名，写入全部证据，以后不可改 (name of this node, for ever)")
-	f.StringVar(&o.campus, "campus", "本部", "院区 (campus)")
-	f.StringVar(&o.module, "module", "", "PKCS#11 模块；缺省为程序旁的 libyinjian-p11.so (default: beside this program)")
-	f.StringVar(&o.api, "listen", "127.0.0.1:0", "API 地址 (address of the API)")
-	f.StringVar(&o.tsaPlain, "tsa-plain", "", "明文时间戳地址，仅回环 (plain timestamp listener, loopback only)")
-	f.StringArrayVar(&o.sources, "time-source", nil, "NTP 源 host:port，可重复；共用天线者请之后在配置里写同一 group (NTP server, repeatable)")
-	f.BoolVar(&o.feed, "simulated-beidou", false, "用模拟北斗作时间源，仅供演示 (simulated BeiDou source, demonstration only)")
+	f.StringVar(&file, "answers", "", "应答文件 TOML，见 docs/states.md (file with the answers)")
+	f.BoolVar(&asked, "ask", false, "逐项询问，即使标准输入不是终端 (ask, even where standard input is no terminal)")
+	f.IntVar(&passphraseFD, "passphrase-fd", -1, "从该文件描述符读持有人口令，每行一个 (read the holders' passphrases from this file descriptor, a line each)")
+	f.StringVar(&o.Node, "node", o.Node, "节点名，写入全部证据，以后不可改 (name of this node, for ever)")
+	f.StringVar(&o.Campus, "campus", o.Campus, "院区 (campus)")
+	f.StringVar(&o.Module, "module", "", "PKCS#11 模块；缺省为程序旁的 libyinjian-p11.so (default: beside this program)")
+	f.StringVar(&o.Listen, "listen", o.Listen, "API 地址 (address of the API)")
+	f.StringVar(&o.TSAPlain, "tsa-plain", "", "明文时间戳地址，仅回环 (plain timestamp listener, loopback only)")
+	f.StringArrayVar(&o.TimeSources, "time-source", nil, "NTP 源 host:port，可重复；共用天线者请之后在配置里写同一 group (NTP server, repeatable)")
+	f.BoolVar(&o.SimulatedBeidou, "simulated-beidou", false, "用模拟北斗作时间源，仅供演示 (simulated BeiDou source, demonstration only)")
 	_ = c.MarkFlagRequired("dir")
+	for _, name := range []string{"ask", "node", "campus", "module", "listen", "tsa-plain", "time-source", "simulated-beidou"} {
+		c.MarkFlagsMutuallyExclusive("answers", name)
+	}
 	return c
 }
 
-// time is the policy for the sources given. Two groups have to agree where there are two.
-func (o initOptions) time() appliance.Time {
-	t := appliance.Time{
-		MinSources: min(2, max(1, len(o.sources))), Accuracy: appliance.Duration(time.Second),
-		HoldoverMax: appliance.Duration(4 * time.Hour), Poll: appliance.Duration(16 * time.Second),
+// mayInit refuses a folder that is, or was to be, an appliance's.
+func mayInit(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, appliance.InitUnfinished)); err == nil {
+		return usageError{fmt.Errorf("%s: 上次 init 没有完成；请删除该目录后重试 (init was interrupted; remove the folder and try again)", dir)}
 	}
-	for i, address := range o.sources {
-		name := fmt.Sprintf("ntp%d", i+1)
-		t.Sources = append(t.Sources, appliance.TimeSource{Name: name, Group: name, Address: address})
+	if _, err := os.Stat(dir); err == nil && !appliance.Blank(dir) {
+		return usageError{fmt.Errorf("%s 不是空目录；不会覆盖已有设备 (folder is not empty; an appliance is never overwritten)", dir)}
 	}
-	t.PolicyNote = fmt.Sprintf("min_sources=%d", t.MinSources)
-	if o.feed {
-		t.Poll = appliance.Duration(2 * time.Second)
-		t.PolicyNote += "；仅评估：时间为本机自身时间，经模拟北斗信号、gpsd、chrony 送回 (evaluation: this is the machine's own time, fed back through a simulated BeiDou signal, gpsd and chrony)"
-	}
-	return t
+	return nil
 }
 
 // defaultModule is the module beside this program.
@@ -88,48 +122,30 @@ func defaultModule() (string, error) {
 }
 
 func runInit(ctx context.Context, o initOptions) (err error) {
-	if _, err := os.Stat(filepath.Join(o.dir, appliance.InitUnfinished)); err == nil {
-		return usageError{fmt.Errorf("%s: 上次 init 没有完成；请删除该目录后重试 (init was interrupted; remove the folder and try again)", o.dir)}
-	}
-	if entries, err := os.ReadDir(o.dir); err == nil && len(entries) > 0 {
-		return usageError{fmt.Errorf("%s 不是空目录；不会覆盖已有设备 (folder is not empty; an appliance is never overwritten)", o.dir)}
-	}
-	module := o.module
-	if module == "" {
-		if module, err = defaultModule(); err != nil {
-			return err
-		}
-	}
-	if module, err = filepath.Abs(module); err != nil {
-		return err
-	}
 	dir, err := filepath.Abs(o.dir)
 	if err != nil {
 		return err
 	}
+	module, err := o.module()
+	if err != nil {
+		return err
+	}
 	// 1. Configuration, checked by the code that will read it, before anything is written.
-	slots := map[string]appliance.Slot{}
-	for _, class := range hsm.Classes {
-		slots[string(class)] = appliance.Slot{TokenLabel: "yinjian-" + string(class), PINFile: "secrets/" + string(class) + ".pin", Sessions: 8}
-	}
-	cfg := appliance.Config{
-		Node: o.node, Campus: o.campus,
-		Listen:     appliance.Listen{API: o.api, TSAPlain: o.tsaPlain},
-		HSM:        appliance.HSM{Module: module, Profile: "neutral", Slots: slots, CallDeadline: appliance.Duration(5 * time.Second)},
-		Evaluation: appliance.Evaluation{Softtoken: true, GNSSFeed: o.feed},
-		Time:       o.time(),
-		Policy:     appliance.Policy{ReserveBytes: 256 << 20, TSAReservePercent: 2, SegmentEntries: 1_000_000, MaxBodyBytes: 16 << 20},
-	}
-	b, err := toml.Marshal(cfg)
+	b, err := toml.Marshal(o.config(module))
 	if err != nil {
 		return err
 	}
 	if _, err := appliance.ParseConfig(b, dir); err != nil {
 		return usageError{err}
 	}
+	waiting := appliance.Blank(dir) // a folder that is there, perhaps with a process that waits in it
 	defer func() {
 		if err != nil { // a half-made appliance has signed nothing; what stays behind would only be in the way
-			for _, name := range []string{"config.toml", "secrets", "run", "softtoken", appliance.InitUnfinished} {
+			made := []string{"config.toml", "secrets", "softtoken", appliance.InitUnfinished}
+			if !waiting {
+				made = append(made, "run")
+			}
+			for _, name := range made {
 				err = errors.Join(err, os.RemoveAll(filepath.Join(dir, name)))
 			}
 		}
@@ -146,21 +162,37 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 			return err
 		}
 	}
-	// 2. Secrets. Each slot class has its own PIN; the SO PINs are for PIN resets.
-	secret := func(name string) error {
-		var b [16]byte
-		if _, err := rand.Read(b[:]); err != nil {
+	// 2. Secrets. Each slot class has its own PIN; the SO PINs are for PIN resets. What people unlock is on no disk in the clear.
+	pins := map[string][]byte{}
+	defer func() {
+		for _, pin := range pins {
+			clear(pin)
+		}
+	}()
+	for _, class := range hsm.Classes {
+		pins[appliance.PINName(appliance.FirstMachine, class)], pins[soPINName(appliance.FirstMachine, class)] = newSecret(), newSecret()
+	}
+	secret := func(name string, value []byte) error {
+		return os.WriteFile(filepath.Join(dir, "secrets", name), append(value, '\n'), 0o600)
+	}
+	if err := secret("softtoken.passphrase", newSecret()); err != nil {
+		return err
+	}
+	if o.PINSource == appliance.PINFromUnlock {
+		locked, err := custody.LockPINs(pins, o.Unlock.Holders, o.passphrases, o.Unlock.Threshold)
+		if err == nil {
+			err = appliance.WriteLockedPINs(dir, locked)
+		}
+		if err != nil {
 			return err
 		}
-		return os.WriteFile(filepath.Join(dir, "secrets", name), []byte(hex.EncodeToString(b[:])+"\n"), 0o600)
-	}
-	names := []string{"softtoken.passphrase"}
-	for _, class := range hsm.Classes {
-		names = append(names, string(class)+".pin", string(class)+".so-pin")
-	}
-	for _, n := range names {
-		if err := secret(n); err != nil {
-			return err
+	} else {
+		for _, class := range hsm.Classes {
+			err := errors.Join(secret(string(class)+".pin", bytes.Clone(pins[appliance.PINName(appliance.FirstMachine, class)])),
+				secret(string(class)+".so-pin", bytes.Clone(pins[soPINName(appliance.FirstMachine, class)])))
+			if err != nil {
+				return err
+			}
 		}
 	}
 	head := "# 印鉴配置。各项含义见 docs/configuration.md；未知的键会被拒绝。Unknown keys are errors.\n"
@@ -169,18 +201,30 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 	}
 
 	// 3. Tokens, through PKCS#11 like any machine's.
-	if err := provision(ctx, dir, module); err != nil {
+	if err := provision(ctx, dir, module, pins); err != nil {
 		return fmt.Errorf("初始化令牌 (initialising tokens): %w", err)
 	}
 	if err := os.Remove(filepath.Join(dir, appliance.InitUnfinished)); err != nil {
 		return err
 	}
-	fmt.Printf("已新建 (made): %s\n节点 node: %s  院区 campus: %s\n下一步 next: yinjian serve --dir %s\n", dir, o.node, o.campus, o.dir)
+	fmt.Printf("已新建 (made): %s\n节点 node: %s  院区 campus: %s\n下一步 next: yinjian serve --dir %s\n", dir, o.Node, o.Campus, o.dir)
 	return nil
 }
 
+// newSecret draws 128 bits, as hexadecimal digits.
+func newSecret() []byte {
+	var b [16]byte
+	rand.Read(b[:]) // never fails (crypto/rand)
+	return hex.AppendEncode(nil, b[:])
+}
+
+// soPINName names the SO PIN of a slot's token among the locked PINs.
+func soPINName(machine string, class hsm.SlotClass) string {
+	return appliance.PINName(machine, class) + ".so"
+}
+
 // provision runs the software cipher machine for as long as its tokens are made.
-func provision(ctx context.Context, dir, module string) (err error) {
+func provision(ctx context.Context, dir, module string, pins map[string][]byte) (err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -207,17 +251,11 @@ func provision(ctx context.Context, dir, module string) (err error) {
 		return err
 	}
 	for _, class := range hsm.Classes {
-		so, err1 := appliance.ReadSecret(filepath.Join(dir, "secrets", string(class)+".so-pin"))
-		pin, err2 := appliance.ReadSecret(filepath.Join(dir, "secrets", string(class)+".pin"))
-		if err := errors.Join(err1, err2); err != nil {
-			return err
-		}
 		_, err := pkcs11.Provision(pkcs11.ProvisionConfig{
 			Module: module, ModuleArgs: "socket='" + appliance.SofttokenSocket(dir) + "'", Slot: pkcs11.AnySlot,
-			Label: "yinjian-" + string(class), SOPIN: so, UserPIN: pin,
+			Label: "yinjian-" + string(class),
+			SOPIN: pins[soPINName(appliance.FirstMachine, class)], UserPIN: pins[appliance.PINName(appliance.FirstMachine, class)],
 		})
-		clear(so)
-		clear(pin)
 		if err != nil {
 			return fmt.Errorf("%s: %w", class, err)
 		}
@@ -227,11 +265,17 @@ func provision(ctx context.Context, dir, module string) (err error) {
 
 func serveCommand() *cobra.Command {
 	var dir, profile string
-	var verbose bool
+	var verbose, once bool
 	c := &cobra.Command{
 		Use:   "serve --dir DIR",
 		Short: "运行设备，直到收到停止信号 (run the appliance until it is told to stop)",
-		Args:  exactArgs(0),
+		Long: `运行设备，直到收到停止信号。空目录则等待初始化（yinjian init），口令未解锁则等待持有人（yinjian unlock），启动失败则说明原因、能自行
+排除的自行再试；各状态见 docs/states.md。配置有误（未知的键、读不出的文件、权限过宽）立即结束；--once 时启动失败也立即结束。
+
+Runs the appliance until it is told to stop. An empty folder waits for init, locked PINs wait for their holders, and a start
+that fails says why and is tried again where that may help. It ends at once when the configuration is wrong; with --once also
+when the start fails.`,
+		Args: exactArgs(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			level := logrus.InfoLevel
 			if verbose {
@@ -241,11 +285,12 @@ func serveCommand() *cobra.Command {
 			if profile != "" {
 				go profileOnSignal(c.Context(), profile+"-cpu.prof", log)
 			}
-			return serve(c.Context(), dir, log)
+			return serve(c.Context(), dir, once, log)
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", "设备目录 (folder)")
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "调试日志 (debug log)")
+	c.Flags().BoolVar(&once, "once", false, "启动失败即结束，不等待、不再试 (end when the start fails)")
 	c.Flags().StringVar(&profile, "profile", "", "测量用：SIGUSR1 开始与结束处理器剖面 (for bench: SIGUSR1 begins and ends a processor profile)")
 	_ = c.Flags().MarkHidden("profile")
 	_ = c.MarkFlagRequired("dir")

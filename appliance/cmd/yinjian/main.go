@@ -76,7 +76,7 @@ func newRoot() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		initCommand(), serveCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(), benchPoolCommand(), benchDatabaseCommand(), benchGrowthCommand(), benchTSACommand(), benchTSAServerCommand(), benchTSAWorkerCommand(),
+		initCommand(), serveCommand(), unlockCommand(), startCommand(), provisionCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(), benchPoolCommand(), benchDatabaseCommand(), benchGrowthCommand(), benchTSACommand(), benchTSAServerCommand(), benchTSAWorkerCommand(),
 		applicationCommand(), directoryCommand(), signerCommand(), ceremonyCommand(), certificateCommand(), crlCommand(), statusCommand(),
 		auditCommand(), databaseCommand(), changeCommand(), handoverCommand(), verifyCommand(), preserveCommand(), backupCommand(), restoreCommand(), drillCommand(), timestampCommand(), timeCommand(), stampingCommand(),
 		historyCommand(),

@@ -94,7 +94,7 @@ func TestNothingToServe(t *testing.T) {
 	t.Run("module missing", func(t *testing.T) {
 		t.Parallel()
 		dir := filepath.Join(tempDir(t), "a")
-		refused(t, 1, []string{"/nonexistent"}, "init", "--dir", dir, "--simulated-beidou", "--module", "/nonexistent/no-such-module.so")
+		refused(t, 2, []string{"module", "/nonexistent"}, "init", "--dir", dir, "--simulated-beidou", "--module", "/nonexistent/no-such-module.so")
 		mustRun(t, "init", "--dir", dir, "--simulated-beidou")
 	})
 	t.Run("no time source", func(t *testing.T) {
@@ -160,21 +160,21 @@ func TestNothingToServe(t *testing.T) {
 		if err := os.WriteFile(secret("log.pin"), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		refused(t, 1, []string{"log.pin", "空文件"}, "serve", "--dir", dir)
+		refused(t, 1, []string{"log.pin", "空文件"}, "serve", "--once", "--dir", dir)
 		if err := os.Remove(secret("log.pin")); err != nil {
 			t.Fatal(err)
 		}
-		refused(t, 1, []string{"hsm.slots.log", "log.pin"}, "serve", "--dir", dir)
+		refused(t, 1, []string{"hsm.slots.log", "log.pin"}, "serve", "--once", "--dir", dir)
 		// 2. A wrong PIN is presented once, however often a service manager starts the appliance again.
 		if err := os.WriteFile(secret("log.pin"), []byte("not-the-pin\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		o := refused(t, 1, []string{"log.pin", "CKR_PIN_INCORRECT", "改正后重启"}, "serve", "--dir", dir)
+		o := refused(t, 1, []string{"log.pin", "CKR_PIN_INCORRECT", "改正后重启"}, "serve", "--once", "--dir", dir)
 		if n := strings.Count(o.stderr, `msg="wrong PIN"`); n != 1 {
 			t.Errorf("the wrong PIN was presented %d times: %v", n, o)
 		}
 		for range 2 {
-			o := refused(t, 1, []string{"log.pin", "已被拒绝"}, "serve", "--dir", dir)
+			o := refused(t, 1, []string{"log.pin", "已被拒绝"}, "serve", "--once", "--dir", dir)
 			if strings.Contains(o.stderr, `msg="wrong PIN"`) {
 				t.Errorf("the wrong PIN was presented again: %v", o)
 			}
@@ -202,7 +202,7 @@ func TestNothingToServe(t *testing.T) {
 		}
 		refused(t, 1, []string{"wrong passphrase"}, "softtoken", "--dir", dir)
 		begun := time.Now()
-		refused(t, 1, []string{"软件密码机没有启动", "wrong passphrase"}, "serve", "--dir", dir)
+		refused(t, 1, []string{"软件密码机没有启动", "wrong passphrase"}, "serve", "--once", "--dir", dir)
 		if took := time.Since(begun); took > 40*time.Second {
 			t.Errorf("the refusal took %v", took)
 		}
@@ -231,7 +231,7 @@ func TestBirthInterrupted(t *testing.T) {
 	dir := initAppliance(t, startTimeServer(t))
 	kills := 0
 	for wait := 50 * time.Millisecond; ; wait += 150 * time.Millisecond {
-		m := launch(t, dir)
+		m := launch(t, dir, "--once")
 		ready := func() bool { _, err := os.Stat(filepath.Join(dir, "endpoints.json")); return err == nil }
 		for end := time.Now().Add(wait); time.Now().Before(end) && !ready(); time.Sleep(5 * time.Millisecond) {
 			select {

@@ -40,7 +40,7 @@ func TestVendorProfile(t *testing.T) {
 	m.stop(t)
 
 	configure(t, dir, func(c *appliance.Config) { c.HSM.Profile = "neutral" })
-	refused(t, 1, []string{"厂商档案与密码机不符", "operations.sm2-sign-e: 密码机没有机制 0x1041"}, "serve", "--dir", dir)
+	refused(t, 1, []string{"厂商档案与密码机不符", "operations.sm2-sign-e: 密码机没有机制 0x1041"}, "serve", "--once", "--dir", dir)
 	configure(t, dir, func(c *appliance.Config) { c.HSM.Profile, c.Evaluation.Impersonate = "nobody", "absent.toml" })
 	refused(t, 1, []string{"hsm.profile", `"nobody"`, "evaluation.impersonate", "absent.toml"}, "serve", "--dir", dir)
 }

@@ -132,7 +132,7 @@ func (k *killer) start() {
 	if binary == "" {
 		binary = built.init // a thousand starts under the race detector are too slow
 	}
-	k.m = launchBinary(k.T, binary, k.dir)
+	k.m = launchBinary(k.T, binary, k.dir, "--once")
 }
 
 // again starts the appliance again if it has ended by itself.

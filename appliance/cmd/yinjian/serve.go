@@ -45,7 +45,7 @@ func setMemory() {
 	}
 }
 
-func serve(ctx context.Context, dir string, log *logrus.Logger) error {
+func serve(ctx context.Context, dir string, once bool, log *logrus.Logger) error {
 	setMemory()
 	self, err := os.Executable()
 	if err != nil {
@@ -57,7 +57,10 @@ func serve(ctx context.Context, dir string, log *logrus.Logger) error {
 	ready := filepath.Join(dir, "endpoints.json")
 	started := false
 	err = appliance.Run(ctx, appliance.Options{
-		Dir: dir, Log: log, Worker: []string{self, "worker"}, Softtoken: []string{self, "softtoken", "--dir", dir},
+		Dir: dir, Log: log, Worker: []string{self, "worker"}, Softtoken: []string{self, "softtoken", "--dir", dir}, Once: once,
+		Provision: func(ctx context.Context, answers []byte, passphrases []string) error {
+			return provisionBy(ctx, self, dir, answers, passphrases)
+		},
 		OnStart: func() {
 			started = true
 			_ = os.Remove(ready) // it says "ready": an old one must not, and another's that runs is not ours to remove

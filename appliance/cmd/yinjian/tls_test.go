@@ -247,7 +247,7 @@ func TestTLSKeyInAFile(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(dir, "softtoken", "slot-4")); err != nil {
 		t.Fatal(err)
 	}
-	o := yinjian(t, "serve", "--dir", dir)
+	o := yinjian(t, "serve", "--once", "--dir", dir)
 	if o.code == 0 {
 		t.Fatalf("without a key it serves: %v", o)
 	}

@@ -1,0 +1,25 @@
+package wire
+
+// Unlock is the body of POST /admin/v1/unlock: one holder's passphrase, of the number that the sealed PINs need.
+type Unlock struct {
+	Holder     string `json:"holder"`
+	Passphrase string `json:"passphrase"`
+}
+
+// Unlocked is the answer: how many of the passphrases needed were given by now. With as many as are needed the appliance goes
+// on with its start.
+type Unlocked struct {
+	Given     []string `json:"given"` // by whom
+	Threshold int      `json:"threshold"`
+	Opened    bool     `json:"opened"`
+}
+
+// Provision is the body of POST /admin/v1/provision: the answers of `yinjian init --answers`, as TOML, and the passphrases of
+// the holders that they name, in that order.
+type Provision struct {
+	Answers     []byte   `json:"answers"`
+	Passphrases []string `json:"passphrases,omitempty"`
+}
+
+// RetryStart is the body of POST /admin/v1/start: the start that failed is tried again now.
+type RetryStart struct{}
