@@ -135,7 +135,7 @@ func (l *alarms) note(e alarm.Event) {
 		l.lost = 0
 	}
 	day := l.a.time.day(l.a.clock.Now().Time)
-	l.waiting = append(l.waiting, audit.Draft{Kind: kind, Actor: "appliance", Object: printable(e.Object), Ref: dayRef("alarm", day), Fields: fields})
+	l.waiting = append(l.waiting, audit.Draft{Kind: kind, Actor: "appliance", Object: printable(e.Object), Ref: dayRef(FiledAlarms, day), Fields: fields})
 }
 
 // write journals what waits. What cannot be written now is tried again; an entry over an end that is not sealed could keep

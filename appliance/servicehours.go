@@ -15,6 +15,42 @@ import (
 // kindServiceHour is the kind of an entry that says what an hour was like; its payload "hour" is a [ServiceHour].
 const kindServiceHour = "service.hour"
 
+// What [Filed] finds, by day.
+const (
+	FiledAlarms = "alarm"         // alarms, raised and over
+	FiledHours  = kindServiceHour // [ServiceHour]
+	FiledClock  = kindTimeLedger  // ledger.Hour
+)
+
+// Filed calls fn with the entries of a journal that are filed by day, from from to to and a day more at either end, in the
+// order of the journal. It works on a copy, too.
+func Filed(ctx context.Context, store audit.Store, what string, from, to time.Time, fn func(*audit.Entry) error) error {
+	const day = 24 * time.Hour
+	for at := from.UTC().Truncate(day).Add(-day); !at.After(to.Add(day)); at = at.Add(day) {
+		found, err := store.FindRef(ctx, dayRef(what, at), maxFiled)
+		if err != nil {
+			return err
+		}
+		for _, sequence := range found {
+			row, err := store.Row(ctx, sequence)
+			if err != nil {
+				return err
+			}
+			e, err := audit.ParseEntry(row.DER)
+			if err != nil {
+				return err
+			}
+			if err := fn(e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// maxFiled bounds what one day has of a kind: an alarm takes seconds to be raised again.
+const maxFiled = 100_000
+
 // A ServiceHour is what patrols of later sum up: what was refused, how much room was left.
 type ServiceHour struct {
 	From     time.Time                `json:"from"` // UTC; zero: time was not known

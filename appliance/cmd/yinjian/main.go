@@ -82,7 +82,7 @@ func newRoot() *cobra.Command {
 		historyCommand(),
 		peerCommand(),
 		logCommand(),
-		alarmCommand(), reportCommand(),
+		alarmCommand(), reportCommand(), patrolCommand(),
 	)
 	return root
 }
