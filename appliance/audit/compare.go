@@ -277,7 +277,7 @@ func compareEpoch(ctx context.Context, report *CompareReport, days *dayTable, j 
 				addedRow(report, r)
 				return nil
 			}
-			rows[r.Sequence] = r
+			keepRow(report, rows, r)
 			return nil
 		})
 		if err != nil && !errors.Is(err, errStop) {
@@ -352,6 +352,18 @@ func addedRow(report *CompareReport, r ProjectedRow) {
 	})
 }
 
+// keepRow keeps a row by its sequence, and names one that is there twice: in its table and in the archive.
+func keepRow(report *CompareReport, rows map[uint64]ProjectedRow, r ProjectedRow) {
+	if _, there := rows[r.Sequence]; there {
+		report.add(Difference{
+			Kind: RowAdded, Epoch: r.Epoch, Sequence: r.Sequence, RecordID: r.RecordID,
+			Detail:   fmt.Sprintf("row %d is there twice, in the table and in its archive", r.Sequence),
+			DetailZH: fmt.Sprintf("第 %d 行有两份：表中与归档表中各一", r.Sequence),
+		})
+	}
+	rows[r.Sequence] = r
+}
+
 func compareRow(report *CompareReport, want, got ProjectedRow, ok bool) {
 	d := Difference{Epoch: want.Epoch, Sequence: want.Sequence, RecordID: want.RecordID}
 	if !ok {
@@ -389,8 +401,18 @@ func compareBatches(ctx context.Context, report *CompareReport, node, epoch stri
 			DetailZH: fmt.Sprintf("第 %d 至 %d 行没有批次 MAC", from, through),
 		})
 	}
+	var before *ProjectedBatch
 	err := p.Batches(ctx, node, epoch, func(b ProjectedBatch) error {
 		report.Batches++
+		if before != nil && before.First == b.First {
+			report.add(Difference{
+				Kind: BatchWrong, Epoch: epoch, Sequence: b.First, Through: max(b.First, min(b.Last, before.Last)),
+				Detail:   fmt.Sprintf("the batch from %d is there twice, in the table and in its archive", b.First),
+				DetailZH: fmt.Sprintf("自第 %d 行起的批次有两份：表中与归档表中各一", b.First),
+			})
+			return nil
+		}
+		before = &b
 		if int64(b.First) < 0 || b.Last < b.First || b.Last-b.First >= longestBatch {
 			report.add(Difference{
 				Kind: BatchWrong, Epoch: epoch, Sequence: b.First, Through: b.First,

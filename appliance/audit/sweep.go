@@ -261,7 +261,7 @@ func (s *sweep) rows(ctx context.Context, span EpochSpan, first, through uint64)
 			if r.Sequence > to {
 				return errStop
 			}
-			got[r.Sequence] = r
+			keepRow(s.report, got, r)
 			return nil
 		})
 		if err != nil && !errors.Is(err, errStop) {

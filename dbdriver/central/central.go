@@ -75,7 +75,7 @@ var errNoRow = fmt.Errorf("%w (%w)", audit.ErrNotFound, dbdriver.ErrNotFound)
 
 // ours are the errors that classify leaves as they are.
 var ours = []error{
-	context.Canceled, context.DeadlineExceeded, audit.ErrFork, audit.ErrCorrupt, audit.ErrNotFound, dbdriver.ErrConflict,
+	context.Canceled, context.DeadlineExceeded, audit.ErrFork, audit.ErrCorrupt, audit.ErrNotFound, audit.ErrRebuilding, dbdriver.ErrConflict,
 	dbdriver.ErrUnavailable, dbdriver.ErrUnfit,
 }
 
@@ -172,7 +172,7 @@ func (s *Store) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 		}
 		var last int64
 		var mac, key string
-		err = tx.QueryRowContext(ctx, s.seam.Text(selectBatch.Text), b.Node, b.Epoch, int64(b.First)).Scan(&last, &mac, &key)
+		err = tx.QueryRowContext(ctx, s.seam.Text(selectBatch.Text), twice(b.Node, b.Epoch, int64(b.First))...).Scan(&last, &mac, &key)
 		if err == nil {
 			if uint64(last) != b.Last || mac != b.MAC || key != b.KeyID {
 				return fmt.Errorf("%w: the batch from %d is stored with another end or MAC", dbdriver.ErrConflict, b.First)
@@ -223,7 +223,7 @@ func (s *Store) shippedLeaves(ctx context.Context, tx *sql.Tx, b audit.Projected
 	if follows(&b) {
 		from--
 	}
-	rows, err := tx.QueryContext(ctx, s.seam.Text(selectLeaves.Text), b.Node, b.Epoch, from, int64(b.Last))
+	rows, err := tx.QueryContext(ctx, s.seam.Text(selectLeaves.Text), twice(b.Node, b.Epoch, from, int64(b.Last))...)
 	if err != nil {
 		return nil, err
 	}
@@ -235,6 +235,9 @@ func (s *Store) shippedLeaves(ctx context.Context, tx *sql.Tx, b audit.Projected
 		if err := rows.Scan(&seq, &leaf); err != nil {
 			return nil, err
 		}
+		if other, again := there[uint64(seq)]; again && other != leaf {
+			return nil, fmt.Errorf("%w: %s, epoch %s, sequence %d is there twice", audit.ErrFork, b.Node, b.Epoch, seq)
+		}
 		there[uint64(seq)] = leaf
 	}
 	return there, rows.Err()
@@ -242,8 +245,8 @@ func (s *Store) shippedLeaves(ctx context.Context, tx *sql.Tx, b audit.Projected
 
 // Shipped implements audit.Projection.
 func (s *Store) Shipped(ctx context.Context, node, epoch string) (uint64, error) {
-	var last sql.NullInt64
-	if err := s.db.QueryRowContext(ctx, s.seam.Text(selectLastSeq.Text), node, epoch).Scan(&last); err != nil {
+	last, err := s.greatest(ctx, s.db, selectLastSeq[:], node, epoch)
+	if err != nil {
 		return 0, fmt.Errorf("central database: last shipped entry: %w", classify(s.seam, err))
 	}
 	if !last.Valid {
@@ -255,7 +258,11 @@ func (s *Store) Shipped(ctx context.Context, node, epoch string) (uint64, error)
 // Leaf implements audit.Projection.
 func (s *Store) Leaf(ctx context.Context, node, epoch string, sequence uint64) (string, error) {
 	var leaf string
-	if err := s.db.QueryRowContext(ctx, s.seam.Text(selectLeaf.Text), node, epoch, int64(sequence)).Scan(&leaf); err != nil {
+	err := sql.ErrNoRows
+	for i := 0; i < len(selectLeaf) && errors.Is(err, sql.ErrNoRows); i++ {
+		err = s.db.QueryRowContext(ctx, s.seam.Text(selectLeaf[i].Text), node, epoch, int64(sequence)).Scan(&leaf)
+	}
+	if err != nil {
 		return "", fmt.Errorf("central database: row %d: %w", sequence, classify(s.seam, err))
 	}
 	return leaf, nil
@@ -263,12 +270,12 @@ func (s *Store) Leaf(ctx context.Context, node, epoch string, sequence uint64) (
 
 // Epochs implements audit.Projection.
 func (s *Store) Epochs(ctx context.Context, node string) ([]string, error) {
-	return s.texts(ctx, []Statement{recordEpochs, batchEpochs}, node)
+	return s.texts(ctx, slices.Concat(recordEpochs[:], batchEpochs[:]), node)
 }
 
 // Nodes implements audit.Projection.
 func (s *Store) Nodes(ctx context.Context) ([]string, error) {
-	return s.texts(ctx, []Statement{recordNodes, batchNodes})
+	return s.texts(ctx, slices.Concat(recordNodes[:], batchNodes[:]))
 }
 
 // texts reads one column by several statements, each value once, sorted by bytes, which databases do not all do.
@@ -298,7 +305,7 @@ func (s *Store) texts(ctx context.Context, statements []Statement, args ...any) 
 
 // Rows implements audit.Projection, by keyset pages.
 func (s *Store) Rows(ctx context.Context, node, epoch string, from uint64, fn func(audit.ProjectedRow) error) error {
-	return pages(ctx, s, selectRecords, node, epoch, int64(from), scanRecord, fn)
+	return pages(ctx, s, selectRecords[:], node, epoch, int64(from), scanRecord, fn)
 }
 
 func scanRecord(rows *sql.Rows) (audit.ProjectedRow, int64, error) {
@@ -314,7 +321,7 @@ func scanRecord(rows *sql.Rows) (audit.ProjectedRow, int64, error) {
 
 // Batches implements audit.Projection.
 func (s *Store) Batches(ctx context.Context, node, epoch string, fn func(audit.ProjectedBatch) error) error {
-	return pages(ctx, s, selectBatches, node, epoch, math.MinInt64, func(rows *sql.Rows) (audit.ProjectedBatch, int64, error) {
+	return pages(ctx, s, selectBatches[:], node, epoch, math.MinInt64, func(rows *sql.Rows) (audit.ProjectedBatch, int64, error) {
 		var b audit.ProjectedBatch
 		var first, last, createdAt, modifiedAt int64
 		var createdBy, modifiedBy string
@@ -327,36 +334,83 @@ func (s *Store) Batches(ctx context.Context, node, epoch string, fn func(audit.P
 // pageRows is how many rows a query answers.
 const pageRows = 512
 
-// pages reads pages by key and hands the values to fn while no query runs.
-func pages[T any](ctx context.Context, s *Store, query Statement, node, epoch string, from int64,
+// A page is what one query answered and was not handed on yet, by keys.
+type page[T any] struct {
+	rows []T
+	keys []int64
+	last bool // nothing follows
+}
+
+func readPage[T any](ctx context.Context, s *Store, query Statement, node, epoch string, from int64, limit int, scan func(*sql.Rows) (T, int64, error)) (page[T], error) {
+	var p page[T]
+	fail := func(err error) (page[T], error) {
+		return p, fmt.Errorf("central database: %s: %w", query.Name, classify(s.seam, err))
+	}
+	rows, err := s.db.QueryContext(ctx, s.seam.Text(query.Text), node, epoch, from, int64(limit))
+	if err != nil {
+		return fail(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		v, key, err := scan(rows)
+		if err != nil {
+			return fail(err)
+		}
+		p.rows, p.keys = append(p.rows, v), append(p.keys, key)
+	}
+	if err := rows.Err(); err != nil {
+		return fail(err)
+	}
+	p.last = len(p.keys) < limit || p.keys[limit-1] == math.MaxInt64
+	return p, nil
+}
+
+// pages reads pages by key, of a table or of one and its archive, and hands the values to fn while no query runs. The
+// archive's page is always read after the other's: a row that is moved meanwhile is then found in one of them or in both,
+// never in neither. One that stays in both is handed on twice.
+func pages[T any](ctx context.Context, s *Store, queries []Statement, node, epoch string, from int64,
 	scan func(*sql.Rows) (T, int64, error), fn func(T) error) error {
+	var now, old page[T]
+	old.last = len(queries) == 1
 	for {
-		var page []T
-		rows, err := s.db.QueryContext(ctx, s.seam.Text(query.Text), node, epoch, from, int64(pageRows))
-		if err != nil {
-			return fmt.Errorf("central database: %s: %w", query.Name, classify(s.seam, err))
-		}
-		for rows.Next() {
-			v, key, err := scan(rows)
-			if err != nil {
-				rows.Close()
-				return fmt.Errorf("central database: %s: %w", query.Name, classify(s.seam, err))
+		var err error
+		if len(now.keys) == 0 && !now.last {
+			if now, err = readPage(ctx, s, queries[0], node, epoch, from, pageRows, scan); err != nil {
+				return err
 			}
-			page = append(page, v)
-			from = key + 1
+			old = page[T]{last: len(queries) == 1}
 		}
-		err = rows.Err()
-		rows.Close()
-		if err != nil {
-			return fmt.Errorf("central database: %s: %w", query.Name, classify(s.seam, err))
-		}
-		for _, v := range page {
-			if err := fn(v); err != nil {
+		if len(old.keys) == 0 && !old.last {
+			if old, err = readPage(ctx, s, queries[1], node, epoch, from, pageRows, scan); err != nil {
 				return err
 			}
 		}
-		if len(page) < pageRows {
+		var next []T
+		switch {
+		case len(now.keys) == 0 && len(old.keys) == 0:
 			return nil
+		case len(old.keys) == 0 || len(now.keys) > 0 && now.keys[0] < old.keys[0]:
+			next, from = now.rows[:1], now.keys[0]+1
+			now.rows, now.keys = now.rows[1:], now.keys[1:]
+		case len(now.keys) == 0 || old.keys[0] < now.keys[0]:
+			next, from = old.rows[:1], old.keys[0]+1
+			old.rows, old.keys = old.rows[1:], old.keys[1:]
+		default: // in both: was it moved?
+			there, err := readPage(ctx, s, queries[0], node, epoch, now.keys[0], 1, scan)
+			if err != nil {
+				return err
+			}
+			next = []T{old.rows[0]}
+			if len(there.keys) > 0 && there.keys[0] == now.keys[0] {
+				next = append(next, now.rows[0])
+			}
+			from = now.keys[0] + 1
+			now.rows, now.keys, old.rows, old.keys = now.rows[1:], now.keys[1:], old.rows[1:], old.keys[1:]
+		}
+		for _, v := range next {
+			if err := fn(v); err != nil {
+				return err
+			}
 		}
 	}
 }

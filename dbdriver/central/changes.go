@@ -40,6 +40,8 @@ var (
 	DropDecisions  = register("decision.drop", `DROP TABLE yj_decision`)
 	DropRebuilds   = register("rebuild.drop", `DROP TABLE yj_rebuild`)
 	DropDuplicates = register("duplicate.drop", `DROP TABLE yj_duplicate`)
+	DropArchive    = register("record.archive.drop", `DROP TABLE yj_record_archive`)
+	DropArchived   = register("batch.archive.drop", `DROP TABLE yj_batch_archive`)
 )
 
 // applyChanges writes the batch's changes that are not there, and takes them into their set's root.
@@ -166,7 +168,7 @@ func (s *Store) ApplyChanges(ctx context.Context, batches ...audit.ProjectedBatc
 
 // Changes implements audit.ChangeLog.
 func (s *Store) Changes(ctx context.Context, node, epoch string, from uint64, fn func(audit.ProjectedChange) error) error {
-	return pages(ctx, s, selectChanges, node, epoch, int64(from), scanChange, fn)
+	return pages(ctx, s, []Statement{selectChanges}, node, epoch, int64(from), scanChange, fn)
 }
 
 // ChangeNodes implements audit.ChangeLog.

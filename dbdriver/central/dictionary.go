@@ -43,6 +43,9 @@ var comments = map[string]string{
 	"yj_batch.last_seq":  "该批最后一行的序号",
 	"yj_batch.batch_mac": "该批各行的 HMAC-SM3，十六进制",
 
+	"yj_record_archive": "已归档的行：以前各月的 yj_record，列与键相同，逐行原样移来",
+	"yj_batch_archive":  "已归档的批次：以前各月的 yj_batch，列与键相同，逐行原样移来",
+
 	"yj_change":               "变更日志：核心数据的每次变更一行，五要素",
 	"yj_change.change_no":     "第几次状态变更，意图也计数，从 0 起",
 	"yj_change.act_name":      "动作，如 stop、limit；没有则空",
@@ -144,10 +147,11 @@ func tableOf(text string) (Table, error) {
 	}
 	t.Key = strings.Split(strings.TrimSuffix(key, "))"), ", ")
 	t.Comment = comments[t.Name]
+	of := strings.TrimSuffix(t.Name, "_archive") // whose columns it has
 	for _, line := range strings.Split(body, ", ") {
 		word := strings.Fields(line)
 		c := Column{Name: word[0], Type: word[1], Nullable: !strings.Contains(line, " NOT NULL")}
-		if c.Comment = comments[t.Name+"."+c.Name]; c.Comment == "" {
+		if c.Comment = comments[of+"."+c.Name]; c.Comment == "" {
 			c.Comment = comments["*."+c.Name]
 		}
 		if c.Comment == "" || t.Comment == "" {

@@ -15,14 +15,15 @@ import (
 // A request that was sent again to the other campus makes a second valid record with the same record id. The later of the two
 // is marked, so that who counts records counts one.
 var (
-	selectTwins     = register("duplicate.twins", `SELECT node_id, epoch_id, seq_no, record_id, signed_at_us FROM yj_record WHERE node_id <> ? AND kind_name = ? AND (record_id = ?)`)
+	selectTwins     = register("duplicate.twins", severalTwins(1))
 	insertDuplicate = register("duplicate.insert", `INSERT INTO yj_duplicate (node_id, epoch_id, seq_no, record_id, of_node, of_epoch, of_seq, created_by, created_at, modified_by, modified_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
 	selectDuplicate = register("duplicate.get", `SELECT of_node, of_epoch, of_seq FROM yj_duplicate WHERE node_id = ? AND epoch_id = ? AND seq_no = ?`)
 )
 
-// severalTwins is selectTwins for n record ids.
+// severalTwins asks for n record ids.
 func severalTwins(n int) string {
-	return strings.TrimSuffix(selectTwins.Text, ")") + strings.Repeat(" OR record_id = ?", n-1) + ")"
+	return andArchive(`SELECT node_id, epoch_id, seq_no, record_id, signed_at_us FROM yj_record WHERE node_id <> ? AND kind_name = ? AND (record_id = ?` +
+		strings.Repeat(" OR record_id = ?", n-1) + `)`)
 }
 
 // A Place is where a row stands.
@@ -52,7 +53,7 @@ func (s *Store) markDuplicates(ctx context.Context, mine []audit.ProjectedRow) e
 		args = append(args, mine[i].RecordID)
 		byID[mine[i].RecordID] = &mine[i]
 	}
-	rows, err := s.db.QueryContext(ctx, s.seam.Text(severalTwins(len(mine))), args...)
+	rows, err := s.db.QueryContext(ctx, s.seam.Text(severalTwins(len(mine))), twice(args...)...)
 	if err != nil {
 		return classify(s.seam, err)
 	}

@@ -18,7 +18,7 @@ import (
 // allowed are the words that may stand there in capitals. All ran on SQLite and PostgreSQL and are in DM8's grammar.
 var allowed = strings.Fields(`
 	SELECT DISTINCT FROM WHERE AND OR NOT NULL IS GROUP ORDER BY DESC LIMIT COUNT MAX
-	INSERT INTO VALUES UPDATE SET DELETE
+	INSERT INTO VALUES UPDATE SET DELETE UNION ALL
 	CREATE DROP TABLE UNIQUE INDEX ON PRIMARY KEY BIGINT SMALLINT VARCHAR`)
 
 const (

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 
 	"yinjian/appliance/audit"
 )
@@ -16,14 +17,14 @@ var (
 	selectRebuild  = register("rebuild.get", `SELECT rebuilt_by FROM yj_rebuild WHERE node_id = ?`)
 	selectRebuilds = register("rebuild.list", `SELECT node_id, rebuilt_by, phase_name, modified_at FROM yj_rebuild ORDER BY node_id`)
 
-	selectLastBatch  = register("batch.last", `SELECT MAX(first_seq) FROM yj_batch WHERE node_id = ? AND epoch_id = ?`)
-	selectBatchAt    = register("batch.at", `SELECT MAX(first_seq) FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq <= ?`)
-	cutBatches       = register("batch.cut", `DELETE FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq >= ?`)
+	selectLastBatch  = registerBoth("batch.last", `SELECT MAX(first_seq) FROM yj_batch WHERE node_id = ? AND epoch_id = ?`)
+	selectBatchAt    = registerBoth("batch.at", `SELECT MAX(first_seq) FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq <= ?`)
+	cutBatches       = registerBoth("batch.cut", `DELETE FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq >= ?`)
 	selectLastChange = register("change.last", `SELECT MAX(seq_no) FROM yj_change WHERE node_id = ? AND epoch_id = ?`)
 	cutChanges       = register("change.cut", `DELETE FROM yj_change WHERE node_id = ? AND epoch_id = ? AND seq_no >= ?`)
 	cutDuplicates    = register("duplicate.cut", `DELETE FROM yj_duplicate WHERE node_id = ? AND epoch_id = ? AND seq_no >= ?`)
 	cutRoot          = register("root.cut", `DELETE FROM yj_set_root WHERE node_id = ? AND set_name = ?`)
-	cutRecords       = register("record.cut", `DELETE FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ?`)
+	cutRecords       = registerBoth("record.cut", `DELETE FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ?`)
 )
 
 // longestBatch is more rows than any batch has.
@@ -33,34 +34,22 @@ const longestBatch = 1 << 16
 func (s *Store) Cut(ctx context.Context, node, epoch string, most int) (rows uint64, more bool, err error) {
 	err = inTx(ctx, s.db, s.seam, func(tx *sql.Tx) error {
 		rows, more = 0, false
-		number := func(st Statement, args ...any) (n sql.NullInt64, err error) {
-			return n, tx.QueryRowContext(ctx, s.seam.Text(st.Text), args...).Scan(&n)
-		}
-		var last sql.NullInt64
-		for _, st := range []Statement{selectLastSeq, selectLastBatch, selectLastChange} {
-			n, err := number(st, node, epoch)
-			if err != nil {
-				return err
-			}
-			if !last.Valid || n.Valid && n.Int64 > last.Int64 {
-				last = n
-			}
-		}
-		if !last.Valid {
-			return nil
+		last, err := s.greatest(ctx, tx, slices.Concat(selectLastSeq[:], selectLastBatch[:], []Statement{selectLastChange}), node, epoch)
+		if err != nil || !last.Valid {
+			return err
 		}
 		from := last.Int64 - int64(most) + 1
 		if from > last.Int64 { // numbers that nobody gave, at the other end
 			from = last.Int64
 		}
-		batch, err := number(selectBatchAt, node, epoch, from)
+		batch, err := s.greatest(ctx, tx, selectBatchAt[:], node, epoch, from)
 		if err != nil {
 			return err
 		}
 		if batch.Valid && batch.Int64 > from-longestBatch { // whole batches, so that what is left has them all
 			from = batch.Int64
 		}
-		for _, st := range []Statement{cutBatches, cutChanges, cutDuplicates} {
+		for _, st := range append(cutBatches[:], cutChanges, cutDuplicates) {
 			if _, err = tx.ExecContext(ctx, s.seam.Text(st.Text), node, epoch, from); err != nil {
 				return err
 			}
@@ -68,13 +57,19 @@ func (s *Store) Cut(ctx context.Context, node, epoch string, most int) (rows uin
 		if _, err = tx.ExecContext(ctx, s.seam.Text(cutRoot.Text), node, audit.ChangeSet); err != nil { // it sums up what was there
 			return err
 		}
-		res, err := tx.ExecContext(ctx, s.seam.Text(cutRecords.Text), node, epoch, from)
-		if err != nil {
-			return err
+		for _, st := range cutRecords { // the archive last: what is moved meanwhile is found there, now or the next time
+			res, err := tx.ExecContext(ctx, s.seam.Text(st.Text), node, epoch, from)
+			if err != nil {
+				return err
+			}
+			n, err := res.RowsAffected()
+			if err != nil {
+				return err
+			}
+			rows += uint64(n)
 		}
-		n, err := res.RowsAffected()
-		rows, more = uint64(n), true
-		return err
+		more = true
+		return nil
 	})
 	if err != nil {
 		return 0, false, fmt.Errorf("central database: emptying epoch %s of %s: %w", epoch, node, err)

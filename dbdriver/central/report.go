@@ -6,8 +6,11 @@ import (
 	"fmt"
 )
 
-// selectCounts is one grouped statement that all three databases take; times are an index's range.
-var selectCounts = register("record.counts", `SELECT application_id, document_type, department_name, status_code, campus_name, COUNT(*) FROM yj_record WHERE signed_at_us >= ? AND signed_at_us < ? AND kind_name = ? GROUP BY application_id, document_type, department_name, status_code, campus_name`)
+// selectCounts is one grouped statement that all three databases take; times are an index's range. It is one of both tables,
+// so that a row that is moved meanwhile counts once.
+var selectCounts = register("record.counts", `SELECT application_id, document_type, department_name, status_code, campus_name, COUNT(*) FROM (`+
+	andArchive(`SELECT application_id, document_type, department_name, status_code, campus_name FROM yj_record WHERE signed_at_us >= ? AND signed_at_us < ? AND kind_name = ?`)+
+	`) yj_all GROUP BY application_id, document_type, department_name, status_code, campus_name`)
 
 // A RecordGroup is what records are counted by. Absent text is "".
 type RecordGroup struct {
@@ -19,7 +22,7 @@ func (s *Store) CountRecords(ctx context.Context, kind string, from, to int64, f
 	fail := func(err error) error {
 		return fmt.Errorf("central database: counting records: %w", classify(s.seam, err))
 	}
-	rows, err := s.db.QueryContext(ctx, s.seam.Text(selectCounts.Text), from, to, kind)
+	rows, err := s.db.QueryContext(ctx, s.seam.Text(selectCounts.Text), twice(from, to, kind)...)
 	if err != nil {
 		return fail(err)
 	}

@@ -10,17 +10,22 @@ import (
 // Each question is asked along the index that it names, newest first; the other conditions hold where the number before
 // them is not 0. The last five values are the row that the page comes after.
 const (
+	searchOrder      = ` ORDER BY signed_at_us DESC, node_id DESC, epoch_id DESC, seq_no DESC LIMIT ?`
 	searchConditions = ` AND (? = 0 OR kind_name = ?) AND (? = 0 OR application_id = ?) AND (? = 0 OR department_name = ?) AND (? = 0 OR signer_id = ?)` +
-		` AND (signed_at_us < ? OR node_id < ? OR (node_id = ? AND (epoch_id < ? OR (epoch_id = ? AND seq_no < ?))))` +
-		` ORDER BY signed_at_us DESC, node_id DESC, epoch_id DESC, seq_no DESC LIMIT ?`
+		` AND (signed_at_us < ? OR node_id < ? OR (node_id = ? AND (epoch_id < ? OR (epoch_id = ? AND seq_no < ?))))` + searchOrder
 	searchTimes = `signed_at_us >= ? AND signed_at_us <= ?`
 )
 
 var (
-	searchByTime   = register("record.search.time", `SELECT `+recordColumns+` FROM yj_record WHERE `+searchTimes+searchConditions)
-	searchBySigner = register("record.search.signer", `SELECT `+recordColumns+` FROM yj_record WHERE signer_id = ? AND `+searchTimes+searchConditions)
-	searchByID     = register("record.search.id", `SELECT `+recordColumns+` FROM yj_record WHERE record_id = ? AND `+searchTimes+searchConditions)
+	searchByTime   = register("record.search.time", searchBoth(searchTimes))
+	searchBySigner = register("record.search.signer", searchBoth(`signer_id = ? AND `+searchTimes))
+	searchByID     = register("record.search.id", searchBoth(`record_id = ? AND `+searchTimes))
 )
+
+// searchBoth asks for a page of the table in use and one of the archive, each by its index, and for the first of both.
+func searchBoth(conditions string) string {
+	return `SELECT ` + recordColumns + ` FROM (` + andArchive(`SELECT `+recordColumns+` FROM (SELECT `+recordColumns+` FROM yj_record WHERE `+conditions+searchConditions+`) yj_page`) + `) yj_pages` + searchOrder
+}
 
 // A RecordPlace is where a row stands in the order of an answer.
 type RecordPlace struct {
@@ -60,7 +65,7 @@ func (s *Store) SearchRecords(ctx context.Context, q RecordQuery) ([]audit.Proje
 		args = append(args, on, v)
 	}
 	args = append(args, after.SignedAt, after.Node, after.Node, after.Epoch, after.Epoch, after.Sequence, int64(q.Most))
-	rows, err := s.db.QueryContext(ctx, s.seam.Text(query.Text), args...)
+	rows, err := s.db.QueryContext(ctx, s.seam.Text(query.Text), append(twice(args...), int64(q.Most))...)
 	if err != nil {
 		return nil, fmt.Errorf("central database: %s: %w", query.Name, classify(s.seam, err))
 	}

@@ -25,12 +25,12 @@ const recordColumns = `node_id, epoch_id, seq_no, leaf_hash, record_id, kind_nam
 
 var (
 	insertRecord  = register("record.insert", `INSERT INTO yj_record (`+recordColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
-	selectRecords = register("record.page", `SELECT `+recordColumns+` FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ? ORDER BY seq_no LIMIT ?`)
-	selectLeaf    = register("record.leaf", `SELECT leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no = ?`)
-	selectLeaves  = register("record.leaves", `SELECT seq_no, leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ? AND seq_no <= ? ORDER BY seq_no`)
-	selectLastSeq = register("record.last", `SELECT MAX(seq_no) FROM yj_record WHERE node_id = ? AND epoch_id = ?`)
-	recordNodes   = register("record.nodes", `SELECT DISTINCT node_id FROM yj_record`)
-	recordEpochs  = register("record.epochs", `SELECT DISTINCT epoch_id FROM yj_record WHERE node_id = ?`)
+	selectRecords = registerBoth("record.page", `SELECT `+recordColumns+` FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ? ORDER BY seq_no LIMIT ?`)
+	selectLeaf    = registerBoth("record.leaf", `SELECT leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no = ?`)
+	selectLeaves  = register("record.leaves", andArchive(`SELECT seq_no, leaf_hash FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ? AND seq_no <= ?`))
+	selectLastSeq = registerBoth("record.last", `SELECT MAX(seq_no) FROM yj_record WHERE node_id = ? AND epoch_id = ?`)
+	recordNodes   = registerBoth("record.nodes", `SELECT DISTINCT node_id FROM yj_record`)
+	recordEpochs  = registerBoth("record.epochs", `SELECT DISTINCT epoch_id FROM yj_record WHERE node_id = ?`)
 )
 
 // What was shipped together.
@@ -38,10 +38,10 @@ const batchColumns = `node_id, epoch_id, first_seq, last_seq, batch_mac, mac_key
 
 var (
 	insertBatch   = register("batch.insert", `INSERT INTO yj_batch (`+batchColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
-	selectBatches = register("batch.page", `SELECT `+batchColumns+` FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq >= ? ORDER BY first_seq LIMIT ?`)
-	selectBatch   = register("batch.get", `SELECT last_seq, batch_mac, mac_key_id FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq = ?`)
-	batchNodes    = register("batch.nodes", `SELECT DISTINCT node_id FROM yj_batch`)
-	batchEpochs   = register("batch.epochs", `SELECT DISTINCT epoch_id FROM yj_batch WHERE node_id = ?`)
+	selectBatches = registerBoth("batch.page", `SELECT `+batchColumns+` FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq >= ? ORDER BY first_seq LIMIT ?`)
+	selectBatch   = register("batch.get", andArchive(`SELECT last_seq, batch_mac, mac_key_id FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq = ?`))
+	batchNodes    = registerBoth("batch.nodes", `SELECT DISTINCT node_id FROM yj_batch`)
+	batchEpochs   = registerBoth("batch.epochs", `SELECT DISTINCT epoch_id FROM yj_batch WHERE node_id = ?`)
 )
 
 // The migrations that were applied. This table is made before the first of them.

@@ -701,7 +701,7 @@ func kind(err error) string {
 
 // store runs the program's own tables through their life, where there are none yet.
 func (r *run) store() {
-	const what = "本程序的表：迁移两遍、写入、重写、分叉被拒、逐行读回 (the program's tables: migrated twice, written, repeated, a fork refused, read)"
+	const what = "本程序的表：迁移两遍、写入、重写、分叉被拒、移入归档、逐行读回 (the program's tables: migrated twice, written, repeated, a fork refused, moved to the archive, read)"
 	made := false
 	r.item("store", what, func(ctx context.Context) error {
 		for _, table := range tables {
@@ -732,7 +732,7 @@ var tables = []struct {
 	drop central.Statement
 }{
 	{"yj_change", central.DropChanges}, {"yj_set_root", central.DropRoots}, {"yj_record", central.DropRecords}, {"yj_batch", central.DropBatches},
-	{"yj_decision", central.DropDecisions}, {"yj_rebuild", central.DropRebuilds}, {"yj_duplicate", central.DropDuplicates}, {"yj_schema_change", central.DropHistory},
+	{"yj_record_archive", central.DropArchive}, {"yj_batch_archive", central.DropArchived}, {"yj_decision", central.DropDecisions}, {"yj_rebuild", central.DropRebuilds}, {"yj_duplicate", central.DropDuplicates}, {"yj_schema_change", central.DropHistory},
 }
 
 func tryStore(ctx context.Context, s *central.Store) error {
@@ -741,7 +741,7 @@ func tryStore(ctx context.Context, s *central.Store) error {
 	for i := range uint64(n) {
 		b.Rows = append(b.Rows, audit.ProjectedRow{
 			Node: node, Epoch: epoch, Sequence: i, LeafHash: strings.Repeat("ab", 32), Kind: "db.check", Signer: "𠮷野 ", Status: audit.StatusRecorded,
-			CreatedBy: node, ModifiedBy: node,
+			SignedAt: 1, CreatedBy: node, ModifiedBy: node,
 		})
 	}
 	for range 2 {
@@ -757,6 +757,12 @@ func tryStore(ctx context.Context, s *central.Store) error {
 	}
 	if last, err := s.Shipped(ctx, node, epoch); err != nil || last != n-1 {
 		return errors.Join(err, fmt.Errorf("最后一行 (the last row): %d", last))
+	}
+	if m, err := s.Archive(ctx, node, epoch, 0, 1<<62, n/2); err != nil || m.Rows != n/2 {
+		return errors.Join(err, fmt.Errorf("归档的行 (rows moved to the archive): %d", m.Rows))
+	}
+	if err := s.Apply(ctx, b); err != nil { // changes nothing
+		return err
 	}
 	var got []audit.ProjectedRow
 	if err := s.Rows(ctx, node, epoch, 0, func(row audit.ProjectedRow) error { got = append(got, row); return nil }); err != nil {

@@ -1,0 +1,3 @@
+-- review: central-0014
+-- makes: table yj_record_archive
+CREATE TABLE yj_record_archive (node_id VARCHAR(64) NOT NULL, epoch_id VARCHAR(16) NOT NULL, seq_no BIGINT NOT NULL, leaf_hash VARCHAR(64) NOT NULL, record_id VARCHAR(64), kind_name VARCHAR(64) NOT NULL, application_id VARCHAR(256), signer_id VARCHAR(256), department_name VARCHAR(256), document_type VARCHAR(256), campus_name VARCHAR(256), signed_at_us BIGINT NOT NULL, bound_us BIGINT NOT NULL, status_code VARCHAR(32) NOT NULL, created_by VARCHAR(64) NOT NULL, created_at BIGINT NOT NULL, modified_by VARCHAR(64) NOT NULL, modified_at BIGINT NOT NULL, PRIMARY KEY (node_id, epoch_id, seq_no))
