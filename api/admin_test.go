@@ -161,6 +161,9 @@ func (a *admin) Compare(_ context.Context, actor string, req api.Compare) (any, 
 func (a *admin) Rebuild(_ context.Context, actor string, req api.Rebuild) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) Archive(_ context.Context, actor string, req api.Archive) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) YearReport(_ context.Context, actor string, req api.YearReport) (any, error) {
 	return a.note(actor, req)
 }
@@ -421,6 +424,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.AuditVerify(ctx))
 	check(a.Compare(ctx))
 	check(a.Rebuild(ctx, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}))
+	check(a.Archive(ctx, wire.Archive{Before: "2025-01", DryRun: true}))
 	check(a.YearReport(ctx, wire.YearReport{Year: 2026}))
 	check(a.Stamp(ctx, wire.Stamp{Request: []byte("req")}))
 	running := false
@@ -454,7 +458,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.Sweep{}, changes,
 		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}, wire.ThawObject{Kind: "signer", ID: "D001", Reason: "以本部为准"},
 		"peer", wire.PeerCard{}, pairing, wire.RemovePeer{Persons: two, Reason: "换设备"},
-		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")},
+		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.Archive{Before: "2025-01", DryRun: true}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")},
 		people, rows, examined, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
@@ -589,7 +593,9 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.Rebuild(ctx, wire.Rebuild{Remove: []string{""}, Reason: "x"})
 			return err
 		}, "remove"},
-		"year of two digits": {func() error { _, err := a.YearReport(ctx, wire.YearReport{Year: 26}); return err }, "year"},
+		"archive without reason": {func() error { _, err := a.Archive(ctx, wire.Archive{Before: "2025-01"}); return err }, "reason"},
+		"archive of no month":    {func() error { _, err := a.Archive(ctx, wire.Archive{Before: "2025-13", DryRun: true}); return err }, "before"},
+		"year of two digits":     {func() error { _, err := a.YearReport(ctx, wire.YearReport{Year: 26}); return err }, "year"},
 		"no history": {func() error {
 			_, err := a.ImportHistory(ctx, wire.ImportHistory{Source: wire.HistorySource{FileSM3: make([]byte, 32)}, Records: []wire.HistoricalRecord{}})
 			return err

@@ -346,6 +346,7 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 	a.projection = newProjection(a)
 	duties.group.Go(func() error { return a.projection.run(dctx) })
 	duties.group.Go(func() error { return a.projection.keepSweeping(dctx) })
+	duties.group.Go(func() error { return a.projection.keepArchiving(dctx) })
 	duties.group.Go(func() error { return a.refreshCRLs(dctx) })
 	duties.group.Go(func() error { return a.anchor().keep(dctx) })
 	duties.group.Go(func() error { return a.lists.run(dctx) })

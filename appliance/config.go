@@ -434,6 +434,9 @@ type Database struct {
 	Nodes []string `toml:"nodes"`
 	// SweepEvery is how often the database is gone through in the background, by its MACs.
 	SweepEvery Duration `toml:"sweep_every"`
+	// ArchiveAfterMonths is how many whole months stay in the tables in use; those before are moved to the archive, once a
+	// day. 0: none is moved by itself. Nothing is ever deleted.
+	ArchiveAfterMonths int `toml:"archive_after_months"`
 }
 
 // Place is where connections go, with the password as the file has it now. dir is the appliance's folder.
@@ -633,6 +636,9 @@ func (c *Config) validate() error {
 	c.Listen.validate(bad)
 	if c.Database.SweepEvery < Duration(time.Second) {
 		bad("database.sweep_every", "至少 1 秒 (at least a second)")
+	}
+	if n := c.Database.ArchiveAfterMonths; n < 0 || n > 1200 {
+		bad("database.archive_after_months", "须为 0（不自动归档）或 1–1200 个月 (0: never by itself, or 1 to 1200 months)")
 	}
 	if d := c.Database; d.DSN != "" {
 		if err := connect.Check(d.DSN); err != nil {

@@ -189,6 +189,8 @@ type projectionState struct {
 	Fork    bool   `json:"fork"`
 	// Rebuild is how far a rebuild is, while there is one.
 	Rebuild *audit.RebuildProgress `json:"rebuild,omitempty"`
+	// Archive is how far the moving of closed months' rows is, while there is one.
+	Archive *audit.RebuildProgress `json:"archive,omitempty"`
 	Error   string                 `json:"last_error,omitempty"`
 }
 

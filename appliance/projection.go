@@ -21,7 +21,8 @@ type projection struct {
 	turn   chan struct{} // capacity 1: who uses the database, the shipper or a rebuild
 	resume chan struct{} // capacity 1: the shipper is wanted again
 
-	sweeping sync.Mutex // held by the sweep that runs
+	sweeping  sync.Mutex // held by the sweep that runs
+	archiving sync.Mutex // held while rows are moved to the archive
 
 	mu         sync.Mutex // guards what follows
 	found      int        // differences that the last sweep named
@@ -30,6 +31,7 @@ type projection struct {
 	err        error                  // why it is not open
 	interrupt  context.CancelFunc     // ends the shipper
 	rebuilding *audit.RebuildProgress // nil: no rebuild
+	archived   *audit.RebuildProgress // nil: no rows are being moved to the archive
 	unfinished string                 // the appliance whose rebuild of this node was not finished when the database was opened
 }
 
@@ -212,13 +214,13 @@ func rebuildWords(r audit.RebuildProgress) string {
 // status is what /health/state shows.
 func (p *projection) status() projectionState {
 	p.mu.Lock()
-	shipper, err, rebuilding := p.shipper, p.err, p.rebuilding
+	shipper, err, rebuilding, archived := p.shipper, p.err, p.rebuilding, p.archived
 	p.mu.Unlock()
 	if shipper == nil {
-		return projectionState{Lag: p.a.journal.Size(), Error: shownError(err), Rebuild: rebuilding}
+		return projectionState{Lag: p.a.journal.Size(), Error: shownError(err), Rebuild: rebuilding, Archive: archived}
 	}
 	s := shipper.Status()
-	return projectionState{Shipped: s.Shipped, Lag: s.Lag, Fork: s.Fork, Error: shownError(s.LastError), Rebuild: rebuilding}
+	return projectionState{Shipped: s.Shipped, Lag: s.Lag, Fork: s.Fork, Error: shownError(s.LastError), Rebuild: rebuilding, Archive: archived}
 }
 
 // shownError says in words of ours what is wrong: applications may read the state, and a server's own words have its

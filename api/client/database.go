@@ -18,6 +18,12 @@ func (a *Admin) Rebuild(ctx context.Context, req wire.Rebuild) (json.RawMessage,
 	return a.post(ctx, "rebuild", req)
 }
 
+// Archive returns when the rows are moved; the state says how far it is meanwhile. When ctx ends, so does the moving; it can
+// be gone on with.
+func (a *Admin) Archive(ctx context.Context, req wire.Archive) (json.RawMessage, error) {
+	return a.post(ctx, "archive", req)
+}
+
 // YearReport counts a year's records in the central database, slowly, so that signing does not suffer.
 func (a *Admin) YearReport(ctx context.Context, req wire.YearReport) (json.RawMessage, error) {
 	return a.post(ctx, "reports/year", req)

@@ -16,6 +16,16 @@ type Rebuild struct {
 	Reason  string `json:"reason"` // 1–256 bytes
 }
 
+// Archive is the body of POST /admin/v1/archive: this appliance's rows of closed months are moved to the archive.
+type Archive struct {
+	Before string `json:"before"`            // the first month that stays, in [MonthLayout], of Beijing time
+	DryRun bool   `json:"dry_run,omitempty"` // only counts
+	Reason string `json:"reason,omitempty"`  // 1–256 bytes; may be left out of a dry run
+}
+
+// MonthLayout is how a month is written.
+const MonthLayout = "2006-01"
+
 // YearReport is the body of POST /admin/v1/reports/year.
 type YearReport struct {
 	Year int `json:"year"` // of Beijing time

@@ -25,34 +25,42 @@ func databaseCommand() *cobra.Command {
 	var f adminFlags
 	compare := &cobra.Command{
 		Use: "compare", Short: "由日志重算投影库的每一行，指出差异 (derive every row again and name what differs)", Args: exactArgs(0),
-		RunE: func(c *cobra.Command, _ []string) error {
-			a, err := f.client()
-			if err != nil {
-				return err
-			}
-			defer a.Close()
-			answer, err := a.Compare(c.Context())
-			if err != nil {
-				return explain(err)
-			}
-			var report audit.CompareReport
-			if err := json.Unmarshal(answer, &report); err != nil {
-				return err
-			}
-			if f.output == "json" {
-				err = f.show(answer)
-			} else {
-				printCompare(os.Stdout, &report)
-			}
-			if err == nil && !report.OK() {
-				err = errFound
-			}
-			return err
-		},
+		RunE: found(&f, (*client.Admin).Compare, printCompare),
 	}
 	f.add(compare)
-	c.AddCommand(compare, databaseCheckCommand(), databaseSweepCommand(), databaseDictionaryCommand(), databaseRebuildCommand(), databaseReportCommand())
+	c.AddCommand(compare, databaseArchiveCommand(), databaseCheckCommand(), databaseSweepCommand(), databaseDictionaryCommand(), databaseRebuildCommand(), databaseReportCommand())
 	return c
+}
+
+// found is a command that looks through the database: it prints what was asked for, and fails where something was found.
+func found[T any, P interface {
+	*T
+	OK() bool
+}](f *adminFlags, ask func(*client.Admin, context.Context) (json.RawMessage, error), print func(io.Writer, P)) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, _ []string) error {
+		a, err := f.client()
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+		answer, err := ask(a, c.Context())
+		if err != nil {
+			return explain(err)
+		}
+		report := P(new(T))
+		if err := json.Unmarshal(answer, report); err != nil {
+			return err
+		}
+		if f.output == "json" {
+			err = f.show(answer)
+		} else {
+			print(os.Stdout, report)
+		}
+		if err == nil && !report.OK() {
+			err = errFound
+		}
+		return err
+	}
 }
 
 func printCompare(w io.Writer, r *audit.CompareReport) {
@@ -125,27 +133,15 @@ func databaseRebuildCommand() *cobra.Command {
 After any interruption the same command goes on; until it is finished the database, status and db compare say so.)`,
 		Args: exactArgs(0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			a, err := f.client()
-			if err != nil {
-				return err
-			}
-			defer a.Close()
 			for i, j := range req.Journals {
+				var err error
 				if req.Journals[i], err = filepath.Abs(j); err != nil {
 					return err
 				}
 			}
-			done := make(chan struct{})
-			told := make(chan struct{})
-			go func() {
-				defer close(told)
-				tellProgress(c.Context(), done, f.dir)
-			}()
-			answer, err := a.Rebuild(c.Context(), req)
-			close(done)
-			<-told
+			answer, err := f.watched(c.Context(), func(ctx context.Context, a *client.Admin) (json.RawMessage, error) { return a.Rebuild(ctx, req) })
 			if err != nil {
-				return explain(err)
+				return err
 			}
 			if f.output == "json" {
 				return f.show(answer)
@@ -176,11 +172,33 @@ After any interruption the same command goes on; until it is finished the databa
 	return c
 }
 
-// tellProgress prints to stderr how far a rebuild is, until done.
+// watched asks for something long, and prints to stderr how far it is meanwhile.
+func (f *adminFlags) watched(ctx context.Context, ask func(context.Context, *client.Admin) (json.RawMessage, error)) (json.RawMessage, error) {
+	a, err := f.client()
+	if err != nil {
+		return nil, err
+	}
+	defer a.Close()
+	done := make(chan struct{})
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		tellProgress(ctx, done, f.dir)
+	}()
+	answer, err := ask(ctx, a)
+	close(done)
+	<-told
+	if err != nil {
+		return nil, explain(err)
+	}
+	return answer, nil
+}
+
+// tellProgress prints to stderr how far a rebuild or an archiving is, until done.
 func tellProgress(ctx context.Context, done <-chan struct{}, dir string) {
 	a := client.NewAdmin(appliance.AdminSocket(dir))
 	defer a.Close()
-	words := map[string]string{"opening": "打开", "emptying": "清除", "filling": "写入", "comparing": "对账"}
+	words := map[string]string{"opening": "打开", "emptying": "清除", "filling": "写入", "comparing": "对账", "archiving": "归档"}
 	last := ""
 	for tick := time.NewTicker(500 * time.Millisecond); ; {
 		select {
@@ -194,12 +212,15 @@ func tellProgress(ctx context.Context, done <-chan struct{}, dir string) {
 			continue // the rebuild's own answer says what is wrong
 		}
 		var s struct {
-			Projection struct{ Rebuild *audit.RebuildProgress }
+			Projection struct{ Rebuild, Archive *audit.RebuildProgress }
 		}
-		if json.Unmarshal(answer, &s) != nil || s.Projection.Rebuild == nil {
+		if json.Unmarshal(answer, &s) != nil {
 			continue
 		}
-		r := s.Projection.Rebuild
+		r := cmp.Or(s.Projection.Rebuild, s.Projection.Archive)
+		if r == nil {
+			continue
+		}
 		line := strings.TrimSpace(fmt.Sprintf("%s (%s) %s %s %d", words[r.Phase], r.Phase, r.Table, r.Node, r.Done))
 		if r.Total > 0 {
 			line += fmt.Sprintf("/%d", r.Total)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,30 +23,7 @@ func databaseSweepCommand() *cobra.Command {
 比 db compare 快（每批一次 MAC，不重算每一行）。设备也按 database.sweep_every 在后台限速清查；每次的结果记入日志。
 退出码：0 未发现，1 有发现 (exit 0: nothing found, 1: something was)。`,
 		Args: exactArgs(0),
-		RunE: func(c *cobra.Command, _ []string) error {
-			a, err := f.client()
-			if err != nil {
-				return err
-			}
-			defer a.Close()
-			answer, err := a.Sweep(c.Context())
-			if err != nil {
-				return explain(err)
-			}
-			var report audit.SweepReport
-			if err := json.Unmarshal(answer, &report); err != nil {
-				return err
-			}
-			if f.output == "json" {
-				err = f.show(answer)
-			} else {
-				printSweep(os.Stdout, &report)
-			}
-			if err == nil && !report.OK() {
-				err = errFound
-			}
-			return err
-		},
+		RunE: found(&f, (*client.Admin).Sweep, printSweep),
 	}
 	f.add(c)
 	return c
