@@ -144,6 +144,7 @@ var matrix = []Line{
 	{Method: post, Pattern: "/admin/v1/alarms/test", Title: "发测试告警 (send a test alarm)", Roles: system, Changes: true},
 	// It decides nothing: what somebody found is put down.
 	{Method: post, Pattern: "/admin/v1/reports", Title: "为巡检、评估、演练的报告签名 (sign a report)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/archive", Title: "归档中心库中已结束各月的行 (archive the closed months of the central database)", Roles: system, Changes: true},
 	{Method: post, Pattern: "/admin/v1/rebuild", Title: "重建中心库 (rebuild the central database)", Roles: system, Changes: true},
 	{Method: post, Pattern: "/admin/v1/preserve/run", Title: "立即做归档时间戳 (run archive timestamps)", Roles: system, Changes: true},
 	{Method: get, Pattern: "/admin/v1/preserve", Title: "归档时间戳状态 (state of archive timestamps)", Roles: seeService},

@@ -57,6 +57,23 @@ func outside(t *testing.T, j *audit.Journal, s *central.Store) []string {
 		t.Fatalf("%v, %v, %+v", err, groups, r)
 	}
 	slices.Sort(groups)
+	for by, q := range []central.RecordQuery{{}, {Signer: "staff-3"}, {RecordID: record(3)}} { // rows of all nodes, page by page
+		q.Before, q.Most = always, 10
+		for place := (*central.RecordPlace)(nil); ; {
+			q.After = place
+			page, err := s.SearchRecords(t.Context(), q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range page {
+				groups = append(groups, fmt.Sprintf("search %d: %+v", by, r))
+				place = &central.RecordPlace{SignedAt: r.SignedAt, Node: r.Node, Epoch: r.Epoch, Sequence: int64(r.Sequence)}
+			}
+			if len(page) < q.Most {
+				break
+			}
+		}
+	}
 	return append(append(out, groups...), fmt.Sprint(nodes, epochs))
 }
 

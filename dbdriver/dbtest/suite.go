@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"database/sql"
 	"database/sql/driver"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -254,15 +255,21 @@ func JournalOf(t testing.TB, dir, node string, newEpoch bool, at time.Time) (j *
 	return j, stop
 }
 
+// record is the record id of an entry that [Append] writes.
+func record(i int) string {
+	ref := sm3.Sum(fmt.Appendf(nil, "record %d", i))
+	return hex.EncodeToString(ref[:])
+}
+
 // Append writes n entries like signatures', as many clients would: their order is any.
 func Append(t testing.TB, j *audit.Journal, from, n int) {
 	t.Helper()
 	var wg sync.WaitGroup
 	for i := from; i < from+n; i++ {
 		wg.Go(func() {
-			ref := sm3.Sum(fmt.Appendf(nil, "record %d", i))
+			ref, _ := hex.DecodeString(record(i))
 			_, err := j.Append(t.Context(), audit.Draft{
-				Kind: "sign.v1", Actor: "app/emr", Object: fmt.Sprintf("signer/%d", i%7), Ref: ref[:], Unique: true,
+				Kind: "sign.v1", Actor: "app/emr", Object: fmt.Sprintf("signer/%d", i%7), Ref: ref, Unique: true,
 				Fields: []audit.Field{
 					{Name: audit.FieldApplication, Value: audit.Text("emr")}, {Name: audit.FieldSigner, Value: audit.Text(fmt.Sprintf("staff-%d", i%7))},
 					{Name: audit.FieldDepartment, Value: audit.Text("心内科")},
