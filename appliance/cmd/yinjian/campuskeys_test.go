@@ -224,6 +224,23 @@ func checkValues(out string) (values []string) {
 	return values
 }
 
+// oneCeremony holds a ceremony on A's machine and gives B's the same keys from its shares; both are started anew with them.
+func oneCeremony(t *testing.T, a, b *campus) {
+	t.Helper()
+	at := campusCeremony{folder: tempDir(t), machine: "本部一号机", dir: a.place, log: true, minutes: "minutes.json"}
+	in := func(name string) string { return filepath.Join(at.folder, name) }
+	mustRun(t, "ceremony", "run", at.write(t), "--dir", a.place, "--read-by", "主持", "--read-by", "见证")
+	there := campusCeremony{folder: tempDir(t), machine: "滨海一号机", dir: b.place, log: true, minutes: in("minutes.json")}
+	mustRun(t, "ceremony", "restore", there.write(t), "--machine", there.machine, "--minutes", filepath.Join(there.folder, "minutes.json"),
+		"--read-by", "主持", "--read-by", "见证", "--share", in("custodian-1.txt"), "--share", in("custodian-3.txt"))
+	mustRun(t, "ceremony", "journal", filepath.Join(there.folder, "minutes.json"), "--dir", b.place)
+	for _, c := range []*campus{a, b} {
+		c.stop(t)
+		configure(t, c.place, func(cfg *appliance.Config) { cfg.HSM.Custody = &appliance.Custody{KEK: "kek/2026", CampusMACs: true} })
+		c.serve(t)
+	}
+}
+
 // TestKeysAtBothCampuses: two appliances over one database, with the keys of one ceremony. An application that was registered
 // and a signer who was enrolled at the first campus are served at the second with the same key and PIN, the custody key signs
 // there, and the verifier takes the evidence. What was derived with the first machine's own keys, and a
@@ -237,18 +254,7 @@ func TestKeysAtBothCampuses(t *testing.T) {
 	a.serve(t)
 	b.serve(t)
 	a.enrol(t, "D8", "482913", "--algorithms", "SM2") // a resident key, and a PIN under the machine's own
-	at := campusCeremony{folder: tempDir(t), machine: "本部一号机", dir: a.place, log: true, minutes: "minutes.json"}
-	in := func(name string) string { return filepath.Join(at.folder, name) }
-	mustRun(t, "ceremony", "run", at.write(t), "--dir", a.place, "--read-by", "主持", "--read-by", "见证")
-	there := campusCeremony{folder: tempDir(t), machine: "滨海一号机", dir: b.place, log: true, minutes: in("minutes.json")}
-	mustRun(t, "ceremony", "restore", there.write(t), "--machine", there.machine, "--minutes", filepath.Join(there.folder, "minutes.json"),
-		"--read-by", "主持", "--read-by", "见证", "--share", in("custodian-1.txt"), "--share", in("custodian-3.txt"))
-	mustRun(t, "ceremony", "journal", filepath.Join(there.folder, "minutes.json"), "--dir", b.place)
-	for _, c := range []*campus{a, b} {
-		c.stop(t)
-		configure(t, c.place, func(cfg *appliance.Config) { cfg.HSM.Custody = &appliance.Custody{KEK: "kek/2026", CampusMACs: true} })
-		c.serve(t)
-	}
+	oneCeremony(t, a, b)
 	a.enrol(t, "D1", "482913")
 	a.register(t, "his", "--consent", "signer-pin")
 	pairUp(t, a.machine, b.machine)

@@ -560,13 +560,17 @@ func (m *machine) stranger(t *testing.T, keep bool) *http.Client {
 // handmade is a request signed once, to be sent as often as wanted. Changes are made after it was signed.
 func (m *machine) handmade(t *testing.T, h *http.Client, app, key string, req *wire.SignRequest, change ...func([]byte) []byte) func(*testing.T) (*http.Response, string) {
 	t.Helper()
+	return handmadeAs(t, h, m.clientConfig(t, app), key, req, change...)
+}
+
+func handmadeAs(t *testing.T, h *http.Client, cfg client.Config, key string, req *wire.SignRequest, change ...func([]byte) []byte) func(*testing.T) (*http.Response, string) {
+	t.Helper()
 	body, err := json.Marshal(req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := m.clientConfig(t, app)
 	host := strings.TrimPrefix(cfg.BaseURL, "https://")
-	a := wire.Authorization{App: app, Time: strconv.FormatInt(time.Now().UnixMilli(), 10), Nonce: base64.RawURLEncoding.EncodeToString([]byte(key + "-0123456789abcdef"))[:20]}
+	a := wire.Authorization{App: cfg.AppID, Time: strconv.FormatInt(time.Now().UnixMilli(), 10), Nonce: base64.RawURLEncoding.EncodeToString([]byte(key + "-0123456789abcdef"))[:20]}
 	a.MAC = wire.MAC(cfg.Key, wire.Signable{Method: "POST", Path: "/v1/sign", Host: host, Body: body}, a.App, a.Time, a.Nonce)
 	for _, f := range change {
 		body = f(body)

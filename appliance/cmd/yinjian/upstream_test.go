@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +20,7 @@ import (
 
 	"github.com/emmansun/gmsm/smx509"
 
+	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
 	"yinjian/appliance/audit"
@@ -137,28 +136,18 @@ func (m *machine) stampedBy(t *testing.T, record string) (by, instead string, bu
 // stf asks for an operation of GM/T 0033.
 func (m *machine) stf(t *testing.T, operation string, in, out any) {
 	t.Helper()
+	stf(t, m.stranger(t, false), m.clientConfig(t, "his"), operation, in, out)
+}
+
+func stf(t *testing.T, h *http.Client, cfg client.Config, operation string, in, out any) {
+	t.Helper()
 	body, err := json.Marshal(in)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, path := m.clientConfig(t, "his"), "/v1/stf/"+operation
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, cfg.BaseURL+path, bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	now := time.Now()
-	a := wire.Authorization{App: cfg.AppID, Time: strconv.FormatInt(now.UnixMilli(), 10), Nonce: fmt.Sprintf("stf-%020d", now.UnixNano())}
-	a.MAC = wire.MAC(cfg.Key, wire.Signable{Method: r.Method, Path: path, Host: r.Host, Body: body}, a.App, a.Time, a.Nonce)
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Authorization", a.String())
-	resp, err := m.stranger(t, false).Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %d %s %v", path, resp.StatusCode, b, err)
+	status, b := postAs(t, h, cfg, "/v1/stf/"+operation, "", "application/json", body)
+	if status != http.StatusOK {
+		t.Fatalf("%s: %d %s", operation, status, b)
 	}
 	if err := json.Unmarshal(b, out); err != nil {
 		t.Fatal(err)
