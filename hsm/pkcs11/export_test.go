@@ -52,3 +52,6 @@ func (p Profile) Exercise(id profiles.Identity, offered []uint, pin []byte, rv u
 		_ = m.Output.check(make([]byte, 64))
 	}
 }
+
+// SetSM3 has the self-test take another mechanism for SM3.
+func SetSM3(p *Profile, number uint) { p.sm3 = number }

@@ -35,6 +35,9 @@ type Profile struct {
 	noMechanismList  bool
 	noSessionInfo    bool
 	noRandom         bool
+	sm3              uint // CKM_*; 0: the profile names none. It and what follows are for self-tests alone
+	ciphers          []cipherTrial
+	sm1              bool
 	translatedErrors map[uint]uint // CKR_* of the vendor to those of PKCS#11
 }
 
@@ -190,6 +193,17 @@ func resolve(file *profiles.Profile) Profile {
 		}
 		p.Operations[does] = row
 	}
+	if op := file.Operations[profiles.SM3]; op != nil {
+		p.sm3 = uint(*op.Mechanism)
+	}
+	if key := file.Keys[profiles.KeySM4]; key != nil {
+		for _, name := range []string{profiles.SM4ECB, profiles.SM4CBC} {
+			if op := file.Operations[name]; op != nil {
+				p.ciphers = append(p.ciphers, cipherTrial{name, uint(*op.Mechanism), uint(*key.KeyType)})
+			}
+		}
+	}
+	p.sm1 = file.Keys[profiles.KeySM1] != nil
 	for _, w := range wrappings {
 		if op := file.Operations[w.operation]; op != nil {
 			p.Wrapping = Wrapping{Type: uint(*op.Mechanism), Form: w.form, KEK: resolveKey(profiles.KeySM4, file.Keys[profiles.KeySM4])}

@@ -33,6 +33,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -133,7 +134,10 @@ type Client struct {
 	brought broughtKeys // wrapped keys whose blobs the ready child has had
 }
 
-var _ hsm.Token = (*Client)(nil)
+var (
+	_ hsm.Token      = (*Client)(nil)
+	_ hsm.SelfTester = (*Client)(nil)
+)
 
 // Start starts the first child and waits for the outcome of its start, OpenDeadline at most.
 //
@@ -976,6 +980,23 @@ func (c *Client) Random(ctx context.Context, n int) ([]byte, error) {
 		return nil, err
 	}
 	return out, nil
+}
+
+// SelfTest implements hsm.SelfTester. It may be sent twice, for it leaves nothing behind.
+func (c *Client) SelfTest(ctx context.Context) ([]hsm.SelfTest, error) {
+	s, err := c.call(ctx, begin(kindSelfTest, 0), c.cfg.KeyGenDeadline, true)
+	var answer []byte
+	if err == nil {
+		answer = s.bytes(maxData)
+	}
+	if err := finish(&s, "self-test", err); err != nil {
+		return nil, err
+	}
+	var tests []hsm.SelfTest
+	if err := json.Unmarshal(answer, &tests); err != nil {
+		return nil, fmt.Errorf("hsm/worker: self-test: %w", err)
+	}
+	return tests, nil
 }
 
 // A lineLog logs what a child, or the module in it, prints. Lines are cut at 1 KiB, and no more than 20 come through

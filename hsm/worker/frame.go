@@ -41,6 +41,7 @@ const (
 	kindDoWrapped
 	kindForget
 	kindExtend // to the child's extension; request and answer are its own
+	kindSelfTest
 	// Child to parent.
 	kindLogin  kind = 0x81 // C_Login is about to be called
 	kindReady  kind = 0x82 // u32 sessions
@@ -51,7 +52,7 @@ const (
 
 // protocolVersion changes with any change here: parent and child are the same binary, but an update may replace it
 // while the parent runs.
-const protocolVersion = 8
+const protocolVersion = 9
 
 const (
 	headerSize = 4 + 1 + 8

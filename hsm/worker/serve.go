@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -177,7 +178,7 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 	waiting := make(chan request)
 	for running := 0; ; {
 		k, id, body, err := readFrame(in, maxRequest)
-		if err == nil && (k < kindInfo || k > kindExtend) {
+		if err == nil && (k < kindInfo || k > kindSelfTest) {
 			err = fmt.Errorf("%w: kind %#x", errFrame, k)
 		}
 		if err != nil {
@@ -364,6 +365,20 @@ func (s *server) call(ctx context.Context, k kind, out []byte, in scanner) ([]by
 		if err == nil && len(answer) > maxExtension {
 			err = fmt.Errorf("hsm/worker: an answer of %d bytes, at most %d", len(answer), maxExtension)
 		}
+		return addBytes(out, answer), err
+	case kindSelfTest:
+		if err := in.done(); err != nil {
+			return nil, err
+		}
+		token, ok := s.token.(hsm.SelfTester)
+		if !ok {
+			return nil, errors.New("hsm/worker: this worker's token has no self-test")
+		}
+		tests, err := token.SelfTest(ctx)
+		if err != nil {
+			return nil, err
+		}
+		answer, err := json.Marshal(tests)
 		return addBytes(out, answer), err
 	}
 	return nil, fmt.Errorf("%w: kind %#x", errFrame, k)
