@@ -3,6 +3,7 @@ module yinjian
 go 1.26.0
 
 require (
+	github.com/Trisia/randomness v1.5.3
 	github.com/beevik/ntp v1.6.0
 	github.com/cloudflare/circl v1.6.3
 	github.com/emmansun/gmsm v0.44.0

@@ -95,6 +95,7 @@ type Admin interface {
 	SearchAdmin
 	LogAdmin
 	ReportAdmin
+	AssessAdmin
 }
 
 func (s *Server) adminRoutes(e *echo.Echo) {
@@ -146,6 +147,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	s.searchRoutes(e)
 	s.reportRoutes(e)
 	s.stateRoutes(e, nil) // the table refuses them in this state
+	s.assessRoutes(e)
 	e.POST("/admin/v1/stamps", administered(s, checkStamp, a.Stamp))
 	e.GET("/admin/v1/state", s.listed(a.State))
 	e.GET("/metrics", s.local(body{gives: "text/plain"}, func(c echo.Context, _ string, _ []byte) error {

@@ -24,6 +24,7 @@ import (
 	"yinjian/api"
 	"yinjian/api/client"
 	"yinjian/api/wire"
+	"yinjian/appliance/assess"
 	"yinjian/appliance/problem"
 )
 
@@ -249,6 +250,12 @@ func (a *admin) BeginBackup(_ context.Context, actor string, req api.BeginBackup
 func (a *admin) EndBackup(_ context.Context, actor string, req api.EndBackup) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) Assess(_ context.Context, actor string, req api.Assess) (any, error) {
+	if _, err := a.note(actor, req); err != nil {
+		return nil, err
+	}
+	return wire.Assessed{Pack: []byte("{}")}, nil
+}
 func (a *admin) FileReport(_ context.Context, actor string, req api.FileReport) (any, error) {
 	return a.note(actor, req)
 }
@@ -439,6 +446,12 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		t.Error(err)
 	}
 	check(a.ExamineRecord(ctx, examined))
+	assessment := wire.Assess{Nonce: "nonce-0001", Assessor: "测评机构", Full: true, Products: []assess.Product{{
+		Covers: []string{"cipher-machine"}, Name: "服务器密码机", Certificate: "GM001", Holder: "某厂", Level: 2, ValidUntil: "2029-01-31",
+	}}}
+	if got, err := a.Assess(ctx, assessment); err != nil || string(got.Pack) != "{}" {
+		t.Errorf("Assess = %v, %v", got, err)
+	}
 	check(a.State(ctx))
 	want := []any{
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"},
@@ -459,7 +472,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}, wire.ThawObject{Kind: "signer", ID: "D001", Reason: "以本部为准"},
 		"peer", wire.PeerCard{}, pairing, wire.RemovePeer{Persons: two, Reason: "换设备"},
 		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.Archive{Before: "2025-01", DryRun: true}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")},
-		people, rows, examined, "state",
+		people, rows, examined, assessment, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
 		t.Error(diff)

@@ -139,6 +139,7 @@ var matrix = []Line{
 	{Method: post, Pattern: "/admin/v1/changes", Title: "查询变更日志 (query the change log)", Roles: auditor},
 	{Method: post, Pattern: "/admin/v1/records/search", Title: "查找记录 (look for records)", Roles: seeRecords},
 	{Method: post, Pattern: "/admin/v1/records/:id/examine", Title: "查看记录的证据与逐项核验 (a record's evidence, examined)", Roles: seeRecords},
+	{Method: post, Pattern: "/admin/v1/assessments", Title: "制作密评证据包 (make an evaluator's pack)", Roles: auditor},
 	{Method: post, Pattern: "/admin/v1/reports/year", Title: "年度统计 (report of a year)", Roles: auditor},
 	{Method: get, Pattern: "/admin/v1/alarms", Title: "列出告警 (list alarms)", Roles: seeMachines},
 	{Method: post, Pattern: "/admin/v1/alarms/test", Title: "发测试告警 (send a test alarm)", Roles: system, Changes: true},

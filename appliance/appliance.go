@@ -53,6 +53,8 @@ type Options struct {
 	// Worker and Softtoken are the commands of the child processes: this program's own subcommands.
 	Worker    []string
 	Softtoken []string
+	// RandomTests is the command of the process that tests random numbers for an assessment.
+	RandomTests []string
 	// Once has a start that fails end Run, and does not wait for a folder to be provisioned.
 	Once bool
 	// Provision makes an appliance in Dir, which is empty, from the answers of `yinjian init --answers` and the passphrases of
@@ -108,6 +110,7 @@ type Appliance struct {
 	backups         *backups
 	logs            *logFiles
 	alarms          *alarms
+	assessor        *assessor
 	device          *upstreamDevice // nil when there is none
 	trust           evidence.Trust
 
@@ -155,6 +158,7 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 	a.accounting = newAccounting(a)
 	hooks := maps.Clone(h.log.Hooks) // what this start adds to the log goes with it
 	a.logs = startLogFiles(a, cfg.Log)
+	a.assessor = &assessor{a: a, command: o.RandomTests}
 
 	// What is started is undone in the reverse order: listeners first, so that what they still do finds everything; the
 	// journal before its store, the workers after both, the software cipher machine after its workers, time last.

@@ -26,16 +26,9 @@ func Build(ctx context.Context, s Source, rec audit.Record) (*Bundle, error) {
 	if e.Kind != KindSign {
 		return nil, fmt.Errorf("evidence: entry %d is a %s, not a signature", rec.Sequence, e.Kind)
 	}
-	c, cosigned := s.Cosigned(ctx, rec.Sequence)
-	if !cosigned {
-		var err error
-		if c, err = s.WaitCheckpoint(ctx, rec.Sequence); err != nil {
-			return nil, fmt.Errorf("evidence: %w", err)
-		}
-	}
-	path, err := s.InclusionProof(ctx, rec.Sequence, c.Size)
+	place, err := Place(ctx, s, rec)
 	if err != nil {
-		return nil, fmt.Errorf("evidence: %w", err)
+		return nil, err
 	}
 	digest, _ := e.Field("digest.value").(audit.Octets)
 	size, _ := e.Field("document.size").(audit.Int)
@@ -51,21 +44,11 @@ func Build(ctx context.Context, s Source, rec audit.Record) (*Bundle, error) {
 			DigestAlgorithm: e.Text("digest.algorithm"), Digest: hex.EncodeToString(digest), Test: bool(test),
 			StampPolicy: e.Text("stamp"), TimeProvenance: e.Text("time.provenance"), TimeBoundUS: int64(bound),
 		},
-		Signature: Signature{Algorithm: e.Text("algorithm"), Form: e.Text("form"), Detached: bool(detached)},
-		Journal: Journal{
-			Node: e.Node, Epoch: e.Epoch.String(), Sequence: e.Sequence, Leaf: rec.EntryDER, TreeSize: c.Size,
-			Checkpoint: c.Note, CheckpointSignature: c.Signature, CheckpointToken: c.Token,
-			Inclusion: make([][]byte, 0, len(path)),
-		},
+		Signature:    Signature{Algorithm: e.Text("algorithm"), Form: e.Text("form"), Detached: bool(detached)},
+		Journal:      place,
 		Certificates: [][]byte{}, CRLs: [][]byte{},
 	}
-	if cosigned {
-		b.Journal.Cosigned, b.Journal.Cosignature = c.Cosignature.Text, c.Cosignature.Signature
-		b.Format = b.format()
-	}
-	for _, h := range path {
-		b.Journal.Inclusion = append(b.Journal.Inclusion, h[:])
-	}
+	b.Format = b.format()
 	for _, p := range e.Payloads { // sorted by name: certificate.0 comes before certificate.1
 		data, err := s.Payload(ctx, e, p.Name)
 		if err != nil {

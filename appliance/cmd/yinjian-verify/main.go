@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"yinjian/appliance/assess"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/evidence/show"
 	"yinjian/appliance/pki"
@@ -25,6 +26,7 @@ import (
 const usage = `离线验证印鉴的证据 (verify evidence without the appliance)
 
   yinjian-verify --anchors DIR --log-key FILE [--cosigner-key FILE] [--document FILE] [--at TIME] EVIDENCE.json
+  yinjian-verify --anchors DIR --log-key FILE --nonce NONCE PACK.json    密评证据包 (an evaluator's pack)
   yinjian-verify --anchors DIR --log-key FILE [--document DIR]  DIR    文件夹内全部 *.json (all *.json of a folder)
   yinjian-verify --anchors DIR --cms FILE       [--document FILE] [--crls DIR] [--at TIME]
   yinjian-verify --anchors DIR --token FILE     [--document FILE] [--query FILE] [--crls DIR] [--at TIME]
@@ -56,6 +58,7 @@ type options struct {
 	document, crls, at, output   string
 	cms, token, raw, certificate string
 	evidence, record, query      string
+	nonce                        string
 	ends                         ends
 
 	stdin io.Reader
@@ -106,6 +109,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	f.StringVar(&o.query, "query", "", "单独的时间戳所回答的请求 (the request that a token by itself answers, DER)")
 	f.StringVar(&o.raw, "raw", "", "单独的签名值 (a signature value by itself)")
 	f.StringVar(&o.certificate, "certificate", "", "裸签名的证书 PEM，可含证书链 (certificate of a raw signature, and its chain)")
+	f.StringVar(&o.nonce, "nonce", "", "密评证据包：测评方给出的随机数 (of an evaluator's pack: the assessor's nonce)")
 	f.StringVar(&o.output, "o", "text", "text 或 json")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return exitValid
@@ -161,6 +165,8 @@ func (o *options) check(args int) error {
 		return errors.New("--evidence-record 只用于证据文件 (--evidence-record goes with evidence)")
 	case o.query != "" && (o.token == "" || o.raw != ""):
 		return errors.New("--query 只用于单独的时间戳 (--query goes with a token by itself)")
+	case o.evidence == "" && o.nonce != "":
+		return errors.New("--nonce 只用于密评证据包 (--nonce goes with an evaluator's pack)")
 	case len(o.ends) > 0 && o.at == "":
 		return errors.New("--algorithm-end 须与 --at 同用 (goes with --at)")
 	case o.output != "text" && o.output != "json":
@@ -232,6 +238,9 @@ func (o *options) one(trust evidence.Trust, in evidence.Input) (*evidence.Report
 		}
 		if evidence.IsHistory(data) && o.record == "" {
 			return older(data, trust, in), nil
+		}
+		if o.nonce != "" || assess.IsPack(data) {
+			return assess.Verify(data, trust, in, o.nonce), nil
 		}
 		b, err := evidence.Parse(data)
 		if err != nil {

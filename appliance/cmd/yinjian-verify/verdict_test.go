@@ -77,6 +77,9 @@ func TestPageExplainsEveryCheck(t *testing.T) {
 	for _, name := range checkNames(t, "../../evidence") {
 		want[name] = true
 	}
+	for _, name := range checkNames(t, "../../assess") {
+		want[name] = true
+	}
 	for _, name := range checkNames(t, "../../cms") {
 		want["signature."+name], want["token."+name] = true, true
 	}

@@ -83,6 +83,7 @@ func newRoot() *cobra.Command {
 		peerCommand(),
 		logCommand(),
 		alarmCommand(), reportCommand(), patrolCommand(),
+		assessCommand(), assessRandomCommand(),
 	)
 	return root
 }

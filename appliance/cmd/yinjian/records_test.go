@@ -57,7 +57,8 @@ func TestEveryAdministrativeRouteLeavesAChange(t *testing.T) {
 		"/admin/v1/rebuild": "rows are made again as the journals say; intent and outcome are journalled", "/admin/v1/reports/year": "looks",
 		"/admin/v1/archive":         "rows move from one table to another, as they are; intent and outcome, with how many, are journalled",
 		"/admin/v1/history/records": "records of older systems, each an entry and a row", "/admin/v1/history/totals": "counts them, journalled", "/admin/v1/history/record": "looks",
-		"/admin/v1/peer/card": "shows public keys, journalled", "/admin/v1/signers/search": "looks", "/admin/v1/records/search": "looks", "/admin/v1/records/:id/examine": "looks",
+		"/admin/v1/assessments": "looks; intent, outcome and the report's digest are journalled",
+		"/admin/v1/peer/card":   "shows public keys, journalled", "/admin/v1/signers/search": "looks", "/admin/v1/records/search": "looks", "/admin/v1/records/:id/examine": "looks",
 		"/admin/v1/stamps": "a token, journalled as every token is", "/admin/v1/alarms/test": "sends a message",
 		"/admin/v1/unlock": "journalled by the start that follows", "/admin/v1/provision": "there is no journal yet", "/admin/v1/start": "tries again",
 	}

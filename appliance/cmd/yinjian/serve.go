@@ -58,6 +58,7 @@ func serve(ctx context.Context, dir string, once bool, log *logrus.Logger) error
 	started := false
 	err = appliance.Run(ctx, appliance.Options{
 		Dir: dir, Log: log, Worker: []string{self, "worker"}, Softtoken: []string{self, "softtoken", "--dir", dir}, Once: once,
+		RandomTests: []string{self, "assess-random"},
 		Provision: func(ctx context.Context, answers []byte, passphrases []string) error {
 			return provisionBy(ctx, self, dir, answers, passphrases)
 		},
