@@ -149,6 +149,8 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	s.stateRoutes(e, nil) // the table refuses them in this state
 	s.assessRoutes(e)
 	e.POST("/admin/v1/stamps", administered(s, checkStamp, a.Stamp))
+	s.accountRoutes(e)
+	s.approvalRoutes(e)
 	e.GET("/admin/v1/state", s.listed(a.State))
 	e.GET("/metrics", s.local(body{gives: "text/plain"}, func(c echo.Context, _ string, _ []byte) error {
 		return send(c, http.StatusOK, "text/plain; version=0.0.4; charset=utf-8", s.cfg.Health.Metrics())
@@ -184,8 +186,24 @@ func administeredUpTo[Req any](s *Server, most int64, check func(c echo.Context,
 		if p := first(decode(body, &req)); p != nil {
 			return p
 		}
+		sess := exchangeOf(c).session
+		persons := func([]string) {}
+		if two, ok := any(&req).(interface{ ConfirmedBy() *[]string }); ok && !sess.open {
+			if len(*two.ConfirmedBy()) > 0 {
+				return problem.Invalid("persons", "由登录的两人填写，请求中不得给出 (those who propose and approve it; not for the request to say)")
+			}
+			persons = func(who []string) { *two.ConfirmedBy() = who }
+			persons([]string{sess.person(), "?"})
+		}
 		if p := check(c, &req); p != nil {
 			return p
+		}
+		alone, _ := any(&req).(interface{ Alone() bool })
+		if line := lineOf(c.Request().Method, c.Path()); !sess.open && len(line.Second) > 0 && (alone == nil || !alone.Alone()) {
+			return s.propose(c, line, body, func(ctx context.Context, actor string, who []string) (any, error) {
+				persons(who)
+				return do(ctx, actor, req)
+			})
 		}
 		out, err := do(c.Request().Context(), actor, req)
 		if err != nil {
@@ -205,25 +223,38 @@ func (s *Server) listed(do func(ctx context.Context, actor string) (any, error))
 	})
 }
 
-// local runs h for whom the matrix lets in.
+// local runs h for whom the matrix lets in, in a state in which it answers.
 func (s *Server) local(b body, h func(c echo.Context, actor string, body []byte) error) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		sess, p := s.sessionOf(c)
 		if p == nil {
-			p = s.stands(c.Request().Method, c.Path())
-		}
-		if p == nil {
 			p = s.may(sess, c.Request().Method, c.Path())
 		}
 		if p != nil {
+			if sess = s.without(c); sess == nil {
+				return p
+			}
+		}
+		if p := s.stands(c.Request().Method, c.Path()); p != nil {
 			return p
 		}
+		exchangeOf(c).session = sess
 		data, err := s.receive(c, b)
 		if err != nil {
 			return err
 		}
 		return h(c, sess.actor(), data)
 	}
+}
+
+// without is the session of somebody who has not logged in, where the matrix asks for none; else nil.
+func (s *Server) without(c echo.Context) *Session {
+	listener, who, p := s.callerOf(c)
+	line := lineOf(c.Request().Method, c.Path())
+	if p != nil || line == nil || line.Without == nowhere || line.Without == locally && listener != listenerLocal {
+		return nil
+	}
+	return &Session{Name: who, who: who}
 }
 
 type peerKey struct{}
@@ -475,5 +506,19 @@ func (s *Server) NewAdminServer() *http.Server {
 	srv := s.newHTTPServer(s.admin)
 	srv.WriteTimeout = 0 // an audit may take long
 	srv.ConnContext = withPeer
+	return srv
+}
+
+// NewAdminTLSServer is the http.Server for the administration over TLS, a listener of [ListenTLS].
+func (s *Server) NewAdminTLSServer() *http.Server {
+	srv := s.newHTTPServer(s.adminTLS)
+	srv.WriteTimeout = 0
+	inner := srv.ConnContext
+	srv.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+		if inner != nil {
+			ctx = inner(ctx, conn)
+		}
+		return context.WithValue(ctx, adminTLSKey{}, true)
+	}
 	return srv
 }

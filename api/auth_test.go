@@ -535,7 +535,7 @@ func TestConfigIsChecked(t *testing.T) {
 		t.Error("New took an empty config")
 	}
 	sv := newServices()
-	good := api.Config{Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: &admin{}, Clock: newClock(), Log: discard(), Version: "1"}
+	good := api.Config{Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: &admin{}, Accounts: newAccounts(), Clock: newClock(), Log: discard(), Version: "1"}
 	if _, err := api.New(good); err != nil {
 		t.Errorf("New = %v", err)
 	}

@@ -26,7 +26,7 @@ func BenchmarkStamp(b *testing.B) {
 	reply := make([]byte, 1500)
 	sv.respond = func(context.Context, string, string, []byte) ([]byte, error) { return reply, nil }
 	s, err := api.New(api.Config{
-		Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: &admin{}, Clock: newClock(), Log: discard(), Version: "t",
+		Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: &admin{}, Accounts: newAccounts(), Clock: newClock(), Log: discard(), Version: "t",
 		Limits: api.Limits{LoopbackRate: 100_000_000},
 	})
 	if err != nil {

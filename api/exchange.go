@@ -20,10 +20,11 @@ import (
 type exchange struct {
 	http.ResponseWriter
 	server        *Server
-	id            string // of the request, in hex
-	application   string // that has proved itself; "" for none
-	source        string // of a timestamp request without a key
-	operator      string // at the local socket
+	id            string   // of the request, in hex
+	application   string   // that has proved itself; "" for none
+	source        string   // of a timestamp request without a key
+	operator      string   // of the administration
+	session       *Session // of the administration; nil before it is known
 	authorization *wire.Authorization
 	remote        netip.Addr // nobody's forwarding header is believed
 	bodyRead      bool       // whole

@@ -22,7 +22,7 @@ import (
 func fuzzKit(f *testing.F, sv *services) *kit {
 	k := &kit{clock: newClock(), services: sv, addr: "127.0.0.1:8443"}
 	s, err := api.New(api.Config{
-		Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: &admin{}, Clock: k.clock, Log: discard(), Version: "test",
+		Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: &admin{}, Accounts: newAccounts(), Clock: k.clock, Log: discard(), Version: "test",
 		Limits: api.Limits{Rate: func(*appT) (int, int) { return 1 << 30, 1 << 30 }, Failures: 1 << 30},
 	})
 	if err != nil {

@@ -189,7 +189,7 @@ func startWith(t *testing.T, sv *services, options ...option) *kit {
 	log.SetOutput(k.log)
 	log.SetFormatter(&logrus.JSONFormatter{})
 	log.SetLevel(logrus.DebugLevel)
-	cfg := api.Config{Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: k.admin, Clock: k.clock, Log: log, Version: "test"}
+	cfg := api.Config{Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: k.admin, Accounts: newAccounts(), Clock: k.clock, Log: log, Version: "test"}
 	for _, o := range options {
 		o(&cfg, &http.Server{})
 	}

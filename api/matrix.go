@@ -48,6 +48,8 @@ type Line struct {
 	Roles []Role
 	// Second are the roles of which a second person has to approve, somebody else than the first; none: nobody has to.
 	Second []Role
+	// Own is a session's own affair: it answers also while the password has to be changed.
+	Own bool
 	// Without says where it answers without a login.
 	Without Place
 	// States are those in which it answers; none: operational alone.
@@ -164,6 +166,23 @@ var matrix = []Line{
 	{Method: post, Pattern: "/admin/v1/history/totals", Title: "旧系统记录导入合计 (totals of an import)", Roles: system, Changes: true},
 	{Method: post, Pattern: "/admin/v1/history/record", Title: "查看旧系统记录 (look at a record of an older system)", Roles: seeRecords},
 
+	{Method: post, Pattern: "/admin/v1/administrators/bootstrap", Title: "设立首批三员，仅一次 (the first three administrators, once)", Without: locally, Roles: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/administrators", Title: "登记管理员 (add an administrator)", Roles: security, Second: second, Changes: true},
+	{Method: get, Pattern: "/admin/v1/administrators", Title: "列出管理员 (list administrators)", Roles: seeTrust},
+	{Method: post, Pattern: "/admin/v1/administrators/:id/stop", Title: "停用管理员 (stop an administrator)", Roles: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/administrators/:id/start", Title: "启用管理员 (start an administrator)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/administrators/:id/password", Title: "重置管理员口令 (set an administrator's password)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/administrators/:id/certificate", Title: "设定登录证书 (set what logins are signed with)", Roles: security, Second: second, Changes: true},
+	{Method: get, Pattern: "/admin/v1/approvals", Title: "待批事项 (what waits for a second person)"},
+	{Method: get, Pattern: "/admin/v1/approvals/:id", Title: "一项待批事项及其结果 (one of them, and its outcome)"},
+	{Method: post, Pattern: "/admin/v1/approvals/:id/approve", Title: "批准 (approve)", Roles: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/approvals/:id/decline", Title: "否决或撤回 (decline, or withdraw one's own)", Changes: true},
+	{Method: post, Pattern: "/admin/v1/login", Title: "登录 (log in)", Without: anywhere},
+	{Method: post, Pattern: "/admin/v1/login/challenge", Title: "取登录挑战 (a challenge for a login)", Without: anywhere},
+	{Method: post, Pattern: "/admin/v1/logout", Title: "退出登录 (log out)", Own: true},
+	{Method: get, Pattern: "/admin/v1/session", Title: "本人会话 (one's own session)", Own: true},
+	{Method: post, Pattern: "/admin/v1/password", Title: "更改本人口令 (change one's own password)", Own: true, Changes: true},
+
 	{Method: post, Pattern: "/admin/v1/provision", Title: "初始化空目录 (make an empty folder an appliance)", Without: locally, States: []State{Uninitialised}, Changes: true},
 	{Method: post, Pattern: "/admin/v1/unlock", Title: "持有人给出解锁口令 (a holder's passphrase)", Without: locally, States: []State{Locked}, Changes: true},
 	{Method: post, Pattern: "/admin/v1/start", Title: "再试一次失败的启动 (try a start that failed again)", Roles: system, Without: locally, States: []State{Failed}, Changes: true},
@@ -232,7 +251,11 @@ func (s *Server) may(sess *Session, method, pattern string) *problem.Problem {
 	switch {
 	case line == nil:
 		return problem.New(problem.NotFound, "没有这个地址 (no such route)", "见 docs/roles.md (see there)")
-	case sess.open, len(line.Roles) == 0, slices.Contains(line.Roles, sess.Role):
+	case sess.open:
+		return nil
+	case sess.MustChange && !line.Own:
+		return problem.New(problem.PasswordEnded, "口令须先更改：首次登录、被重置，或已到期 (the password has to be changed first)", "更改口令后重新登录：yinjian admin password (change it, then log in again)")
+	case len(line.Roles) == 0, slices.Contains(line.Roles, sess.Role):
 		return nil
 	}
 	return problem.New(problem.Forbidden, "该角色无此权限 (this is no work of the administrator's role)", "由有此职责的管理员办理，见 docs/roles.md (ask the administrator whose work it is)")

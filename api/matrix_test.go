@@ -43,13 +43,13 @@ func TestMatrixKeepsRolesApart(t *testing.T) {
 		switch {
 		case l.Changes && slices.Contains(l.Roles, account.Auditor):
 			t.Errorf("%s: who audits changes something", at)
-		case l.Changes && system && security:
+		case l.Changes && system && security && !strings.HasPrefix(l.Pattern, "/admin/v1/approvals/"):
 			t.Errorf("%s: the work of two roles", at)
 		case slices.Contains(l.Second, account.Auditor), slices.Contains(l.Second, account.Operator):
 			t.Errorf("%s: %v approve", at, l.Second)
 		case len(l.Second) > 0 && (!l.Changes || len(l.Roles) == 0):
 			t.Errorf("%s: two persons for what changes nothing, or for everybody", at)
-		case l.Without == anywhere && l.Changes && len(l.Roles) > 0:
+		case l.Without == anywhere && (l.Changes || len(l.Roles) > 0):
 			t.Errorf("%s: roles for whom nobody asks", at)
 		case l.Method == get && l.Changes:
 			t.Errorf("%s: a GET changes something", at)
@@ -62,7 +62,8 @@ func TestMatrixKeepsRolesApart(t *testing.T) {
 		"/admin/v1/applications", "/admin/v1/applications/:id/limits", "/admin/v1/applications/:id/production",
 		"/admin/v1/signers", "/admin/v1/signers/import", "/admin/v1/signers/:id/keys", "/admin/v1/signers/:id/pin", "/admin/v1/signers/:id/recover", "/admin/v1/signers/:id/start",
 		"/admin/v1/certificates/requests", "/admin/v1/keys/destroy", "/admin/v1/ceremonies", "/admin/v1/anchors",
-		"/admin/v1/time/readmit", "/admin/v1/backups", "/admin/v1/backups/custodians", "/admin/v1/backups/reports", "/admin/v1/peer", "/admin/v1/peer/remove",
+		"/admin/v1/time/readmit", "/admin/v1/administrators", "/admin/v1/administrators/:id/start", "/admin/v1/administrators/:id/password", "/admin/v1/administrators/:id/certificate",
+		"/admin/v1/backups", "/admin/v1/backups/custodians", "/admin/v1/backups/reports", "/admin/v1/peer", "/admin/v1/peer/remove",
 	} {
 		if l := lineOf(post, pattern); l == nil || len(l.Second) == 0 {
 			t.Errorf("%s is done by one person", pattern)

@@ -1,9 +1,10 @@
 // Package api is the appliance's HTTP face: it reads requests strictly, knows who sent them, hands them to the
 // services, and turns every error into problem+json (RFC 9457). It decides nothing that belongs to a service.
 //
-// Three handlers stand side by side. [Server.Handler] serves business systems over TLS 1.3, each request
+// Four handlers stand side by side. [Server.Handler] serves business systems over TLS 1.3, each request
 // authenticated by HMAC-SM3 (package wire, docs/api-auth.md); openapi.json is its contract. [Server.AdminHandler]
-// serves the local socket, where the kernel says who calls (SO_PEERCRED). [Server.TSAPlainHandler] serves RFC 3161
+// serves the local socket, where the kernel says who calls (SO_PEERCRED), and [Server.NewAdminTLSServer] the same routes over
+// TLS to administrators who have logged in. [Server.TSAPlainHandler] serves RFC 3161
 // §3.4 without TLS to this machine and to listed sources, for programs that speak nothing else.
 //
 // The interfaces below are what api asks of the services; appliance joins the two.
@@ -145,10 +146,13 @@ type Config struct {
 	Tokens    Tokens
 	Health    Health
 	Admin     Admin
+	Accounts  Accounts
 	Clock     Clock
 	Log       logrus.FieldLogger
 	Version   string
 	Limits    Limits
+	// AdminLogin: the local socket asks for a login, as the listener of [Server.NewAdminTLSServer] always does.
+	AdminLogin bool
 	// Names are the hosts, without a port, that this appliance is called by. A request for another host is somebody's who sends
 	// on what was meant for another appliance that has the same applications. Empty: any host.
 	Names   []string
@@ -177,7 +181,11 @@ type Server struct {
 	// standing is a desk's; without it the state is operational.
 	standing func() (State, *problem.Problem)
 
-	signing, admin, plain *echo.Echo
+	sessions  *sessions
+	guesses   *failures // of logins
+	proposals *proposals
+
+	signing, admin, adminTLS, plain *echo.Echo
 }
 
 //go:embed openapi.json
@@ -187,7 +195,7 @@ var openAPI []byte
 func New(cfg Config) (*Server, error) {
 	for name, missing := range map[string]bool{
 		"Signing": cfg.Signing == nil, "Directory": cfg.Directory == nil, "Stamps": cfg.Stamps == nil, "Tokens": cfg.Tokens == nil, "Health": cfg.Health == nil,
-		"Admin": cfg.Admin == nil, "Clock": cfg.Clock == nil, "Log": cfg.Log == nil, "Version": cfg.Version == "",
+		"Admin": cfg.Admin == nil, "Accounts": cfg.Accounts == nil, "Clock": cfg.Clock == nil, "Log": cfg.Log == nil, "Version": cfg.Version == "",
 	} {
 		if missing {
 			return nil, fmt.Errorf("api: config: %s is missing", name)
@@ -222,12 +230,16 @@ func New(cfg Config) (*Server, error) {
 		bodies:  newShares[netip.Prefix](l.InFlight),
 		slots:   newShares[string](int64(l.Concurrent)),
 	}
-	s.signing, s.admin, s.plain = s.echo(), s.echo(), s.echo()
+	s.sessions, s.guesses, s.proposals = newSessions(), newFailures(loginsPerMinute), newProposals()
+	s.signing, s.admin, s.adminTLS, s.plain = s.echo(), s.echo(), s.echo(), s.echo()
 	s.signing.Pre(s.plainly)
+	s.adminTLS.Pre(s.plainly, s.atHome)
 	s.signingRoutes(s.signing)
-	s.adminRoutes(s.admin)
-	if err := checkMatrix(s.admin.Routes()); err != nil {
-		return nil, err
+	for _, e := range []*echo.Echo{s.admin, s.adminTLS} {
+		s.adminRoutes(e)
+		if err := checkMatrix(e.Routes()); err != nil {
+			return nil, err
+		}
 	}
 	s.plainRoutes(s.plain)
 	return s, nil
@@ -235,7 +247,10 @@ func New(cfg Config) (*Server, error) {
 
 // Close stores how far requests were let through and refuses those that come later. Call it when the http.Servers
 // have stopped; without it the next run refuses requests of the first seconds.
-func (s *Server) Close() error { return s.guard.close() }
+func (s *Server) Close() error {
+	s.proposals.close()
+	return s.guard.close()
+}
 
 // Handler serves business systems; for TLS only.
 func (s *Server) Handler() http.Handler { return s.signing }
@@ -243,6 +258,17 @@ func (s *Server) Handler() http.Handler { return s.signing }
 // AdminHandler serves the local socket. Its http.Server must come from [NewAdminServer], which learns who calls; any
 // other caller is refused.
 func (s *Server) AdminHandler() http.Handler { return s.admin }
+
+// atHome refuses requests for a host that this appliance is not called: a page of somebody else's that had its name point here
+// would be of one origin with it.
+func (s *Server) atHome(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if !s.named(c.Request().Host) {
+			return problem.Invalid("header.Host", "请求不是给本机的,Host 不在 listen.names 之内 (the request is for another appliance: its Host is none of listen.names)")
+		}
+		return next(c)
+	}
+}
 
 // TSAPlainHandler serves /tsa/{unit} to listed sources and to this machine itself, and /health/alive, without TLS.
 func (s *Server) TSAPlainHandler() http.Handler { return s.plain }

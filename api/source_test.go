@@ -272,7 +272,7 @@ func TestSourcesAreChecked(t *testing.T) {
 		"same certificate": {append(with(certified), api.Source{Name: "c", Certificates: []*smx509.Certificate{cert}, Rate: 1, Burst: 1}), "ris"},
 	} {
 		sv := newServices()
-		_, err := api.New(api.Config{Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: &admin{}, Clock: newClock(), Log: discard(), Version: "t", Sources: row.list})
+		_, err := api.New(api.Config{Signing: sv, Directory: sv, Stamps: sv, Tokens: sv, Health: sv, Admin: &admin{}, Accounts: newAccounts(), Clock: newClock(), Log: discard(), Version: "t", Sources: row.list})
 		if (err != nil) != (row.word != "") || err != nil && !strings.Contains(err.Error(), row.word) {
 			t.Errorf("%s: %v, want %q", name, err, row.word)
 		}

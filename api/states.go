@@ -45,7 +45,7 @@ func NewDesk(d Desk, log logrus.FieldLogger, version string) *http.Server {
 	l := Limits{}.filled()
 	s := &Server{
 		cfg: Config{Health: deskHealth{d}, Log: log, Version: version}, limits: l,
-		bodies: newShares[netip.Prefix](l.InFlight), slots: newShares[string](int64(l.Concurrent)), standing: d.Standing,
+		bodies: newShares[netip.Prefix](l.InFlight), slots: newShares[string](int64(l.Concurrent)), sessions: newSessions(), standing: d.Standing,
 	}
 	s.admin = s.echo()
 	s.stateRoutes(s.admin, d)

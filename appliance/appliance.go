@@ -71,7 +71,8 @@ type Endpoints struct {
 	API      string            `json:"api"` // https://host:port
 	Units    map[string]string `json:"-"`   // plain timestamp endpoints, by unit
 	Admin    string            `json:"admin"`
-	TLSRoots string            `json:"tls_ca"` // PEM file
+	AdminTLS string            `json:"admin_tls,omitempty"` // https://host:port, "" when off
+	TLSRoots string            `json:"tls_ca"`              // PEM file
 }
 
 // An Appliance is a running one.
@@ -117,13 +118,14 @@ type Appliance struct {
 	peers    *peers
 	peerAddr string // of the listener for the other campus, "" when off
 
-	lists   *listSources
-	soon    atomic.Pointer[[]account.CertificateLine] // certificates that end soon
-	keys    keyCache
-	server  *api.Server
-	apiAddr string // of the TLS listener, with the port that was picked
-	plain   string // address of the plain timestamp listener, "" when off
-	started time.Duration
+	lists     *listSources
+	soon      atomic.Pointer[[]account.CertificateLine] // certificates that end soon
+	keys      keyCache
+	server    *api.Server
+	apiAddr   string // of the TLS listener, with the port that was picked
+	adminAddr string // of the administrators' TLS listener, "" when off
+	plain     string // address of the plain timestamp listener, "" when off
+	started   time.Duration
 }
 
 // A stage is a group of goroutines that stop together.
@@ -578,6 +580,7 @@ func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*
 	a.directory = account.New(account.Config{
 		Journal: a.journal, Clock: a.clock, MAC: macKeys{a.tokens[hsm.Log]}, Node: a.cfg.Node, Slots: a.tokens, CAs: authorities, Log: a.log,
 		SoftRevocation: a.cfg.Trust.Revocation == RevocationSoft, Discarded: a.accounting.discard, Custody: policy,
+		PasswordLife: time.Duration(a.cfg.Admin.PasswordDays) * 24 * time.Hour, PasswordMin: a.cfg.Admin.PasswordMin,
 	})
 	if err := a.identity.register(a.directory, &a.listener); err != nil {
 		return err
@@ -679,13 +682,16 @@ func (a *Appliance) startSigning() error {
 	return nil
 }
 
+// adminConnections are open at once at the administrators' listener; a quarter of them from one address.
+const adminConnections = 128
+
 func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	sources, err := a.cfg.Listen.sources()
 	if err != nil {
 		return nil, settingError{err}
 	}
 	server, err := api.New(api.Config{
-		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Tokens: tokens{a}, Health: health{a}, Admin: admin{a},
+		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Tokens: tokens{a}, Health: health{a}, Admin: admin{a}, Accounts: accounts{a}, AdminLogin: a.cfg.Admin.Local == localLogin,
 		Clock: apiClock{a}, Log: a.log, Version: Version,
 		// Requests beyond the cipher machine's sessions wait for one.
 		Limits: api.Limits{
@@ -729,12 +735,24 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 		return nil, err
 	}
 	peerLn, err := a.peers.listen()
+	var adminTLS net.Listener
+	if addr := a.cfg.Listen.Admin; err == nil && addr != "" {
+		adminTLS, err = api.ListenTLS(addr, a.listener.certificate.Load, apiClock{a}, false, false, adminConnections)
+	}
 	if err != nil {
 		ln.Close()
 		if plainLn != nil {
 			plainLn.Close()
 		}
+		if peerLn != nil {
+			peerLn.Close()
+		}
 		return nil, err
+	}
+	if adminTLS != nil {
+		a.adminAddr = adminTLS.Addr().String()
+		e.AdminTLS = "https://" + a.adminAddr
+		s.group.Go(func() error { return api.Serve(ctx, server.NewAdminTLSServer(), adminTLS, drain) })
 	}
 	if peerLn != nil {
 		a.peerAddr = peerLn.Addr().String()

@@ -35,18 +35,19 @@ type Config struct {
 	Node   string `toml:"node"`   // name of this appliance in journals and evidence, [a-z0-9.-], for ever
 	Campus string `toml:"campus"` // 院区: "本部", "滨海"
 
-	Listen     Listen     `toml:"listen"`
-	HSM        HSM        `toml:"hsm"`
-	Time       Time       `toml:"time"`
-	TSA        TSA        `toml:"tsa,omitempty"`
-	Policy     Policy     `toml:"policy"`
-	Trust      Trust      `toml:"trust"`
-	Database   Database   `toml:"database"`
-	Preserve   Preserve   `toml:"preserve"`
-	Peer       Peer       `toml:"peer"`
-	Log        Log        `toml:"log"`
-	Alarms     Alarms     `toml:"alarms"`
-	Evaluation Evaluation `toml:"evaluation"`
+	Listen     Listen      `toml:"listen"`
+	HSM        HSM         `toml:"hsm"`
+	Time       Time        `toml:"time"`
+	TSA        TSA         `toml:"tsa,omitempty"`
+	Policy     Policy      `toml:"policy"`
+	Trust      Trust       `toml:"trust"`
+	Database   Database    `toml:"database"`
+	Preserve   Preserve    `toml:"preserve"`
+	Peer       Peer        `toml:"peer"`
+	Admin      AdminAccess `toml:"admin"`
+	Log        Log         `toml:"log"`
+	Alarms     Alarms      `toml:"alarms"`
+	Evaluation Evaluation  `toml:"evaluation"`
 }
 
 // Listen says where the appliance listens.
@@ -57,6 +58,8 @@ type Listen struct {
 	// TSAPlain is a second listener for /tsa without TLS, off when empty: on a loopback address, or on another for the
 	// sources that are listed by their addresses. It is named in /health/state.
 	TSAPlain string `toml:"tsa_plain"`
+	// Admin is the listener for administrators who have logged in, host:port, TLS 1.3; off when empty.
+	Admin string `toml:"admin"`
 	// Peer is the listener for the other campus's appliance, host:port; off when empty.
 	Peer string `toml:"peer"`
 	// Names are what clients call this appliance, addresses or host names without a port; a request for another host is refused.
@@ -133,6 +136,11 @@ func (l *Listen) plainOpen() bool { return isOpen(l.TSAPlain) }
 func (l *Listen) validate(bad func(key, format string, args ...any)) {
 	if _, _, err := net.SplitHostPort(l.API); err != nil {
 		bad("listen.api", "须为 host:port (%v)", err)
+	}
+	if l.Admin != "" {
+		if _, _, err := net.SplitHostPort(l.Admin); err != nil {
+			bad("listen.admin", "须为 host:port (%v)", err)
+		}
 	}
 	for _, n := range l.Names {
 		if n == "" || strings.ContainsAny(n, "/[] ") || strings.Contains(n, ":") && net.ParseIP(n) == nil {
@@ -601,6 +609,9 @@ func (c *Config) setDefaults() {
 	def(&c.Peer.Address, c.Listen.Peer)
 	def(&c.Peer.MaxAge, Duration(24*time.Hour))
 	def(&c.Peer.CosignEvery, Duration(10*time.Second))
+	def(&c.Admin.Local, localOpen)
+	def(&c.Admin.PasswordDays, int(account.MaxPasswordLife.Hours()/24))
+	def(&c.Admin.PasswordMin, account.MinPassword)
 	def(&c.Trust.Revocation, RevocationHard)
 	for i := range c.Trust.CRL {
 		def(&c.Trust.CRL[i].Interval, Duration(time.Hour))
@@ -760,6 +771,7 @@ func (c *Config) validate() error {
 	c.Preserve.validate(bad)
 	c.validatePeer(bad)
 	c.Alarms.validate(bad)
+	c.validateAdmin(bad)
 	if r := c.Trust.Revocation; r != RevocationHard && r != RevocationSoft {
 		bad("trust.revocation", "须为 hard 或 soft (must be hard or soft)")
 	}

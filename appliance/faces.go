@@ -249,6 +249,13 @@ func (h health) State() any {
 				"(RED: plain timestamps over the network; whoever is on the wire can read and change them and borrow a listed address; clients must verify their tokens)")
 		}
 	}
+	s.Listeners["admin_local"] = "本机管理套接字，须登录 (the local socket asks for a login)"
+	if a.cfg.Admin.Local == localOpen {
+		s.Listeners["admin_local"] = "本机管理套接字，不要求登录：root 与服务用户可做一切 (open: root and the service's user do everything)"
+	}
+	if a.adminAddr != "" {
+		s.Listeners["admin"] = a.adminAddr + " (TLS 1.3，管理员登录 for administrators who log in)"
+	}
 	if a.peerAddr != "" {
 		s.Listeners["peer"] = a.peerAddr + " (TLS 1.3，仅对端院区 the other campus alone)"
 	}

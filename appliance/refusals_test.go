@@ -51,7 +51,7 @@ func newFront(t *testing.T) *front {
 	log.SetOutput(io.Discard)
 	parts := frontParts{h}
 	s, err := api.New(api.Config{
-		Signing: h.Signing, Directory: h.Directory, Stamps: parts, Tokens: struct{ api.Tokens }{}, Health: parts, Admin: struct{ api.Admin }{}, Clock: h.Clock, Log: log, Version: "test",
+		Signing: h.Signing, Directory: h.Directory, Stamps: parts, Tokens: struct{ api.Tokens }{}, Health: parts, Admin: struct{ api.Admin }{}, Accounts: struct{ api.Accounts }{}, Clock: h.Clock, Log: log, Version: "test",
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -424,13 +424,18 @@ func distrusted(err error) bool {
 	return false
 }
 
-// An Admin calls the local administration socket. The kernel tells the appliance who calls. It is safe for concurrent
-// use.
-type Admin struct{ http *http.Client }
+// An Admin calls the local administration socket, where the kernel tells the appliance who calls, or the administrators' TLS
+// listener. It is safe for concurrent use.
+type Admin struct {
+	http    *http.Client
+	base    string
+	session string // of an administrator who has logged in; "" for none
+	waiting func(wire.Proposed)
+}
 
 // NewAdmin does not connect yet.
 func NewAdmin(socketPath string) *Admin {
-	return &Admin{http: &http.Client{Transport: &http.Transport{
+	return &Admin{base: "http://yinjian", http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", socketPath)
@@ -680,7 +685,13 @@ func (a *Admin) post(ctx context.Context, path string, in any) (json.RawMessage,
 	if err != nil {
 		return nil, fmt.Errorf("client: encoding request: %w", err)
 	}
-	return a.call(ctx, call{method: http.MethodPost, path: "/admin/v1/" + path, body: body, gives: "application/json", takes: "application/json"})
+	data, err := a.call(ctx, call{
+		method: http.MethodPost, path: "/admin/v1/" + path, body: body, gives: "application/json", takes: "application/json", also: http.StatusAccepted,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a.approved(ctx, data)
 }
 
 func (a *Admin) get(ctx context.Context, path string) (json.RawMessage, error) {
@@ -688,9 +699,12 @@ func (a *Admin) get(ctx context.Context, path string) (json.RawMessage, error) {
 }
 
 func (a *Admin) call(ctx context.Context, one call) (json.RawMessage, error) {
-	r, err := newRequest(ctx, "http://yinjian", one)
+	r, err := newRequest(ctx, a.base, one)
 	if err != nil {
 		return nil, err
+	}
+	if a.session != "" {
+		r.Header.Set("Authorization", "Bearer "+a.session)
 	}
 	data, err := roundTrip(a.http, r, one)
 	var no *refusal

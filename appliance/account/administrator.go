@@ -147,6 +147,16 @@ func (s *Service) Administrator(id string) (*Administrator, bool) {
 	return a, a != nil
 }
 
+// ActiveAdministrator answers one who may administer now: not one who is stopped, or of whom the two campuses do not say the
+// same. mustChange: nothing but the password.
+func (s *Service) ActiveAdministrator(id string) (a *Administrator, mustChange, ok bool) {
+	s.mu.RLock()
+	a = s.administrators[id]
+	ok = a != nil && !a.Stopped && s.objects[administratorObject(id)].known().frozen == ""
+	s.mu.RUnlock()
+	return a, ok && s.MustChangePassword(a), ok
+}
+
 // Administrators lists all, ordered by id.
 func (s *Service) Administrators() []*Administrator {
 	s.mu.RLock()
@@ -189,7 +199,7 @@ func (s *Service) checkPassword(id, password string) error {
 	if lower+upper+digit+other < 3 {
 		return problem.Invalid("password", "口令须含小写、大写字母、数字、其他字符中的三类 (three of lower case, upper case, digits, others)")
 	}
-	if strings.Contains(strings.ToLower(password), id) {
+	if len(id) >= 4 && strings.Contains(strings.ToLower(password), id) { // shorter ones stand in many words
 		return problem.Invalid("password", "口令不得含登录名 (the password holds the name)")
 	}
 	return nil

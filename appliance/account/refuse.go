@@ -9,6 +9,9 @@ import (
 	"yinjian/hsm"
 )
 
+// JournalProblem is for those who journal beside the directory.
+func JournalProblem(err error) error { return journalProblem(err) }
+
 // journalProblem makes a refusal of an error of the journal.
 func journalProblem(err error) error {
 	switch {

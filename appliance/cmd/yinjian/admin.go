@@ -48,7 +48,7 @@ func (f *adminFlags) client() (*client.Admin, error) {
 	if err := probe.Close(); err != nil {
 		return nil, err
 	}
-	return client.NewAdmin(socket), nil
+	return client.NewAdmin(socket).WithSession(session(f.dir), awaiting), nil
 }
 
 // show prints an answer: JSON as it is, or as lines of "key: value".

@@ -95,7 +95,7 @@ func (s *stampServer) run(ctx context.Context) (err error) {
 	}
 	const plenty = 10_000_000 // one client is all there is
 	server, err := api.New(api.Config{
-		Signing: struct{ api.Signing }{}, Directory: struct{ api.Directory }{}, Health: struct{ api.Health }{}, Tokens: struct{ api.Tokens }{}, Admin: struct{ api.Admin }{},
+		Signing: struct{ api.Signing }{}, Directory: struct{ api.Directory }{}, Health: struct{ api.Health }{}, Tokens: struct{ api.Tokens }{}, Admin: struct{ api.Admin }{}, Accounts: struct{ api.Accounts }{},
 		Stamps: benchStamps{respond, s.expect}, Clock: clock, Log: s.log, Version: appliance.Version,
 		Limits: api.Limits{Concurrent: 1024, LoopbackRate: plenty},
 	})

@@ -70,7 +70,7 @@ offline, measures, files the report in the running appliance's journal, and clea
 			if err := checkOutput(output); err != nil {
 				return err
 			}
-			if err := checkPersons(who); err != nil {
+			if err := checkPersons(session(dir) != "", who); err != nil {
 				return err
 			}
 			f := adminFlags{dir: dir, output: "json"}

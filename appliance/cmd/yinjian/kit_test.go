@@ -280,6 +280,7 @@ type endpoints struct {
 	TSASM2      string `json:"tsa_sm2"`
 	TSARSA      string `json:"tsa_rsa"`
 	Admin       string `json:"admin_socket"`
+	AdminTLS    string `json:"admin"`
 	TLSCA       string `json:"tls_ca"`
 	Credentials map[string]string
 }

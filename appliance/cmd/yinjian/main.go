@@ -81,6 +81,7 @@ func newRoot() *cobra.Command {
 		auditCommand(), databaseCommand(), changeCommand(), handoverCommand(), verifyCommand(), preserveCommand(), backupCommand(), restoreCommand(), drillCommand(), timestampCommand(), timeCommand(), stampingCommand(),
 		historyCommand(),
 		peerCommand(),
+		loginCommand(), logoutCommand(), administratorCommand(), approvalCommand(),
 		logCommand(),
 		alarmCommand(), reportCommand(), patrolCommand(),
 		assessCommand(), assessRandomCommand(),

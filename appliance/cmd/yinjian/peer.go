@@ -64,7 +64,7 @@ func peerAddCommand() *cobra.Command {
 		required(c, &req.Reason, "reason", "理由 (why)")
 		persons(c, &req.Persons)
 	}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
-		err := checkPersons(req.Persons)
+		err := checkPersons(a.LoggedIn(), req.Persons)
 		if err != nil {
 			return nil, err
 		}
@@ -81,7 +81,7 @@ func peerRemoveCommand() *cobra.Command {
 		required(c, &req.Reason, "reason", "理由 (why)")
 		persons(c, &req.Persons)
 	}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
-		if err := checkPersons(req.Persons); err != nil {
+		if err := checkPersons(a.LoggedIn(), req.Persons); err != nil {
 			return nil, err
 		}
 		return a.RemovePeer(ctx, req)

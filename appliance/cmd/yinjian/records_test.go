@@ -59,6 +59,9 @@ func TestEveryAdministrativeRouteLeavesAChange(t *testing.T) {
 		"/admin/v1/history/records": "records of older systems, each an entry and a row", "/admin/v1/history/totals": "counts them, journalled", "/admin/v1/history/record": "looks",
 		"/admin/v1/assessments": "looks; intent, outcome and the report's digest are journalled",
 		"/admin/v1/peer/card":   "shows public keys, journalled", "/admin/v1/signers/search": "looks", "/admin/v1/records/search": "looks", "/admin/v1/records/:id/examine": "looks",
+		"/admin/v1/login": "a session, journalled", "/admin/v1/login/challenge": "a number", "/admin/v1/logout": "a session, journalled",
+		"/admin/v1/password":              "one's own, as a session alone can; TestAdministrators and account.TestPasswords",
+		"/admin/v1/approvals/:id/approve": "the act itself leaves the change; the approval is journalled", "/admin/v1/approvals/:id/decline": "nothing is done; journalled",
 		"/admin/v1/stamps": "a token, journalled as every token is", "/admin/v1/alarms/test": "sends a message",
 		"/admin/v1/unlock": "journalled by the start that follows", "/admin/v1/provision": "there is no journal yet", "/admin/v1/start": "tries again",
 	}

@@ -178,7 +178,7 @@ The scratch folder holds the journal in clear (no secrets, no documents): keep i
 			}
 			o.files = args
 			if dir != "" {
-				if err := checkPersons(who); err != nil {
+				if err := checkPersons(session(dir) != "", who); err != nil {
 					return err
 				}
 				if o.logKey == "" {
@@ -260,7 +260,7 @@ announces the restore, and names what the central database has and the journal l
 passphrases back. The original must not run any more: two under one name are a fork.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.files = args
-			if err := checkPersons(who); err != nil {
+			if err := checkPersons(false, who); err != nil {
 				return err
 			}
 			if err := guard(os.Stderr); err != nil {

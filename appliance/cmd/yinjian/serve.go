@@ -29,6 +29,7 @@ type endpoints struct {
 	TSARSA      string            `json:"tsa_rsa,omitempty"`
 	TSA         map[string]string `json:"tsa,omitempty"` // of all units, by name
 	Admin       string            `json:"admin_socket"`
+	AdminTLS    string            `json:"admin,omitempty"` // for administrators who log in
 	TLSCA       string            `json:"tls_ca"`
 	Credentials map[string]string `json:"credentials"` // application id → file
 }
@@ -67,7 +68,7 @@ func serve(ctx context.Context, dir string, once bool, log *logrus.Logger) error
 			_ = os.Remove(ready) // it says "ready": an old one must not, and another's that runs is not ours to remove
 		},
 		OnReady: func(e appliance.Endpoints) {
-			out := endpoints{API: e.API, TSASM2: e.Units["sm2"], TSARSA: e.Units["rsa"], TSA: e.Units, Admin: e.Admin, TLSCA: e.TLSRoots, Credentials: credentialFiles(dir)}
+			out := endpoints{API: e.API, TSASM2: e.Units["sm2"], TSARSA: e.Units["rsa"], TSA: e.Units, Admin: e.Admin, AdminTLS: e.AdminTLS, TLSCA: e.TLSRoots, Credentials: credentialFiles(dir)}
 			b, err := json.MarshalIndent(out, "", "  ")
 			if err == nil {
 				err = os.WriteFile(ready+".new", append(b, '\n'), 0o644)

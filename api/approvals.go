@@ -1,0 +1,368 @@
+package api
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/emmansun/gmsm/sm3"
+	"github.com/labstack/echo/v4"
+
+	"yinjian/api/wire"
+	"yinjian/appliance/problem"
+)
+
+const (
+	// proposalLife is how long a second person may approve, and the first fetch the answer.
+	proposalLife = time.Hour
+	maxProposals = 64
+	// maxProposed bounds the requests that wait, in bytes.
+	maxProposed = 64 << 20
+)
+
+// States of a proposal.
+const (
+	proposalPending  = "pending"
+	proposalRunning  = "running"
+	proposalDone     = "done"
+	proposalFailed   = "failed"
+	proposalDeclined = "declined"
+	proposalExpired  = "expired"
+)
+
+// A proposal is a request that one administrator has made and another has to approve. It is in memory alone, for it may hold
+// PINs: a restart forgets it.
+type proposal struct {
+	id, sum string // sum: SM3 of method, path and body
+	line    *Line
+	path    string
+	by      *Session
+	shown   any // the body, without secrets
+	size    int
+	begun   time.Time // monotonic
+	timer   *time.Timer
+	run     func(ctx context.Context, actor string, persons []string) (any, error)
+
+	state    string        // guarded by proposals.mu
+	approver *Session      // guarded by proposals.mu
+	answer   any           // guarded by proposals.mu: of run; the first person's, once
+	failed   *wire.Problem // guarded by proposals.mu
+}
+
+type proposals struct {
+	mu    sync.Mutex
+	of    map[string]*proposal // guarded by mu
+	bytes int                  // guarded by mu: of those that are pending
+}
+
+func newProposals() *proposals { return &proposals{of: map[string]*proposal{}} }
+
+func (s *proposals) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.of {
+		p.timer.Stop()
+	}
+}
+
+var errProposalUnknown = problem.New(problem.NotFound, "没有这项待批事项：已办结、过期，或设备已重启 (no such proposal: decided, over, or lost in a restart)", "请提出者重新提出 (have it proposed again)")
+
+// settled ends the waiting of a pending proposal. It is called under mu.
+func (s *proposals) settled(p *proposal, state string) {
+	p.state = state
+	s.bytes -= p.size
+	p.size = 0
+	if state != proposalRunning {
+		p.run = nil // holds the request
+	}
+}
+
+// propose files a request, and answers 202.
+func (s *Server) propose(c echo.Context, line *Line, body []byte, run func(ctx context.Context, actor string, persons []string) (any, error)) error {
+	r, sess := c.Request(), exchangeOf(c).session
+	var id [16]byte
+	rand.Read(id[:]) // never fails (crypto/rand)
+	sum := sm3.Sum(slices.Concat([]byte(r.Method), []byte{0}, []byte(r.URL.EscapedPath()), []byte{0}, body))
+	p := &proposal{
+		id: hex.EncodeToString(id[:]), sum: hex.EncodeToString(sum[:]), line: line, path: r.URL.EscapedPath(), by: sess, shown: redacted(body), size: len(body),
+		begun: time.Now(), run: run, state: proposalPending, // interval
+	}
+	q := s.proposals
+	q.mu.Lock()
+	pending := 0
+	for _, o := range q.of {
+		if o.state == proposalPending {
+			pending++
+		}
+	}
+	if pending >= maxProposals || len(q.of) >= 4*maxProposals || q.bytes+p.size > maxProposed {
+		q.mu.Unlock()
+		return problem.New(problem.RateLimited, "待批事项过多 (too many proposals)", "先批准或否决已有的 (approve or decline those there are)")
+	}
+	q.bytes += p.size
+	p.timer = time.AfterFunc(proposalLife, func() { s.expire(p) })
+	q.of[p.id] = p
+	q.mu.Unlock()
+	if err := s.notice(r.Context(), "made", sess.actor(), p, ""); err != nil {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		p.timer.Stop()
+		q.settled(p, proposalDeclined)
+		delete(q.of, p.id)
+		return err
+	}
+	out, err := json.Marshal(p.proposed())
+	if err != nil {
+		return err
+	}
+	return send(c, http.StatusAccepted, echo.MIMEApplicationJSON, out)
+}
+
+func (p *proposal) proposed() wire.Proposed {
+	out := wire.Proposed{Proposal: p.id, SM3: p.sum, EndsS: int((proposalLife - time.Since(p.begun)) / time.Second)} // interval
+	for _, r := range p.line.Second {
+		out.Approvers = append(out.Approvers, string(r))
+	}
+	return out
+}
+
+// notice journals what becomes of a proposal: the route, its SM3 and the persons, never the body.
+func (s *Server) notice(ctx context.Context, what, actor string, p *proposal, reason string) error {
+	fields := []string{"route", p.line.Method + " " + p.line.Pattern, "path", p.path, "request.sm3", p.sum, "proposed_by", p.by.actor()}
+	if reason != "" {
+		fields = append(fields, "reason", reason)
+	}
+	return s.cfg.Accounts.Note(ctx, Notice{Kind: "administration.proposal/" + what, Actor: actor, Object: p.id, Fields: fields})
+}
+
+// expire ends a proposal whose time has come, and forgets it: an answer that nobody fetched, too.
+func (s *Server) expire(p *proposal) {
+	q := s.proposals
+	q.mu.Lock()
+	was := p.state
+	if was == proposalPending {
+		q.settled(p, proposalExpired)
+	}
+	delete(q.of, p.id)
+	q.mu.Unlock()
+	if was != proposalPending {
+		return
+	}
+	if err := s.notice(context.Background(), "expired", "appliance", p, ""); err != nil {
+		s.cfg.Log.WithError(err).WithField("object", p.id).Error("that a proposal is over could not be journalled")
+	}
+}
+
+func (s *Server) approvalRoutes(e *echo.Echo) {
+	e.GET("/admin/v1/approvals", s.local(noBody, func(c echo.Context, _ string, _ []byte) error {
+		q, sess := s.proposals, exchangeOf(c).session
+		q.mu.Lock()
+		out := []wire.Proposal{}
+		for _, p := range q.of {
+			if p.seenBy(sess) {
+				out = append(out, p.view())
+			}
+		}
+		q.mu.Unlock()
+		slices.SortFunc(out, func(a, b wire.Proposal) int { return b.EndsS - a.EndsS })
+		return answer(c, map[string]any{"proposals": out})
+	}))
+	e.GET("/admin/v1/approvals/:id", s.local(noBody, func(c echo.Context, _ string, _ []byte) error {
+		q, sess := s.proposals, exchangeOf(c).session
+		q.mu.Lock()
+		p := q.of[c.Param("id")]
+		if p == nil || !p.seenBy(sess) {
+			q.mu.Unlock()
+			return errProposalUnknown
+		}
+		out := p.view()
+		if p.by.Administrator == sess.Administrator {
+			out.Answer, p.answer = p.answer, nil // a key that it has is shown once, and to nobody else
+		}
+		q.mu.Unlock()
+		return answer(c, out)
+	}))
+	e.POST("/admin/v1/approvals/:id/approve", s.deciding(s.approve))
+	e.POST("/admin/v1/approvals/:id/decline", s.deciding(s.decline))
+}
+
+// deciding reads who decides on which proposal.
+func (s *Server) deciding(do func(ctx context.Context, sess *Session, req wire.Decide) (*wire.Proposal, error)) echo.HandlerFunc {
+	return s.local(jsonBody(s.limits.SmallBody), func(c echo.Context, _ string, body []byte) error {
+		var req wire.Decide
+		if p := first(decode(body, &req), checkDecide(c, &req)); p != nil {
+			return p
+		}
+		sess := exchangeOf(c).session
+		if sess.Administrator == "" {
+			return errLoginRequired
+		}
+		out, err := do(c.Request().Context(), sess, req)
+		if err != nil {
+			return err
+		}
+		return answer(c, out)
+	})
+}
+
+var proposalID = regexp.MustCompile(`^[0-9a-f]{32}$`)
+
+func checkDecide(c echo.Context, r *wire.Decide) *problem.Problem {
+	if r.ID = c.Param("id"); !proposalID.MatchString(r.ID) {
+		return errProposalUnknown
+	}
+	if p := first(pattern("sm3", r.SM3, sm3Digest)); p != nil || r.Reason == "" {
+		return p
+	}
+	return text("reason", r.Reason, 256)
+}
+
+// seenBy is for who proposed it, who may approve it, and who audits.
+func (p *proposal) seenBy(sess *Session) bool {
+	return sess.Administrator != "" && (p.by.Administrator == sess.Administrator || sess.Role == auditor[0] || slices.Contains(p.line.Second, sess.Role))
+}
+
+// view is called under proposals.mu.
+func (p *proposal) view() wire.Proposal {
+	out := wire.Proposal{Proposed: p.proposed(), Path: p.path, Title: p.line.Title, Body: p.shown, By: p.by.actor(), State: p.state, Failed: p.failed}
+	if p.approver != nil {
+		out.Approver = p.approver.actor()
+	}
+	return out
+}
+
+// take finds a pending proposal that is the one that was looked at. It is called under mu.
+func (s *proposals) take(req wire.Decide) (*proposal, *problem.Problem) {
+	p := s.of[req.ID]
+	switch {
+	case p == nil || p.state != proposalPending:
+		return nil, errProposalUnknown
+	case p.sum != req.SM3:
+		return nil, problem.Invalid("sm3", "不是这项待批事项的 SM3 (not this proposal's)")
+	}
+	return p, nil
+}
+
+// approve has the proposal done. From here on the second person's leaving changes nothing.
+//
+// 1. Who: another person, of a role that may, and the first one may still administer. 2. The approval is journalled. 3. The
+// request is run as both, and its answer kept for the first.
+func (s *Server) approve(ctx context.Context, sess *Session, req wire.Decide) (*wire.Proposal, error) {
+	q := s.proposals
+	q.mu.Lock()
+	p, no := q.take(req)
+	if no == nil {
+		no = s.secondOf(p, sess)
+	}
+	if no != nil {
+		q.mu.Unlock()
+		return nil, no
+	}
+	run := p.run
+	q.settled(p, proposalRunning)
+	p.approver = sess
+	q.mu.Unlock()
+	ctx = context.WithoutCancel(ctx)
+	var out any
+	err := s.notice(ctx, "approved", sess.actor(), p, req.Reason)
+	if err == nil {
+		out, err = run(ctx, p.by.actor()+" 与 "+sess.actor(), []string{p.by.person(), sess.person()})
+	}
+	var text json.RawMessage
+	if err == nil {
+		text, err = json.Marshal(out)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if err == nil {
+		q.settled(p, proposalDone)
+		p.answer = text
+	} else {
+		q.settled(p, proposalFailed)
+		no, f := problemOf(err)
+		p.failed = &wire.Problem{Type: "urn:yinjian:problem:" + string(no.Code), Title: f.title, Status: f.status, Detail: no.Detail, Code: string(no.Code), Field: no.Field, Next: no.Next, Retry: f.retry}
+		s.cfg.Log.WithError(err).WithField("object", p.id).Warn("what two administrators asked for was refused")
+	}
+	view := p.view()
+	return &view, nil
+}
+
+// secondOf is nil, or why the session may not approve.
+func (s *Server) secondOf(p *proposal, sess *Session) *problem.Problem {
+	by, must, ok := s.cfg.Accounts.Administrator(p.by.Administrator)
+	switch {
+	case !slices.Contains(p.line.Second, sess.Role):
+		return problem.New(problem.Forbidden, "该角色不能批准此事 (this role does not approve it)", "由 docs/roles.md 所列角色的管理员批准 (see there who does)")
+	case p.by.Administrator == sess.Administrator:
+		return problem.New(problem.Forbidden, "提出者不能批准自己的事项 (nobody approves his own proposal)", "请另一名管理员批准 (ask another administrator)")
+	case !ok || must || by.Role != p.by.Role:
+		return problem.New(problem.Forbidden, "提出者已停用或不再有此角色 (who proposed it may not administer any more)", "重新提出 (have it proposed again)")
+	}
+	return nil
+}
+
+// decline ends a proposal: by whoever could approve it, or withdrawn by who made it.
+func (s *Server) decline(ctx context.Context, sess *Session, req wire.Decide) (*wire.Proposal, error) {
+	q := s.proposals
+	q.mu.Lock()
+	p, no := q.take(req)
+	if no == nil && p.by.Administrator != sess.Administrator && !slices.Contains(p.line.Second, sess.Role) {
+		no = errProposalUnknown
+	}
+	if no != nil {
+		q.mu.Unlock()
+		return nil, no
+	}
+	q.settled(p, proposalDeclined)
+	p.approver = sess
+	view := p.view()
+	q.mu.Unlock()
+	return &view, s.notice(ctx, "declined", sess.actor(), p, req.Reason)
+}
+
+// secrets are the members of requests that nobody else sees.
+var secrets = map[string]bool{"pin": true, "old_pin": true, "password": true, "shares": true}
+
+// redacted is a request as the second person sees it: without secrets, and with digests of long values, which can be compared
+// with a file's.
+func redacted(body []byte) any {
+	var v any
+	if err := json.Unmarshal(body, &v); err != nil {
+		return nil // it was read before
+	}
+	return redact(v)
+}
+
+func redact(v any) any {
+	switch v := v.(type) {
+	case string:
+		if len(v) <= 256 {
+			return v
+		}
+		b, err := base64.StdEncoding.DecodeString(v)
+		if err != nil {
+			b = []byte(v)
+		}
+		sum := sm3.Sum(b)
+		return fmt.Sprintf("sm3:%x（%d 字节）", sum, len(b))
+	case []any:
+		for i := range v {
+			v[i] = redact(v[i])
+		}
+	case map[string]any:
+		for name, w := range v {
+			if v[name] = redact(w); secrets[name] {
+				v[name] = "（不显示）"
+			}
+		}
+	}
+	return v
+}

@@ -1,0 +1,217 @@
+package api_test
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"yinjian/api"
+	"yinjian/api/wire"
+	"yinjian/appliance/account"
+	"yinjian/appliance/problem"
+)
+
+// A desk is an office where two persons work.
+type desk struct {
+	*office
+	token map[string]string
+}
+
+func newDesk(t *testing.T) *desk {
+	t.Helper()
+	d := &desk{openOffice(t), map[string]string{}}
+	for _, id := range []string{"zhang", "li", "liu", "wang", "zhao"} {
+		d.token[id] = d.login(t, false, id)
+	}
+	return d
+}
+
+func (d *desk) as(t *testing.T, id, method, path string, body any) reply {
+	t.Helper()
+	return d.ask(t, false, d.token[id], method, path, body)
+}
+
+func (d *desk) propose(t *testing.T, id, path string, body any) wire.Proposed {
+	t.Helper()
+	got := d.as(t, id, "POST", path, body)
+	var p wire.Proposed
+	if err := json.Unmarshal(got.body, &p); err != nil || got.status != http.StatusAccepted || len(p.Proposal) != 32 || len(p.SM3) != 64 {
+		t.Fatalf("%s: %d %s", path, got.status, got.body)
+	}
+	return p
+}
+
+func (d *desk) decide(t *testing.T, id, what string, p wire.Proposed) reply {
+	t.Helper()
+	return d.as(t, id, "POST", "/admin/v1/approvals/"+p.Proposal+"/"+what, wire.Decide{SM3: p.SM3})
+}
+
+func (d *desk) look(t *testing.T, id string, p wire.Proposed) (out wire.Proposal, got reply) {
+	t.Helper()
+	got = d.as(t, id, "GET", "/admin/v1/approvals/"+p.Proposal, nil)
+	if got.status == 200 {
+		if err := json.Unmarshal(got.body, &out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out, got
+}
+
+var registration = m{"id": "his", "name": "门诊", "campus": "east", "rights": []string{"sign"}, "stamp": "required", "consent": []string{"signer-pin"}, "rate": 0, "burst": 0}
+
+func TestTwoPersons(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	p := d.propose(t, "li", "/admin/v1/applications", registration)
+	if !slices.Equal(p.Approvers, []string{"security", "system"}) || len(d.admin.asked) != 0 {
+		t.Errorf("%+v, done: %v", p, d.admin.asked)
+	}
+	d.wants(t, "the same person", d.decide(t, "li", "approve", p), 403, problem.Forbidden)
+	d.wants(t, "who audits", d.decide(t, "wang", "approve", p), 403, problem.Forbidden)
+	d.wants(t, "an operator", d.decide(t, "zhao", "approve", p), 403, problem.Forbidden)
+	d.wants(t, "another request's SM3", d.decide(t, "zhang", "approve", wire.Proposed{Proposal: p.Proposal, SM3: strings.Repeat("0a", 32)}), 400, problem.InvalidRequest)
+	d.wants(t, "without a login", d.ask(t, false, "", "POST", "/admin/v1/approvals/"+p.Proposal+"/approve", wire.Decide{SM3: p.SM3}), 401, problem.LoginRequired)
+	if _, got := d.look(t, "zhao", p); got.status != 404 {
+		t.Errorf("an operator sees it: %d %s", got.status, got.body)
+	}
+	if seen, _ := d.look(t, "zhang", p); seen.State != "pending" || seen.Path != "/admin/v1/applications" || seen.Body.(map[string]any)["name"] != "门诊" || seen.By != "admin:li(姓li，security)" {
+		t.Errorf("%+v", seen)
+	}
+	if len(d.admin.asked) != 0 {
+		t.Fatalf("done before it was approved: %v", d.admin.asked)
+	}
+	if got := d.decide(t, "zhang", "approve", p); got.status != 200 || strings.Contains(string(got.body), b64(appKey)) || !strings.Contains(string(got.body), `"state":"done"`) {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	want := "admin:li(姓li，security) 与 admin:zhang(姓zhang，system)"
+	if len(d.admin.asked) != 1 || d.admin.actors[0] != want {
+		t.Errorf("asked %v by %v", d.admin.asked, d.admin.actors)
+	}
+	d.wants(t, "approved twice", d.decide(t, "zhang", "approve", p), 404, problem.NotFound)
+	d.wants(t, "declined after", d.decide(t, "zhang", "decline", p), 404, problem.NotFound)
+	// The key is the first person's, once.
+	if seen, _ := d.look(t, "zhang", p); seen.Answer != nil {
+		t.Errorf("the second person sees the answer: %v", seen.Answer)
+	}
+	if seen, _ := d.look(t, "li", p); seen.Answer.(map[string]any)["key"] != b64(appKey) || seen.Approver == "" {
+		t.Errorf("%+v", seen)
+	}
+	if seen, _ := d.look(t, "li", p); seen.Answer != nil {
+		t.Errorf("the answer twice: %v", seen.Answer)
+	}
+	// What a refusal was.
+	d.admin.fail = problem.New(problem.Exists, "已存在 (exists)", "换一个 (another)")
+	p = d.propose(t, "li", "/admin/v1/applications", registration)
+	if got := d.decide(t, "liu", "approve", p); got.status != 200 || !strings.Contains(string(got.body), `"code":"exists"`) || !strings.Contains(string(got.body), `"state":"failed"`) {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	d.admin.fail = nil
+	want0 := []string{"made", "approved", "made", "approved"}
+	var kinds []string
+	for _, k := range d.accounts.kinds() {
+		kinds = append(kinds, strings.TrimPrefix(k, "administration.proposal/"))
+	}
+	if diff := cmp.Diff(want0, kinds); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestProposalsEnd(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	// Declined, withdrawn, over, forgotten.
+	p := d.propose(t, "li", "/admin/v1/applications", registration)
+	d.wants(t, "an operator declines", d.decide(t, "zhao", "decline", p), 404, problem.NotFound)
+	if got := d.decide(t, "zhang", "decline", p); got.status != 200 || !strings.Contains(string(got.body), `"state":"declined"`) {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	d.wants(t, "approved after", d.decide(t, "zhang", "approve", p), 404, problem.NotFound)
+	p = d.propose(t, "li", "/admin/v1/applications", registration)
+	if got := d.decide(t, "li", "decline", p); got.status != 200 {
+		t.Errorf("withdrawn: %d %s", got.status, got.body)
+	}
+	p = d.propose(t, "li", "/admin/v1/applications", registration)
+	d.server.Expire()
+	d.wants(t, "over", d.decide(t, "zhang", "approve", p), 404, problem.NotFound)
+	if kinds := d.accounts.kinds(); kinds[len(kinds)-1] != "administration.proposal/expired" {
+		t.Errorf("%v", kinds)
+	}
+	// One who was stopped since has nothing done.
+	p = d.propose(t, "liu", "/admin/v1/applications", registration)
+	d.accounts.change("liu", func(a *account.Administrator) { a.Stopped = true })
+	d.wants(t, "proposed by one who is stopped", d.decide(t, "zhang", "approve", p), 403, problem.Forbidden)
+	// What cannot be journalled is not proposed, and not done.
+	d.accounts.mu.Lock()
+	d.accounts.fail = problem.New(problem.JournalUnwritable, "日志 (journal)", "等 (wait)")
+	d.accounts.mu.Unlock()
+	d.wants(t, "no journal", d.as(t, "li", "POST", "/admin/v1/applications", registration), 503, problem.JournalUnwritable)
+	d.accounts.mu.Lock()
+	d.accounts.fail = nil
+	d.accounts.mu.Unlock()
+	p = d.propose(t, "li", "/admin/v1/applications", registration)
+	d.accounts.mu.Lock()
+	d.accounts.fail = errors.New("disk gone")
+	d.accounts.mu.Unlock()
+	if got := d.decide(t, "zhang", "approve", p); !strings.Contains(string(got.body), `"state":"failed"`) {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	d.accounts.mu.Lock()
+	d.accounts.fail = nil
+	d.accounts.mu.Unlock()
+	if len(d.admin.asked) != 0 {
+		t.Errorf("done: %v", d.admin.asked)
+	}
+	// Another appliance, as one that was started again: it knows none.
+	d.wants(t, "after a restart", newDesk(t).decide(t, "zhang", "approve", p), 404, problem.NotFound)
+	// So many, and no more.
+	for {
+		if got := d.as(t, "li", "POST", "/admin/v1/applications", registration); got.status != http.StatusAccepted {
+			d.wants(t, "too many", got, 429, problem.RateLimited)
+			break
+		}
+	}
+}
+
+// The two persons of an act are those who have logged in; secrets are shown to nobody.
+func TestPersonsAreThoseWhoLoggedIn(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	got := d.as(t, "zhang", "POST", "/admin/v1/backups", m{"persons": []string{"甲", "乙"}, "target": "/mnt", "incremental": false, "softtoken": false})
+	d.wants(t, "persons that the request names", got, 400, problem.InvalidRequest)
+	p := d.propose(t, "zhang", "/admin/v1/backups", m{"persons": []string{}, "target": "/mnt", "incremental": false, "softtoken": false})
+	if got := d.decide(t, "li", "approve", p); got.status != 200 {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	if diff := cmp.Diff([]any{wire.BeginBackup{Persons: []string{"姓zhang(zhang)", "姓li(li)"}, Target: "/mnt"}}, d.admin.asked); diff != "" {
+		t.Error(diff)
+	}
+	p = d.propose(t, "zhao", "/admin/v1/signers/D1/pin", m{"pin": "271828", "old_pin": "314159"})
+	if _, got := d.look(t, "li", p); strings.Contains(string(got.body), "271828") || strings.Contains(string(got.body), "314159") || got.status != 200 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	d.accounts.mu.Lock()
+	for _, n := range d.accounts.notices {
+		if text := strings.Join(n.Fields, " "); strings.Contains(text, "271828") {
+			t.Errorf("journalled: %s", text)
+		}
+	}
+	d.accounts.mu.Unlock()
+	// A request for the certificate of a key that is there is one person's work, for a new key two persons'.
+	if got := d.as(t, "li", "POST", "/admin/v1/certificates/requests", m{"for": "signer:D1001"}); got.status != 200 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	d.propose(t, "li", "/admin/v1/certificates/requests", m{"for": "signer:D1001", "new_key": true})
+	// A faulty one is told of at once, and not proposed.
+	d.wants(t, "faulty", d.as(t, "li", "POST", "/admin/v1/applications", m{"id": "his"}), 400, problem.InvalidRequest)
+	// An open local socket does as before, at once, and nobody approves there.
+	o := openOffice(t, func(c *api.Config, _ *http.Server) { c.AdminLogin = false })
+	if got := o.ask(t, true, "", "POST", "/admin/v1/applications", registration); got.status != 200 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	o.wants(t, "approved by nobody", o.ask(t, true, "", "POST", "/admin/v1/approvals/"+p.Proposal+"/approve", wire.Decide{SM3: p.SM3}), 401, problem.LoginRequired)
+}

@@ -1,0 +1,289 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/emmansun/gmsm/sm2"
+	"github.com/emmansun/gmsm/smx509"
+	"github.com/spf13/cobra"
+
+	"yinjian/api/client"
+	"yinjian/api/wire"
+	"yinjian/appliance"
+	"yinjian/appliance/account"
+)
+
+// sessionFile is where the session of this user with the appliance of a folder is: in the user's runtime folder, which is in
+// memory, or below the appliance's.
+func sessionFile(dir string) string {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		abs = dir
+	}
+	if run := os.Getenv("XDG_RUNTIME_DIR"); run != "" {
+		sum := sha256.Sum256([]byte(abs))
+		return filepath.Join(run, fmt.Sprintf("yinjian-%x.session", sum[:8]))
+	}
+	return filepath.Join(abs, "run", "session-"+strconv.Itoa(os.Getuid()))
+}
+
+// session is the token that a login left, "" without one. A file that others may read is none.
+func session(dir string) string {
+	if dir == "" {
+		return ""
+	}
+	b, err := appliance.ReadSecret(sessionFile(dir))
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+// awaiting says that a request waits for a second person.
+func awaiting(p wire.Proposed) {
+	fmt.Fprintf(os.Stderr, "须由第二名管理员（%s）批准；一小时内有效，设备重启即失效 (waits for a second administrator, an hour at most)\n  yinjian approval approve %s --sm3 %s\n",
+		strings.Join(p.Approvers, "、"), p.Proposal, p.SM3)
+}
+
+func loginCommand() *cobra.Command {
+	var f adminFlags
+	var name, passwordFile, keyFile string
+	c := &cobra.Command{Use: "login --name NAME --password-file FILE", Short: "管理员登录，此后的管理命令以其身份执行 (log in; later commands are this administrator's)", Args: exactArgs(0),
+		Long: `会话存于 $XDG_RUNTIME_DIR（没有时在设备目录的 run 下），权限 600；空闲 15 分钟、至多 8 小时，设备重启、口令更改或停用即结束。
+管理员登记了登录证书的，须同时给出其私钥文件（PKCS#8 PEM，SM2；仅供评估）。
+
+The session ends after 15 minutes idle or 8 hours, and with a restart or any change of the administrator.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			a, err := f.client()
+			if err != nil {
+				return err
+			}
+			defer a.Close()
+			a = a.WithSession("", nil)
+			password, err := appliance.ReadSecret(passwordFile)
+			if err != nil {
+				return err
+			}
+			req := wire.Login{Name: name, Password: string(password)}
+			if keyFile != "" {
+				if err := signLogin(c.Context(), a, keyFile, &req); err != nil {
+					return explain(err)
+				}
+			}
+			in, err := a.Login(c.Context(), req)
+			if err != nil {
+				return explain(err)
+			}
+			if err := keepSession(sessionFile(f.dir), in.Session); err != nil {
+				return err
+			}
+			in.Session = ""
+			b, err := json.Marshal(in)
+			if err != nil {
+				return err
+			}
+			return f.show(b)
+		}}
+	f.add(c)
+	required(c, &name, "name", "登录名 (the administrator's id)")
+	required(c, &passwordFile, "password-file", "口令文件，权限 600 (file with the password, mode 600)")
+	c.Flags().StringVar(&keyFile, "key", "", "登录证书的私钥，PKCS#8 PEM，权限 600；仅供评估 (private key of the login certificate; evaluation)")
+	return c
+}
+
+// keepSession writes a file that is new, so that nobody else has it open.
+func keepSession(name, token string) error {
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	file, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteString(token + "\n")
+	return errors.Join(err, file.Close())
+}
+
+// signLogin has the administrator's key sign a challenge of the appliance's.
+func signLogin(ctx context.Context, a *client.Admin, keyFile string, req *wire.Login) error {
+	b, err := appliance.ReadSecret(keyFile)
+	if err != nil {
+		return err
+	}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return fmt.Errorf("%s: 不是 PEM (not PEM)", keyFile)
+	}
+	parsed, err := smx509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return fmt.Errorf("%s: %w", keyFile, err)
+	}
+	key, ok := parsed.(*sm2.PrivateKey)
+	if !ok {
+		return fmt.Errorf("%s: 不是 SM2 私钥 (not an SM2 key)", keyFile)
+	}
+	if req.Challenge, err = a.LoginChallenge(ctx); err != nil {
+		return err
+	}
+	req.Signature, err = key.Sign(rand.Reader, append([]byte(account.LoginPrefix), req.Challenge...), sm2.DefaultSM2SignerOpts)
+	return err
+}
+
+func logoutCommand() *cobra.Command {
+	var f adminFlags
+	c := &cobra.Command{Use: "logout", Short: "退出登录 (log out)", Args: exactArgs(0), RunE: func(c *cobra.Command, _ []string) error {
+		if session(f.dir) == "" {
+			return errors.New("没有登录 (nobody has logged in)")
+		}
+		a, err := f.client()
+		if err != nil {
+			return err
+		}
+		defer a.Close()
+		_, err = a.Logout(c.Context())
+		if client.Is(err, "login_required") { // it had ended
+			err = nil
+		}
+		return errors.Join(err, os.Remove(sessionFile(f.dir)))
+	}}
+	f.add(c)
+	return c
+}
+
+func administratorCommand() *cobra.Command {
+	c := group(&cobra.Command{Use: "admin", Short: "管理员：三员的设立、登记、启停、口令、证书 (administrators)"})
+	var add wire.AddAdministrator
+	var passwordFile, oldFile, certificate, reason string
+	var none bool
+	why := func(c *cobra.Command) { required(c, &reason, "reason", "原因，记入日志 (why, for the journal)") }
+	secret := func(c *cobra.Command) {
+		required(c, &passwordFile, "password-file", "口令文件，权限 600 (file with the password, mode 600)")
+	}
+	change := func(act string) func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+		return func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			return a.ChangeAdministrator(ctx, act, wire.Decision{ID: args[0], Reason: reason})
+		}
+	}
+	c.AddCommand(
+		bootstrapCommand(),
+		adminCommand("list", "列出管理员 (list)", 0, nil, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+			return a.ListAdministrators(ctx)
+		}),
+		adminCommand("add ID", "登记管理员，首次登录须改口令 (add; the password is changed at the first login)", 1, func(c *cobra.Command) {
+			secret(c)
+			required(c, &add.Name, "name", "姓名 (name)")
+			required(c, &add.Role, "role", "system、security、audit 或 operator (role)")
+			c.Flags().StringVar(&certificate, "certificate", "", "登录证书文件，SM2 (certificate that logins are signed with)")
+		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			b, err := appliance.ReadSecret(passwordFile)
+			if err != nil {
+				return nil, err
+			}
+			add.ID, add.Password = args[0], string(b)
+			if certificate != "" {
+				if add.Certificate, err = os.ReadFile(certificate); err != nil {
+					return nil, err
+				}
+			}
+			return a.AddAdministrator(ctx, add)
+		}),
+		adminCommand("stop ID", "停用，其会话立即结束 (stop; sessions end at once)", 1, why, change("stop")),
+		adminCommand("start ID", "启用 (start)", 1, why, change("start")),
+		adminCommand("reset ID", "重置别人的口令，解除锁定；其登录后须更改 (set another's password, end a lock-out)", 1, secret, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			b, err := appliance.ReadSecret(passwordFile)
+			if err != nil {
+				return nil, err
+			}
+			return a.SetAdministratorPassword(ctx, wire.SetAdministratorPassword{ID: args[0], Password: string(b)})
+		}),
+		adminCommand("password", "更改本人口令，之后须重新登录 (change one's own password, then log in again)", 0, func(c *cobra.Command) {
+			secret(c)
+			required(c, &oldFile, "old-password-file", "现有口令的文件 (file with the present password)")
+		}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+			old, err := appliance.ReadSecret(oldFile)
+			if err != nil {
+				return nil, err
+			}
+			b, err := appliance.ReadSecret(passwordFile)
+			if err != nil {
+				return nil, err
+			}
+			return a.ChangePassword(ctx, wire.ChangePassword{Old: string(old), Password: string(b)})
+		}),
+		adminCommand("certificate ID", "设定登录证书：此后口令与签名缺一不可 (set what logins are signed with, beside the password)", 1, func(c *cobra.Command) {
+			c.Flags().StringVar(&certificate, "file", "", "证书文件，SM2 (the certificate)")
+			c.Flags().BoolVar(&none, "none", false, "不再需要 (none any more)")
+			c.MarkFlagsOneRequired("file", "none")
+			c.MarkFlagsMutuallyExclusive("file", "none")
+		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			req := wire.SetAdministratorCertificate{ID: args[0]}
+			if !none {
+				var err error
+				if req.Certificate, err = os.ReadFile(certificate); err != nil {
+					return nil, err
+				}
+			}
+			return a.SetAdministratorCertificate(ctx, req)
+		}),
+	)
+	return c
+}
+
+func bootstrapCommand() *cobra.Command {
+	of := map[string]*string{}
+	roles := []string{"system", "security", "audit"}
+	c := adminCommand("bootstrap", "设立首批三员，只能一次，经本机套接字 (the first three administrators, once, over the local socket)", 0, func(c *cobra.Command) {
+		for _, role := range roles {
+			of[role] = new(string)
+			required(c, of[role], role, "登录名:姓名:口令文件 (id:name:password file)")
+		}
+	}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+		var req wire.BootstrapAdministrators
+		for _, role := range roles {
+			part := strings.SplitN(*of[role], ":", 3)
+			if len(part) != 3 {
+				return nil, usageError{fmt.Errorf("--%s 须为 登录名:姓名:口令文件 (id:name:password file)", role)}
+			}
+			b, err := appliance.ReadSecret(part[2])
+			if err != nil {
+				return nil, err
+			}
+			req.Administrators = append(req.Administrators, wire.AddAdministrator{ID: part[0], Name: part[1], Role: role, Password: string(b)})
+		}
+		return a.BootstrapAdministrators(ctx, req)
+	})
+	return c
+}
+
+func approvalCommand() *cobra.Command {
+	c := group(&cobra.Command{Use: "approval", Short: "双人事项：列出、批准、否决 (what needs two persons)"})
+	var req wire.Decide
+	flags := func(c *cobra.Command) {
+		required(c, &req.SM3, "sm3", "所看的那一项的 SM3 (of the proposal that was looked at)")
+		c.Flags().StringVar(&req.Reason, "reason", "", "说明，记入日志 (for the journal)")
+	}
+	decide := func(act string) func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+		return func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			req.ID = args[0]
+			return a.Decide(ctx, act, req)
+		}
+	}
+	c.AddCommand(
+		adminCommand("list", "列出待批事项：路由、内容（不含秘密）、SM3 (list, with contents but secrets)", 0, nil, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+			return a.ListProposals(ctx)
+		}),
+		adminCommand("approve ID", "批准，随即执行 (approve; it is done at once)", 1, flags, decide("approve")),
+		adminCommand("decline ID", "否决，或撤回本人提出的 (decline, or withdraw one's own)", 1, flags, decide("decline")),
+	)
+	return c
+}
