@@ -42,7 +42,7 @@ bench-growth: ## what a journal of 10,000,000 entries costs against one of 10,00
 	@packaging/dev/deps.sh demo
 	@$(MAKE) --no-print-directory build
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-growth --dir out/bench-growth --results bench/results --entries 10000,100000,1000000,10000000
-	YINJIAN_GROWTH=10000000 YINJIAN_GROWTH_RESULTS=$(CURDIR)/bench/results/growth-database.md $(GO) test ./dbdriver/central -run TestGrowth -timeout 4h
+	YINJIAN_REVISION=$$(git describe --always --dirty) YINJIAN_GROWTH=10000000 YINJIAN_GROWTH_RESULTS=$(CURDIR)/bench/results/growth-database.md $(GO) test ./dbdriver/central -run TestGrowth -timeout 4h
 
 lint:
 	@packaging/dev/lint.sh

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"math/bits"
 	"sync"
 	"sync/atomic"
 
@@ -224,27 +225,51 @@ func (p *part) examine(ctx context.Context, store Store, segmentFirst, segmentEn
 		p.err = err
 		return
 	}
+	whole := true // every node over leaves of this part alone fits
 	for level := 1; level < len(p.nodes); level++ {
 		below := p.first >> (level - 1)
 		for i := range p.nodes[level] {
 			x := &p.nodes[level][i]
 			left := 2 * (p.first>>level + uint64(i))
-			if left < below || !x.there {
+			if left < below {
 				continue // the left one is of a part before
 			}
 			l, r := &p.nodes[level-1][left-below], &p.nodes[level-1][left-below+1]
-			if l.there && r.there {
+			if x.there && l.there && r.there {
 				x.left, x.right, x.fits = l.stored, r.stored, NodeHash(l.stored, r.stored) == x.stored
 			}
+			whole = whole && x.fits
 		}
 	}
-	own := ranges.NewEmptyRange(p.first - segmentFirst)
-	for i := range p.rows {
-		if err := own.Append(p.rows[i].Leaf, nil); err != nil {
-			return
-		}
+	p.own = p.ownRange(segmentFirst, whole)
+}
+
+// ownRange is the range of the part's leaves in the segment's own tree, whose leaf 0 is number segmentFirst. What lies under
+// nodes of both trees is not hashed again: those of levels up to the number of zeros at the end of segmentFirst, where all
+// stored nodes were found to fit (whole).
+func (p *part) ownRange(segmentFirst uint64, whole bool) *compact.Range {
+	common := uint(0)
+	if whole {
+		common = uint(bits.TrailingZeros64(segmentFirst)) // 64 in the first segment
 	}
-	p.own = own
+	var hash func(level uint, index uint64) Hash
+	hash = func(level uint, index uint64) Hash {
+		if level <= common {
+			return p.node(NodeID{Level: uint8(level), Index: index + segmentFirst>>level}).stored
+		}
+		return NodeHash(hash(level-1, 2*index), hash(level-1, 2*index+1))
+	}
+	first, end := p.first-segmentFirst, p.end-segmentFirst
+	var hashes [][]byte
+	for _, id := range compact.RangeNodes(first, end, nil) {
+		h := hash(id.Level, id.Index)
+		hashes = append(hashes, h[:])
+	}
+	own, err := ranges.NewRange(first, end, hashes)
+	if err != nil {
+		return nil
+	}
+	return own
 }
 
 // An examinedCheckpoint is a stored one with what can be said of it alone.

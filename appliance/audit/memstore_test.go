@@ -167,6 +167,10 @@ func (s *memStore) Nodes(_ context.Context, ids ...audit.NodeID) (map[audit.Node
 	return out, nil
 }
 
+func (s *memStore) PathNodes(ctx context.Context, ids ...audit.NodeID) (map[audit.NodeID]audit.Hash, error) {
+	return s.Nodes(ctx, ids...)
+}
+
 func (s *memStore) Leaves(_ context.Context, _ int, first, end uint64, fn func([]audit.Hash) error) error {
 	s.mu.Lock()
 	var leaves []audit.Hash

@@ -262,7 +262,7 @@ func (j *Journal) fetch(ctx context.Context, page []Record, size uint64, cache m
 	if len(missing) == 0 {
 		return nil
 	}
-	read, err := j.store.Nodes(ctx, missing...)
+	read, err := j.store.PathNodes(ctx, missing...)
 	for id, h := range read {
 		cache[id] = h
 		j.keepUpper(id, h)
@@ -372,7 +372,7 @@ func (j *Journal) collect(ctx context.Context, nodes proof.Nodes, edge, cache ma
 		}
 	}
 	if len(missing) > 0 {
-		read, err := j.store.Nodes(ctx, missing...)
+		read, err := j.store.PathNodes(ctx, missing...)
 		if err != nil {
 			return nil, fmt.Errorf("audit: nodes of a proof: %w", err)
 		}

@@ -193,6 +193,8 @@ type Store interface {
 	FindRef(ctx context.Context, ref []byte, limit int) ([]uint64, error)
 	// Nodes answers leaf hashes (Level 0) and inner nodes. What is not there is left out.
 	Nodes(ctx context.Context, ids ...NodeID) (map[NodeID]Hash, error)
+	// PathNodes is Nodes for proofs, which whoever gets them checks: what was read before may be answered again.
+	PathNodes(ctx context.Context, ids ...NodeID) (map[NodeID]Hash, error)
 	// NodesOver calls fn with the inner nodes that became complete with entries first to end-1, which are of one segment, in
 	// any order. What is not there, or is no hash, is left out.
 	NodesOver(ctx context.Context, first, end uint64, fn func(NodeID, Hash)) error

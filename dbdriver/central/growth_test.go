@@ -1,10 +1,12 @@
 package central_test
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -101,12 +103,28 @@ func TestGrowth(t *testing.T) {
 		}
 	}
 	t.Log("\n" + out.String())
-	if file := os.Getenv("YINJIAN_GROWTH_RESULTS"); file != "" {
-		page := "# Measured by `make bench-growth`: the central database\n\nWritten by a test (TestGrowth in dbdriver/central); not to be edited. Medians of 7 rounds of 200, the batches of 20.\n\n" + out.String()
+	if file := os.Getenv("YINJIAN_GROWTH_RESULTS"); file != "" && !t.Failed() {
+		page := "# Measured by `make bench-growth`: the central database\n\nWritten by a test (TestGrowth in dbdriver/central); not to be edited. Medians of 7 rounds of 200, the batches of 20. One database after the other.\n\n" +
+			machine() + out.String()
 		if err := os.WriteFile(file, []byte(page), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// machine says where and beside what it was measured.
+func machine() string {
+	read := func(name string) string {
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			return "unknown"
+		}
+		return strings.TrimSpace(string(raw))
+	}
+	_, cpu, _ := strings.Cut(read("/proc/cpuinfo"), "model name")
+	cpu, _, _ = strings.Cut(strings.TrimLeft(cpu, "\t: "), "\n")
+	return fmt.Sprintf("| | |\n| --- | --- |\n| revision | %s, %s |\n| machine | %s, %d cores, Linux %s |\n| load average at the end | %s |\n\n",
+		cmp.Or(os.Getenv("YINJIAN_REVISION"), "(devel)"), runtime.Version(), cpu, runtime.NumCPU(), read("/proc/sys/kernel/osrelease"), read("/proc/loadavg"))
 }
 
 // growthDay is how many signatures a day 6,300 staff make.

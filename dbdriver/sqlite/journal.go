@@ -89,13 +89,14 @@ type segment struct {
 	// writable: the journal was opened for writing, so that what a failed write left may be rolled back.
 	writable bool
 
-	// mu guards seal and read. Readers hold it shared while a query runs; rolling holds it to swap the pools. The writer
-	// alone changes them, so it may read them without.
-	mu    sync.RWMutex
-	seal  *audit.Seal
-	read  *sql.DB
-	write *writer // nil unless active; the writer's
-	err   error   // read-only journals: why it cannot be read
+	// mu guards seal, read and settled. Readers hold it shared while a query runs; rolling holds it to swap the pools. The
+	// writer alone changes them, so it may read them without.
+	mu      sync.RWMutex
+	seal    *audit.Seal
+	read    *sql.DB
+	settled *sql.DB // see settle; nil: it is not
+	write   *writer // nil unless active; the writer's
+	err     error   // read-only journals: why it cannot be read
 
 	schema []string // read-only journals: what was found to differ when the file was opened
 
@@ -193,6 +194,7 @@ func (j *Journal) open(ctx context.Context) error {
 		return j.addSegment(ctx, n+1, seal.Last+1)
 	}
 	j.clearHeadSeal(ctx)
+	j.settle()
 	return nil
 }
 
@@ -239,12 +241,7 @@ func (j *Journal) claim() error {
 // reading connection cannot apply.
 func (j *Journal) openSegment(ctx context.Context, s *segment, active bool) (err error) {
 	if !j.cfg.ReadOnly {
-		left := active
-		for _, suffix := range []string{"-wal", "-journal"} {
-			_, err := os.Stat(s.file + suffix)
-			left = left || err == nil
-		}
-		if left {
+		if active || s.hasLog() {
 			if err := rewriteLog(s.file + "-wal"); err != nil {
 				return err
 			}
@@ -519,7 +516,43 @@ func (j *Journal) addSegment(ctx context.Context, number int, first uint64) erro
 	clear(j.recent)
 	clear(j.older)
 	j.clearHeadSeal(ctx)
+	j.settle()
 	return nil
+}
+
+// settle opens the files that nobody writes any more once more, without SQLite's locks and without its look at the file's
+// counter of changes, which take half of the time of a look-up. Those are all sealed ones but the newest, which clearHeadSeal
+// may have to write yet. These connections are for single rows, which are held against their hashes: what somebody changes in
+// such a file while the process runs shows when it is read as a whole, with locks (see [segment.lookUp]). A file that cannot
+// be opened so is read with locks alone.
+func (j *Journal) settle() {
+	segs, err := j.list()
+	if err != nil {
+		return
+	}
+	for _, s := range segs[:max(len(segs)-2, 0)] {
+		if s.settled != nil || s.seal == nil || s.hasLog() {
+			continue
+		}
+		db, err := openImmutable(s.file, 4)
+		if err != nil {
+			continue
+		}
+		db.SetConnMaxIdleTime(time.Minute)
+		s.mu.Lock()
+		s.settled = db
+		s.mu.Unlock()
+	}
+}
+
+// hasLog is whether a stop, or somebody else, has left something beside the file that belongs to it.
+func (s *segment) hasLog() bool {
+	for _, suffix := range []string{"-wal", "-journal"} {
+		if _, err := os.Stat(s.file + suffix); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // lastHeadSeal is what a new segment takes along; nil: there is none.
@@ -655,8 +688,10 @@ func (s *segment) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	if s.read != nil {
-		errs = append(errs, s.read.Close())
+	for _, db := range []*sql.DB{s.read, s.settled} {
+		if db != nil {
+			errs = append(errs, db.Close())
+		}
 	}
 	if s.write != nil {
 		errs = append(errs, s.write.close()) // the last connection folds the log into the file
@@ -713,6 +748,21 @@ func (s *segment) query(fn func(*sql.DB) error) error {
 	return nil
 }
 
+// lookUp is query for few rows, each of which is checked by whoever asks: from settled if there is one. Whatever goes wrong
+// there, or is not there, is asked for again with query. fn may run twice.
+func (s *segment) lookUp(fn func(*sql.DB) error) error {
+	s.mu.RLock()
+	if s.settled != nil {
+		err := fn(s.settled)
+		if err == nil {
+			s.mu.RUnlock()
+			return nil
+		}
+	}
+	s.mu.RUnlock()
+	return s.query(fn)
+}
+
 // rollBack opens the file for writing and reads, which takes back what an interrupted transaction has left.
 func rollBack(file string) error {
 	db, err := open(file, false, 1)
@@ -737,27 +787,28 @@ func scanRow(scan func(...any) error) (audit.Row, error) {
 	return r, err
 }
 
-// A rawRow reads one row after the other, each into one piece of memory.
-type rawRow struct{ kind, ref, leaf, chain, der, own sql.RawBytes }
-
-func (w *rawRow) scan(rows *sql.Rows) (audit.Row, error) {
-	var r audit.Row
-	var change int
-	if err := rows.Scan(&r.Sequence, &w.kind, &w.ref, &change, &w.leaf, &w.chain, &w.der, &w.own); err != nil {
-		return r, err
-	}
-	all := make([]byte, 0, len(w.ref)+len(w.leaf)+len(w.chain)+len(w.der)+len(w.own))
-	for _, c := range [...]struct {
-		to  *[]byte
-		raw sql.RawBytes
-	}{{&r.Ref, w.ref}, {&r.Leaf, w.leaf}, {&r.Chain, w.chain}, {&r.DER, w.der}, {&r.Own, w.own}} {
-		if c.raw != nil {
-			all = append(all, c.raw...)
-			*c.to = all[len(all)-len(c.raw) : len(all) : len(all)]
+// rowOf reads the columns of entryColumns as the driver hands them out, each in memory of its own. A column of another type,
+// which a table that is not ours can have, becomes the bytes that it is written with.
+func rowOf(values []driver.Value) audit.Row {
+	octets := func(v driver.Value) []byte {
+		switch v := v.(type) {
+		case nil:
+			return nil
+		case []byte:
+			return v
 		}
+		return fmt.Append(nil, v)
 	}
-	r.Kind, r.Change = string(w.kind), change != 0
-	return r, nil
+	var r audit.Row
+	r.Sequence, _ = values[0].(int64)
+	if kind, ok := values[1].(string); ok {
+		r.Kind = kind
+	} else {
+		r.Kind = string(octets(values[1]))
+	}
+	change, _ := values[3].(int64)
+	r.Ref, r.Change, r.Leaf, r.Chain, r.DER, r.Own = octets(values[2]), change != 0, octets(values[4]), octets(values[5]), octets(values[6]), octets(values[7])
+	return r
 }
 
 // Head implements audit.Store.
@@ -1094,7 +1145,7 @@ func (j *Journal) Row(ctx context.Context, sequence uint64) (audit.Row, error) {
 		return audit.Row{}, err
 	}
 	var r audit.Row
-	err = s.query(func(db *sql.DB) (err error) {
+	err = s.lookUp(func(db *sql.DB) (err error) {
 		r, err = s.row(ctx, db, selectEntry, int64(sequence))
 		return err
 	})
@@ -1116,20 +1167,7 @@ func (s *segment) pages(ctx context.Context, text string, from int64, fn func(au
 	for {
 		page := make([]audit.Row, 0, pageRows)
 		err := s.query(func(db *sql.DB) error {
-			rows, err := db.QueryContext(ctx, s.text(text), from, pageRows)
-			if err != nil {
-				return err
-			}
-			defer rows.Close()
-			var raw rawRow
-			for rows.Next() {
-				r, err := raw.scan(rows)
-				if err != nil {
-					return err
-				}
-				page = append(page, r)
-			}
-			return rows.Err()
+			return direct(ctx, db, s.text(text), []int64{from, pageRows}, func(values []driver.Value) { page = append(page, rowOf(values)) })
 		})
 		if err != nil {
 			return err
@@ -1144,6 +1182,36 @@ func (s *segment) pages(ctx context.Context, text string, from int64, fn func(au
 		}
 		from = page[len(page)-1].Sequence + 1
 	}
+}
+
+// direct calls fn with the rows of a query as the driver hands them out: of many rows, database/sql's conversions take more
+// than SQLite.
+func direct(ctx context.Context, db *sql.DB, text string, args []int64, fn func(values []driver.Value)) error {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return conn.Raw(func(c any) error {
+		named := make([]driver.NamedValue, len(args))
+		for i, a := range args {
+			named[i] = driver.NamedValue{Ordinal: i + 1, Value: a}
+		}
+		rows, err := c.(driver.QueryerContext).QueryContext(ctx, text, named)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		values := make([]driver.Value, len(rows.Columns()))
+		for {
+			if err := rows.Next(values); errors.Is(err, io.EOF) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			fn(values)
+		}
+	})
 }
 
 // Changes implements audit.Store.
@@ -1236,7 +1304,7 @@ func (s *segment) having(ctx context.Context, ref []byte, of []uint64, limit int
 		if len(out) >= limit {
 			break
 		}
-		err := s.query(func(db *sql.DB) error {
+		err := s.lookUp(func(db *sql.DB) error {
 			var seq int64
 			return db.QueryRowContext(ctx, selectRefAt, int64(n), ref).Scan(&seq)
 		})

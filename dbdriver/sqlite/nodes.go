@@ -42,6 +42,18 @@ func nodeOf(no int64) (audit.NodeID, bool) {
 
 // Nodes implements audit.Store. A node is in the segment of its last leaf.
 func (j *Journal) Nodes(ctx context.Context, ids ...audit.NodeID) (map[audit.NodeID]audit.Hash, error) {
+	return j.readNodes(ctx, ids, (*segment).query)
+}
+
+// PathNodes implements audit.Store.
+func (j *Journal) PathNodes(ctx context.Context, ids ...audit.NodeID) (map[audit.NodeID]audit.Hash, error) {
+	return j.readNodes(ctx, ids, (*segment).lookUp)
+}
+
+// A reader is one of the ways to ask a segment.
+type reader func(*segment, func(*sql.DB) error) error
+
+func (j *Journal) readNodes(ctx context.Context, ids []audit.NodeID, read reader) (map[audit.NodeID]audit.Hash, error) {
 	segs, err := j.list()
 	if err != nil {
 		return nil, err
@@ -54,7 +66,7 @@ func (j *Journal) Nodes(ctx context.Context, ids ...audit.NodeID) (map[audit.Nod
 	}
 	out := make(map[audit.NodeID]audit.Hash, len(ids))
 	for s, ids := range of {
-		if err := s.nodes(ctx, ids, out); err != nil {
+		if err := s.nodes(ctx, ids, read, out); err != nil {
 			return nil, err
 		}
 	}
@@ -79,7 +91,7 @@ var (
 )
 
 // nodes reads nodes of the segment into out.
-func (s *segment) nodes(ctx context.Context, ids []audit.NodeID, out map[audit.NodeID]audit.Hash) error {
+func (s *segment) nodes(ctx context.Context, ids []audit.NodeID, read reader, out map[audit.NodeID]audit.Hash) error {
 	var leaves, inner, levels []int64
 	for _, id := range ids {
 		switch no := nodeNo(id); {
@@ -99,8 +111,8 @@ func (s *segment) nodes(ctx context.Context, ids []audit.NodeID, out map[audit.N
 		out[id] = audit.Hash(h)
 		return nil
 	}
-	return s.query(func(db *sql.DB) error {
-		err := lookUp(ctx, db, leafStatements, 1, leaves, func(rows *sql.Rows) error {
+	return read(s, func(db *sql.DB) error {
+		err := byKeys(ctx, db, leafStatements, 1, leaves, func(rows *sql.Rows) error {
 			var index int64
 			var h sql.RawBytes
 			if err := rows.Scan(&index, &h); err != nil {
@@ -111,7 +123,7 @@ func (s *segment) nodes(ctx context.Context, ids []audit.NodeID, out map[audit.N
 		if err != nil {
 			return err
 		}
-		err = lookUp(ctx, db, nodeStatements, 1, inner, func(rows *sql.Rows) error {
+		err = byKeys(ctx, db, nodeStatements, 1, inner, func(rows *sql.Rows) error {
 			var no int64
 			var h sql.RawBytes
 			if err := rows.Scan(&no, &h); err != nil {
@@ -123,7 +135,7 @@ func (s *segment) nodes(ctx context.Context, ids []audit.NodeID, out map[audit.N
 		if err != nil {
 			return err
 		}
-		return lookUp(ctx, db, levelNodeStatements, 2, levels, func(rows *sql.Rows) error {
+		return byKeys(ctx, db, levelNodeStatements, 2, levels, func(rows *sql.Rows) error {
 			var level, index int64
 			var h sql.RawBytes
 			if err := rows.Scan(&level, &index, &h); err != nil {
@@ -134,8 +146,8 @@ func (s *segment) nodes(ctx context.Context, ids []audit.NodeID, out map[audit.N
 	})
 }
 
-// lookUp calls fn with the rows of the keys, each of width values.
-func lookUp(ctx context.Context, db *sql.DB, statements [len(keysPerStatement)]string, width int, keys []int64, fn func(*sql.Rows) error) error {
+// byKeys calls fn with the rows of the keys, each of width values.
+func byKeys(ctx context.Context, db *sql.DB, statements [len(keysPerStatement)]string, width int, keys []int64, fn func(*sql.Rows) error) error {
 	for len(keys) > 0 {
 		i := 0
 		for i+1 < len(keysPerStatement) && keysPerStatement[i]*width < len(keys) {

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -92,19 +93,11 @@ func (x *refIndex) ask(ctx context.Context, ref []byte) (named []int64, covered 
 	if len(x.covered) == 0 {
 		return nil, nil, nil
 	}
-	rows, err := x.read.QueryContext(ctx, selectRef, refNumber(ref))
-	if err != nil {
-		return nil, nil, classify(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var n int64
-		if err := rows.Scan(&n); err != nil {
-			return nil, nil, classify(err)
-		}
+	err = direct(ctx, x.read, selectRef, []int64{refNumber(ref)}, func(values []driver.Value) {
+		n, _ := values[0].(int64) // the table is STRICT
 		named = append(named, n)
-	}
-	return named, x.covered, classify(rows.Err())
+	})
+	return named, x.covered, classify(err)
 }
 
 // giveUp stops asking the index; it is made anew.

@@ -49,6 +49,18 @@ func openSynchronous(file string, readOnly bool, conns int, synchronous string) 
 	return db, nil
 }
 
+// openImmutable is open for reading a file that is never written (https://www.sqlite.org/uri.html#uriimmutable): a log beside
+// it is not looked at.
+func openImmutable(file string, conns int) (*sql.DB, error) {
+	db, err := sql.Open(driverName, dataSource(file, true, "FULL")+"&immutable=1")
+	if err != nil {
+		return nil, fmt.Errorf("sqlite: opening %s: %w", filepath.Base(file), classify(err))
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	return db, nil
+}
+
 // dataSource is what the driver opens.
 func dataSource(file string, readOnly bool, synchronous string) string {
 	q := url.Values{}

@@ -30,7 +30,7 @@ What a journal's size does to its costs. One journal of each size, filled throug
 process; rounds are interleaved; each ratio is to the smallest journal in the same round, then the median of the rounds.
 
 entry         300 bytes of payload of its own, a reference, the fields of a signature without certificates; segments of
-              1,000,000; a checkpoint key and a head seal in this process; 500 changes of state, evenly spread
+              1,000,000 (--segment); a checkpoint key and a head seal in this process; 500 changes of state, evenly spread
 at            the sizes are what the journals have at the end: the last segment of 1,000,000 and of 10,000,000 is full then
 append-1      one caller, append-64 64 callers: the reference looked up, the entry appended, on disk             ≤ 1.25
 reference     entries by a reference that is there; no-reference one that is not (no limit)                       ≤ 1.25
@@ -65,6 +65,7 @@ func benchGrowthCommand() *cobra.Command {
 	f.StringVar(&b.results, "results", "", "结果目录：growth.md、growth.json、growth.svg (folder for the results)")
 	f.IntVar(&b.rounds, "rounds", 7, "轮数 (rounds)")
 	f.UintSliceVar(&sizes, "entries", []uint{10_000, 100_000}, "日志规模 (sizes of the journals)")
+	f.IntVar(&b.segment, "segment", 0, "一段的条目数；0 为 1,000,000，如设备 (entries of a segment; 0: 1,000,000, as the appliance has it)")
 	f.BoolVar(&b.keep, "keep", false, "保留并续用目录中已有的日志，--rounds 须与建立时相同 (go on with the journals that are in the folder, made with the same --rounds, and leave them there)")
 	return c
 }
@@ -79,9 +80,10 @@ const growthChanges = 500
 
 // A growthJournal is one journal of a size.
 type growthJournal struct {
-	size  uint64
-	dir   string
-	store *sqlite.Journal
+	size    uint64
+	dir     string
+	segment int // entries of one
+	store   *sqlite.Journal
 	*audit.Journal
 	key    *hsm.Key
 	fresh  atomic.Uint64 // number of the last draft beyond those of fill
@@ -106,12 +108,12 @@ func growthRef(n uint64) []byte {
 	return ref[:]
 }
 
-func newGrowthJournal(dir string, size uint64) (*growthJournal, error) {
+func newGrowthJournal(dir string, size uint64, segment int) (*growthJournal, error) {
 	secret, err := sm2.NewPrivateKey(bytes.Repeat([]byte{0x42}, 32)) // always the same, for journals that are kept
 	if err != nil {
 		return nil, err
 	}
-	g := &growthJournal{size: size, dir: filepath.Join(dir, fmt.Sprint(size))}
+	g := &growthJournal{size: size, dir: filepath.Join(dir, fmt.Sprint(size)), segment: segment}
 	g.fresh.Store(uint64(time.Now().UnixNano())) // interval: only makes them differ from those of another run
 	if g.key, err = hsm.KeyOf(memoryToken{key: secret}, hsm.KeyInfo{Label: "bench", Algorithm: hsm.SM2, Public: &secret.PublicKey}, false); err != nil {
 		return nil, err
@@ -121,7 +123,7 @@ func newGrowthJournal(dir string, size uint64) (*growthJournal, error) {
 
 // open opens the journal and runs it.
 func (g *growthJournal) open(ctx context.Context) (err error) {
-	if g.store, err = sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: g.dir}); err != nil {
+	if g.store, err = sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: g.dir, SegmentEntries: g.segment}); err != nil {
 		return err
 	}
 	log := logrus.New()

@@ -29,6 +29,7 @@ type growthBench struct {
 	dir, results string
 	sizes        []uint64
 	rounds       int
+	segment      int
 	keep         bool
 
 	journals map[uint64]*growthJournal
@@ -73,7 +74,7 @@ func (b *growthBench) run(ctx context.Context) (err error) {
 	fmt.Println(benchGrowthText)
 	b.journals, b.bytes = map[uint64]*growthJournal{}, map[uint64]float64{}
 	for _, size := range b.sizes {
-		if b.journals[size], err = newGrowthJournal(b.dir, size); err != nil {
+		if b.journals[size], err = newGrowthJournal(b.dir, size, b.segment); err != nil {
 			return err
 		}
 	}
