@@ -154,6 +154,20 @@ func (c *Cluster) DSN(database string) string {
 	return fmt.Sprintf("host=%s port=%d user=yinjian dbname=%s", c.Run, c.Port, database)
 }
 
+// Listen has the server, which was made and not started yet, be reached at addresses of the network, by whoever is there.
+func (c *Cluster) Listen(t testing.TB, addresses ...string) {
+	t.Helper()
+	f, err := os.OpenFile(filepath.Join(c.Dir, "pg_hba.conf"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("host all all samenet trust\n"); err != nil {
+		t.Fatal(err)
+	}
+	c.Args = append(c.Args, "-c", "listen_addresses="+strings.Join(addresses, ","))
+}
+
 // Open opens a database past our own code.
 func (c *Cluster) Open(t testing.TB, database string) *sql.DB {
 	t.Helper()

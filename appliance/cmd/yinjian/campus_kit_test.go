@@ -20,9 +20,10 @@ import (
 // time servers and whoever administers, and between the two, which alone is cut. The database is reached over its Unix
 // socket, which namespaces of the network do not part.
 type land struct {
-	net      string    // 198.18.N or 198.19.N: RFC 2544's, which nobody routes
-	names    [2]string // of the namespaces
-	peerLine [2]string // ends of the line between them
+	net      string       // 198.18.N or 198.19.N: RFC 2544's, which nobody routes
+	names    [2]string    // of the namespaces
+	peerLine [2]string    // ends of the line between them
+	dataLine [2][2]string // ends of the lines to the database here and in either namespace; "" before databaseLines
 }
 
 // newLand makes it; the test is skipped without the right to.
@@ -53,34 +54,52 @@ func newLand(t *testing.T) *land {
 			t.Fatal(err)
 		}
 	}
-	line := func(end0, ns0, address0, end1, ns1, address1 string) {
-		t.Helper()
-		in := func(ns string, args ...string) []string {
-			if ns == "" {
-				return args
-			}
-			return append([]string{"-n", ns}, args...)
-		}
-		if err := ip(in(ns0, "link", "add", end0, "type", "veth", "peer", "name", end1, "netns", ns1)...); err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range [][3]string{{end0, ns0, address0}, {end1, ns1, address1}} {
-			if err := ip(in(e[1], "addr", "add", e[2]+"/30", "dev", e[0])...); err != nil {
-				t.Fatal(err)
-			}
-			if err := ip(in(e[1], "link", "set", e[0], "up")...); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 	for i, side := range []string{"a", "b"} {
-		end := "m" + side + tag
-		line(end, "", l.address(4*i+1), "n"+side+tag, l.names[i], l.address(4*i+2))
-		t.Cleanup(func() { _ = ip("link", "del", end) })
+		l.line(t, "m"+side+tag, "", l.address(4*i+1), "n"+side+tag, l.names[i], l.address(4*i+2))
 	}
-	line(l.peerLine[0], l.names[0], l.address(9), l.peerLine[1], l.names[1], l.address(10))
+	l.line(t, l.peerLine[0], l.names[0], l.address(9), l.peerLine[1], l.names[1], l.address(10))
 	return l
 }
+
+// line lays one from one end, in a namespace or here (""), to another.
+func (l *land) line(t *testing.T, end0, ns0, address0, end1, ns1, address1 string) {
+	t.Helper()
+	ipIn(t, ns0, "link", "add", end0, "type", "veth", "peer", "name", end1, "netns", ns1)
+	if ns0 == "" {
+		t.Cleanup(func() { _ = exec.Command("ip", "link", "del", end0).Run() })
+	}
+	for _, e := range [][3]string{{end0, ns0, address0}, {end1, ns1, address1}} {
+		ipIn(t, e[1], "addr", "add", e[2]+"/30", "dev", e[0])
+		ipIn(t, e[1], "link", "set", e[0], "up")
+	}
+}
+
+// databaseLines lays a line to a database from either campus, and answers the addresses it is reached at.
+func (l *land) databaseLines(t *testing.T) (at [2]string) {
+	t.Helper()
+	for i := range 2 {
+		l.dataLine[i] = [2]string{strings.Replace(l.peerLine[i], "p", "d", 1), strings.Replace(l.peerLine[i], "p", "q", 1)}
+		at[i] = l.address(13 + 4*i)
+		l.line(t, l.dataLine[i][0], "", at[i], l.dataLine[i][1], l.names[i], l.address(14+4*i))
+	}
+	return at
+}
+
+// losePackets has every packet between campus i and the database lost without a word, findPackets ends that.
+func (l *land) losePackets(t *testing.T, i int) {
+	t.Helper()
+	ipIn(t, "", "neigh", "replace", l.address(14+4*i), "lladdr", nobodys, "dev", l.dataLine[i][0], "nud", "permanent")
+	ipIn(t, l.names[i], "neigh", "replace", l.address(13+4*i), "lladdr", nobodys, "dev", l.dataLine[i][1], "nud", "permanent")
+}
+
+func (l *land) findPackets(t *testing.T, i int) {
+	t.Helper()
+	ipIn(t, "", "neigh", "del", l.address(14+4*i), "dev", l.dataLine[i][0])
+	ipIn(t, l.names[i], "neigh", "del", l.address(13+4*i), "dev", l.dataLine[i][1])
+}
+
+// nobodys is the address of a station that is not there.
+const nobodys = "02:00:00:00:00:99"
 
 func (l *land) address(n int) string { return fmt.Sprintf("%s.%d", l.net, n) }
 
@@ -90,9 +109,14 @@ func (l *land) here(i int) string { return l.address(4*i + 1) }
 func (l *land) at(i int) string   { return l.address(4*i + 2) }
 func (l *land) peer(i int) string { return l.address(9 + i) }
 
-func (l *land) ip(t *testing.T, i int, args ...string) {
+func (l *land) ip(t *testing.T, i int, args ...string) { t.Helper(); ipIn(t, l.names[i], args...) }
+
+// ipIn runs ip in a namespace, "": in this one.
+func ipIn(t *testing.T, ns string, args ...string) {
 	t.Helper()
-	args = append([]string{"-n", l.names[i]}, args...)
+	if ns != "" {
+		args = append([]string{"-n", ns}, args...)
+	}
 	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 		t.Fatalf("ip %s: %v: %s", strings.Join(args, " "), err, out)
 	}
@@ -107,7 +131,7 @@ func (l *land) mend(t *testing.T) { t.Helper(); l.ip(t, 0, "link", "set", l.peer
 func (l *land) swallow(t *testing.T) {
 	t.Helper()
 	for i := range 2 {
-		l.ip(t, i, "neigh", "replace", l.peer(1-i), "lladdr", "02:00:00:00:00:99", "dev", l.peerLine[i], "nud", "permanent")
+		l.ip(t, i, "neigh", "replace", l.peer(1-i), "lladdr", nobodys, "dev", l.peerLine[i], "nud", "permanent")
 	}
 }
 
