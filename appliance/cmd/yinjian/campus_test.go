@@ -100,7 +100,7 @@ func TestTwoCampuses(t *testing.T) {
 	long := os.Getenv("YINJIAN_LONG") != ""
 	pause := time.Duration(0)
 	if long {
-		pause = 2 * time.Minute
+		pause = 10 * time.Minute
 	}
 	for i, way := range []struct{ cut, mend func(*testing.T) }{{l.cut, l.mend}, {l.swallow, l.release}} {
 		if i > 0 && !long {

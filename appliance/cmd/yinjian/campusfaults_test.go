@@ -224,11 +224,15 @@ func TestDatabaseLine(t *testing.T) {
 			if o := change(i, "stop", "A2"); o.code != 1 || !strings.Contains(o.stderr, "[centre_unavailable]") || !strings.Contains(o.stderr, "签名与时间戳不受影响") {
 				t.Errorf("a change without the database: %v", o)
 			}
-			eventually(t, 2*time.Minute, "the state says what is away", func() bool {
-				return strings.Contains(mustRun(t, "status", "--dir", ends[i].dir).stdout, "库不可用")
-			})
 		}
 		time.Sleep(pause)
+		for _, i := range lost {
+			if round > 0 { // once a batch's time is over
+				eventually(t, 2*time.Minute, "the state says what is away", func() bool {
+					return strings.Contains(mustRun(t, "status", "--dir", ends[i].dir).stdout, "库不可用")
+				})
+			}
+		}
 		for i, e := range ends {
 			loads[i].goesOn(t, 20)
 			if s := e.state(t); !s.Ready {

@@ -181,7 +181,12 @@ func (k *killer) mustReturn(after string) {
 			k.FailNow()
 		}
 	}
-	k.slowest[after] = max(k.slowest[after], time.Since(begun))
+	took := time.Since(begun)
+	k.slowest[after] = max(k.slowest[after], took)
+	if took > returnsWithin/4 { // what it did meanwhile
+		b, _ := os.ReadFile(k.m.log)
+		k.Logf("%s: service was back after %v\n%s", after, took, lastLines(b, 60))
+	}
 }
 
 // upTo is a random time up to d.
