@@ -33,6 +33,8 @@ type keyLine struct {
 	Sensitive        *bool   `json:"sensitive,omitempty"`
 	Extractable      *bool   `json:"extractable,omitempty"`
 	NeverExtractable *bool   `json:"never_extractable,omitempty"`
+	AlwaysSensitive  *bool   `json:"always_sensitive,omitempty"`
+	Local            *bool   `json:"local,omitempty"`        // it was made there
 	Trusted          *bool   `json:"trusted,omitempty"`      // of a key that wraps
 	MachineUses      *uint64 `json:"machine_uses,omitempty"` // where the machine counts
 
@@ -158,6 +160,7 @@ type foundKey struct {
 func (f *foundKey) on(machine string, k hsm.KeyInfo) {
 	f.Sensitive, f.Trusted, f.NeverExtractable = f.Sensitive && k.Sensitive, f.Trusted && k.Trusted, f.NeverExtractable && k.NeverExtractable
 	f.Extractable = f.Extractable || k.Extractable
+	f.AlwaysSensitive, f.Local = worst(f.AlwaysSensitive, k.AlwaysSensitive), worst(f.Local, k.Local)
 	if len(f.machines) > 0 && f.Uses != nil && k.Uses != nil {
 		sum := *f.Uses + *k.Uses
 		f.Uses = &sum
@@ -165,8 +168,18 @@ func (f *foundKey) on(machine string, k hsm.KeyInfo) {
 	f.machines = append(f.machines, machine)
 }
 
+// worst is true where both are, and nil where one does not say.
+func worst(a, b *bool) *bool {
+	if a == nil || b == nil {
+		return nil
+	}
+	both := *a && *b
+	return &both
+}
+
 func (l *keyLine) readBack(k *foundKey) {
 	l.Sensitive, l.Extractable, l.NeverExtractable, l.MachineUses, l.Machines = &k.Sensitive, &k.Extractable, &k.NeverExtractable, k.Uses, k.machines
+	l.AlwaysSensitive, l.Local = k.AlwaysSensitive, k.Local
 	if k.Algorithm == hsm.SM4 {
 		l.Trusted = &k.Trusted
 	}

@@ -112,6 +112,9 @@ type KeyInfo struct {
 	Sensitive, Extractable, NeverExtractable bool
 	// Trusted is CKA_TRUSTED of a secret key: the security officer has marked it, and keys may be wrapped under it.
 	Trusted bool
+	// AlwaysSensitive and Local are what the token says of the key's birth: it was never readable, and was made there. Only
+	// Keys sets them; nil: the token does not say.
+	AlwaysSensitive, Local *bool
 	// Uses is how many signatures the token itself says a private key has made, by whomever. Only Keys sets it, and only
 	// where the token counts; nil: not available.
 	Uses *uint64

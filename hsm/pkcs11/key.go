@@ -411,6 +411,11 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 					} else if err != nil {
 						return err
 					}
+					if info.AlwaysSensitive, info.Local, err = t.birth(s, h); t.gone(s, err) {
+						continue
+					} else if err != nil {
+						return err
+					}
 					infos = append(infos, info)
 				}
 			}
@@ -428,6 +433,19 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 func (t *Token) gone(s p11.SessionHandle, err error) bool {
 	err = t.cfg.Profile.translate(err)
 	return hsm.ClassifyError(err) == hsm.ClassRefind && !t.cfg.Profile.noSessionInfo && t.loggedIn(s) == nil
+}
+
+// birth reads what the token says of how a key came to be, nil where it does not say.
+func (t *Token) birth(s p11.SessionHandle, h p11.ObjectHandle) (alwaysSensitive, local *bool, err error) {
+	a, err := t.attributes(s, h, p11.CKA_ALWAYS_SENSITIVE, p11.CKA_LOCAL)
+	said := func(typ uint) *bool {
+		if len(a[typ]) != 1 {
+			return nil
+		}
+		is := boolean(a[typ])
+		return &is
+	}
+	return said(p11.CKA_ALWAYS_SENSITIVE), said(p11.CKA_LOCAL), err
 }
 
 // useCounter reads how often a private key has signed, nil where the token does not say.

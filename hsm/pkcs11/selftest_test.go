@@ -84,3 +84,29 @@ func TestSelfTestFindsWrongAnswers(t *testing.T) {
 		t.Errorf("%+v, %v", tests, err)
 	}
 }
+
+// What the token says of a key's birth is read back, through a worker too: one that was made there, and one that was brought.
+func TestKeyBirth(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	install(t, m.cfg, "officer-pin", "kek/1", randomBytes(16))
+	tok := open(t, m.cfg)
+	defer tok.Close()
+	generate(t, tok, "k", hsm.SM2)
+	for name, token := range map[string]hsm.Token{"direct": tok, "worker": m.startWorker(t)} {
+		keys, err := token.Keys(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		for _, k := range keys {
+			if k.AlwaysSensitive == nil || k.Local == nil {
+				t.Fatalf("%s: %+v", name, k)
+			}
+			seen[k.Label] = *k.AlwaysSensitive && *k.Local
+		}
+		if !seen["k"] || seen["kek/1"] || len(seen) != 2 {
+			t.Errorf("%s: %v", name, seen)
+		}
+	}
+}

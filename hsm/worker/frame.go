@@ -198,6 +198,8 @@ func addKeyInfo(b []byte, k hsm.KeyInfo) ([]byte, error) {
 	b = addBool(b, k.Extractable)
 	b = addBool(b, k.NeverExtractable)
 	b = addBool(b, k.Trusted)
+	b = addOptional(b, k.AlwaysSensitive)
+	b = addOptional(b, k.Local)
 	b, err := addPublic(b, k.Label, k.Public)
 	if err != nil {
 		return nil, err
@@ -206,6 +208,22 @@ func addKeyInfo(b []byte, k hsm.KeyInfo) ([]byte, error) {
 		b = binary.BigEndian.AppendUint64(b, *k.Uses)
 	}
 	return b, nil
+}
+
+// addOptional adds 0 for nil, otherwise 1 and the value.
+func addOptional(b []byte, v *bool) []byte {
+	if v == nil {
+		return append(b, 0)
+	}
+	return addBool(append(b, 1), *v)
+}
+
+func (s *scanner) optional() *bool {
+	if !s.boolean() {
+		return nil
+	}
+	v := s.boolean()
+	return &v
 }
 
 func addPublic(b []byte, label string, public crypto.PublicKey) ([]byte, error) {
@@ -234,6 +252,7 @@ func (s *scanner) keyInfo() hsm.KeyInfo {
 	}
 	k.Algorithm = hsm.Algorithm(s.string())
 	k.Sensitive, k.Extractable, k.NeverExtractable, k.Trusted = s.boolean(), s.boolean(), s.boolean(), s.boolean()
+	k.AlwaysSensitive, k.Local = s.optional(), s.optional()
 	k.Public = s.public()
 	if s.boolean() {
 		n := s.u64()

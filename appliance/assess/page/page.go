@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -36,22 +38,17 @@ var words = map[assess.Status]string{assess.Shown: "已证明 shown", assess.Fai
 // shownBytes bounds how much of an item's raw output stands on the page; the rest is in the pack.
 const shownBytes = 4000
 
-// raw is an item's raw output, indented and cut.
+// raw is an item's raw output, cut: a member or element of it a line.
 func raw(data json.RawMessage) string {
-	if string(data) == "null" {
-		return ""
-	}
 	var v any
 	dec := json.NewDecoder(strings.NewReader(string(data)))
 	dec.UseNumber()
-	if dec.Decode(&v) != nil {
+	if dec.Decode(&v) != nil || v == nil {
 		return ""
 	}
-	b, err := json.MarshalIndent(shorten(v), "", " ")
-	if err != nil {
-		return ""
-	}
-	text := string(b)
+	var b strings.Builder
+	write(&b, "", shorten(v), 2)
+	text := strings.TrimPrefix(b.String(), "\n")
 	if len(text) > shownBytes {
 		cut := shownBytes
 		for !utf8.RuneStart(text[cut]) {
@@ -61,6 +58,44 @@ func raw(data json.RawMessage) string {
 	}
 	return text
 }
+
+// write spreads a value over lines to a depth; below it is in one piece.
+func write(b *strings.Builder, indent string, v any, depth int) {
+	line := func(name string, v any) {
+		b.WriteString("\n" + indent + name)
+		write(b, indent+"  ", v, depth-1)
+	}
+	switch v := v.(type) {
+	case map[string]any:
+		if depth > 0 && len(v) > 0 {
+			for _, name := range slices.Sorted(maps.Keys(v)) {
+				line(name+": ", v[name])
+			}
+			return
+		}
+	case []any:
+		if depth > 0 && len(v) > 0 {
+			for _, e := range v {
+				line("- ", whole{e})
+			}
+			return
+		}
+	case string:
+		b.WriteString(v)
+		return
+	case whole:
+		write(b, indent, v.v, 0)
+		return
+	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		return
+	}
+	b.WriteString(strings.NewReplacer(`\u003c`, "<", `\u003e`, ">", `\u0026`, "&").Replace(string(text)))
+}
+
+// A whole is an element of a list, which stands on one line.
+type whole struct{ v any }
 
 // shorten cuts long words: keys, certificates, random numbers.
 func shorten(v any) any {
