@@ -211,7 +211,7 @@ func (c *collection) drills(valid *evidence.Bundle) {
 	c.try(assess.SectionIntegrity, line{
 		id: "integrity.drill.segment", title: "改动演练：日志段的拷贝翻一个比特 (drill: a copy of a segment)", command: "yinjian audit verify --journal COPY", limits: limits,
 		shows: "在日志第一段开头的拷贝里翻一个比特，核验指出了那一条",
-	}, c.drillSegment)
+	}, func() (any, error) { return c.drillSegment(flipEntry) })
 	c.try(assess.SectionIntegrity, line{
 		id: "integrity.drill.row", title: "改动演练：中心库一行的拷贝翻一个比特 (drill: a copy of a row)", command: "yinjian db sweep --dir DIR", limits: limits,
 		shows: "一行的拷贝翻一个比特，其 MAC 不再相符；原行相符",
@@ -222,7 +222,8 @@ func (c *collection) drills(valid *evidence.Bundle) {
 	}, func() (any, error) { return c.drillEvidence(valid) })
 }
 
-func (c *collection) drillSegment() (any, error) {
+// drillSegment copies, flips and verifies; flip answers the number of the entry that it has changed.
+func (c *collection) drillSegment(flip func(dir string, rows []audit.Row) (uint64, error)) (any, error) {
 	var name [8]byte
 	rand.Read(name[:]) // never fails (crypto/rand)
 	dir := filepath.Join(c.a.dir, "run", "assess-"+hex.EncodeToString(name[:]))
@@ -230,6 +231,9 @@ func (c *collection) drillSegment() (any, error) {
 	rows, err := c.copyJournal(dir)
 	if err != nil {
 		return nil, missing("没有拷成 (the copy was not made): " + err.Error())
+	}
+	if len(rows) == 0 {
+		return nil, missing("日志还是空的 (the journal is empty)")
 	}
 	before, err := findings(c.ctx, dir)
 	if err != nil {
@@ -239,7 +243,7 @@ func (c *collection) drillSegment() (any, error) {
 	if len(before) > 0 {
 		return d, errors.New("拷贝在改动之前就不完好 (the copy is not sound before the flip)")
 	}
-	sequence, err := flipEntry(dir, rows)
+	sequence, err := flip(dir, rows)
 	if err != nil {
 		return d, missing(err.Error())
 	}

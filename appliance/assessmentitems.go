@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -178,12 +179,27 @@ func readRandom(ctx context.Context, t hsm.Token, n int) ([]byte, error) {
 	return out, ctx.Err()
 }
 
-// ServeRandomTests is the whole work of the process that tests random numbers: the set's name and a line end, then its bytes, on in; the
-// judgement on out. It runs at the lowest priority.
-func ServeRandomTests(in io.Reader, out io.Writer) error {
-	if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, 19); err != nil {
+// LowestPriority gives every thread of this process the lowest priority; those that come later have their maker's.
+func LowestPriority() error {
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
 		return err
 	}
+	for _, t := range threads {
+		id, err := strconv.Atoi(t.Name())
+		if err != nil {
+			return err
+		}
+		if err := syscall.Setpriority(syscall.PRIO_PROCESS, id, 19); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+// ServeRandomTests is the work of the process that tests random numbers: the set's name and a line end, then its bytes, on in; the
+// judgement on out.
+func ServeRandomTests(in io.Reader, out io.Writer) error {
 	data, err := io.ReadAll(io.LimitReader(in, int64(trial.PowerOn.Bytes())+64))
 	if err != nil {
 		return err

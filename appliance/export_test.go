@@ -2,11 +2,13 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver/central"
+	"yinjian/dbdriver/sqlite"
 	"yinjian/tsa"
 	"yinjian/tsa/stf"
 
@@ -81,4 +83,22 @@ func Duplicates(store *central.Store, paired func() bool) audit.Projection {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	return &duplicates{Store: store, paired: paired, log: log}
+}
+
+// DrillSegment runs the drill of an assessment on a journal. Without flip nothing is changed in the copy, and a flip of the third
+// entry is claimed.
+func DrillSegment(ctx context.Context, store *sqlite.Journal, dir string, flip bool) error {
+	c := &collection{ctx: ctx, a: &Appliance{store: store, dir: dir}}
+	change := flipEntry
+	if !flip {
+		change = func(string, []audit.Row) (uint64, error) { return 3, nil }
+	}
+	_, err := c.drillSegment(change)
+	return err
+}
+
+// NotEvidenced says whether an item of an assessment with this error is not evidenced, rather than failed.
+func NotEvidenced(err error) bool {
+	var none missing
+	return errors.As(err, &none)
 }

@@ -102,7 +102,7 @@ func shorten(v any) any {
 	switch v := v.(type) {
 	case string:
 		if len(v) > 200 && !strings.Contains(v, " ") {
-			return v[:60] + fmt.Sprintf("…（%d）", len(v))
+			return strings.ToValidUTF8(v[:60], "") + fmt.Sprintf("…（%d）", len(v))
 		}
 		return v
 	case []any:

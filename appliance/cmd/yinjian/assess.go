@@ -271,6 +271,11 @@ func replayItem(it assess.Item) replay {
 func assessRandomCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "assess-random", Hidden: true, Args: exactArgs(0),
-		RunE: func(*cobra.Command, []string) error { return appliance.ServeRandomTests(os.Stdin, os.Stdout) },
+		RunE: func(*cobra.Command, []string) error {
+			if err := appliance.LowestPriority(); err != nil {
+				return err
+			}
+			return appliance.ServeRandomTests(os.Stdin, os.Stdout)
+		},
 	}
 }

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"yinjian/api/wire"
 	"yinjian/appliance"
@@ -168,6 +170,20 @@ valid_until = "2099-01-31"
 		wantCode(t, errs[1], "not_ready")
 	} else {
 		wantCode(t, errs[0], "not_ready")
+	}
+
+	// Whoever asked and went leaves an outcome that says so, and the next one is taken.
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(200*time.Millisecond, cancel)
+	outcomes := journalled(t, dir, assess.KindOutcome, r.Header.Node)
+	if _, err := a.Assess(ctx, wire.Assess{Nonce: "given-up", Assessor: "测评机构"}); err == nil {
+		t.Error("it was done before it was given up")
+	}
+	eventually(t, 30*time.Second, "the outcome of one that was given up", func() bool {
+		return journalled(t, dir, assess.KindOutcome, r.Header.Node) == outcomes+1
+	})
+	if _, err := a.Assess(t.Context(), wire.Assess{Nonce: "after-that", Assessor: "测评机构"}); err != nil {
+		t.Error(err)
 	}
 	m.mustBeClean(t)
 }
