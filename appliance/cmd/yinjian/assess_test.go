@@ -292,7 +292,7 @@ func alterations(t *testing.T, data []byte, p *assess.Pack, r *assess.Report, tr
 		}
 		again(what, func(p *assess.Pack) { p.Report = b })
 	}
-	for i := range r.Items {
+	for i := 0; i < len(r.Items); i += 5 {
 		report("an item is gone", func(r *assess.Report) { r.Items = slices.Delete(r.Items, i, i+1) })
 		report("an item is shown", func(r *assess.Report) { r.Items[i].Status, r.Items[i].Why, r.Items[i].Limits = assess.Shown, "", "-" })
 	}
