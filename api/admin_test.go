@@ -259,6 +259,9 @@ func (a *admin) Assess(_ context.Context, actor string, req api.Assess) (any, er
 func (a *admin) FileReport(_ context.Context, actor string, req api.FileReport) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) Diagnosis(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "diagnosis")
+}
 func (a *admin) ListAlarms(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "alarms")
 }
@@ -413,6 +416,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	}
 	signed := wire.SignReport{Kind: "patrol", Name: "daily", Outcome: "normal", Files: []wire.ReportFile{{Name: "a.json", SM3: strings.Repeat("0a", 32), Size: 1}}, Persons: two, Summary: []byte("{}")}
 	check(a.SignReport(ctx, signed))
+	check(a.Diagnosis(ctx))
 	check(a.MissingRecords(ctx))
 	check(a.Sweep(ctx))
 	changes := wire.ListChanges{Object: "D1001", Actor: "root", Kind: "account.", Since: "2026-11-01T00:00:00+08:00", Until: "2026-11-22T00:00:00Z", Limit: 10_000}
@@ -467,7 +471,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.RunPreserve{}, "preserve", wire.PreservedRecord{ID: strings.Repeat("0a", 32)},
 		wire.SetCustodians{Record: []byte("{}"), Persons: two}, wire.BeginBackup{Persons: two, Target: "/mnt", Incremental: true, Softtoken: true},
 		wire.EndBackup{ID: "0123456789abcdef", SM3: strings.Repeat("0a", 32), Size: 7, Entries: 5, Through: 1}, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"},
-		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "alarms", wire.TestAlarms{}, signed, "missing",
+		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "alarms", wire.TestAlarms{}, signed, "diagnosis", "missing",
 		wire.Sweep{}, changes,
 		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}, wire.ThawObject{Kind: "signer", ID: "D001", Reason: "以本部为准"},
 		"peer", wire.PeerCard{}, pairing, wire.RemovePeer{Persons: two, Reason: "换设备"},

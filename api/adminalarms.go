@@ -25,12 +25,15 @@ type ReportAdmin interface {
 	ListAlarms(ctx context.Context, actor string) (any, error)
 	TestAlarms(ctx context.Context, actor string, req TestAlarms) (any, error)
 	SignReport(ctx context.Context, actor string, req SignReport) (any, error)
+	// Diagnosis is what the process says of itself.
+	Diagnosis(ctx context.Context, actor string) (any, error)
 }
 
 func (s *Server) reportRoutes(e *echo.Echo) {
 	a := s.cfg.Admin
 	e.GET("/admin/v1/alarms", s.listed(a.ListAlarms))
 	e.POST("/admin/v1/alarms/test", administered(s, nothingToCheck[TestAlarms], a.TestAlarms))
+	e.GET("/admin/v1/diagnosis", s.listed(a.Diagnosis))
 	e.POST("/admin/v1/reports", administeredFile(s, checkSignReport, a.SignReport))
 }
 

@@ -145,6 +145,7 @@ var matrix = []Line{
 	{Method: post, Pattern: "/admin/v1/reports/year", Title: "年度统计 (report of a year)", Roles: auditor},
 	{Method: get, Pattern: "/admin/v1/alarms", Title: "列出告警 (list alarms)", Roles: seeMachines},
 	{Method: post, Pattern: "/admin/v1/alarms/test", Title: "发测试告警 (send a test alarm)", Roles: system, Changes: true},
+	{Method: get, Pattern: "/admin/v1/diagnosis", Title: "进程自述，供诊断包 (what the process says of itself)", Roles: seeService},
 	// It decides nothing: what somebody found is put down.
 	{Method: post, Pattern: "/admin/v1/reports", Title: "为巡检、评估、演练的报告签名 (sign a report)", Roles: seeMachines},
 	{Method: post, Pattern: "/admin/v1/archive", Title: "归档中心库中已结束各月的行 (archive the closed months of the central database)", Roles: system, Changes: true},

@@ -204,6 +204,11 @@ func (l *alarms) conditions() []alarm.Condition {
 	for _, address := range a.server.Pressed() {
 		add(alarm.LoginLocked, address, "来自该地址的身份验证失败过多，暂不受理 (nobody is let in from there for the moment)")
 	}
+	for _, x := range a.directory.Administrators() {
+		if a.directory.ViewAdministrator(x).Locked {
+			add(alarm.LoginLocked, "admin:"+x.ID, "管理员登录失败过多，已锁定 (an administrator's login is locked)")
+		}
+	}
 	if a.device != nil {
 		if err := a.device.Down(); err != nil {
 			add(alarm.UpstreamAway, a.device.Name(), "%s", reasonOf(err))

@@ -20,6 +20,11 @@ func (a *Admin) TestAlarms(ctx context.Context) (*wire.TestedAlarms, error) {
 	return &out, decode(data, &out)
 }
 
+// Diagnosis is what the appliance's process says of itself.
+func (a *Admin) Diagnosis(ctx context.Context) (json.RawMessage, error) {
+	return a.get(ctx, "diagnosis")
+}
+
 // SignReport journals the digests of a report's files, and answers the entry's receipt.
 func (a *Admin) SignReport(ctx context.Context, req wire.SignReport) (json.RawMessage, error) {
 	return a.post(ctx, "reports", req)

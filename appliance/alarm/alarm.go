@@ -97,7 +97,7 @@ var Meanings = map[Code]Meaning{
 	ListDue:         {Warning, "吊销列表过期或将过期 (a CRL has ended, or ends soon)", "yinjian cert crl fetch 或 cert crl import (fetch or import a new one)"},
 	BackupOverdue:   {Warning, "备份超期 (a backup is overdue)", "yinjian backup create，见 docs/backup.md (make one)"},
 	PINLocked:       {Warning, "签名人 PIN 已锁定 (a signer's PIN is locked)", "核实本人后 yinjian signer set-pin；查是谁在试 (ask the signer; find out who tried)"},
-	LoginLocked:     {Warning, "验证失败过多 (too many failed authentications)", "核对该地址上应用的密钥；查是否有人在试 (check the key of the application there; does somebody guess?)"},
+	LoginLocked:     {Warning, "验证失败过多 (too many failed authentications)", "核对该地址上应用的密钥，或问管理员本人；查是否有人在试 (check the application's key, or ask the administrator; does somebody guess?)"},
 	UpstreamAway:    {Warning, "上游时间戳设备不可用 (the upstream timestamp device is away)", "查该设备与网络，见 docs/upstream.md (look at the device and the network)"},
 	Test:            {Notice, "告警测试 (a test alarm)", "无须处理 (nothing to do)"},
 }

@@ -83,7 +83,7 @@ func newRoot() *cobra.Command {
 		peerCommand(),
 		loginCommand(), logoutCommand(), administratorCommand(), approvalCommand(),
 		logCommand(),
-		alarmCommand(), reportCommand(), patrolCommand(),
+		alarmCommand(), reportCommand(), patrolCommand(), diagCommand(),
 		assessCommand(), assessRandomCommand(),
 	)
 	return root
