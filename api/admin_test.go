@@ -283,6 +283,9 @@ func (a *admin) Sweep(_ context.Context, actor string, req wire.Sweep) (any, err
 func (a *admin) ListChanges(_ context.Context, actor string, req wire.ListChanges) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) BindClient(_ context.Context, actor string, req api.BindClient) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) PeerStatus(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "peer")
 }
@@ -336,6 +339,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.StopApplication(ctx, wire.Decision{ID: "his", Reason: "停用"}))
 	check(a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"}))
 	check(a.SetProduction(ctx, wire.SetProduction{ID: "his", Production: true, Reason: "上线"}))
+	check(a.BindClient(ctx, wire.BindClient{ID: "his", By: "key", Certificate: []byte("PEM"), Reason: "专线"}))
 	bulk := wire.ImportSigners{Signers: []wire.ImportSigner{{ID: "../etc", Algorithms: []string{"SM2"}, Test: true}}, CA: "external", Trial: true} // a bad one is told of alone
 	if _, err := a.ImportSigners(ctx, bulk); err != nil {
 		t.Error(err)
@@ -459,7 +463,7 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.State(ctx))
 	want := []any{
 		reg, "applications", wire.Decision{ID: "his", Reason: "停用"}, wire.LimitApplication{ID: "his", Rate: 10_000, Burst: 100_000, Reason: "扩容"},
-		wire.SetProduction{ID: "his", Production: true, Reason: "上线"}, bulk, records, totals, wire.HistoryRecord{System: "oldsign", ID: "1"}, enrol,
+		wire.SetProduction{ID: "his", Production: true, Reason: "上线"}, wire.BindClient{ID: "his", By: "key", Certificate: []byte("PEM"), Reason: "专线"}, bulk, records, totals, wire.HistoryRecord{System: "oldsign", ID: "1"}, enrol,
 		wire.AddSignerKey{Signer: "D1001", Algorithm: "RSA-2048", CA: "external"}, "signers", wire.SetSignerPIN{Signer: "D1001", PIN: "271828", OldPIN: "314159"},
 		wire.RecoverSigner{Signer: "D1001", PIN: "271828", Shares: [][]byte{[]byte("one"), []byte("two")}}, wire.Ceremony{Minutes: []byte("{}")}, wire.Rederive{}, "keys", wire.DestroyKey{Label: "staff/D1001/0/SM2", Reason: "换发"}, wire.Decision{ID: "D1001", Reason: "离职"}, wire.Decision{ID: "D1001", Reason: "返聘"},
 		wire.RevokeCertificate{Serial: "01ab", Reason: "keyCompromise"}, wire.IssueCRL{}, anchor, wire.Decision{ID: "0123456789ab", Reason: "到期"}, "anchors", wire.AddIntermediates{File: []byte("chain")}, request,

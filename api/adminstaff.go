@@ -8,12 +8,14 @@ import (
 	"yinjian/api/wire"
 	"yinjian/appliance/account"
 	"yinjian/appliance/history"
+	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
 )
 
 // The bodies of the routes about staff in bulk, test accounts and records of older systems.
 type (
 	SetProduction = wire.SetProduction
+	BindClient    = wire.BindClient
 	ImportSigners = wire.ImportSigners
 	ImportHistory = wire.ImportHistory
 	HistoryTotals = wire.HistoryTotals
@@ -23,6 +25,7 @@ type (
 // StaffAdmin is the part of [Admin] that is about those.
 type StaffAdmin interface {
 	SetProduction(ctx context.Context, actor string, req SetProduction) (any, error)
+	BindClient(ctx context.Context, actor string, req BindClient) (any, error)
 	ImportSigners(ctx context.Context, actor string, req ImportSigners) (any, error)
 	ImportHistory(ctx context.Context, actor string, req ImportHistory) (any, error)
 	CloseHistory(ctx context.Context, actor string, req HistoryTotals) (any, error)
@@ -32,6 +35,7 @@ type StaffAdmin interface {
 func (s *Server) staffRoutes(e *echo.Echo) {
 	a := s.cfg.Admin
 	e.POST("/admin/v1/applications/:id/production", administered(s, checkSetProduction, a.SetProduction))
+	e.POST("/admin/v1/applications/:id/client", administeredUpTo(s, 2*pki.MaxBundleSize, checkBindClient, a.BindClient))
 	e.POST("/admin/v1/signers/import", administeredUpTo(s, s.limits.Body, checkImportSigners, a.ImportSigners))
 	e.POST("/admin/v1/history/records", administeredUpTo(s, s.limits.Body, checkImportHistory, a.ImportHistory))
 	e.POST("/admin/v1/history/totals", administered(s, checkHistoryTotals, a.CloseHistory))
@@ -41,6 +45,14 @@ func (s *Server) staffRoutes(e *echo.Echo) {
 func checkSetProduction(c echo.Context, r *SetProduction) *problem.Problem {
 	r.ID = c.Param("id")
 	return first(pattern("path.id", r.ID, applicationID), text("reason", r.Reason, 256))
+}
+
+func checkBindClient(c echo.Context, r *BindClient) *problem.Problem {
+	r.ID = c.Param("id")
+	if p := first(pattern("path.id", r.ID, applicationID), oneOf("by", r.By, account.BindByKey, account.BindBySubject, account.BindByNone), text("reason", r.Reason, 256)); p != nil || r.By == account.BindByNone {
+		return p
+	}
+	return required("certificate", r.Certificate, pki.MaxBundleSize)
 }
 
 // checkImportSigners leaves what is wrong with one of them to be told of that one.

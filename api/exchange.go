@@ -20,15 +20,16 @@ import (
 type exchange struct {
 	http.ResponseWriter
 	server        *Server
-	id            string   // of the request, in hex
-	application   string   // that has proved itself; "" for none
-	source        string   // of a timestamp request without a key
-	operator      string   // of the administration
-	session       *Session // of the administration; nil before it is known
-	authorization *wire.Authorization
-	remote        netip.Addr // nobody's forwarding header is believed
-	bodyRead      bool       // whole
-	bytes         int64      // of the share of those in flight that the address has
+	id            string              // of the request, in hex
+	application   string              // that has proved itself; "" for none
+	source        string              // of a timestamp request without a key
+	operator      string              // of the administration
+	session       *Session            // of the administration; nil before it is known
+	authorization *wire.Authorization // nil for an application that its client certificate alone proves
+	certified     string              // that application
+	remote        netip.Addr          // nobody's forwarding header is believed
+	bodyRead      bool                // whole
+	bytes         int64               // of the share of those in flight that the address has
 	admitted      bool
 	place         string    // whose share of the requests at once is used; "" for none
 	fields        [3]string // the values of X-Request-ID, Content-Type and Content-Length

@@ -78,6 +78,7 @@ type services struct {
 	dead      error
 	unready   []string
 	apps      map[string]*account.Application
+	clients   map[string]string // applications, by the certificate (DER) that stands for them
 
 	connections int  // of the listener; 4096
 	ask         bool // for a client certificate
@@ -132,6 +133,15 @@ func (s *services) Evidence(ctx context.Context, app *account.Application, id st
 func (s *services) Application(id string) (*account.Application, []byte, bool) {
 	app, ok := s.apps[id]
 	return app, appKey, ok
+}
+func (s *services) ClientApplication(cert *x509.Certificate) string {
+	return s.clients[string(cert.Raw)]
+}
+func (s *services) CheckClient(app *account.Application, shown []*x509.Certificate, _ time.Time) error {
+	if len(shown) == 0 || s.clients[string(shown[0].Raw)] != app.ID {
+		return problem.New(problem.Unauthenticated, "须出示客户端证书 (show a certificate)", "见文档 (see there)")
+	}
+	return nil
 }
 func (s *services) Authorize(ctx context.Context, app *account.Application, req account.GrantRequest) (*account.Grant, error) {
 	return s.authorize(ctx, app, req)
@@ -210,7 +220,7 @@ func startWith(t *testing.T, sv *services, options ...option) *kit {
 	if sv.connections > 0 {
 		most = sv.connections
 	}
-	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, k.clock, false, sv.ask, most)
+	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, k.clock, false, func() bool { return sv.ask }, most)
 	if err != nil {
 		t.Fatal(err)
 	}

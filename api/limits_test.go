@@ -293,11 +293,11 @@ func TestListenersRefuseTheWrongPlace(t *testing.T) {
 			t.Errorf("plain HTTP on %s", addr)
 		}
 	}
-	if _, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return new(tls.Certificate) }, newClock(), false, false, 16); err == nil {
+	if _, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return new(tls.Certificate) }, newClock(), false, nil, 16); err == nil {
 		t.Error("TLS without a certificate")
 	}
 	cert, _ := certificate(t)
-	if _, err := api.ListenTLS("256.0.0.1:0", func() *tls.Certificate { return &cert }, newClock(), false, false, 16); err == nil {
+	if _, err := api.ListenTLS("256.0.0.1:0", func() *tls.Certificate { return &cert }, newClock(), false, nil, 16); err == nil {
 		t.Error("TLS on no address")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -89,9 +90,9 @@ func (k addressKey) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) 
 // AEAD alone, and never for anything older. certificate is asked at each full handshake, so it may be another each time;
 // it has the certificate and its key from the start. Sessions are resumed by tickets, under keys that are in memory
 // alone, change daily and are forgotten after seven days (crypto/tls's own): a restart forgets them. Time is clock's. At
-// most connections are open at once, and a quarter of them from one address, as [Limited] has it. With ask clients are asked
-// for a certificate and may go without; whoever shows one has its key, and nothing else of it is judged here.
-func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tls12, ask bool, connections int) (net.Listener, error) {
+// most connections are open at once, and a quarter of them from one address, as [Limited] has it. While ask, if there is one,
+// says so, clients are asked for a certificate and may go without; whoever shows one has its key, and nothing else of it is judged here.
+func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tls12 bool, ask func() bool, connections int) (net.Listener, error) {
 	if cert := certificate(); cert == nil || len(cert.Certificate) == 0 || cert.PrivateKey == nil {
 		return nil, errors.New("api: TLS certificate or key missing")
 	}
@@ -108,17 +109,45 @@ func ListenTLS(addr string, certificate func() *tls.Certificate, clock Clock, tl
 		Time:       func() time.Time { return clock.Now().Time },
 		NextProtos: []string{"http/1.1"},
 	}
-	if ask {
-		cfg.ClientAuth = tls.RequestClientCert
-	}
 	if tls12 {
 		cfg.MinVersion, cfg.CipherSuites = tls.VersionTLS12, oldSuites
+	}
+	if ask != nil {
+		asking := asks(cfg)
+		cfg.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			if ask() {
+				return asking, nil
+			}
+			return nil, nil
+		}
 	}
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("api: listening: %w", err)
 	}
 	return tls.NewListener(Limited(ln, connections, max(1, connections/4)), cfg), nil
+}
+
+// asked marks the tickets of clients that were asked for a certificate.
+var asked = []byte("yinjian: asked for a certificate")
+
+// asks is cfg asking for certificates. A session of a client that was not asked is not resumed: it would go without one for
+// as long as its ticket lasts.
+func asks(cfg *tls.Config) *tls.Config {
+	c := cfg.Clone()
+	c.ClientAuth = tls.RequestClientCert
+	c.WrapSession = func(conn tls.ConnectionState, session *tls.SessionState) ([]byte, error) {
+		session.Extra = append(session.Extra, asked)
+		return cfg.EncryptTicket(conn, session)
+	}
+	c.UnwrapSession = func(identity []byte, conn tls.ConnectionState) (*tls.SessionState, error) {
+		session, err := cfg.DecryptTicket(identity, conn)
+		if err != nil || session == nil || !slices.ContainsFunc(session.Extra, func(b []byte) bool { return bytes.Equal(b, asked) }) {
+			return nil, err
+		}
+		return session, nil
+	}
+	return c
 }
 
 // ListenPlain listens without TLS for at most connections at once: on a loopback address, or with open on any, where a

@@ -77,7 +77,7 @@ func TestHandshakesAreShared(t *testing.T) {
 	cert, key := rsaCertificate(t, "a")
 	stuck := &stuckKey{key, make(chan struct{}, 4*api.MaxHandshakes), make(chan struct{})}
 	cert.PrivateKey = stuck
-	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, newClock(), false, false, 16*api.MaxHandshakes)
+	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, newClock(), false, nil, 16*api.MaxHandshakes)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestHandshakesAreShared(t *testing.T) {
 // listenWith serves the kit's handler with what certificate answers.
 func listenWith(t *testing.T, k *kit, certificate func() *tls.Certificate, tls12 bool) (addr string) {
 	t.Helper()
-	ln, err := api.ListenTLS("127.0.0.1:0", certificate, k.clock, tls12, false, 4096)
+	ln, err := api.ListenTLS("127.0.0.1:0", certificate, k.clock, tls12, nil, 4096)
 	if err != nil {
 		t.Fatal(err)
 	}

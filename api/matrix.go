@@ -85,6 +85,7 @@ var matrix = []Line{
 	{Method: post, Pattern: "/admin/v1/applications/:id/stop", Title: "停用应用 (stop an application)", Roles: security, Changes: true},
 	{Method: post, Pattern: "/admin/v1/applications/:id/limits", Title: "设定应用的速率 (set an application's rates)", Roles: security, Second: second, Changes: true},
 	{Method: post, Pattern: "/admin/v1/applications/:id/production", Title: "标为生产应用或取消 (mark as one of production, or not)", Roles: security, Second: second, Changes: true},
+	{Method: post, Pattern: "/admin/v1/applications/:id/client", Title: "登记应用的客户端证书或取消 (bind an application to a client certificate, or not)", Roles: security, Second: second, Changes: true},
 	{Method: post, Pattern: "/admin/v1/signers", Title: "登记签名人 (enrol a signer)", Roles: staffing, Second: second, Changes: true},
 	{Method: post, Pattern: "/admin/v1/signers/import", Title: "批量登记签名人 (enrol signers in bulk)", Roles: staffing, Second: second, Changes: true},
 	{Method: get, Pattern: "/admin/v1/signers", Title: "列出签名人 (list signers)", Roles: seeStaff},

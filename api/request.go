@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"crypto/hmac"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -131,7 +133,7 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 	inner := s.received(b, func(c echo.Context, data []byte) error {
 		x := exchangeOf(c)
 		a := x.authorization
-		app, err := s.proved(c, a, data)
+		app, err := s.known(c, a, data)
 		if err != nil {
 			return err
 		}
@@ -147,8 +149,10 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 		}
 		return s.admitted(c, app.ID, func(ctx context.Context) error {
 			c.SetRequest(c.Request().WithContext(ctx))
-			if err := s.guard.admit(app.ID, a.Nonce, a.At, s.cfg.Clock.Now(), s.limits.nonces(app)); err != nil {
-				return err
+			if a != nil { // TLS keeps requests from being sent again: Go's server takes no early data (RFC 8446 §8)
+				if err := s.guard.admit(app.ID, a.Nonce, a.At, s.cfg.Clock.Now(), s.limits.nonces(app)); err != nil {
+					return err
+				}
 			}
 			switch {
 			case app.Stopped:
@@ -163,12 +167,18 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 	})
 	return func(c echo.Context) error {
 		// A request without a well-formed header is refused before its body is read, and so is one from where too many failed.
+		x := exchangeOf(c)
 		a, err := authorization(c.Request())
 		app := ""
 		if err == nil {
 			app = a.App
+		} else if chain := shown(c.Request()); len(chain) > 0 && len(c.Request().Header[echo.HeaderAuthorization]) == 0 {
+			if app = s.cfg.Directory.ClientApplication(chain[0]); app != "" {
+				x.certified, err = app, nil
+			} else {
+				err = unauthenticated("缺少 Authorization 头，所示客户端证书也不能代替它 (Authorization header missing, and the client certificate shown does not stand for it)")
+			}
 		}
-		x := exchangeOf(c)
 		from := household(x.remote)
 		if after := s.failed.wait(from, app); after > 0 {
 			p := problem.New(problem.RateLimited, "来自该地址的身份验证失败过多 (too many failed authentications from this address)", "请检查应用编号与密钥,稍后重试 (check id and key, try again later)")
@@ -184,6 +194,31 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 		}
 		return err
 	}
+}
+
+// shown are the certificates of a TLS 1.3 client, its own first: the handshake has proved that it has the key, and nobody on
+// the line has seen them.
+func shown(r *http.Request) []*x509.Certificate {
+	if r.TLS == nil || r.TLS.Version < tls.VersionTLS13 {
+		return nil
+	}
+	return r.TLS.PeerCertificates
+}
+
+// known is the application that sends: by HMAC-SM3, by its client certificate, or by both, as it is registered.
+func (s *Server) known(c echo.Context, a *wire.Authorization, data []byte) (app *account.Application, err error) {
+	if a == nil {
+		var ok bool
+		if app, _, ok = s.cfg.Directory.Application(exchangeOf(c).certified); !ok || app.Client == nil || !app.Client.Alone { // it was changed just now
+			return nil, unauthenticated("应用未知 (unknown application)")
+		}
+	} else if app, err = s.proved(c, a, data); err != nil {
+		return nil, err
+	}
+	if app.Client != nil {
+		err = s.cfg.Directory.CheckClient(app, shown(c.Request()), s.cfg.Clock.Now().Time)
+	}
+	return app, err
 }
 
 // named says whether a Host header is this appliance's.

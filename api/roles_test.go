@@ -127,7 +127,7 @@ func openOffice(t *testing.T, options ...option) *office {
 	o := &office{accounts: newAccounts()}
 	o.kit = start(t, append([]option{func(c *api.Config, _ *http.Server) { c.Accounts, c.AdminLogin = o.accounts, true }}, options...)...)
 	cert, _ := certificate(t)
-	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, o.clock, false, false, 64)
+	ln, err := api.ListenTLS("127.0.0.1:0", func() *tls.Certificate { return &cert }, o.clock, false, nil, 64)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ package api
 
 import (
 	"context"
+	"crypto/x509"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -46,6 +47,11 @@ type Signing interface {
 type Directory interface {
 	// Application answers one and its HMAC key; it must not block, since every request asks.
 	Application(id string) (app *account.Application, key []byte, ok bool)
+	// ClientApplication is the application that a TLS client certificate alone stands for, "" for none; it must not block.
+	ClientApplication(cert *x509.Certificate) (id string)
+	// CheckClient says whether the certificates that a TLS client has shown, its own first, are what the application is bound
+	// to, and fit at a time.
+	CheckClient(app *account.Application, shown []*x509.Certificate, at time.Time) error
 	Authorize(ctx context.Context, app *account.Application, req account.GrantRequest) (*account.Grant, error)
 	// Certificate takes the serial in lower-case hex.
 	Certificate(serial string) (*account.CertificateStatus, bool)

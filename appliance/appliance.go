@@ -714,7 +714,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 		}
 	}
 	drain := time.Duration(a.cfg.Policy.Drain)
-	ln, err := api.ListenTLS(a.cfg.Listen.API, a.listener.certificate.Load, apiClock{a}, a.cfg.Listen.TLS12, a.cfg.Listen.asks(), a.cfg.Policy.MaxConnections)
+	ln, err := api.ListenTLS(a.cfg.Listen.API, a.listener.certificate.Load, apiClock{a}, a.cfg.Listen.TLS12, func() bool { return a.cfg.Listen.asks() || a.directory.AsksClients() }, a.cfg.Policy.MaxConnections)
 	if err != nil {
 		return nil, err
 	}
@@ -737,7 +737,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	peerLn, err := a.peers.listen()
 	var adminTLS net.Listener
 	if addr := a.cfg.Listen.Admin; err == nil && addr != "" {
-		adminTLS, err = api.ListenTLS(addr, a.listener.certificate.Load, apiClock{a}, false, false, adminConnections)
+		adminTLS, err = api.ListenTLS(addr, a.listener.certificate.Load, apiClock{a}, false, nil, adminConnections)
 	}
 	if err != nil {
 		ln.Close()

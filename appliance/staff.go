@@ -13,6 +13,10 @@ import (
 	"yinjian/appliance/problem"
 )
 
+func (d admin) BindClient(ctx context.Context, actor string, req api.BindClient) (any, error) {
+	return d.a.directory.BindClient(ctx, actor, req.ID, req.By, req.Certificate, req.Alone, req.Reason)
+}
+
 func (d admin) SetProduction(ctx context.Context, actor string, req api.SetProduction) (any, error) {
 	return d.a.directory.SetProduction(ctx, actor, req.ID, req.Production, req.Reason)
 }

@@ -8,6 +8,11 @@ import (
 	"yinjian/api/wire"
 )
 
+// BindClient says by which TLS client certificates an application proves itself.
+func (a *Admin) BindClient(ctx context.Context, req wire.BindClient) (json.RawMessage, error) {
+	return a.post(ctx, "applications/"+url.PathEscape(req.ID)+"/client", req)
+}
+
 // SetProduction marks an application as one of production, or takes the mark away.
 func (a *Admin) SetProduction(ctx context.Context, req wire.SetProduction) (json.RawMessage, error) {
 	return a.post(ctx, "applications/"+url.PathEscape(req.ID)+"/production", req)

@@ -7,6 +7,15 @@ type SetProduction struct {
 	Reason     string `json:"reason"` // 1–256 bytes
 }
 
+// BindClient is the body of POST /admin/v1/applications/{id}/client: by which TLS client certificates it proves itself.
+type BindClient struct {
+	ID          string `json:"-"`
+	By          string `json:"by"`                    // "key", "subject", or "none" to end it
+	Certificate []byte `json:"certificate,omitempty"` // a file with certificates, see account.Service.BindClient
+	Alone       bool   `json:"alone"`                 // without HMAC-SM3
+	Reason      string `json:"reason"`                // 1–256 bytes
+}
+
 // ImportSigners is the body of POST /admin/v1/signers/import: 1 to 64 signers. One who is enrolled already is never changed.
 type ImportSigners struct {
 	Signers []ImportSigner `json:"signers"`

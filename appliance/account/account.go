@@ -45,11 +45,13 @@ type Application struct {
 	Rate       int  `json:"rate,omitempty"`  // requests a second; 0: what the configuration says
 	Burst      int  `json:"burst,omitempty"` // requests at once; 0: twice the rate, or what the configuration says
 	// HSMRate and HSMSessions are signatures a second and at once; 0: what the configuration says.
-	HSMRate     int     `json:"hsm_rate,omitempty"`
-	HSMSessions int     `json:"hsm_sessions,omitempty"`
-	Stopped     bool    `json:"stopped"`
-	KeySalt     []byte  `json:"key_salt"` // the HMAC key is derived from it inside the cipher machine
-	MACKey      *MACKey `json:"mac_key,omitempty"`
+	HSMRate     int `json:"hsm_rate,omitempty"`
+	HSMSessions int `json:"hsm_sessions,omitempty"`
+	// Client, if set, is which TLS client certificates it has to show.
+	Client  *ClientBinding `json:"client,omitempty"`
+	Stopped bool           `json:"stopped"`
+	KeySalt []byte         `json:"key_salt"` // the HMAC key is derived from it inside the cipher machine
+	MACKey  *MACKey        `json:"mac_key,omitempty"`
 	// KeySealed, if set, is the HMAC key sealed under what is derived from KeySalt: it was another machine's before.
 	KeySealed []byte    `json:"key_sealed,omitempty"`
 	ChangedBy string    `json:"changed_by"`

@@ -115,6 +115,12 @@ type Service struct {
 		round uint64                       // guarded by the lock: counts those changes
 	}
 
+	// clients are the paths of the client certificates that were shown.
+	clients struct {
+		sync.Mutex
+		paths map[string][]*smx509.Certificate // guarded by the lock, by the leaf's fingerprint
+	}
+
 	logins *loginPlaces
 
 	follows struct {

@@ -22,13 +22,16 @@ const (
 	UseTSA   = "tsa"
 	UseLog   = "log"
 	UseTLS   = "tls"
+	// UseClient: the TLS client certificates of applications, see [ClientBinding].
+	UseClient = "client"
 )
 
 // Uses lists them.
-var Uses = []string{UseStaff, UseTSA, UseLog, UseTLS}
+var Uses = []string{UseStaff, UseTSA, UseLog, UseTLS, UseClient}
 
 var purposes = map[string]pki.Purpose{
 	UseStaff: pki.StaffSigning, UseTSA: pki.TimeStamping, UseLog: pki.LogSigning, UseTLS: pki.TLSServer,
+	UseClient: pki.TLSClient,
 }
 
 // An Anchor is a CA that is trusted without another's word, for some uses. It is what its last entry says: the payload of
@@ -121,11 +124,11 @@ func (s *Service) AddAnchor(ctx context.Context, actor string, file []byte, uses
 		}
 	}
 	if len(uses) == 0 {
-		return nil, problem.Invalid("uses", "须指明可担保的用途：staff、tsa、log、tls (say what it may vouch for)")
+		return nil, problem.Invalid("uses", "须指明可担保的用途：staff、tsa、log、tls、client (say what it may vouch for)")
 	}
 	for i, u := range uses {
 		if purposes[u] == "" || slices.Contains(uses[:i], u) {
-			return nil, problem.Invalid("uses", "未知或重复的用途 %q；可用 staff、tsa、log、tls (unknown or repeated use)", u)
+			return nil, problem.Invalid("uses", "未知或重复的用途 %q；可用 staff、tsa、log、tls、client (unknown or repeated use)", u)
 		}
 	}
 	if err := pki.CheckPurpose(cert, pki.CertificateAuthority); err != nil {

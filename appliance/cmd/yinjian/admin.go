@@ -18,6 +18,7 @@ import (
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/appliance/account"
 )
 
 // The administration commands speak to the running appliance over its local socket: the journal has one writer.
@@ -150,6 +151,8 @@ func applicationCommand() *cobra.Command {
 	register.Flags().StringVar(&keyFile, "key-file", "", "凭据文件，缺省在设备目录的 credentials 下 (default: below the folder)")
 	var reason string
 	var limits wire.LimitApplication
+	var bind wire.BindClient
+	var bindFile string
 	var production wire.SetProduction
 	var off bool
 	c.AddCommand(register,
@@ -159,6 +162,24 @@ func applicationCommand() *cobra.Command {
 		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
 			production.ID, production.Production = args[0], !off
 			return a.SetProduction(ctx, production)
+		}),
+		adminCommand("certificate ID", "登记客户端证书：此后须以它连接 (bind to a TLS client certificate)", 1, func(c *cobra.Command) {
+			c.Flags().StringVar(&bindFile, "file", "", "证书文件；按公钥登记可含换发前后的几张 (file with certificates)")
+			c.Flags().StringVar(&bind.By, "by", account.BindByKey, "key 按公钥；subject 按主题，须属于用途为 client 的信任锚；none 取消 (key, subject below an anchor for clients, or none)")
+			c.Flags().BoolVar(&bind.Alone, "alone", false, "只凭证书，不再要 HMAC-SM3 (the certificate alone, without HMAC-SM3)")
+			required(c, &bind.Reason, "reason", "原因，记入日志 (why, for the journal)")
+		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
+			bind.ID = args[0]
+			if (bindFile == "") != (bind.By == account.BindByNone) {
+				return nil, usageError{errors.New("--file 与 --by none 恰好给一个 (give --file, or --by none)")}
+			}
+			if bindFile != "" {
+				var err error
+				if bind.Certificate, err = os.ReadFile(bindFile); err != nil {
+					return nil, err
+				}
+			}
+			return a.BindClient(ctx, bind)
 		}),
 		adminCommand("limit ID", "设定应用的请求与签名速率，立即生效 (set how much it may ask for; counts at once)", 1, func(c *cobra.Command) {
 			c.Flags().IntVar(&limits.Rate, "rate", 0, "每秒请求数；0 恢复缺省 (requests a second; 0: the default again)")

@@ -423,7 +423,7 @@ func anchorCommand() *cobra.Command {
 	var reason string
 	c.AddCommand(
 		adminCommand("add FILE", "接受一个 CA 根证书，指明可担保的用途 (admit a CA's root certificate for uses)", 1, func(c *cobra.Command) {
-			c.Flags().StringSliceVar(&req.Uses, "use", nil, "用途：staff、tsa、log、tls，可多个；必填 (uses)")
+			c.Flags().StringSliceVar(&req.Uses, "use", nil, "用途：staff、tsa、log、tls、client（应用的客户端证书），可多个；必填 (uses)")
 			_ = c.MarkFlagRequired("use")
 			c.Flags().StringVar(&req.Note, "note", "", "说明，记入日志 (a note, for the journal)")
 		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
