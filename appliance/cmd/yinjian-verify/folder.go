@@ -11,6 +11,7 @@ import (
 
 	"github.com/emmansun/gmsm/sm3"
 
+	"yinjian/appliance/assess"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/evidence/show"
 	"yinjian/appliance/pki"
@@ -52,6 +53,8 @@ func (o *options) folder(stdout io.Writer, trust evidence.Trust, in evidence.Inp
 		if err == nil {
 			b, bad := evidence.Parse(data)
 			switch {
+			case assess.IsPack(data):
+				j.Report = assess.Verify(data, trust, in, o.nonce)
 			case evidence.IsHistory(data):
 				j.Report = older(data, trust, in)
 			case bad != nil:
