@@ -30,7 +30,7 @@ type BlockedObject struct {
 // SkipVersions is the body of POST /admin/v1/directory/skip: the versions of an object that the central database has, and no
 // journal, have no change of their own.
 type SkipVersions struct {
-	Kind   string `json:"kind"`   // "application", "signer", "certificate", "anchor", "intermediates"
+	Kind   string `json:"kind"`   // "application", "signer", "certificate", "anchor", "intermediates", "administrator"
 	ID     string `json:"id"`     // 1–128 bytes
 	Reason string `json:"reason"` // 1–256 bytes
 }

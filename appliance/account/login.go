@@ -15,7 +15,7 @@ import (
 
 const passwordDomain = "yinjian/administrator-password/v1\x00"
 
-// Logins cost some 50 ms of a processor each: two at once, and a short queue, leave the rest to signing.
+// Logins cost some 100 ms of a processor each: two at once, and a short queue, leave the rest to signing.
 const (
 	loginsAtOnce  = 2
 	loginsWaiting = 16
@@ -40,12 +40,17 @@ func newLoginPlaces() *loginPlaces {
 	return l
 }
 
-func (l *loginPlaces) enter(ctx context.Context) (leave func(), err error) {
-	if l.waiting.Add(1) > loginsWaiting {
+// queue takes a place among those who wait or are looked at.
+func (l *loginPlaces) queue() (leave func(), err error) {
+	if l.waiting.Add(1) > loginsAtOnce+loginsWaiting {
 		l.waiting.Add(-1)
 		return nil, problem.New(problem.RateLimited, "同时登录的过多 (too many logins at once)", "稍后重试 (try again later)")
 	}
-	defer l.waiting.Add(-1)
+	return func() { l.waiting.Add(-1) }, nil
+}
+
+// enter waits until there is a processor for one that is in the queue.
+func (l *loginPlaces) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case l.places <- struct{}{}:
 		return func() { <-l.places }, nil
@@ -80,6 +85,11 @@ func (s *Service) authenticate(ctx context.Context, l LoginAttempt, act string) 
 	if len(l.Password) > maxPassword {
 		l.Password = ""
 	}
+	unqueue, err := s.logins.queue()
+	if err != nil {
+		return nil, err
+	}
+	defer unqueue()
 	unlock, err := s.pinGates.Lock(ctx, "administrator/"+l.ID)
 	if err != nil {
 		return nil, journalProblem(err)
