@@ -31,7 +31,7 @@ type PeerCard struct {
 	PeerKey  []byte   `json:"peer_key"`
 	Address  string   `json:"address"` // host:port of its peer listener, as the other campus reaches it
 	CAs      [][]byte `json:"cas"`     // certificates of its evaluation CAs, DER
-	Objects  []string `json:"objects"` // applications and signers that it registered: "application his", sorted
+	Objects  []string `json:"objects"` // applications, signers and administrators that it registered: "application his", sorted
 	IssuedAt string   `json:"issued_at"`
 }
 
@@ -180,7 +180,7 @@ func (p *peers) card(ctx context.Context, actor string) (*peerCardFile, error) {
 	return f, nil
 }
 
-// createdHere are the applications and signers that this appliance registered, as cards name them, sorted. What the other
+// createdHere are the applications, signers and administrators that this appliance registered, as cards name them, sorted. What the other
 // campus registered and this one changed is not among them.
 func (a *Appliance) createdHere(ctx context.Context) ([]string, error) {
 	out := []string{}
@@ -191,6 +191,8 @@ func (a *Appliance) createdHere(ctx context.Context) ([]string, error) {
 			out = append(out, "application "+e.Object)
 		case e.Kind == "account.signer/outcome" && e.Text("act") == "enrol":
 			out = append(out, "signer "+e.Object)
+		case e.Kind == "account.administrator/outcome" && (e.Text("act") == "add" || e.Text("act") == "bootstrap"):
+			out = append(out, "administrator "+e.Object)
 		}
 		return nil
 	})

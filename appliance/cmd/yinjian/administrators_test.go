@@ -97,7 +97,7 @@ func TestAdministrators(t *testing.T) {
 	t.Parallel()
 	need(t, "openssl")
 	dir := initAppliance(t, startTimeServer(t))
-	configure(t, dir, func(c *appliance.Config) { c.Listen.Admin = "127.0.0.1:0" })
+	configure(t, dir, func(c *appliance.Config) { c.Listen.Admin, c.Listen.Peer = "127.0.0.1:0", freePort(t) })
 	m := serve(t, dir)
 	m.trusted(t)
 	zhang, li, wang := m.clerk(t, "zhang", "Xt-guanli-2026"), m.clerk(t, "li", "Aq-guanli-2026"), m.clerk(t, "wang", "Sj-guanli-2026")
@@ -115,6 +115,17 @@ func TestAdministrators(t *testing.T) {
 	m.changeOf(t, "/admin/v1/administrators/:id/start", "account.administrator/outcome", "sun", `"stopped":true`, `"stopped":false`)
 	mustRun(t, "admin", "reset", "sun", "--dir", dir, "--password-file", pinFile(t, "Sun-guanli-27"))
 	m.changeOf(t, "/admin/v1/administrators/:id/password", "account.administrator/outcome", "sun", `"password":"sm3:`, `"password":"sm3:`)
+	// Who is an administrator at both campuses, registered on its own at each, keeps them from being paired: the card says so.
+	local := m.admin()
+	defer local.Close()
+	file, err := local.PeerCard(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var card struct{ Card []byte }
+	if err := json.Unmarshal(file.File, &card); err != nil || !bytes.Contains(card.Card, []byte(`"administrator sun"`)) || !bytes.Contains(card.Card, []byte(`"administrator zhang"`)) {
+		t.Errorf("%s, %v", card.Card, err)
+	}
 	work := tempDir(t)
 	key, cert := filepath.Join(work, "key.pem"), filepath.Join(work, "cert.pem")
 	command(t, nil, "openssl", "genpkey", "-algorithm", "SM2", "-out", key)
@@ -173,7 +184,7 @@ func TestAdministrators(t *testing.T) {
 	// Over TLS: a challenge signed by OpenSSL, as by whatever holds the key.
 	remote := client.NewAdminTLS(m.ends.AdminTLS, &tls.Config{RootCAs: roots(t, m.ends.TLSCA), MinVersion: tls.VersionTLS13})
 	defer remote.Close()
-	_, err := remote.State(t.Context())
+	_, err = remote.State(t.Context())
 	wantCode(t, err, "login_required")
 	challenge, err := remote.LoginChallenge(t.Context())
 	if err != nil {
