@@ -92,6 +92,7 @@ func (p *projection) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.seal(store)
 	for _, warning := range doubtful(store) {
 		p.a.log.WithField("setting", warning).Warning("the central database has a doubtful setting")
 	}
@@ -140,6 +141,11 @@ func (p *projection) once(ctx context.Context) error {
 	p.unfinished = rebuilder
 	p.mu.Unlock()
 	return shipper.Run(ctx)
+}
+
+// seal gives a store what it seals the rows with that it makes itself.
+func (p *projection) seal(store *central.Store) {
+	store.SealWith(p.a.cfg.Node, p.a.batchMAC(), func(node string) string { return keyOf(node, p.a.cfg.Node) })
 }
 
 // author is who changes the schema of the database, and when: by the trusted clock, or, before it has a time, as of the last

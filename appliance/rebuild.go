@@ -130,6 +130,7 @@ func (p *projection) rebuild(ctx context.Context, req api.Rebuild, begin func() 
 		return nil, problem.New(problem.NotReady, "中心库打不开："+shownError(err), "见运行日志与 yinjian db check (see the log, and yinjian db check)").With(err)
 	}
 	defer store.Close()
+	p.seal(store)
 	journals, err := p.todo(ctx, store, req, copies)
 	if err != nil {
 		return nil, err
@@ -137,15 +138,19 @@ func (p *projection) rebuild(ctx context.Context, req api.Rebuild, begin func() 
 	if err := begin(); err != nil {
 		return nil, err
 	}
+	now := func() int64 { return p.a.clock.Now().Time.UnixMicro() }
 	campuses := slices.Clone(p.nodes())
+	decisions := account.Decisions{Centre: store, Log: p.a.log}
 	if !slices.Contains(journals, audit.Source(p.a.journal)) {
 		campuses = append(campuses, p.a.cfg.Node)
+	} else {
+		decisions.Mend = func(ctx context.Context, all []account.Decision) error { return store.MendDecisions(ctx, all, now()) }
 	}
 	reports, err := audit.Rebuild(ctx, audit.RebuildConfig{
-		Projection: store, Journals: journals, Remove: req.Remove, By: p.a.cfg.Node, Now: func() int64 { return p.a.clock.Now().Time.UnixMicro() },
+		Projection: store, Journals: journals, Remove: req.Remove, By: p.a.cfg.Node, Now: now,
 		Tables: []audit.Table{audit.Records{
 			Projection: &duplicates{Store: store, paired: p.a.directory.Paired, log: p.a.log}, MAC: p.a.batchMAC(), KeyID: func(node string) string { return keyOf(node, p.a.cfg.Node) }, By: p.a.cfg.Node, Log: p.a.log,
-		}, account.Decisions{Centre: store, Log: p.a.log}},
+		}, central.Marks{Store: store, Now: now}, decisions},
 		MACs: p.a.batchKeys(), Campuses: campuses, Progress: p.progress,
 	})
 	for i, r := range reports {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"yinjian/api/wire"
+	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/problem"
 	"yinjian/dbdriver/central"
@@ -92,7 +93,7 @@ func (p *projection) sweep(ctx context.Context, actor string, pause func(context
 		return nil, err
 	}
 	report, err := audit.Sweep(ctx, audit.SweepConfig{
-		Journal: p.a.journal, Projection: store, Log: store, Sets: []audit.Set{audit.ChangesOf(store)}, MACs: p.a.batchKeys(),
+		Journal: p.a.journal, Projection: store, Log: store, MACs: p.a.batchKeys(), Sets: []audit.Set{audit.ChangesOf(store), store.DecisionsOf(p.decided), store.MarksOf()},
 		Campuses: p.nodes(), Known: known, Pause: pause,
 	})
 	if err != nil {
@@ -118,6 +119,16 @@ func (p *projection) sweep(ctx context.Context, actor string, pause func(context
 	defer p.mu.Unlock()
 	p.found = len(report.Differences)
 	return report, nil
+}
+
+// decided calls fn with the decisions of this appliance that its journal has.
+func (p *projection) decided(ctx context.Context, fn func(account.Decision) error) error {
+	return p.a.journal.State(ctx, func(r audit.Record) error {
+		if d, ok := account.Decided(&r.Entry); ok && d.Node == p.a.cfg.Node {
+			return fn(d)
+		}
+		return nil
+	})
 }
 
 // marks are the furthest that the database was seen to be: by the last sweeps, which the journal has, and by the shipper.

@@ -642,6 +642,8 @@ func Decided(e *audit.Entry) (Decision, bool) {
 type Decisions struct {
 	Centre Centre
 	Log    logrus.FieldLogger
+	// Mend is given, once all are there, those that the journals have; nil: nobody is.
+	Mend func(ctx context.Context, journals []Decision) error
 }
 
 // Name implements audit.Table.
@@ -653,6 +655,7 @@ func (Decisions) Empty(context.Context, string, func(uint64)) error { return nil
 // Fill implements audit.Table.
 func (t Decisions) Fill(ctx context.Context, journals []audit.Source, done func(entries, total uint64)) error {
 	var seen, total uint64
+	var all []Decision
 	for _, j := range journals {
 		total += j.Size()
 	}
@@ -666,6 +669,7 @@ func (t Decisions) Fill(ctx context.Context, journals []audit.Source, done func(
 			if !ok {
 				return nil
 			}
+			all = append(all, d)
 			won, err := t.Centre.Decide(ctx, d)
 			if err == nil && !won {
 				t.Log.WithFields(logrus.Fields{"object": d.Object, "kind": d.Kind, "version": d.Version}).Error("the central database has another decision on a version than the journals")
@@ -674,6 +678,11 @@ func (t Decisions) Fill(ctx context.Context, journals []audit.Source, done func(
 		})
 		if err != nil {
 			return fmt.Errorf("account: decisions of %s, %d entries: %w", j.Node(), size, err)
+		}
+	}
+	if t.Mend != nil {
+		if err := t.Mend(ctx, all); err != nil {
+			return fmt.Errorf("account: decisions: %w", err)
 		}
 	}
 	done(total, total)

@@ -38,13 +38,16 @@ const (
 	StatusImported = "imported" // a statement of another system ([KindImported])
 )
 
+// Writer is who writes a node's rows, as they name it.
+func Writer(node string) string {
+	by := "shipper/" + node
+	return by[:min(len(by), MaxNameBytes)]
+}
+
 // Project derives the row of an entry.
 func Project(r Record) ProjectedRow {
 	e := &r.Entry
-	by := "shipper/" + e.Node
-	if len(by) > MaxNameBytes {
-		by = by[:MaxNameBytes]
-	}
+	by := Writer(e.Node)
 	status := StatusRecorded
 	switch {
 	case e.Kind == KindImported:

@@ -31,6 +31,12 @@ type Set struct {
 	Name string
 	// Rows calls fn with the rows that a node wrote.
 	Rows func(ctx context.Context, node string, fn func(SetRow) error) error
+	// Writers lists who wrote rows, which is the Writer of some node; both nil: the rows are looked through elsewhere, too.
+	Writers func(ctx context.Context) ([]string, error)
+	Writer  func(node string) string
+	// Want calls fn with the rows that follow from the journal, by the first columns and without MACs. It is asked where rows
+	// or root do not fit. nil: the journal does not tell.
+	Want func(ctx context.Context, fn func(SetRow) error) error
 }
 
 // A SetRow is a row of a [Set]: what names it to people, its columns, and its MAC and key as they are stored.
@@ -316,6 +322,9 @@ const setTries = 4
 // the end leaves the root to the next sweep.
 func (s *sweep) set(ctx context.Context, set Set) error {
 	node := s.Journal.Node()
+	if err := s.writers(ctx, set); err != nil {
+		return err
+	}
 	for try := 1; ; try++ {
 		root, err := s.root(ctx, set.Name)
 		if err != nil {
@@ -323,7 +332,11 @@ func (s *sweep) set(ctx context.Context, set Set) error {
 		}
 		sum := SetRoot{Node: node, Set: set.Name}
 		found := &CompareReport{}
+		rows := map[string][]Column{}
 		err = set.Rows(ctx, node, func(r SetRow) error {
+			if set.Want != nil {
+				rows[r.Key] = r.Columns
+			}
 			right, err := s.right(ctx, set.Name, r.Columns, r.MAC, r.KeyID)
 			if err != nil {
 				return err
@@ -359,7 +372,51 @@ func (s *sweep) set(ctx context.Context, set Set) error {
 			s.seen.Versions[set.Name] = version(again)
 			return nil
 		}
-		return s.judge(ctx, set.Name, again, &sum)
+		fits, err := s.judge(ctx, set.Name, again, &sum)
+		if err != nil || set.Want == nil || fits && len(found.Differences) == 0 {
+			return err
+		}
+		return set.Want(ctx, func(want SetRow) error { s.setRow(set.Name, want, rows); return nil })
+	}
+}
+
+// writers names who wrote rows of a set and does not ship to this database.
+func (s *sweep) writers(ctx context.Context, set Set) error {
+	if set.Writers == nil {
+		return nil
+	}
+	all, err := set.Writers(ctx)
+	for _, w := range all {
+		if !slices.ContainsFunc(append([]string{s.Journal.Node()}, s.Campuses...), func(node string) bool { return set.Writer(node) == w }) {
+			s.report.add(Difference{
+				Kind: RowForeign, Table: set.Name, Node: w,
+				Detail:   fmt.Sprintf("%s has rows that were written by %q, who does not ship to this database", set.Name, w),
+				DetailZH: fmt.Sprintf("表 %s 有行的写入者为 %q，并非投递到此库的设备", set.Name, w),
+			})
+		}
+	}
+	return err
+}
+
+// setRow holds the row that the journal wants against those of the set.
+func (s *sweep) setRow(set string, want SetRow, rows map[string][]Column) {
+	got, ok := rows[want.Key]
+	if !ok {
+		s.report.add(Difference{
+			Kind: RowMissing, Table: set, Key: want.Key,
+			Detail:   fmt.Sprintf("row %s of %s is gone, or is not the one that this appliance wrote", want.Key, set),
+			DetailZH: fmt.Sprintf("表 %s 的行 %s 缺失，或不是本机所写的那一行", set, want.Key),
+		})
+		return
+	}
+	for i, w := range want.Columns {
+		if got[i].Value != w.Value {
+			s.report.add(Difference{
+				Kind: RowChanged, Table: set, Key: want.Key, Column: w.Name, Want: w.Value, Got: got[i].Value,
+				Detail:   fmt.Sprintf("column %s of row %s of %s is %q, the journal says %q", w.Name, want.Key, set, got[i].Value, w.Value),
+				DetailZH: fmt.Sprintf("表 %s 的行 %s 的 %s 列为 %q，按日志应为 %q", set, want.Key, w.Name, got[i].Value, w.Value),
+			})
+		}
 	}
 }
 
@@ -385,8 +442,10 @@ func (s *sweep) root(ctx context.Context, set string) (*SetRoot, error) {
 }
 
 // judge holds a root against the rows that were read. got has their count and sum.
-func (s *sweep) judge(ctx context.Context, set string, root *SetRoot, got *SetRoot) error {
+func (s *sweep) judge(ctx context.Context, set string, root *SetRoot, got *SetRoot) (fits bool, err error) {
+	fits = true
 	wrong := func(kind DifferenceKind, en, zh string) {
+		fits = false
 		s.report.add(Difference{Kind: kind, Table: set, Detail: en, DetailZH: zh})
 	}
 	known := s.Known.Versions[set]
@@ -399,11 +458,11 @@ func (s *sweep) judge(ctx context.Context, set string, root *SetRoot, got *SetRo
 		if got.Count > 0 {
 			wrong(SetRootWrong, fmt.Sprintf("%s has %d rows and no root", set, got.Count), fmt.Sprintf("表 %s 有 %d 行而没有集合根", set, got.Count))
 		}
-		return nil
+		return fits, nil
 	}
 	sealed, err := s.right(ctx, RootSet, root.Columns(), root.MAC, root.KeyID)
 	if err != nil {
-		return err
+		return false, err
 	}
 	switch {
 	case !sealed:
@@ -415,7 +474,7 @@ func (s *sweep) judge(ctx context.Context, set string, root *SetRoot, got *SetRo
 		wrong(SetRootWrong, fmt.Sprintf("the rows of %s are not those of its root: some were exchanged or put back", set),
 			fmt.Sprintf("表 %s 的行不是集合根所记的那些：有行被调换或退回旧值", set))
 	}
-	return nil
+	return fits, nil
 }
 
 // CompareChanges derives each change of this journal that was shipped again, names the rows and columns that differ in

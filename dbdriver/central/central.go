@@ -23,6 +23,7 @@ type Store struct {
 	db       *sql.DB
 	seam     *Seam
 	settings []Setting
+	seal     sealing
 }
 
 // Open reads the server's settings, applies the migrations and has each statement compiled. It refuses a database whose

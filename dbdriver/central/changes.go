@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"yinjian/appliance/audit"
+	"yinjian/dbdriver"
 )
 
 // What was changed: accounts, rights, keys, certificates, machines, sources of time.
@@ -120,14 +121,23 @@ func (s *Store) fold(ctx context.Context, tx *sql.Tx, mac audit.MAC, keyID strin
 	if err := root.Seal(ctx, mac); err != nil {
 		return err
 	}
-	var res sql.Result
 	if fresh {
-		res, err = tx.ExecContext(ctx, s.seam.Text(insertRoot.Text), root.Node, root.Set, int64(root.Version), int64(root.Count), root.Sum, root.MAC, root.KeyID,
-			root.CreatedBy, root.CreatedAt, root.ModifiedBy, root.ModifiedAt)
-	} else {
-		res, err = tx.ExecContext(ctx, s.seam.Text(updateRoot.Text), int64(root.Version), int64(root.Count), root.Sum, root.MAC, root.KeyID,
-			root.ModifiedBy, root.ModifiedAt, root.Node, root.Set, int64(was))
+		return s.insertRoot(ctx, tx, &root)
 	}
+	res, err := tx.ExecContext(ctx, s.seam.Text(updateRoot.Text), int64(root.Version), int64(root.Count), root.Sum, root.MAC, root.KeyID,
+		root.ModifiedBy, root.ModifiedAt, root.Node, root.Set, int64(was))
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n != 1 { // a transaction of before that the server had not finished
+		return errors.Join(err, fmt.Errorf("%w: the root of %s was changed meanwhile", dbdriver.ErrConflict, root.Set))
+	}
+	return nil
+}
+
+func (s *Store) insertRoot(ctx context.Context, tx *sql.Tx, root *audit.SetRoot) error {
+	res, err := tx.ExecContext(ctx, s.seam.Text(insertRoot.Text), root.Node, root.Set, int64(root.Version), int64(root.Count), root.Sum, root.MAC, root.KeyID,
+		root.CreatedBy, root.CreatedAt, root.ModifiedBy, root.ModifiedAt)
 	return wrote(1, res, err)
 }
 

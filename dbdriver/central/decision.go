@@ -8,16 +8,17 @@ import (
 	"time"
 
 	"yinjian/appliance/account"
+	"yinjian/appliance/audit"
 	"yinjian/dbdriver"
 )
 
 // What both campuses have one answer to: which change of the directory has an object's next version. A row is written
 // once and never changed; the journals have the change itself, and whoever changes rows here can keep changes from being
 // made, and make none.
-const decisionColumns = `object_kind, object_id, version_no, node_id, epoch_id, intent_id, body_sm3, decided_at, created_by, created_at, modified_by, modified_at`
+const decisionColumns = `object_kind, object_id, version_no, node_id, epoch_id, intent_id, body_sm3, decided_at, created_by, created_at, modified_by, modified_at, row_mac, mac_key_id`
 
 var (
-	insertDecision  = register("decision.insert", `INSERT INTO yj_decision (`+decisionColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
+	insertDecision  = register("decision.insert", `INSERT INTO yj_decision (`+decisionColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
 	latestDecision  = register("decision.latest", `SELECT MAX(version_no) FROM yj_decision WHERE object_kind = ? AND object_id = ?`)
 	decisionOf      = register("decision.intent", `SELECT object_kind, object_id, version_no, node_id, epoch_id, intent_id, body_sm3, decided_at FROM yj_decision WHERE intent_id = ?`)
 	decisionsAfter  = register("decision.page", `SELECT object_kind, object_id, version_no, node_id, epoch_id, intent_id, body_sm3, decided_at FROM yj_decision WHERE object_kind = ? AND object_id = ? AND version_no > ? ORDER BY version_no LIMIT ?`)
@@ -86,10 +87,27 @@ func (s *Store) decide(ctx context.Context, d account.Decision) (bool, error) {
 }
 
 func (s *Store) insertDecision(ctx context.Context, d account.Decision) error {
+	at := d.At.UnixMicro()
+	by := s.seal.node
+	if by == "" {
+		by = d.Node
+	}
+	row := decisionRow{Decision: d, written: written{by, at, by, at}}
+	var err error
+	if d.Kind != spentKind {
+		if row.mac, row.keyID, err = s.sealed(ctx, DecisionSet, s.seal.node, row.columns()); err != nil {
+			return err
+		}
+	}
+	s.seal.Lock()
+	defer s.seal.Unlock()
 	return inTx(ctx, s.db, s.seam, func(tx *sql.Tx) error {
-		at := d.At.UnixMicro()
-		res, err := tx.ExecContext(ctx, s.seam.Text(insertDecision.Text), d.Kind, d.Object, d.Version, d.Node, d.Epoch, d.Intent, d.Body, at, d.Node, at, d.Node, at)
-		return wrote(1, res, err)
+		res, err := tx.ExecContext(ctx, s.seam.Text(insertDecision.Text), d.Kind, d.Object, d.Version, d.Node, d.Epoch, d.Intent, d.Body, at, by, at, by, at,
+			text(row.mac), text(row.keyID))
+		if err := wrote(1, res, err); err != nil || row.mac == "" {
+			return err
+		}
+		return s.fold(ctx, tx, s.seal.mac, row.keyID, audit.SetRoot{Node: s.seal.node, Set: DecisionSet, ModifiedBy: by, ModifiedAt: at}, []string{row.mac}, nil)
 	})
 }
 
@@ -103,9 +121,9 @@ func (s *Store) decision(ctx context.Context, st Statement, args ...any) (accoun
 	return d, err == nil, classify(s.seam, err)
 }
 
-func scanDecision(row interface{ Scan(...any) error }, d *account.Decision) error {
+func scanDecision(row interface{ Scan(...any) error }, d *account.Decision, more ...any) error {
 	var at int64
-	err := row.Scan(&d.Kind, &d.Object, &d.Version, &d.Node, &d.Epoch, &d.Intent, &d.Body, &at)
+	err := row.Scan(append([]any{&d.Kind, &d.Object, &d.Version, &d.Node, &d.Epoch, &d.Intent, &d.Body, &at}, more...)...)
 	d.At = time.UnixMicro(at).UTC()
 	return err
 }

@@ -20,6 +20,7 @@ var comments = map[string]string{
 	"*.leaf_hash":   "条目的叶值（SM3，十六进制），日志的 Merkle 树以它为叶",
 	"*.kind_name":   "条目的种类",
 	"*.bound_us":    "时间的误差上限，微秒",
+	"*.row_mac":     "该行的 HMAC-SM3，十六进制；由写入者的密钥计算",
 	"*.mac_key_id":  "计算 MAC 的密钥的名称，密钥在密码机内",
 	"*.created_by":  "创建人：写入者，shipper/节点 或程序的节点名",
 	"*.created_at":  "创建时间，微秒(UTC)，取自设备的可信时间",
@@ -54,7 +55,6 @@ var comments = map[string]string{
 	"yj_change.before_text":   "改前：有变化的各项，JSON；新建则空",
 	"yj_change.after_text":    "改后：有变化的各项，JSON；删除则空",
 	"yj_change.changed_at_us": "修改时间，微秒(UTC)，可信时间",
-	"yj_change.row_mac":       "该行的 HMAC-SM3，十六进制",
 
 	"yj_set_root":              "集合根：行有 MAC 的表，按节点一行，删除与回退由此可见",
 	"yj_set_root.set_name":     "表名",
@@ -117,6 +117,18 @@ func Dictionary() ([]Table, error) {
 	}
 	for _, text := range append(texts, createHistory.Text) {
 		words := strings.FieldsFunc(text, func(r rune) bool { return strings.ContainsRune(" (),", r) })
+		if words[0] == "ALTER" { // ALTER TABLE table ADD column type
+			i := slices.IndexFunc(out, func(t Table) bool { return t.Name == words[2] })
+			if i < 0 {
+				return nil, fmt.Errorf("%w: a column of %s, which is not there", dbdriver.ErrUnfit, words[2])
+			}
+			c, err := columnOf(words[2], strings.SplitN(text, " ", 5)[4])
+			if err != nil {
+				return nil, err
+			}
+			out[i].Columns = append(out[i].Columns, c)
+			continue
+		}
 		if words[1] != "TABLE" { // CREATE [UNIQUE] INDEX name ON table (…)
 			on := slices.Index(words, "ON")
 			if i := slices.IndexFunc(out, func(t Table) bool { return t.Name == words[on+1] }); i >= 0 {
@@ -147,19 +159,27 @@ func tableOf(text string) (Table, error) {
 	}
 	t.Key = strings.Split(strings.TrimSuffix(key, "))"), ", ")
 	t.Comment = comments[t.Name]
-	of := strings.TrimSuffix(t.Name, "_archive") // whose columns it has
 	for _, line := range strings.Split(body, ", ") {
-		word := strings.Fields(line)
-		c := Column{Name: word[0], Type: word[1], Nullable: !strings.Contains(line, " NOT NULL")}
-		if c.Comment = comments[of+"."+c.Name]; c.Comment == "" {
-			c.Comment = comments["*."+c.Name]
-		}
-		if c.Comment == "" || t.Comment == "" {
-			return t, fmt.Errorf("%w: the dictionary has no words for %s.%s", dbdriver.ErrUnfit, t.Name, c.Name)
+		c, err := columnOf(t.Name, line)
+		if err != nil {
+			return t, err
 		}
 		t.Columns = append(t.Columns, c)
 	}
 	return t, nil
+}
+
+// columnOf reads a column of a table as the migrations write it.
+func columnOf(table, line string) (Column, error) {
+	word := strings.Fields(line)
+	c := Column{Name: word[0], Type: word[1], Nullable: !strings.Contains(line, " NOT NULL")}
+	if c.Comment = comments[strings.TrimSuffix(table, "_archive")+"."+c.Name]; c.Comment == "" { // an archive has its table's columns
+		c.Comment = comments["*."+c.Name]
+	}
+	if c.Comment == "" || comments[table] == "" {
+		return c, fmt.Errorf("%w: the dictionary has no words for %s.%s", dbdriver.ErrUnfit, table, c.Name)
+	}
+	return c, nil
 }
 
 // live reads the tables of the database whose names begin with ours.

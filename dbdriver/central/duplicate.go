@@ -16,7 +16,7 @@ import (
 // is marked, so that who counts records counts one.
 var (
 	selectTwins     = register("duplicate.twins", severalTwins(1))
-	insertDuplicate = register("duplicate.insert", `INSERT INTO yj_duplicate (node_id, epoch_id, seq_no, record_id, of_node, of_epoch, of_seq, created_by, created_at, modified_by, modified_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
+	insertDuplicate = register("duplicate.insert", `INSERT INTO yj_duplicate (`+markColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`)
 	selectDuplicate = register("duplicate.get", `SELECT of_node, of_epoch, of_seq FROM yj_duplicate WHERE node_id = ? AND epoch_id = ? AND seq_no = ?`)
 )
 
@@ -77,21 +77,32 @@ func (s *Store) markDuplicates(ctx context.Context, mine []audit.ProjectedRow) e
 		if later.SignedAt < first.SignedAt || later.SignedAt == first.SignedAt && later.Node < first.Node {
 			first, later = later, first
 		}
-		if err := s.markDuplicate(ctx, first, later, mine[0].CreatedBy); err != nil {
+		if err := s.markDuplicate(ctx, first, later, &mine[0]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Store) markDuplicate(ctx context.Context, first, later *audit.ProjectedRow, by string) error {
+func (s *Store) markDuplicate(ctx context.Context, first, later, writer *audit.ProjectedRow) error {
+	by := writer.CreatedBy
 	if _, marked, err := s.DuplicateOf(ctx, Place{later.Node, later.Epoch, later.Sequence}); err != nil || marked {
 		return err
 	}
-	err := inTx(ctx, s.db, s.seam, func(tx *sql.Tx) error {
+	row := markRow{Place{later.Node, later.Epoch, later.Sequence}, Place{first.Node, first.Epoch, first.Sequence}, later.RecordID, written{by, later.SignedAt, by, later.SignedAt}}
+	mac, keyID, err := s.sealed(ctx, DuplicateSet, writer.Node, row.columns())
+	if err != nil {
+		return err
+	}
+	s.seal.Lock()
+	defer s.seal.Unlock()
+	err = inTx(ctx, s.db, s.seam, func(tx *sql.Tx) error {
 		res, err := tx.ExecContext(ctx, s.seam.Text(insertDuplicate.Text), later.Node, later.Epoch, int64(later.Sequence), later.RecordID,
-			first.Node, first.Epoch, int64(first.Sequence), by, later.SignedAt, by, later.SignedAt)
-		return wrote(1, res, err)
+			first.Node, first.Epoch, int64(first.Sequence), by, later.SignedAt, by, later.SignedAt, text(mac), text(keyID))
+		if err := wrote(1, res, err); err != nil || mac == "" {
+			return err
+		}
+		return s.fold(ctx, tx, s.seal.mac, keyID, audit.SetRoot{Node: writer.Node, Set: DuplicateSet, ModifiedBy: by, ModifiedAt: later.SignedAt}, []string{mac}, nil)
 	})
 	if errors.Is(err, dbdriver.ErrConflict) { // the other campus did it
 		return nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,7 +33,7 @@ type migration struct {
 	no           int64
 	name         string
 	review       string // whose absence keeps it from being applied
-	kind, object string // what it makes: "table" or "index", and its name
+	kind, object string // what it makes: "table", "index" or "column", and its name
 	text         string
 	sum          string // SM3 of text, hexadecimal
 }
@@ -84,8 +85,8 @@ func parseMigration(name, text string) (migration, error) {
 	switch {
 	case m.review == "":
 		return m, errors.New("nobody reviewed it: the line '-- review: …' is missing")
-	case m.kind != "table" && m.kind != "index" || m.object == "":
-		return m, errors.New("the line '-- makes: table|index name' is missing")
+	case !slices.Contains([]string{"table", "index", "column"}, m.kind) || m.object == "":
+		return m, errors.New("the line '-- makes: table|index|column name' is missing")
 	case m.text == "" || strings.Contains(m.text, ";"):
 		return m, errors.New("one statement is wanted, without a semicolon")
 	}
@@ -165,8 +166,13 @@ func ensure(ctx context.Context, db *sql.DB, seam *Seam, kind, name, ddl string)
 
 func exists(ctx context.Context, db *sql.DB, seam *Seam, kind, name string) (bool, error) {
 	query := seam.TableExists
-	if kind == "index" {
+	switch kind {
+	case "index":
 		query = seam.IndexExists
+	case "column":
+		table, column, _ := strings.Cut(name, ".")
+		tables, err := live(ctx, db, seam)
+		return err == nil && tables[table] != nil && slices.ContainsFunc(tables[table].Columns, func(c Column) bool { return c.Name == column }), err
 	}
 	var n int64
 	err := db.QueryRowContext(ctx, query, name).Scan(&n)

@@ -22,7 +22,6 @@ var (
 	cutBatches       = registerBoth("batch.cut", `DELETE FROM yj_batch WHERE node_id = ? AND epoch_id = ? AND first_seq >= ?`)
 	selectLastChange = register("change.last", `SELECT MAX(seq_no) FROM yj_change WHERE node_id = ? AND epoch_id = ?`)
 	cutChanges       = register("change.cut", `DELETE FROM yj_change WHERE node_id = ? AND epoch_id = ? AND seq_no >= ?`)
-	cutDuplicates    = register("duplicate.cut", `DELETE FROM yj_duplicate WHERE node_id = ? AND epoch_id = ? AND seq_no >= ?`)
 	cutRoot          = register("root.cut", `DELETE FROM yj_set_root WHERE node_id = ? AND set_name = ?`)
 	cutRecords       = registerBoth("record.cut", `DELETE FROM yj_record WHERE node_id = ? AND epoch_id = ? AND seq_no >= ?`)
 )
@@ -49,7 +48,7 @@ func (s *Store) Cut(ctx context.Context, node, epoch string, most int) (rows uin
 		if batch.Valid && batch.Int64 > from-longestBatch { // whole batches, so that what is left has them all
 			from = batch.Int64
 		}
-		for _, st := range append(cutBatches[:], cutChanges, cutDuplicates) {
+		for _, st := range append(cutBatches[:], cutChanges) {
 			if _, err = tx.ExecContext(ctx, s.seam.Text(st.Text), node, epoch, from); err != nil {
 				return err
 			}

@@ -98,6 +98,7 @@ func decisions(t *testing.T, fresh func(testing.TB) *Database) {
 
 	// Two campuses at once: each version is one's.
 	stores := map[string]*central.Store{"east": s, "west": d.Open(t)}
+	stores["west"].SealWith("west", macKey, func(string) string { return "mac-1" })
 	for version := int64(3); version < 23; version++ {
 		var winners atomic.Int64
 		var wg sync.WaitGroup
@@ -140,6 +141,7 @@ func decisionFaults(t *testing.T, fresh func(testing.TB) *Database) {
 		return Fault{}
 	})
 	plain := d.Open(t)
+	plain.SealWith("west", macKey, func(string) string { return "mac-1" })
 	version, intent := int64(0), 100
 	for name, f := range map[string]Fault{
 		"connection lost before": {Before: driver.ErrBadConn}, "answer lost, connection too": {After: driver.ErrBadConn},

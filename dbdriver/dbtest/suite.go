@@ -57,6 +57,7 @@ func (d *Database) OpenWith(t testing.TB, fault func(Op) Fault) *central.Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
+	s.SealWith("east", macKey, func(string) string { return "mac-1" })
 	return s
 }
 
@@ -290,7 +291,7 @@ func Suite(t *testing.T, fresh func(t testing.TB) *Database) {
 		"Archived": archived, "ArchiveStopped": archiveStopped, "ArchiveBeside": archiveBeside, "ArchiveTampered": archiveTampered,
 		"Rebuild": rebuild, "RebuildStopped": rebuildStopped, "RebuiltElsewhere": rebuiltElsewhere, "Behind": behind,
 		"AnswersLost": answersLost, "Hang": hang, "Migrations": migrations, "TwoMigrate": twoMigrate, "LaterSchema": laterSchema,
-		"Decisions": decisions, "DecisionFaults": decisionFaults, "DecisionLate": decisionLate, "Duplicates": duplicates, "Search": search,
+		"Decisions": decisions, "DecisionFaults": decisionFaults, "DecisionLate": decisionLate, "Duplicates": duplicates, "Sealed": sealed, "Search": search,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, fresh) })
 	}

@@ -96,6 +96,24 @@ func TestCampusAdministration(t *testing.T) {
 	}
 	eventually(t, time.Minute, "both directories are the same", same)
 
+	// Each checks the decisions that it wrote, by its own key.
+	touch := func(sign string) {
+		pg.Exec(t, database, `UPDATE yj_decision SET modified_at = modified_at `+sign+` 1 WHERE created_by = 'benbu-1' AND intent_id = (SELECT MAX(intent_id) FROM yj_decision WHERE created_by = 'benbu-1' AND row_mac IS NOT NULL)`)
+	}
+	clean := func(c *campus) {
+		t.Helper()
+		if o := mustRun(t, "db", "sweep", "--dir", c.dir); !strings.Contains(o.stdout, "未发现改动") {
+			t.Errorf("%s: %s", c.place, o.stdout)
+		}
+	}
+	clean(a)
+	touch("+")
+	if o := refused(t, 1, nil, "db", "sweep", "--dir", a.dir); !strings.Contains(o.stdout, "row-mac-wrong") || !strings.Contains(o.stdout, "yj_decision") {
+		t.Errorf("a decision that was changed: %s", o.stdout)
+	}
+	clean(b)
+	touch("-")
+
 	// 2. Without the database nothing is changed, and signing goes on; what was killed meanwhile starts and signs.
 	for _, id := range []string{"A1001", "B1001"} {
 		mustRun(t, "signer", "start", id, "--dir", a.dir, "--reason", "复工")
@@ -123,6 +141,9 @@ func TestCampusAdministration(t *testing.T) {
 	// 3. A row that nobody's change stands behind.
 	pg.Exec(t, database, fmt.Sprintf(`INSERT INTO yj_decision (object_kind, object_id, version_no, node_id, epoch_id, intent_id, body_sm3, decided_at, created_by, created_at, modified_by, modified_at) VALUES ('application', 'his', 9, 'benbu-1', '0123456789abcdef', '%s', '%s', 1, 'dba', 1, 'dba', 1)`, strings.Repeat("ab", 32), strings.Repeat("cd", 32)))
 	for _, c := range ends {
+		if o := refused(t, 1, nil, "db", "sweep", "--dir", c.dir); !strings.Contains(o.stdout, "row-foreign") || !strings.Contains(o.stdout, `"dba"`) {
+			t.Errorf("a decision by nobody: %s", o.stdout)
+		}
 		if o := yinjian(t, "app", "stop", "his", "--dir", c.dir, "--reason", "x"); o.code == 0 || !strings.Contains(o.stderr, "directory_behind") {
 			t.Errorf("a change of what somebody wrote into the database: %v", o)
 		}
