@@ -331,6 +331,9 @@ func (s *sweep) set(ctx context.Context, set Set) error {
 			return err
 		}
 		sum := SetRoot{Node: node, Set: set.Name}
+		if err := sum.Fold(nil, nil); err != nil { // of no rows, too
+			return err
+		}
 		found := &CompareReport{}
 		rows := map[string][]Column{}
 		err = set.Rows(ctx, node, func(r SetRow) error {

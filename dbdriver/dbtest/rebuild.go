@@ -120,6 +120,11 @@ func rebuild(t *testing.T, fresh func(testing.TB) *Database) {
 		if r := compareBoth(t, j, s); !r.OK() || r.Rows != j.Size() {
 			t.Errorf("%s: compare = %+v", what, r)
 		}
+		cfg := sweepConfig(j, s)
+		cfg.Campuses, cfg.Sets = []string{"west"}, append(cfg.Sets, s.MarksOf()) // of which there are none
+		if r := sweep(t, cfg); !r.OK() {
+			t.Errorf("%s: sweep = %+v", what, r)
+		}
 		if got := rowTexts(t, s, "east"); !slices.Equal(got, east) {
 			t.Errorf("%s: the rows differ from what they were: %v", what, got)
 		}

@@ -685,6 +685,9 @@ func migrations(t *testing.T, fresh func(testing.TB) *Database) {
 		t.Fatalf("%d changes, %v", n, err)
 	}
 	for at := int64(1); at <= n; at++ {
+		if at > 12 && at <= n-12 && os.Getenv("YINJIAN_LONG") == "" { // tables and indexes are among the first, columns among the last
+			continue
+		}
 		for name, f := range map[string]Fault{"not done": {Before: io.ErrUnexpectedEOF}, "answer lost": {After: io.ErrUnexpectedEOF}} {
 			t.Run(fmt.Sprintf("%s at %d", name, at), func(t *testing.T) {
 				t.Parallel()
