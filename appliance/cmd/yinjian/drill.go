@@ -102,7 +102,7 @@ offline, measures, files the report in the running appliance's journal, and clea
 	required(restore, &dir, "dir", "运行中设备的目录 (the running appliance's folder)")
 	persons(restore, &who)
 	restore.Flags().StringVarP(&output, "output", "o", "text", "text 或 json")
-	c.AddCommand(restore)
+	c.AddCommand(restore, drillMachineCommand())
 	return c
 }
 
@@ -300,64 +300,91 @@ func (s *scratchServer) stop() error {
 
 // sign has a test account of a test application sign, and judges the evidence.
 func (s *scratchServer) sign(ctx context.Context, r *drillReport, trust evidence.Trust) error {
-	suffix := make([]byte, 4)
-	rand.Read(suffix) // never fails (crypto/rand)
-	id := "drill-" + hex.EncodeToString(suffix)
-	app, err := s.admin.RegisterApplication(ctx, wire.RegisterApplication{
-		ID: id, Name: "恢复演练 (drill)", Campus: "drill", Rights: []string{account.RightSign}, Consent: []string{string(evidence.AppAsserted)}, Stamp: account.StampRequired, Test: true,
-	})
-	if err != nil {
-		return explain(err)
-	}
-	_, err = s.admin.EnrolSigner(ctx, wire.EnrolSigner{ID: id, Name: "恢复演练 (drill)", Department: "drill", Campus: "drill", Algorithms: []string{"SM2"}, Test: true})
-	if err != nil {
-		return explain(err)
-	}
-	clock, err := sysclock.Open()
+	t, err := newTester(ctx, s.admin, s.ends, "恢复演练 (drill)", client.Retry{})
 	if err != nil {
 		return err
 	}
-	roots, err := os.ReadFile(s.ends.TLSCA)
-	if err != nil {
-		return err
-	}
-	trusted := x509.NewCertPool()
-	trusted.AppendCertsFromPEM(roots)
-	name, err := serverName(ctx, strings.TrimPrefix(s.ends.API, "https://"))
-	if err != nil {
-		return err
-	}
-	c, err := client.New(client.Config{
-		BaseURL: s.ends.API, AppID: id, Key: app.Key, Clock: clock.Realtime,
-		TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: trusted, ServerName: name, Time: clock.Realtime},
-	})
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	document := []byte("恢复演练 " + r.Backup + " " + id)
-	made, err := c.Sign(ctx, id, &wire.SignRequest{
-		Signer: id, Algorithm: "SM2", Form: "raw", Content: document, Role: "drill",
-		Document: wire.Document{ID: id, Type: "drill", MediaType: "text/plain"}, Consent: wire.Consent{Method: string(evidence.AppAsserted), Assertion: "恢复演练 (drill)"},
-	})
+	defer t.client.Close()
+	document := []byte("恢复演练 " + r.Backup + " " + t.id)
+	made, err := t.sign(ctx, t.id, document)
 	if err != nil {
 		return explain(err)
 	}
 	r.NewRecord, r.Epoch = made.RecordID, made.Epoch
-	b, err := c.Evidence(ctx, made.RecordID)
-	if err != nil {
-		return explain(err)
-	}
-	bundle, err := evidence.Parse(b)
+	verdict, err := t.judge(ctx, made.RecordID, document, trust)
 	if err != nil {
 		return err
 	}
-	verdict := evidence.Verify(bundle, trust, evidence.Input{Document: document}).Verdict
 	r.NewVerdict = string(verdict)
 	if verdict != pki.Valid {
 		return fmt.Errorf("测试签名的证据：%s (the evidence of the test signature)", verdict)
 	}
 	return nil
+}
+
+// A tester is a test application with a test account that signs for it, made for a drill.
+type tester struct {
+	id     string // of both
+	client *client.Client
+}
+
+// newTester registers and enrols on the appliance that admin speaks to.
+func newTester(ctx context.Context, admin *client.Admin, ends endpoints, name string, retry client.Retry) (*tester, error) {
+	suffix := make([]byte, 4)
+	rand.Read(suffix) // never fails (crypto/rand)
+	id := "drill-" + hex.EncodeToString(suffix)
+	app, err := admin.RegisterApplication(ctx, wire.RegisterApplication{
+		ID: id, Name: name, Campus: "drill", Rights: []string{account.RightSign}, Consent: []string{string(evidence.AppAsserted)}, Stamp: account.StampRequired, Test: true,
+	})
+	if err != nil {
+		return nil, explain(err)
+	}
+	if _, err := admin.EnrolSigner(ctx, wire.EnrolSigner{ID: id, Name: name, Department: "drill", Campus: "drill", Algorithms: []string{"SM2"}, Test: true}); err != nil {
+		return nil, explain(err)
+	}
+	clock, err := sysclock.Open()
+	if err != nil {
+		return nil, err
+	}
+	roots, err := os.ReadFile(ends.TLSCA)
+	if err != nil {
+		return nil, err
+	}
+	trusted := x509.NewCertPool()
+	trusted.AppendCertsFromPEM(roots)
+	host, err := serverName(ctx, strings.TrimPrefix(ends.API, "https://"))
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(client.Config{
+		BaseURL: ends.API, AppID: id, Key: app.Key, Clock: clock.Realtime, Retry: retry,
+		TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: trusted, ServerName: host, Time: clock.Realtime},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &tester{id, c}, nil
+}
+
+// sign asks for one signature, under an idempotency key.
+func (t *tester) sign(ctx context.Context, key string, document []byte) (*wire.SignResult, error) {
+	return t.client.Sign(ctx, key, &wire.SignRequest{
+		Signer: t.id, Algorithm: "SM2", Form: "raw", Content: document, Role: "drill",
+		Document: wire.Document{ID: key, Type: "drill", MediaType: "text/plain"}, Consent: wire.Consent{Method: string(evidence.AppAsserted), Assertion: "演练 (drill)"},
+	})
+}
+
+// judge verifies a record's evidence offline.
+func (t *tester) judge(ctx context.Context, record string, document []byte, trust evidence.Trust) (pki.Verdict, error) {
+	b, err := t.client.Evidence(ctx, record)
+	if err != nil {
+		return "", explain(err)
+	}
+	bundle, err := evidence.Parse(b)
+	if err != nil {
+		return "", err
+	}
+	return evidence.Verify(bundle, trust, evidence.Input{Document: document}).Verdict, nil
 }
 
 // serverName is a name that the certificate of our own scratch server stands for: it has those of the original, and listens
