@@ -245,7 +245,7 @@ func inArchive(err error) error {
 	var p *fs.PathError
 	switch {
 	case errors.Is(err, unix.ENOSPC):
-		return fmt.Errorf("磁盘已满，请换用更大的目录后重来 (no room left: begin again where there is more): %w", err)
+		return err
 	case errors.Is(err, ErrDamaged), errors.As(err, &p), errors.Is(err, context.Canceled):
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	sqlite3 "github.com/mattn/go-sqlite3"
 
@@ -93,10 +94,11 @@ func classify(err error) error {
 	if !errors.As(err, &se) {
 		return err
 	}
+	if se.Code == sqlite3.ErrFull || se.SystemErrno == syscall.ENOSPC { // the latter of an index file, also one that reads wants
+		return fmt.Errorf("%w (%w): %v", dbdriver.ErrFull, dbdriver.ErrUnavailable, err)
+	}
 	kind := error(nil)
 	switch se.Code {
-	case sqlite3.ErrFull:
-		return fmt.Errorf("%w (%w): %v", dbdriver.ErrFull, dbdriver.ErrUnavailable, err)
 	case sqlite3.ErrConstraint:
 		kind = dbdriver.ErrConflict
 	case sqlite3.ErrCorrupt, sqlite3.ErrNotADB, sqlite3.ErrFormat:

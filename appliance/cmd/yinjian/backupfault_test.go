@@ -161,6 +161,8 @@ func TestBackupFaults(t *testing.T) {
 		t.Errorf("left of the restore: %v", left)
 	}
 
+	noRoomForRestore(t, file, shares)
+
 	// 4. What somebody else would like to have restored.
 	for name, one := range map[string]struct {
 		file string
@@ -203,6 +205,62 @@ func TestBackupFaults(t *testing.T) {
 	if n := len(entries(t, dir, "sign.v1")); n != signed {
 		t.Errorf("%d signatures, want %d", n, signed)
 	}
+}
+
+// noRoomForRestore restores to disks that are full a little later each time, until there is room: each is refused for that, none
+// leaves what could be served, and the same folder takes the next try.
+func noRoomForRestore(t *testing.T, file string, shares []string) {
+	t.Helper()
+	const whole = 64 << 20
+	disk := filepath.Join(tempDir(t), "disk")
+	if err := os.Mkdir(disk, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	tmpfs(t, disk, fmt.Sprint("size=", whole))
+	to := filepath.Join(disk, "a")
+	restored := func() outcome { return yinjian(t, opens(shares, 2, two("restore", "--dir", to, file)...)...) }
+	step := int64(64 << 10)
+	if os.Getenv("YINJIAN_LONG") != "" {
+		step = 4 << 10 // of a page
+	}
+	refusals := 0
+	for least, most := int64(0), int64(whole/8); most-least > step; {
+		leave := (least + most) / 2
+		free := fill(t, disk, leave)
+		o := restored()
+		free()
+		if o.code == 0 {
+			most = leave
+			if err := os.RemoveAll(to); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		least = leave
+		refusals++
+		if o.code != 1 || !strings.Contains(o.stderr, "磁盘已满") {
+			t.Errorf("with %d bytes left: %v", leave, o)
+		}
+		if left, _ := os.ReadDir(to); len(left) > 0 {
+			refusesToServe(t, to, "上次 restore 没有完成")
+		}
+	}
+	if refusals < 3 {
+		t.Errorf("refused %d times", refusals)
+	}
+	free := fill(t, disk, step/2)
+	if o := restored(); o.code != 1 {
+		t.Errorf("on a full disk: %v", o)
+	}
+	free()
+	mustRun(t, opens(shares, 2, two("restore", "--dir", to, file)...)...)
+	if _, err := os.Stat(filepath.Join(to, appliance.RestoreUnfinished)); err == nil {
+		t.Error("what was restored bears the mark of what was not")
+	}
+	if o := yinjian(t, "audit", "verify", "--dir", to); !strings.Contains(o.stdout, "未发现改动") {
+		t.Errorf("what was restored at last: %v", o)
+	}
+	t.Logf("a restore was refused for its disk %d times", refusals)
 }
 
 // custodiansReplaced makes another set of custodians: what was sealed to the first stays with them.

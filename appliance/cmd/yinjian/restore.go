@@ -20,6 +20,7 @@ import (
 	"yinjian/appliance/audit"
 	"yinjian/appliance/backup"
 	"yinjian/appliance/evidence/show"
+	"yinjian/dbdriver"
 	"yinjian/dbdriver/sqlite"
 	"yinjian/ntp/sysclock"
 )
@@ -194,6 +195,7 @@ The scratch folder holds the journal in clear (no secrets, no documents): keep i
 			}
 			defer os.RemoveAll(folder)
 			found, err := o.open(cmd.Context(), folder)
+			err = noRoom(err)
 			if err == nil {
 				if output == "json" {
 					err = json.NewEncoder(os.Stdout).Encode(found)
@@ -294,7 +296,8 @@ passphrases back. The original must not run any more: two under one name are a f
 // Order: 1. the folder is blank, or what a restore that was cut off left; 2. a mark that nobody serves and that keeps other
 // restores out, and what was left goes; 3. the files, verified; 4. the mark of a restore, by which the next start begins an
 // epoch; 5. the first mark goes. A stop before 5 leaves a folder that serve refuses and that restore empties.
-func restore(ctx context.Context, o *opening, dir string, who []string, drill bool) (*opened, error) {
+func restore(ctx context.Context, o *opening, dir string, who []string, drill bool) (found *opened, err error) {
+	defer func() { err = noRoom(err) }()
 	clock, err := sysclock.Open()
 	if err != nil {
 		return nil, err
@@ -322,7 +325,7 @@ func restore(ctx context.Context, o *opening, dir string, who []string, drill bo
 		return nil, err
 	}
 	// 3.
-	found, err := o.open(ctx, dir)
+	found, err = o.open(ctx, dir)
 	if err != nil {
 		return nil, errors.Join(err, emptyFolder(dir), os.Remove(unfinished))
 	}
@@ -341,6 +344,14 @@ func restore(ctx context.Context, o *opening, dir string, who []string, drill bo
 		return nil, err
 	}
 	return found, syncDir(dir)
+}
+
+// noRoom says what to do about what failed since the disk is full.
+func noRoom(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, dbdriver.ErrFull) {
+		return fmt.Errorf("磁盘已满，请换用更大的目录后重来 (no room left: begin again where there is more): %w", err)
+	}
+	return err
 }
 
 // claimMark makes the mark and keeps every other restore out of its folder, which would empty it.
