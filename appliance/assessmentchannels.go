@@ -37,6 +37,9 @@ func (c *collection) declared() []listening {
 	var out []listening
 	for _, name := range slices.Sorted(maps.Keys(s.Listeners)) {
 		address, words, _ := strings.Cut(s.Listeners[name], " ")
+		if _, _, err := net.SplitHostPort(address); err != nil {
+			continue // a socket of this machine: nothing of it crosses a network
+		}
 		out = append(out, listening{name, address, !strings.Contains(words, "TLS")})
 	}
 	return out

@@ -641,6 +641,8 @@ func (c *collection) identity() {
 		switch {
 		case len(out) == 0:
 			return out, missing("没有建立管理员，本机管理只认操作系统用户 (there are no administrators: the local socket knows users of the host)")
+		case a.cfg.Admin.Local != localLogin:
+			return out, missing("本机套接字不要求登录：admin.local = open (the local socket asks for no login)")
 		case !roles[account.System] || !roles[account.Security] || !roles[account.Auditor]:
 			return out, missing("三员不全 (not all of the three roles have somebody)")
 		case bare > 0:

@@ -85,6 +85,9 @@ valid_until = "2099-01-31"
 			}
 		}
 	}
+	if _, there := state["channels.listener.admin_local"]; there {
+		t.Error("the local socket is taken for a listener on the network")
+	}
 	if r.Header.Mode != assess.ModeSoft || !strings.Contains(said.stdout, "soft") || len(r.Products) != 1 || len(r.Threats) < 40 {
 		t.Errorf("%+v, %d products, %d threats: %s", r.Header, len(r.Products), len(r.Threats), said.stdout)
 	}
