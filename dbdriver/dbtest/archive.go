@@ -359,14 +359,7 @@ func archiveTampered(t *testing.T, fresh func(testing.TB) *Database) {
 				t.Fatalf("before anything: %+v", before)
 			}
 			cfg.Known = before.Seen
-			for _, table := range c.restore {
-				for _, statement := range put(table) {
-					d.Exec(t, statement)
-				}
-			}
-			for _, statement := range c.statements {
-				d.Exec(t, statement)
-			}
+			d.touch(t, c.restore, c.statements)
 			var got []string
 			for _, f := range sweep(t, cfg).Differences {
 				got = append(got, fmt.Sprintf("%s %d-%d %s", f.Kind, f.Sequence, f.Through, f.Column))

@@ -121,14 +121,7 @@ func sealed(t *testing.T, fresh func(testing.TB) *Database) {
 				t.Fatalf("before anything: %+v", before)
 			}
 			cfg.Known = before.Seen
-			for _, table := range c.restore {
-				for _, statement := range put(table) {
-					d.Exec(t, statement)
-				}
-			}
-			for _, statement := range c.statements {
-				d.Exec(t, statement)
-			}
+			d.touch(t, c.restore, c.statements)
 			for range 2 {
 				var got []string
 				for _, f := range sweep(t, cfg).Differences {

@@ -253,6 +253,19 @@ var (
 	}
 )
 
+// touch is what the database's administrator does: tables are put back, then statements executed.
+func (d *Database) touch(t *testing.T, restore, statements []string) {
+	t.Helper()
+	for _, table := range restore {
+		for _, statement := range put(table) {
+			d.Exec(t, statement)
+		}
+	}
+	for _, statement := range statements {
+		d.Exec(t, statement)
+	}
+}
+
 // sweeps: what the database's administrator does with statements of his own is named.
 func sweeps(t *testing.T, fresh func(testing.TB) *Database) {
 	t.Parallel()
@@ -312,14 +325,7 @@ func sweeps(t *testing.T, fresh func(testing.TB) *Database) {
 				Ship(t, j, s, CaughtUp)
 			}
 			cfg.Known = sweep(t, cfg).Seen
-			for _, table := range c.restore {
-				for _, statement := range put(table) {
-					d.Exec(t, statement)
-				}
-			}
-			for _, statement := range c.statements {
-				d.Exec(t, statement)
-			}
+			d.touch(t, c.restore, c.statements)
 			var got []string
 			for _, f := range sweep(t, cfg).Differences {
 				if f.Detail == "" || f.DetailZH == "" {
