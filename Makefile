@@ -11,9 +11,10 @@ demo: ## a record signed, stamped, stored, verified and tamper-checked, in front
 	@$(MAKE) --no-print-directory build/yinjian build/libyinjian-p11.so build/yinjian-verify
 	build/yinjian demo --dir $(OUT)
 
-demo-serve: ## the same set-up, running until Ctrl-C; addresses in out/demo/endpoints.json
+demo-serve: ## the same set-up, running until Ctrl-C, with its console; addresses in out/demo/endpoints.json
 	@packaging/dev/deps.sh demo
 	@$(MAKE) --no-print-directory build/yinjian build/libyinjian-p11.so
+	@echo "演示管理员：登录名、口令 the demo's administrators, id and password:"; cat $(OUT)/credentials/administrators.txt
 	build/yinjian serve --dir $(OUT)
 
 test: ## every test that fits in minutes, with the real peers (OpenSSL, Bouncy Castle, SoftHSM2, openCryptoki, PostgreSQL, chrony, gpsd)

@@ -511,7 +511,7 @@ func (s *Server) NewAdminServer() *http.Server {
 
 // NewAdminTLSServer is the http.Server for the administration over TLS, a listener of [ListenTLS].
 func (s *Server) NewAdminTLSServer() *http.Server {
-	srv := s.newHTTPServer(s.adminTLS)
+	srv := s.newHTTPServer(http.HandlerFunc(s.administration))
 	srv.WriteTimeout = 0
 	inner := srv.ConnContext
 	srv.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {

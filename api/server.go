@@ -25,6 +25,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/time/rate"
 
+	"yinjian/api/console"
 	"yinjian/appliance/account"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/problem"
@@ -144,7 +145,7 @@ func (l Limits) filled() Limits {
 	return l
 }
 
-// Config is what a Server is made of. All fields but Limits, Sources, ReplayFile and Succeeds are required.
+// Config is what a Server is made of. All fields but Limits, Theme, Sources, ReplayFile and Succeeds are required.
 type Config struct {
 	Signing   Signing
 	Directory Directory
@@ -153,10 +154,12 @@ type Config struct {
 	Health    Health
 	Admin     Admin
 	Accounts  Accounts
-	Clock     Clock
-	Log       logrus.FieldLogger
-	Version   string
-	Limits    Limits
+	// Theme is how the console looks; nil: as ours does.
+	Theme   *console.Theme
+	Clock   Clock
+	Log     logrus.FieldLogger
+	Version string
+	Limits  Limits
 	// AdminLogin: the local socket asks for a login, as the listener of [Server.NewAdminTLSServer] always does.
 	AdminLogin bool
 	// Names are the hosts, without a port, that this appliance is called by. A request for another host is somebody's who sends
@@ -190,6 +193,7 @@ type Server struct {
 	sessions  *sessions
 	guesses   *failures // of logins
 	proposals *proposals
+	console   *console.Console
 
 	signing, admin, adminTLS, plain *echo.Echo
 }
@@ -248,6 +252,9 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 	s.plainRoutes(s.plain)
+	if err := s.newConsole(); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 

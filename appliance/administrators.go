@@ -24,6 +24,8 @@ type AdminAccess struct {
 	PasswordDays int `toml:"password_days"`
 	// PasswordMin is the least length of a password, in characters; default 12, and at least that.
 	PasswordMin int `toml:"password_min"`
+	// Theme is a folder with the hospital's name, colour and logo for the console; see docs/console.md. "": ours.
+	Theme string `toml:"theme,omitempty"`
 }
 
 func (c *Config) validateAdmin(bad func(key, format string, args ...any)) {

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"yinjian/api"
+	"yinjian/api/console"
 	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
@@ -690,7 +691,12 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	if err != nil {
 		return nil, settingError{err}
 	}
+	theme, err := console.LoadTheme(a.cfg.Admin.Theme)
+	if err != nil {
+		return nil, err
+	}
 	server, err := api.New(api.Config{
+		Theme:   theme,
 		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Tokens: tokens{a}, Health: health{a}, Admin: admin{a}, Accounts: accounts{a}, AdminLogin: a.cfg.Admin.Local == localLogin,
 		Clock: apiClock{a}, Log: a.log, Version: Version,
 		// Requests beyond the cipher machine's sessions wait for one.

@@ -520,6 +520,9 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 	c.setDefaults()
 	abs := func(p *string) { abs(dir, p) }
 	abs(&c.HSM.Module)
+	if c.Admin.Theme != "" {
+		abs(&c.Admin.Theme)
+	}
 	for i := range c.HSM.Machines {
 		c.HSM.Machines[i].setDefaults(dir)
 	}

@@ -29,6 +29,8 @@ need() {
 		echo "strace /usr/bin/strace"
 		echo "gpsd-clients /usr/bin/gpsdecode"
 		echo "osslsigncode /usr/bin/osslsigncode"
+		echo "chromium /usr/bin/chromium"
+		echo "fonts-wqy-microhei /usr/share/fonts/truetype/wqy/wqy-microhei.ttc"
 		# Its service is not wanted either: the tests start their own.
 		echo "rsyslog /usr/sbin/rsyslogd"
 		echo "rsyslog-gnutls /usr/share/doc/rsyslog-gnutls/copyright"

@@ -26,6 +26,7 @@ type answers struct {
 	Campus          string   `toml:"campus"`           // 院区
 	Listen          string   `toml:"listen"`           // host:port of the API
 	TSAPlain        string   `toml:"tsa_plain"`        // plain timestamp listener; "" is none
+	Admin           string   `toml:"admin"`            // host:port for administrators who log in, and their console; "" is none
 	Module          string   `toml:"module"`           // PKCS#11 module; "" is the one beside this program
 	TimeSources     []string `toml:"time_sources"`     // host:port of NTP servers, each a group of its own
 	SimulatedBeidou bool     `toml:"simulated_beidou"` // for demonstrations
@@ -106,7 +107,7 @@ func (a *answers) config(module string) appliance.Config {
 	}
 	return appliance.Config{
 		Node: a.Node, Campus: a.Campus,
-		Listen:     appliance.Listen{API: a.Listen, TSAPlain: a.TSAPlain},
+		Listen:     appliance.Listen{API: a.Listen, TSAPlain: a.TSAPlain, Admin: a.Admin},
 		HSM:        appliance.HSM{Module: module, Profile: "neutral", Slots: slots, PINSource: a.PINSource, CallDeadline: appliance.Duration(5 * time.Second)},
 		Evaluation: appliance.Evaluation{Softtoken: true, GNSSFeed: a.SimulatedBeidou},
 		Time:       a.time(),
@@ -116,7 +117,7 @@ func (a *answers) config(module string) appliance.Config {
 
 // answerOf is which answer a key of the configuration comes from.
 var answerOf = []struct{ key, field string }{
-	{"node", "node"}, {"campus", "campus"}, {"listen.api", "listen"}, {"listen.tsa_plain", "tsa_plain"},
+	{"node", "node"}, {"campus", "campus"}, {"listen.api", "listen"}, {"listen.tsa_plain", "tsa_plain"}, {"listen.admin", "admin"},
 	{"time.sources", "time_sources"}, {"time.min_sources", "time_sources"}, {"hsm.pin_source", "pin_source"}, {"hsm.module", "module"},
 }
 

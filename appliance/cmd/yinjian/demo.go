@@ -93,8 +93,11 @@ func (d *demo) fresh(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := mayInit(d.dir); err != nil {
+		return err
+	}
 	said := defaultAnswers()
-	said.TSAPlain, said.SimulatedBeidou = "127.0.0.1:0", true
+	said.TSAPlain, said.Admin, said.SimulatedBeidou = "127.0.0.1:0", "127.0.0.1:0", true
 	if err := runInit(ctx, initOptions{dir: d.dir, answers: said}); err != nil {
 		return err
 	}
@@ -141,6 +144,9 @@ func runDemo(ctx context.Context, dir string) (err error) {
 
 	// 3. Two applications, one doctor.
 	if err := d.register(ctx); err != nil {
+		return explain(err)
+	}
+	if err := d.administrators(ctx); err != nil {
 		return explain(err)
 	}
 	d.done("登记两个应用（HIS 本部、EMR 滨海）与医师 D10023（PIN 在密码机内核验）", "two applications and a doctor with a PIN, journalled")
@@ -341,6 +347,28 @@ func (d *demo) register(ctx context.Context) error {
 	})
 	return err
 }
+
+// administrators sets up the three, so that the console can be looked at. Their passwords stand beside the applications' keys.
+func (d *demo) administrators(ctx context.Context) error {
+	var req wire.BootstrapAdministrators
+	var said strings.Builder
+	for _, a := range []wire.AddAdministrator{{ID: "xitong", Name: "演示系统管理员", Role: "system"}, {ID: "anquan", Name: "演示安全管理员", Role: "security"}, {ID: "shenji", Name: "演示审计管理员", Role: "audit"}} {
+		n, err := rand.Int(rand.Reader, big.NewInt(1_000_000_000_000))
+		if err != nil {
+			return err
+		}
+		a.Password = fmt.Sprintf("Yj-%012d", n)
+		req.Administrators = append(req.Administrators, a)
+		fmt.Fprintf(&said, "%s\t%s\t%s\n", a.ID, a.Password, a.Name)
+	}
+	if _, err := d.admin.BootstrapAdministrators(ctx, req); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(d.dir, "credentials", administratorsFile), []byte(said.String()), 0o600)
+}
+
+// administratorsFile has a demo's administrators, a line each: id, password, name.
+const administratorsFile = "administrators.txt"
 
 func demoPIN() (string, error) {
 	n, err := rand.Int(rand.Reader, big.NewInt(100_000_000))

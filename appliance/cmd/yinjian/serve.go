@@ -81,6 +81,9 @@ func serve(ctx context.Context, dir string, once bool, log *logrus.Logger) error
 				return
 			}
 			fmt.Printf("设备已就绪 (ready): %s\n", e.API)
+			if e.AdminTLS != "" {
+				fmt.Printf("控制台 (console): %s/console/\n", e.AdminTLS)
+			}
 		},
 	})
 	if started {
