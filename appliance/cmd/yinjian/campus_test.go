@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"yinjian/api/client"
 	"yinjian/api/wire"
+	"yinjian/dbdriver/dbtest"
 )
 
 // Rounds sign without pause until they are told to stop; every refusal is a failure of the test.
@@ -418,4 +420,55 @@ func TestSkewBetweenCampuses(t *testing.T) {
 	eventually(t, time.Minute, "B follows A's directory all the same", func() bool {
 		return strings.Contains(mustRun(t, "signer", "list", "--dir", b.dir, "-o", "json").stdout, `"D1001"`)
 	})
+}
+
+// One campus has believed another time since its birth, by seconds or by more than a request may be off. By seconds nothing minds;
+// beyond, requests with the right time are refused there, and those with its own are served. Directories, checkpoints and the central
+// database go on in any case, and a stop there is known here.
+func TestCampusOfAnotherTime(t *testing.T) {
+	t.Parallel()
+	longOnly(t)
+	for _, ahead := range []time.Duration{5 * time.Second, 10 * time.Minute, -10 * time.Minute} {
+		t.Run(fmt.Sprint(ahead), func(t *testing.T) {
+			t.Parallel()
+			l := newLand(t)
+			pg := dbtest.StartPostgres(t)
+			dsn := pg.DSN(pg.Fresh(t))
+			a, b := newCampus(t, l, 0, dsn), newCampus(t, l, 1, dsn)
+			b.time.ahead.Store(int64(ahead))
+			a.serve(t)
+			b.serve(t)
+			a.enrol(t, "A1", "")
+			b.enrol(t, "B1", "")
+			his := a.register(t, "his", "--consent", "app-asserted")
+			b.register(t, "emr", "--consent", "app-asserted")
+			there := func() time.Time { return time.Now().Add(ahead) }
+			cfg := b.clientConfig(t, "emr")
+			cfg.TLS = &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: cfg.RootCAs, Time: there}
+			o := &office{machine: b.machine}
+			right := o.client(t, cfg)
+			cfg.Clock = there
+			if code := codeOf(t, o.client(t, cfg), "B1", "own"); code != "" {
+				t.Errorf("with its own time: %q", code)
+			}
+			if ahead.Abs() > time.Minute {
+				if code := codeOf(t, right, "B1", "right"); code != "clock_skew" {
+					t.Errorf("with the right time: %q", code)
+				}
+			} else { // requests that are older than the start are not served; these are younger in the end
+				eventually(t, time.Minute, "requests with the right time are served", func() bool { return codeOf(t, right, "B1", "right") == "" })
+			}
+			pairUp(t, a.machine, b.machine)
+			mustRun(t, "signer", "stop", "B1", "--dir", b.dir, "--reason", "x")
+			eventually(t, time.Minute, "a stop there is known here", func() bool {
+				return codeOf(t, his, "B1", fmt.Sprint("stopped-", time.Now().UnixNano())) == "signer_stopped"
+			})
+			for _, c := range []*campus{a, b} {
+				if p := c.peer(t); !p.Up || p.Split != "" || p.Accused != "" || p.Error != "" {
+					t.Errorf("%+v", p)
+				}
+				c.mustBeClean(t)
+			}
+		})
+	}
 }
