@@ -1,5 +1,5 @@
 # Two commands matter: make demo, make test. Each installs what it needs and says so.
-.PHONY: demo demo-serve test test-long bench bench-growth lint build verifiers clean deps-build
+.PHONY: demo demo-serve test test-long test-report docs bench bench-growth lint build verifiers clean deps-build
 
 OUT      ?= out/demo
 GO       ?= go
@@ -27,6 +27,20 @@ test-long: ## the same under the race detector, longer fault injection, and each
 	@$(MAKE) --no-print-directory build
 	YINJIAN_LONG=1 $(GO) test -race -timeout 90m ./...
 	packaging/dev/fuzz.sh 30s
+
+test-report: ## make test, and its result as a page: build/docs/test-report.html
+	@packaging/dev/deps.sh test
+	@$(MAKE) --no-print-directory build lint
+	@mkdir -p build/docs
+	$(GO) test -json -timeout 40m ./... > build/docs/test.json; failed=$$?; \
+		$(GO) run ./packaging/docs report < build/docs/test.json > build/docs/test-report.html || exit 1; exit $$failed
+
+docs: build/yinjian ## what is generated of the documentation, anew; tests hold it against the code. The parts list goes to build/docs
+	@mkdir -p build/docs
+	build/yinjian db dictionary --out docs/data-dictionary.md
+	build/yinjian reference > build/docs/cli.md && cp build/docs/cli.md docs/cli.md
+	for page in api licences sbom; do $(GO) run ./packaging/docs $$page > build/docs/$$page || exit 1; done
+	cp build/docs/api docs/api.md && cp build/docs/licences docs/third-party.md && mv build/docs/sbom build/docs/sbom.cdx.json
 
 # TSA_PEER='--peer "command …" --peer-url http://127.0.0.1:3000/…' gives the timestamp service another one to be held against.
 bench: ## ratios measured in one run, and where the time goes: bench/results, bench/PROFILE.md

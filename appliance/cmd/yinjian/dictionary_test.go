@@ -19,6 +19,9 @@ func TestDictionary(t *testing.T) {
 	if out := mustRun(t, "db", "dictionary"); out.stdout != page {
 		t.Error("docs/data-dictionary.md is not what `yinjian db dictionary` writes: write it anew with --out docs/data-dictionary.md")
 	}
+	if out := mustRun(t, "reference"); out.stdout != readFile(t, filepath.Join("..", "..", "..", "docs", "cli.md")) {
+		t.Error("docs/cli.md is not what `yinjian reference` writes: run make docs")
+	}
 	file := filepath.Join(t.TempDir(), "d.csv")
 	mustRun(t, "db", "dictionary", "--format", "csv", "--out", file)
 	lines, err := csv.NewReader(strings.NewReader(strings.TrimPrefix(readFile(t, file), "\xef\xbb\xbf"))).ReadAll()

@@ -85,6 +85,7 @@ func newRoot() *cobra.Command {
 		logCommand(),
 		alarmCommand(), reportCommand(), patrolCommand(), diagCommand(),
 		assessCommand(), assessRandomCommand(),
+		referenceCommand(),
 	)
 	return root
 }
