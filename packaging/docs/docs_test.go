@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -167,6 +168,55 @@ func TestLinks(t *testing.T) {
 	}
 	if links < 150 {
 		t.Errorf("only %d links were found", links)
+	}
+}
+
+// Every page is in the list of pages, and the list names the folders that the picture has.
+func TestPagesAreListed(t *testing.T) {
+	list, err := os.ReadFile(filepath.Join(root, "docs", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	if err != nil || len(pages) < 25 {
+		t.Fatalf("%d pages, %v", len(pages), err)
+	}
+	for _, page := range pages {
+		if name := filepath.Base(page); name != "README.md" && !strings.Contains(string(list), "]("+name+")") {
+			t.Errorf("docs/README.md does not list %s", name)
+		}
+	}
+}
+
+// The design names every package of the services and formats, by itself or as what lies below another.
+func TestDesignNamesPackages(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join(root, "ARCHITECTURE.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	design, err := os.ReadFile(filepath.Join(root, "docs", "design.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, _ := strings.Cut(string(page), "\n```packages\n")
+	block, _, _ = strings.Cut(block, "\n```")
+	packages := 0
+	for line := range strings.Lines(block) {
+		words := strings.Fields(line)
+		if words[0] == "tests" || strings.Contains(words[1], "internal/") || strings.HasPrefix(words[1], "packaging/") {
+			continue
+		}
+		packages++
+		named := false
+		for folder := words[1]; folder != "." && !named; folder = path.Dir(folder) {
+			named = folder != "appliance" && strings.Contains(string(design), "`"+folder+"`") || folder == words[1] && strings.Contains(string(design), "`"+folder+"`")
+		}
+		if !named {
+			t.Errorf("docs/design.md does not name %s", words[1])
+		}
+	}
+	if packages < 40 {
+		t.Errorf("only %d packages were found", packages)
 	}
 }
 
