@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
 )
@@ -176,8 +177,15 @@ func TestChangesAndSweep(t *testing.T) {
 	m.changeOf(t, "/admin/v1/time/sources", "time.source/outcome", "b", "", `"group":"lan-b"`)
 	mustRun(t, "time", "sources", "remove", "b", "--dir", dir, "--reason", "拆除")
 	m.changeOf(t, "/admin/v1/time/sources/:name/remove", "time.source/outcome", "b", second.address, "")
-	if _, err := his.Sign(ctx, "one", asserted("D1", "one")); err != nil {
-		t.Fatal(err)
+	// The timestamp worker is exchanged for one that asks the new sources: a signature meanwhile is to be tried again.
+	var signed error
+	eventually(t, time.Minute, "a signature", func() bool {
+		_, signed = his.Sign(ctx, "one", asserted("D1", "one"))
+		var p *client.Problem
+		return !errors.As(signed, &p) || p.Code != "hsm_unavailable"
+	})
+	if signed != nil {
+		t.Fatal(signed)
 	}
 	mustRun(t, "preserve", "run", "--dir", dir)
 	m.changeOf(t, "/admin/v1/preserve/run", "preserve.archived", "", "", `count`)
