@@ -385,9 +385,8 @@ func TestUnreadableState(t *testing.T) {
 	}
 }
 
-// Memory and files stay as they are while uses go by.
+// Memory and files stay as they are while uses go by. It runs alone: what is measured is the whole process's.
 func TestFlat(t *testing.T) {
-	t.Parallel()
 	total, every := 20_000, 2_000
 	if os.Getenv("YINJIAN_LONG") != "" {
 		total, every = 300_000, 20_000
