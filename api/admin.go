@@ -243,6 +243,11 @@ func (s *Server) local(b body, h func(c echo.Context, actor string, body []byte)
 		if err != nil {
 			return err
 		}
+		if sess.Administrator != "" && len(data) > 0 { // it may have ended while the body came
+			if _, p := s.sessionOf(c); p != nil {
+				return p
+			}
+		}
 		return h(c, sess.actor(), data)
 	}
 }

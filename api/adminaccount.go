@@ -113,7 +113,7 @@ func (s *Server) login(c echo.Context) (*wire.LoggedIn, error) {
 	}
 	var out *wire.LoggedIn
 	err = s.guessing(c, func(from string) error {
-		if req.Challenge != nil && !s.sessions.takeChallenge(req.Challenge) {
+		if !s.sessions.open(req.Challenge) {
 			req.Challenge, req.Signature = nil, nil // as if there were none
 		}
 		a, err := s.cfg.Accounts.Authenticate(c.Request().Context(), account.LoginAttempt{ID: req.Name, Password: req.Password, Challenge: req.Challenge, Signature: req.Signature, From: from})
@@ -121,8 +121,8 @@ func (s *Server) login(c echo.Context) (*wire.LoggedIn, error) {
 			return err
 		}
 		_, must, ok := s.cfg.Accounts.Administrator(a.ID)
-		if !ok {
-			return errLoginRequired // stopped at this moment
+		if !ok || req.Challenge != nil && !s.sessions.spend(req.Challenge) {
+			return errLoginRequired // stopped, or it was sent twice, at this moment
 		}
 		token, sess := s.sessions.begin(a, listener)
 		now := *sess

@@ -42,7 +42,7 @@ var (
 	reportOutcome = regexp.MustCompile(`^[a-z-]{1,32}$`)
 )
 
-func checkSignReport(_ echo.Context, r *SignReport) *problem.Problem {
+func checkSignReport(c echo.Context, r *SignReport) *problem.Problem {
 	if p := first(oneOf("kind", r.Kind, report.Kinds()...), pattern("name", r.Name, reportName), pattern("outcome", r.Outcome, reportOutcome)); p != nil {
 		return p
 	}
@@ -64,6 +64,9 @@ func checkSignReport(_ echo.Context, r *SignReport) *problem.Problem {
 		return problem.Invalid("summary", "须为至多 32 KiB 的 JSON (JSON of at most 32 KiB)")
 	}
 	if len(r.Persons) > 0 {
+		if !exchangeOf(c).session.open {
+			return problem.Invalid("persons", "登录的只有一人，不得写两人 (one has logged in, and cannot speak for two)")
+		}
 		return twoPersons(r.Persons)
 	}
 	return nil

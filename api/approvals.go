@@ -26,6 +26,8 @@ const (
 	maxProposals = 64
 	// maxProposed bounds the requests that wait, in bytes.
 	maxProposed = 64 << 20
+	// ownProposals is the part of both that one administrator may have, so that nobody keeps the others from proposing.
+	ownProposals = 4
 )
 
 // States of a proposal.
@@ -75,6 +77,21 @@ func (s *proposals) close() {
 
 var errProposalUnknown = problem.New(problem.NotFound, "没有这项待批事项：已办结、过期，或设备已重启 (no such proposal: decided, over, or lost in a restart)", "请提出者重新提出 (have it proposed again)")
 
+// makeRoom forgets the oldest of those that are over and have no answer for anybody, where too many are kept. It is called
+// under mu.
+func (s *proposals) makeRoom() {
+	var oldest *proposal
+	for _, p := range s.of {
+		if p.state != proposalPending && p.state != proposalRunning && p.answer == nil && (oldest == nil || p.begun.Before(oldest.begun)) {
+			oldest = p
+		}
+	}
+	if len(s.of) >= 4*maxProposals && oldest != nil {
+		oldest.timer.Stop()
+		delete(s.of, oldest.id)
+	}
+}
+
 // settled ends the waiting of a pending proposal. It is called under mu.
 func (s *proposals) settled(p *proposal, state string) {
 	p.state = state
@@ -97,13 +114,18 @@ func (s *Server) propose(c echo.Context, line *Line, body []byte, run func(ctx c
 	}
 	q := s.proposals
 	q.mu.Lock()
-	pending := 0
+	pending, own, ownBytes := 0, 0, p.size
 	for _, o := range q.of {
-		if o.state == proposalPending {
-			pending++
+		if o.state != proposalPending {
+			continue
+		}
+		if pending++; o.by.Administrator == sess.Administrator {
+			own++
+			ownBytes += o.size
 		}
 	}
-	if pending >= maxProposals || len(q.of) >= 4*maxProposals || q.bytes+p.size > maxProposed {
+	q.makeRoom()
+	if pending >= maxProposals || len(q.of) >= 4*maxProposals || q.bytes+p.size > maxProposed || own >= maxProposals/ownProposals || ownBytes > maxProposed/ownProposals {
 		q.mu.Unlock()
 		return problem.New(problem.RateLimited, "待批事项过多 (too many proposals)", "先批准或否决已有的 (approve or decline those there are)")
 	}
@@ -297,14 +319,14 @@ func (s *Server) approve(ctx context.Context, sess *Session, req wire.Decide) (*
 
 // secondOf is nil, or why the session may not approve.
 func (s *Server) secondOf(p *proposal, sess *Session) *problem.Problem {
-	by, must, ok := s.cfg.Accounts.Administrator(p.by.Administrator)
+	by, _, ok := s.cfg.Accounts.Administrator(p.by.Administrator)
 	switch {
 	case !slices.Contains(p.line.Second, sess.Role):
 		return problem.New(problem.Forbidden, "该角色不能批准此事 (this role does not approve it)", "由 docs/roles.md 所列角色的管理员批准 (see there who does)")
 	case p.by.Administrator == sess.Administrator:
 		return problem.New(problem.Forbidden, "提出者不能批准自己的事项 (nobody approves his own proposal)", "请另一名管理员批准 (ask another administrator)")
-	case !ok || must || by.Role != p.by.Role:
-		return problem.New(problem.Forbidden, "提出者已停用或不再有此角色 (who proposed it may not administer any more)", "重新提出 (have it proposed again)")
+	case !ok || by.Version != p.by.version: // as his sessions have: who was stopped and started again, or got another password, was somebody else meanwhile
+		return problem.New(problem.Forbidden, "提出者此后已停用，或其口令、证书已更改 (who proposed it was stopped or changed since)", "重新提出 (have it proposed again)")
 	}
 	return nil
 }
@@ -331,6 +353,9 @@ func (s *Server) decline(ctx context.Context, sess *Session, req wire.Decide) (*
 // secrets are the members of requests that nobody else sees.
 var secrets = map[string]bool{"pin": true, "old_pin": true, "password": true, "shares": true}
 
+// maxShown is the length of the longest text, of one that is no file, that a request of two persons may have.
+const maxShown = 1024
+
 // redacted is a request as the second person sees it: without secrets, and with digests of long values, which can be compared
 // with a file's.
 func redacted(body []byte) any {
@@ -347,12 +372,16 @@ func redact(v any) any {
 		if len(v) <= 256 {
 			return v
 		}
+		whole := ""
+		if len(v) <= maxShown { // texts are no longer; files are
+			whole = v + " "
+		}
 		b, err := base64.StdEncoding.DecodeString(v)
 		if err != nil {
 			b = []byte(v)
 		}
 		sum := sm3.Sum(b)
-		return fmt.Sprintf("sm3:%x（%d 字节）", sum, len(b))
+		return fmt.Sprintf("%ssm3:%x（%d 字节）", whole, sum, len(b))
 	case []any:
 		for i := range v {
 			v[i] = redact(v[i])

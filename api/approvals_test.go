@@ -1,12 +1,15 @@
 package api_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -145,6 +148,8 @@ func TestProposalsEnd(t *testing.T) {
 	p = d.propose(t, "liu", "/admin/v1/applications", registration)
 	d.accounts.change("liu", func(a *account.Administrator) { a.Stopped = true })
 	d.wants(t, "proposed by one who is stopped", d.decide(t, "zhang", "approve", p), 403, problem.Forbidden)
+	d.accounts.change("liu", func(a *account.Administrator) { a.Stopped = false })
+	d.wants(t, "by one who was stopped, and started again", d.decide(t, "zhang", "approve", p), 403, problem.Forbidden)
 	// What cannot be journalled is not proposed, and not done.
 	d.accounts.mu.Lock()
 	d.accounts.fail = problem.New(problem.JournalUnwritable, "日志 (journal)", "等 (wait)")
@@ -168,12 +173,74 @@ func TestProposalsEnd(t *testing.T) {
 	}
 	// Another appliance, as one that was started again: it knows none.
 	d.wants(t, "after a restart", newDesk(t).decide(t, "zhang", "approve", p), 404, problem.NotFound)
-	// So many, and no more.
-	for {
+	// So many of one, and no more; the others' places are theirs, however often he proposes and withdraws.
+	for n := 0; ; n++ {
 		if got := d.as(t, "li", "POST", "/admin/v1/applications", registration); got.status != http.StatusAccepted {
 			d.wants(t, "too many", got, 429, problem.RateLimited)
+			if n > 16 {
+				t.Errorf("one administrator has %d", n)
+			}
 			break
 		}
+	}
+	enrolment := m{"id": "D1", "name": "甲", "department": "内科", "campus": "east", "algorithms": []string{"SM2"}}
+	for range 256 {
+		if got := d.decide(t, "zhao", "decline", d.propose(t, "zhao", "/admin/v1/signers", enrolment)); got.status != 200 {
+			t.Fatalf("%d %s", got.status, got.body)
+		}
+	}
+	d.propose(t, "zhang", "/admin/v1/time/sources/a/remove", m{"reason": "停"})
+}
+
+// Whoever is stopped while the request comes is not let through when it is whole.
+func TestSessionEndsWhileItSends(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	p := d.propose(t, "li", "/admin/v1/applications", registration)
+	h := *d.http
+	slow := d.http.Transport.(*http.Transport).Clone()
+	slow.ExpectContinueTimeout = time.Minute
+	h.Transport = slow
+	t.Cleanup(slow.CloseIdleConnections)
+	body := bytes.NewReader(encode(t, wire.Decide{SM3: p.SM3}))
+	size := body.Len()
+	r, err := http.NewRequestWithContext(t.Context(), "POST", d.url+"/admin/v1/approvals/"+p.Proposal+"/approve", io.MultiReader(reader(func([]byte) (int, error) { // the appliance waits for it
+		d.accounts.change("zhang", func(a *account.Administrator) { a.Stopped = true })
+		return 0, io.EOF
+	}), body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.ContentLength = int64(size)
+	r.Header.Set("Expect", "100-continue")
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Authorization", "Bearer "+d.token["zhang"])
+	resp, err := h.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 401 || len(d.admin.asked) != 0 {
+		t.Errorf("%d, done: %v", resp.StatusCode, d.admin.asked)
+	}
+}
+
+type reader func([]byte) (int, error)
+
+func (r reader) Read(b []byte) (int, error) { return r(b) }
+
+// The second person sees each text that the request may have, whatever it looks like; of files the digest.
+func TestTextsAreShownWhole(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	folder := "/" + strings.Repeat("abcd/", 150) + "abcde" // as good Base64 as any
+	p := d.propose(t, "zhang", "/admin/v1/log", m{"directory": folder, "reason": "换目录"})
+	if seen, _ := d.look(t, "li", p); !strings.HasPrefix(seen.Body.(map[string]any)["directory"].(string), folder+" sm3:") {
+		t.Errorf("%v", seen.Body)
+	}
+	p = d.propose(t, "li", "/admin/v1/applications/his/client", m{"by": "key", "certificate": bytes.Repeat([]byte{7}, 2000), "alone": false, "reason": "专线"})
+	if seen, _ := d.look(t, "zhang", p); !strings.HasPrefix(seen.Body.(map[string]any)["certificate"].(string), "sm3:") {
+		t.Errorf("%v", seen.Body)
 	}
 }
 
@@ -183,6 +250,13 @@ func TestPersonsAreThoseWhoLoggedIn(t *testing.T) {
 	d := newDesk(t)
 	got := d.as(t, "zhang", "POST", "/admin/v1/backups", m{"persons": []string{"甲", "乙"}, "target": "/mnt", "incremental": false, "softtoken": false})
 	d.wants(t, "persons that the request names", got, 400, problem.InvalidRequest)
+	report := m{"kind": "drill", "name": "daily", "outcome": "passed", "files": []m{{"name": "a", "sm3": strings.Repeat("0a", 32), "size": 1}}}
+	if got := d.as(t, "wang", "POST", "/admin/v1/reports", report); got.status != 200 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	report["persons"] = []string{"甲", "乙"}
+	d.wants(t, "a report in the names of two who did not log in", d.as(t, "wang", "POST", "/admin/v1/reports", report), 400, problem.InvalidRequest)
+	d.admin.asked = nil
 	p := d.propose(t, "zhang", "/admin/v1/backups", m{"persons": []string{}, "target": "/mnt", "incremental": false, "softtoken": false})
 	if got := d.decide(t, "li", "approve", p); got.status != 200 {
 		t.Fatalf("%d %s", got.status, got.body)

@@ -14,9 +14,7 @@ func (s *Server) Age(idle, life time.Duration) {
 	for _, sess := range s.sessions.of {
 		sess.used, sess.begun = sess.used.Add(-idle), sess.begun.Add(-life)
 	}
-	for c, at := range s.sessions.challenges {
-		s.sessions.challenges[c] = at.Add(-idle)
-	}
+	s.sessions.born = s.sessions.born.Add(-idle)
 }
 
 // Expire has the time of all proposals come.

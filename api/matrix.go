@@ -112,7 +112,7 @@ var matrix = []Line{
 	{Method: post, Pattern: "/admin/v1/trust/crls/fetch", Title: "取吊销列表 (fetch CRLs)", Roles: security, Changes: true},
 	{Method: get, Pattern: "/admin/v1/trust/crls", Title: "列出吊销列表 (list CRLs)", Roles: seeTrust},
 
-	{Method: post, Pattern: "/admin/v1/machines", Title: "增加密码机 (add a cipher machine)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/machines", Title: "增加密码机 (add a cipher machine)", Roles: system, Second: second, Changes: true},
 	{Method: get, Pattern: "/admin/v1/machines", Title: "列出密码机 (list cipher machines)", Roles: seeMachines},
 	{Method: post, Pattern: "/admin/v1/machines/:name/drain", Title: "停派密码机 (drain a cipher machine)", Roles: system, Changes: true},
 	{Method: post, Pattern: "/admin/v1/machines/:name/resume", Title: "恢复密码机 (resume a cipher machine)", Roles: system, Changes: true},

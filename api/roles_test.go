@@ -343,11 +343,17 @@ func TestSessions(t *testing.T) {
 		return o.ask(t, false, "", "POST", "/admin/v1/login", wire.Login{Name: "wang", Password: "wang-Password-1", Challenge: c, Signature: c})
 	}
 	c := challenge()
+	for range 300 { // anybody may ask for as many as he likes: this one stays good
+		challenge()
+	}
 	if got := with(c); got.status != 200 {
 		t.Errorf("%d %s", got.status, got.body)
 	}
 	o.wants(t, "a challenge twice", with(c), 401, problem.LoginFailed)
 	o.wants(t, "a challenge of nobody's", with(bytes.Repeat([]byte{7}, 32)), 401, problem.LoginFailed)
+	c = challenge()
+	c[0]++
+	o.wants(t, "one with another time", with(c), 401, problem.LoginFailed)
 	c = challenge()
 	o.server.Age(2*time.Minute, 0)
 	o.wants(t, "an old challenge", with(c), 401, problem.LoginFailed)
@@ -356,6 +362,41 @@ func TestSessions(t *testing.T) {
 	o2.wants(t, "another host", o2.ask(t, false, "", "POST", "/admin/v1/login", m{}, func(r *http.Request) { r.Host = "evil.example" }), 400, problem.InvalidRequest)
 	if got := o2.login(t, false, "li"); got == "" {
 		t.Error("no session")
+	}
+}
+
+// Another method, another spelling of the path or a header that names another method lead to no route that the role may not use.
+func TestSideDoors(t *testing.T) {
+	t.Parallel()
+	o := openOffice(t)
+	token := o.login(t, false, "wang")
+	for _, method := range []string{"HEAD", "OPTIONS", "PUT", "PATCH", "DELETE", "post"} {
+		for _, path := range []string{"/admin/v1/machines/b/drain", "/admin/v1/applications", "/admin/v1/administrators/li/stop"} {
+			got := o.ask(t, false, token, method, path, nil)
+			preflight := method == "OPTIONS" && got.status == 204 && len(got.body) == 0 && got.header.Get("Access-Control-Allow-Origin") == "" // lets no page of elsewhere in
+			if got.status < 400 && !preflight {
+				t.Errorf("%s %s: %d %s", method, path, got.status, got.body)
+			}
+		}
+	}
+	for _, path := range []string{
+		"/admin/v1/machines/b/drain/", "//admin/v1/machines/b/drain", "/admin/v1/./machines/b/drain", "/ADMIN/v1/machines/b/drain", "/admin%2Fv1/machines/b/drain",
+		"/admin/v1/machines/b/%64rain", "/admin/v1/machines/b/drain;x=1", "/console/../admin/v1/machines/b/drain", "/admin/v1/session/../machines/b/drain",
+		"/admin/v1/machines/b/drain?role=system", "/admin/v1/machines/..%2Fb/drain",
+	} {
+		if got := o.ask(t, false, token, "POST", path, m{"reason": "x"}); got.status < 400 {
+			t.Errorf("%s: %d %s", path, got.status, got.body)
+		}
+	}
+	for _, name := range []string{"X-HTTP-Method-Override", "X-Original-URL", "X-Rewrite-URL"} {
+		for _, value := range []string{"POST", "/admin/v1/machines/b/drain"} {
+			if got := o.ask(t, false, token, "POST", "/admin/v1/machines/b/drain", m{"reason": "x"}, func(r *http.Request) { r.Header.Set(name, value) }); got.status != 403 {
+				t.Errorf("%s %s: %d %s", name, value, got.status, got.body)
+			}
+		}
+	}
+	if len(o.admin.asked) > 0 {
+		t.Errorf("done: %v", o.admin.asked)
 	}
 }
 

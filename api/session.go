@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"net/http"
 	"os"
@@ -56,7 +57,6 @@ const (
 	maxSessions    = 256
 
 	challengeLife = 2 * time.Minute
-	maxChallenges = 256
 	// loginsPerMinute are the failures that one address may make.
 	loginsPerMinute = 20
 
@@ -101,16 +101,19 @@ func (sess *Session) person() string {
 
 // sessions are in memory: a restart ends them all. What is kept of a token is its SM3.
 type sessions struct {
-	csrfKey [32]byte
+	csrfKey, challengeKey [32]byte
 
-	mu         sync.Mutex
-	of         map[[32]byte]*Session // guarded by mu
-	challenges map[string]time.Time  // guarded by mu: when given out; monotonic
+	mu    sync.Mutex
+	of    map[[32]byte]*Session // guarded by mu
+	born  time.Time             // guarded by mu; monotonic: what challenges count their time from
+	spent map[string]time.Time  // guarded by mu: challenges that somebody logged in with, and when they were given out
 }
 
 func newSessions() *sessions {
-	s := &sessions{of: map[[32]byte]*Session{}, challenges: map[string]time.Time{}}
+	s := &sessions{of: map[[32]byte]*Session{}, born: time.Now(), spent: map[string]time.Time{}} // interval
+
 	rand.Read(s.csrfKey[:]) // never fails (crypto/rand)
+	rand.Read(s.challengeKey[:])
 	return s
 }
 
@@ -185,31 +188,58 @@ func (s *sessions) end(sess *Session) {
 	delete(s.of, sess.key)
 }
 
-// challenge gives out 32 bytes.
+// challenge gives out 32 bytes: the time, eight that nobody can foretell, and a MAC over both. Nothing is kept of it, so that
+// whoever asks for many takes nobody else's away.
 func (s *sessions) challenge() []byte {
-	b := make([]byte, 32)
-	rand.Read(b)
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c, at := range s.challenges {
-		if time.Since(at) >= challengeLife { // interval
-			delete(s.challenges, c)
-		}
-	}
-	if len(s.challenges) >= maxChallenges { // anybody may ask; who lost his asks again
-		clear(s.challenges)
-	}
-	s.challenges[string(b)] = time.Now() // interval
-	return b
+	age := time.Since(s.born) // interval
+	s.mu.Unlock()
+	b := binary.BigEndian.AppendUint64(nil, uint64(age))
+	b = append(b, make([]byte, 8)...)
+	rand.Read(b[8:])
+	return s.sealed(b)
 }
 
-// takeChallenge says whether it was given out and not brought yet.
-func (s *sessions) takeChallenge(b []byte) bool {
+// sealed is the challenge that begins with b, 16 bytes.
+func (s *sessions) sealed(b []byte) []byte {
+	m := hmac.New(sm3.New, s.challengeKey[:])
+	m.Write(b)
+	return append(b[:16:16], m.Sum(nil)[:16]...)
+}
+
+// givenOut says when a challenge was given out, if it was, not too long ago, and nobody has logged in with it. It is called
+// under mu.
+func (s *sessions) givenOut(b []byte) (at time.Time, ok bool) {
+	if len(b) != 32 || !hmac.Equal(b, s.sealed(b[:16])) {
+		return at, false
+	}
+	at = s.born.Add(time.Duration(binary.BigEndian.Uint64(b)))
+	_, spent := s.spent[string(b)]
+	return at, !spent && time.Since(at) < challengeLife // interval
+}
+
+// open says whether somebody may still log in with a challenge.
+func (s *sessions) open(challenge []byte) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at, ok := s.challenges[string(b)]
-	delete(s.challenges, string(b))
-	return ok && time.Since(at) < challengeLife // interval
+	_, ok := s.givenOut(challenge)
+	return ok
+}
+
+// spend is open once: it is for somebody who has proved who he is, so that nobody else fills what is remembered.
+func (s *sessions) spend(challenge []byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, at := range s.spent {
+		if time.Since(at) >= challengeLife { // interval
+			delete(s.spent, c)
+		}
+	}
+	at, ok := s.givenOut(challenge)
+	if ok {
+		s.spent[string(challenge)] = at
+	}
+	return ok
 }
 
 // csrf is what a request that bears the cookie has to bring beside it, unless it only reads.

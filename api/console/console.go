@@ -179,7 +179,7 @@ func (c *Console) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	most := int64(maxForm)
-	if strings.HasPrefix(r.Header.Get("Content-Type"), "multipart/form-data") {
+	if strings.HasPrefix(r.Header.Get("Content-Type"), "multipart/form-data") && r.URL.Path != "/console/login" { // anybody sends that one
 		most = maxUpload
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, most)

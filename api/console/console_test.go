@@ -62,6 +62,12 @@ func TestLogin(t *testing.T) {
 	if resp.StatusCode != http.StatusUnauthorized || !strings.Contains(body, "登录名或口令不对") || !strings.Contains(body, `value="security"`) || strings.Contains(body, "Wr0ng") || len(resp.Cookies()) > 0 {
 		t.Errorf("wrong password: %s %v\n%s", resp.Status, resp.Cookies(), body)
 	}
+	// Whoever has not logged in sends no files that fill the memory.
+	large := "--b\r\nContent-Disposition: form-data; name=\"signature\"; filename=\"s\"\r\n\r\n" + strings.Repeat("x", 65<<10) + "\r\n--b--\r\n"
+	resp, _ = post(t, s, "", "/console/login", large, func(r *http.Request) { r.Header.Set("Content-Type", "multipart/form-data; boundary=b") })
+	if resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("a large file before the login: %s", resp.Status)
+	}
 	for then, want := range map[string]string{
 		"/console/signers?q=1": "/console/signers?q=1", "": "/console/", "https://evil.test/console/": "/console/", "//evil.test/console/": "/console/",
 		"/console/../../evil": "/console/", "/console/\\\\evil.test": "/console/", "javascript:alert(1)": "/console/", "/other": "/console/",

@@ -359,6 +359,34 @@ func TestLoginCertificate(t *testing.T) {
 	wants(t, "ended", attempt(systemPassword, account.LoginPrefix, key, challenge), problem.LoginFailed)
 }
 
+// A password of another campus's cipher machine lets nobody in, and tells nobody that there is such a name.
+func TestPasswordElsewhere(t *testing.T) {
+	t.Parallel()
+	w := newCampuses(t)
+	bootstrap(t, w.a)
+	w.exchange(t)
+	known, unknown := login(t, w.b, "wang", auditPassword), login(t, w.b, "nobody", auditPassword)
+	wants(t, "where the password was set", known, problem.LoginFailed)
+	if known == nil || unknown == nil || known.Error() != unknown.Error() {
+		t.Errorf("%v; of one who does not exist: %v", known, unknown)
+	}
+	var why []string
+	if err := w.b.Journal.Range(t.Context(), 0, func(r audit.Record) error {
+		if reason, ok := r.Entry.Field("reason").(audit.Text); ok && r.Entry.Kind == "administration.login/failed" {
+			why = append(why, r.Entry.Object+" "+string(reason))
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(why, []string{"wang key_elsewhere"}) {
+		t.Errorf("journalled: %q", why)
+	}
+	if err := login(t, w.a, "wang", auditPassword); err != nil {
+		t.Error(err)
+	}
+}
+
 // Who is stopped at one campus is stopped at the other; with a ceremony's MAC keys one logs in at both.
 func TestAdministratorsAtTwoCampuses(t *testing.T) {
 	t.Parallel()

@@ -240,7 +240,11 @@ func TestCustodyNewPair(t *testing.T) {
 		_, err := custody.OpenWith(before, w.Sealed, "yinjian/custody-key/v1 "+label)
 		return err == nil
 	}
-	waiting, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001"})
+	// One person may ask for a request; a new key is asked for in so many words.
+	if _, err = v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001"}); err == nil {
+		t.Error("a new custody key that nobody asked for")
+	}
+	waiting, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001", NewKey: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +254,8 @@ func TestCustodyNewPair(t *testing.T) {
 	if _, err = v.Directory.SetPIN(ctx, "admin", "D001", testkit.PIN, "222222"); err != nil {
 		t.Fatal(err)
 	}
-	later, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001", Replace: true})
+	wants(t, "another in its place, without a word of a new key", errOf(v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001", Replace: true})), problem.Forbidden)
+	later, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001", NewKey: true, Replace: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -492,7 +497,7 @@ func TestCustodyRequests(t *testing.T) {
 	v := newVault(t)
 	v.Doctor("D001", "SM2")
 	ctx := t.Context()
-	first, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001"})
+	first, err := v.Directory.RequestCertificate(ctx, "admin", account.RequestSpec{For: "signer:D001", NewKey: true})
 	if err != nil || !first.NewKey || first.Wrapped == nil {
 		t.Fatalf("%+v, %v", first, err)
 	}

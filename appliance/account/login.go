@@ -108,7 +108,8 @@ func (s *Service) authenticate(ctx context.Context, l LoginAttempt, act string) 
 		return nil, err
 	}
 	good, err := v.checkOf(ctx, s.macs, passwordDomain, l.ID, l.Password)
-	if err != nil {
+	elsewhere := isElsewhere(err) // nobody gets in here; who asks is not told, for it would tell which names there are
+	if err != nil && !elsewhere {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordLimit)
@@ -141,6 +142,9 @@ func (s *Service) authenticate(ctx context.Context, l LoginAttempt, act string) 
 		}
 	}
 	d.Fields = append(d.Fields, audit.Field{Name: fieldFailures, Value: audit.Int(count)}, boolean("locked", locked))
+	if elsewhere {
+		d.Fields = append(d.Fields, text("reason", string(problem.KeyElsewhere)))
+	}
 	if count == 0 { // changes nothing, and is not replayed
 		if _, err := s.cfg.Journal.Append(ctx, d); err != nil {
 			return nil, journalProblem(err)

@@ -137,7 +137,12 @@ func (s *Service) RequestCertificate(ctx context.Context, actor string, spec Req
 		return k.request, nil
 	}
 	if k.wrapped != nil {
-		// Its private half is sealed: a custody key signs its request when it is made, and another request is another key.
+		// Its private half is sealed: a custody key signs its request when it is made, and another request is another key. Beside
+		// one that has a certificate or a request it is for two persons to ask for.
+		if !spec.NewKey && (len(k.certs) > 0 || k.request != nil) {
+			return nil, problem.New(problem.Forbidden, "托管密钥的另一份请求就是另一把密钥 (another request for a custody key is another key)",
+				"加 --new-key，由两人办理 (ask for a new key, which takes two persons)")
+		}
 		return s.requestNew(ctx, actor, owner, k, spec)
 	}
 	if k.node != "" {
