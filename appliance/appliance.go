@@ -737,11 +737,11 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 			e.Units[unit] = "http://" + a.plain + "/tsa/" + unit
 		}
 	}
-	if err := a.exportPublic(); err != nil {
-		return nil, err
+	err = a.exportPublic()
+	var peerLn, adminTLS net.Listener
+	if err == nil {
+		peerLn, err = a.peers.listen()
 	}
-	peerLn, err := a.peers.listen()
-	var adminTLS net.Listener
 	if addr := a.cfg.Listen.Admin; err == nil && addr != "" {
 		adminTLS, err = api.ListenTLS(addr, a.listener.certificate.Load, apiClock{a}, false, nil, adminConnections)
 	}

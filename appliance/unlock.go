@@ -131,15 +131,19 @@ func (t tries) wait(holder, boot string, now time.Duration) time.Duration {
 	return max(0, h.At+pause-now)
 }
 
-// open waits until the PINs are unlocked, where they are locked and were not unlocked before.
+// open waits until the PINs are unlocked, where they are locked and were not unlocked before. Those that were unlocked before
+// another file, or another configuration, took their place are forgotten: a cipher machine may have refused them.
 func (k *keeper) open(ctx context.Context, cfg *Config) error {
-	k.h.mu.Lock()
-	have := k.h.pins != nil
-	k.h.mu.Unlock()
+	k.mu.Lock()
+	have := k.have()
+	if have && (cfg.HSM.PINSource != PINFromUnlock || k.changed()) {
+		k.h.wipe()
+		have = false
+	}
 	if cfg.HSM.PINSource != PINFromUnlock || have {
+		k.mu.Unlock()
 		return nil
 	}
-	k.mu.Lock()
 	k.done = make(chan struct{})
 	done := k.done
 	err := k.reload()
@@ -169,13 +173,26 @@ func (k *keeper) open(ctx context.Context, cfg *Config) error {
 	}
 }
 
+// have says whether the PINs are unlocked.
+func (k *keeper) have() bool {
+	k.h.mu.Lock()
+	defer k.h.mu.Unlock()
+	return k.h.pins != nil
+}
+
+// changed says whether the file is another than the one that was read. mu is held.
+func (k *keeper) changed() bool {
+	st, err := os.Stat(LockedPINsFile(k.h.o.Dir))
+	return err != nil || k.read == nil || !st.ModTime().Equal(k.read.ModTime()) || st.Size() != k.read.Size()
+}
+
 // reload reads the file when it is another than before. mu is held.
 func (k *keeper) reload() error {
-	name := LockedPINsFile(k.h.o.Dir)
-	st, err := os.Stat(name)
-	if err == nil && k.read != nil && st.ModTime().Equal(k.read.ModTime()) && st.Size() == k.read.Size() {
+	if !k.changed() {
 		return nil
 	}
+	name := LockedPINsFile(k.h.o.Dir)
+	st, err := os.Stat(name)
 	k.drop()
 	k.locked, k.read = nil, nil
 	if err != nil {
@@ -247,15 +264,15 @@ func (k *keeper) givenBy() []string {
 
 // Unlock satisfies api.StateAdmin. A try is counted on disk before it is made.
 func (h *house) Unlock(_ context.Context, actor string, req api.Unlock) (any, error) {
-	if err := h.wrongState(api.Locked); err != nil {
-		return nil, err
-	}
 	return h.keeper.try(actor, req)
 }
 
 func (k *keeper) try(actor string, req api.Unlock) (any, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if err := k.h.wrongState(api.Locked); err != nil { // another may have been the last that was needed meanwhile
+		return nil, err
+	}
 	dir, sys := k.h.o.Dir, k.h.sys
 	if err := k.reload(); err != nil || k.locked == nil {
 		return nil, problem.New(problem.WrongState, "没有口令包，或已损坏 (there are no locked PINs, or they are damaged): secrets/pins.locked",

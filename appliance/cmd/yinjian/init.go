@@ -138,7 +138,21 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 	if _, err := appliance.ParseConfig(b, dir); err != nil {
 		return usageError{err}
 	}
+	if err := mayInit(dir); err != nil { // again: another may have made it while the passphrases were typed
+		return err
+	}
 	waiting := appliance.Blank(dir) // a folder that is there, perhaps with a process that waits in it
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	// A power cut leaves this mark, and nobody takes the half for an appliance. There is one at a time who makes it.
+	mark, err := os.OpenFile(filepath.Join(dir, appliance.InitUnfinished), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := mark.Close(); err != nil {
+		return err
+	}
 	defer func() {
 		if err != nil { // a half-made appliance has signed nothing; what stays behind would only be in the way
 			made := []string{"config.toml", "secrets", "softtoken", appliance.InitUnfinished}
@@ -150,13 +164,6 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 			}
 		}
 	}()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	// A power cut leaves this mark, and nobody takes the half for an appliance.
-	if err := os.WriteFile(filepath.Join(dir, appliance.InitUnfinished), nil, 0o600); err != nil {
-		return err
-	}
 	for _, d := range []string{dir, filepath.Join(dir, "secrets"), filepath.Join(dir, "run"), filepath.Join(dir, "softtoken")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err

@@ -10,9 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"yinjian/api"
 	"yinjian/appliance"
@@ -425,6 +428,30 @@ func TestFailedStarts(t *testing.T) {
 		m.mustBeClean(t)
 		m.stop(t)
 	})
+	t.Run("a file that cannot be written, when ports are open", func(t *testing.T) {
+		t.Parallel()
+		dir := born(t)
+		file := filepath.Join(dir, "log.pem")
+		swap(t, file, file+".kept")
+		if err := os.MkdirAll(filepath.Join(file, "full"), 0o700); err != nil { // a folder that has something in it, in its place
+			t.Fatal(err)
+		}
+		m := launch(t, dir)
+		wrong(t, m, "start_failed", true)
+		cfg, err := appliance.LoadConfig(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if conn, err := net.Dial("tcp", cfg.Listen.API); err == nil {
+			conn.Close()
+			t.Error("the port of a start that was undone is open")
+		}
+		if err := os.RemoveAll(file); err != nil {
+			t.Fatal(err)
+		}
+		m.await(t) // by itself
+		m.stop(t)
+	})
 	t.Run("a cipher machine that is away", func(t *testing.T) {
 		t.Parallel()
 		dir := born(t)
@@ -491,6 +518,51 @@ func TestFailedStarts(t *testing.T) {
 		m.holdsTo(t, api.Starting)
 		m.stop(t)
 	})
+}
+
+// Whoever still types passphrases when another has made the appliance leaves it as it is.
+func TestInitOvertaken(t *testing.T) {
+	t.Parallel()
+	server := startTimeServer(t)
+	dir, file := filepath.Join(tempDir(t), "a"), filepath.Join(tempDir(t), "answers.toml")
+	text := fmt.Sprintf("time_sources = ['%s']\npin_source = 'unlock'\n[unlock]\nthreshold = 2\nholders = ['张三', '李四', '王五']\n", server.address)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow := exec.Command(built.init, "init", "--dir", dir, "--answers", file, "--passphrase-fd", "3")
+	slow.ExtraFiles = []*os.File{r}
+	said := new(bytes.Buffer)
+	slow.Stderr = said
+	if err := slow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(w, "sand-and-water-1")
+	eventually(t, readyWithin, "the first passphrase is read", func() bool {
+		left, err := unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ)
+		return err == nil && left == 0
+	})
+	mustRun(t, "init", "--dir", dir, "--time-source", server.address)
+	files := func() map[string]string {
+		out := map[string]string{}
+		for _, name := range append(glob(t, filepath.Join(dir, "secrets", "*")), filepath.Join(dir, "config.toml")) {
+			out[name] = readFile(t, name)
+		}
+		return out
+	}
+	before := files()
+	fmt.Fprintln(w, "horse-battery-2\ncorrect-staple-3")
+	w.Close()
+	r.Close()
+	if err := slow.Wait(); err == nil || !strings.Contains(said.String(), "不是空目录") {
+		t.Errorf("the second init: %v %s", err, said)
+	}
+	if after := files(); !reflect.DeepEqual(before, after) {
+		t.Error("the second init changed the appliance that was there")
+	}
 }
 
 // The dialogue: each answer is looked at at once, and nothing is written before the summary was confirmed.

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -107,6 +109,8 @@ func provisionBy(ctx context.Context, self, dir string, answers []byte, passphra
 	cmd.ExtraFiles = []*os.File{a, p}
 	said := new(bytes.Buffer)
 	cmd.Stderr = said
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // killed it would leave a half that only a person removes
+	cmd.WaitDelay = time.Minute
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s", strings.TrimSpace(said.String()))
 	}
