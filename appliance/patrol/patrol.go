@@ -185,6 +185,11 @@ func (j *judge) notChecked(item, why string) {
 	j.report.NotChecked = append(j.report.NotChecked, j.area.Title+"·"+item+"："+why)
 }
 
+// blind makes what was to be looked at and could not be a warning: whoever reads the exit status alone must not take it for well.
+func (j *judge) blind() {
+	j.area.Severity, j.report.Severity = max(j.area.Severity, alarm.Warning), max(j.report.Severity, alarm.Warning)
+}
+
 // answer decodes an answer of the appliance; without one the item is said to be not checked.
 func (j *judge) answer(name, item string, out any) bool {
 	data, ok := j.in.Answers[name]
@@ -199,6 +204,7 @@ func (j *judge) answer(name, item string, out any) bool {
 			why = "没有取得 (not had)"
 		}
 		j.notChecked(item, why)
+		j.blind()
 	}
 	return ok
 }
@@ -211,6 +217,7 @@ func (j *judge) silent(item string) bool {
 	}
 	if why != "" {
 		j.notChecked(item, why)
+		j.blind()
 	}
 	return why != "" || j.in.Journal == nil
 }
@@ -396,6 +403,8 @@ func (j *judge) journal() {
 		if w.Uncovered > 0 && j.in.Running {
 			j.say(alarm.Notice, alarm.JournalUnsealed, "检查点之后", "%d 条尚无检查点覆盖", w.Uncovered)
 		}
+	case len(journal.Spans) == 0:
+		j.notChecked("核验", "什么也没有核验："+journal.Previous)
 	default:
 		var entries uint64
 		for _, s := range journal.Spans {
@@ -412,8 +421,11 @@ func (j *judge) journal() {
 			what += fmt.Sprintf("，另抽查 %d 段", len(journal.Spans)-1)
 		}
 		j.say(when(bad != "", alarm.Severe), alarm.JournalFailed, "核验", "%s，共 %d 条；%s", what, entries, orGood(bad))
-		if len(journal.Spans) > 0 && journal.Spans[0].From > 0 {
+		if journal.Spans[0].From > 0 {
 			j.notChecked("更早的条目", fmt.Sprintf("前 %d 条以前核验过，这次没有全部重读；月巡检、季巡检全部重读", journal.Spans[0].From))
+		}
+		if journal.Last != nil && journal.Entries > journal.Last.Size {
+			j.notChecked("检查点之后", fmt.Sprintf("%d 条尚无检查点覆盖，这次没有核验", journal.Entries-journal.Last.Size))
 		}
 	}
 	if journal.Last != nil {
@@ -548,27 +560,56 @@ func (j *judge) database() {
 	}
 	if j.in.Period != Quarterly {
 		j.notChecked("按 MAC 清查", "季巡检做；后台按 database.sweep_every 也做，发现改动即告警 database-changed")
-	} else if j.answer("sweep", "按 MAC 清查", &found) {
-		j.say(when(len(found.Differences) > 0, alarm.Severe), alarm.DatabaseChanged, "按 MAC 清查", "%d 处不符", len(found.Differences)+int(found.Omitted))
+		return
+	}
+	var swept struct {
+		MACs        uint64 `json:"macs_checked"`
+		Differences []audit.Difference
+		Omitted     uint64
+	}
+	switch {
+	case !j.answer("sweep", "按 MAC 清查", &swept):
+	case swept.MACs == 0 && len(swept.Differences) == 0:
+		j.notChecked("按 MAC 清查", "中心库中没有带 MAC 的行可查")
+	default:
+		j.say(when(len(swept.Differences) > 0, alarm.Severe), alarm.DatabaseChanged, "按 MAC 清查", "%d 个 MAC，%d 处不符", swept.MACs, len(swept.Differences)+int(swept.Omitted))
 	}
 }
 
 func (j *judge) certificates() {
 	j.begin("certificates", "证书与吊销列表")
 	var lines []struct {
-		Owner, Use, Algorithm, State string
-		NotAfter                     *time.Time `json:"not_after"`
-		DaysLeft                     int        `json:"days_left"`
+		Owner, Use, Algorithm, State, Revocation string
+		NotAfter                                 *time.Time `json:"not_after"`
+		DaysLeft                                 int        `json:"days_left"`
 	}
 	if j.answer("certificates", "证书", &lines) {
-		staff := map[int]int{}
-		active := 0
+		inUse := map[string]bool{}
 		for _, c := range lines {
-			if c.NotAfter == nil || c.State != "active" && c.State != "expired" && c.State != "unusable" {
+			inUse[c.Owner+" "+c.Algorithm] = inUse[c.Owner+" "+c.Algorithm] || c.State == "active"
+		}
+		staff := map[int]int{}
+		usable, unusable, unchecked := 0, 0, 0
+		told := map[string]bool{}
+		for _, c := range lines {
+			of := c.Owner + " " + c.Algorithm
+			if c.NotAfter == nil || c.State != "active" && inUse[of] { // another has taken its place
 				continue
 			}
+			open := c.State == "active" && c.Revocation != "" && c.Revocation != "good"
 			if c.Use == "staff" {
-				active++
+				switch c.State {
+				case "active", "expired":
+					usable++
+				case "unusable":
+					unusable++
+					continue
+				default: // who leaves has none
+					continue
+				}
+				if open {
+					unchecked++
+				}
 				for _, d := range []int{7, 30, 90} {
 					if c.DaysLeft < d {
 						staff[d]++
@@ -577,6 +618,9 @@ func (j *judge) certificates() {
 				}
 				continue
 			}
+			if open {
+				j.notChecked(of+" 的吊销状态", c.Revocation)
+			}
 			level := when(c.DaysLeft < 90, alarm.Notice)
 			if c.DaysLeft < 30 {
 				level = alarm.Warning
@@ -584,12 +628,19 @@ func (j *judge) certificates() {
 			if c.DaysLeft < 7 || c.State == "unusable" {
 				level = alarm.Severe
 			}
-			if c.State == "expired" { // another may have taken its place: its owner's active one says
+			if c.State != "active" && c.State != "unusable" {
+				if !told[of] {
+					j.say(alarm.Warning, alarm.CertificateDue, of, "%s，没有现用的证书", c.State)
+				}
+				told[of] = true
 				continue
 			}
-			j.say(level, alarm.CertificateDue, c.Owner+" "+c.Algorithm, "%s，%d 天后到期（%s）", c.State, c.DaysLeft, c.NotAfter.In(audit.Beijing).Format(time.DateOnly))
+			j.say(level, alarm.CertificateDue, of, "%s，%d 天后到期（%s）", c.State, c.DaysLeft, c.NotAfter.In(audit.Beijing).Format(time.DateOnly))
 		}
-		j.say(max(when(staff[7] > 0, alarm.Warning), when(staff[30]+staff[90] > 0, alarm.Notice)), alarm.CertificateDue, "签名人证书", "%d 张；7 天内到期 %d，30 天内 %d，90 天内 %d", active, staff[7], staff[30], staff[90])
+		j.say(max(when(staff[7]+unusable > 0, alarm.Warning), when(staff[30]+staff[90] > 0, alarm.Notice)), alarm.CertificateDue, "签名人证书", "%d 张；7 天内到期 %d，30 天内 %d，90 天内 %d；不可用 %d", usable, staff[7], staff[30], staff[90], unusable)
+		if unchecked > 0 {
+			j.notChecked("签名人证书的吊销状态", fmt.Sprintf("%d 张没有现行的吊销列表可查", unchecked))
+		}
 	}
 	var crls struct {
 		Lists []struct {
@@ -621,11 +672,12 @@ func (j *judge) peer() {
 	j.begin("peer", "另一院区")
 	var s struct {
 		Peer *struct {
-			Node, Error, Split, Accused string
-			Up                          bool
-			AgeS                        float64 `json:"age_s"`
-			MaxS                        float64 `json:"max_age_s"`
-			Gotten                      uint64  `json:"confirmed_entries"`
+			Node, Split, Accused string
+			Error                string `json:"last_error"`
+			Up                   bool
+			AgeS                 float64 `json:"age_s"`
+			MaxS                 float64 `json:"max_age_s"`
+			Gotten               uint64  `json:"confirmed_entries"`
 		}
 		Directory struct{ Frozen, Waiting, Missing, Open int }
 	}

@@ -27,7 +27,7 @@ func healthy() patrol.Input {
 		"crls":         `{"lists":[{"issuer":"CN=a","state":"current","this_update":"2026-03-04T00:00:00Z","next_update":"2026-03-11T00:00:00Z"}],"sources":[{"url":"http://a","error":""}]}`,
 		"backups":      fmt.Sprintf(`{"custodians":{"threshold":2},"last":{"ID":"1","Entries":7,"At":{"Micros":%d}},"unfinished":{}}`, now.Add(-24*time.Hour).UnixMicro()),
 		"compare":      `{"rows":7,"days":[{"day":"2026-03-04","node":"benbu-1","entries":7,"entries_sm3":"a","rows":7,"rows_sm3":"a"}],"differences":[]}`,
-		"sweep":        `{"differences":[]}`,
+		"sweep":        `{"macs_checked":3,"differences":[]}`,
 	} {
 		answers[name] = json.RawMessage(text)
 	}
@@ -96,6 +96,11 @@ func TestJudgement(t *testing.T) {
 		"certificate 20 days":  {replace("certificates", `"SM2","state":"active","not_after":"2027-03-04T00:00:00Z","days_left":365},{`, `"SM2","state":"active","not_after":"2027-03-04T00:00:00Z","days_left":20},{`), "certificates", alarm.Warning},
 		"certificate unusable": {replace("certificates", `"state":"active"`, `"state":"unusable"`), "certificates", alarm.Severe},
 		"signer 5 days":        {replace("certificates", `"days_left":365}]`, `"days_left":5}]`), "certificates", alarm.Warning},
+		"own revoked":          {replace("certificates", `"SM2","state":"active","not_after":"2027-03-04T00:00:00Z","days_left":365},{`, `"SM2","state":"revoked","not_after":"2027-03-04T00:00:00Z","days_left":365},{`), "certificates", alarm.Warning},
+		"own expired":          {replace("certificates", `"SM2","state":"active","not_after":"2027-03-04T00:00:00Z","days_left":365},{`, `"SM2","state":"expired","not_after":"2026-03-03T00:00:00Z","days_left":-2},{`), "certificates", alarm.Warning},
+		"signer unusable":      {replace("certificates", `"active","not_after":"2027-03-04T00:00:00Z","days_left":365}]`, `"unusable","not_after":"2027-03-04T00:00:00Z","days_left":365}]`), "certificates", alarm.Warning},
+		"signer renewed":       {replace("certificates", `365}]`, `365},{"owner":"signer:D1","use":"staff","algorithm":"SM2","state":"expired","not_after":"2026-03-03T00:00:00Z","days_left":-2}]`), "certificates", alarm.Normal},
+		"no answer":            {func(in *patrol.Input) { delete(in.Answers, "backups"); in.Missing["backups"] = "refused" }, "backups", alarm.Warning},
 		"list stale":           {replace("crls", `"current"`, `"stale"`), "certificates", alarm.Severe},
 		"list ends":            {replace("crls", `2026-03-11`, `2026-03-04T05:30:00Z","x":"`), "certificates", alarm.Warning},
 		"list not fetched":     {replace("crls", `"error":""`, `"error":"no route"`), "certificates", alarm.Warning},
@@ -176,6 +181,32 @@ func TestNotChecked(t *testing.T) {
 	var page bytes.Buffer
 	if err := r.Page("").HTML(&page); err != nil || !strings.Contains(page.String(), "没有签名") || !strings.Contains(page.String(), "refused: crls") {
 		t.Errorf("%v\n%s", err, &page)
+	}
+}
+
+// What was asked for and found nothing to look at is not called well, and what is unknown is said.
+func TestNothingToLookAt(t *testing.T) {
+	t.Parallel()
+	in := healthy()
+	in.Answers["sweep"] = json.RawMessage(`{"macs_checked":0,"differences":[]}`)
+	in.Answers["certificates"] = json.RawMessage(strings.ReplaceAll(string(in.Answers["certificates"]), `"state":"active"`, `"state":"active","revocation":"未核验: no list"`))
+	in.Journal = &patrol.Journal{Entries: 140, Previous: "没有检查点", Last: in.Journal.Last}
+	r := patrol.Judge(in)
+	for _, want := range []string{"核验：什么也没有核验", "没有带 MAC 的行", "tsa:sm2 SM2 的吊销状态", "1 张没有现行的吊销列表"} {
+		if !strings.Contains(strings.Join(r.NotChecked, "\n"), want) {
+			t.Errorf("not said: %s\n%s", want, strings.Join(r.NotChecked, "\n"))
+		}
+	}
+	for _, a := range r.Areas {
+		for _, l := range a.Lines {
+			if strings.Contains(l.Value, "未发现改动") && a.Name == "journal" || strings.Contains(l.Value, "0 处不符") && l.Item == "按 MAC 清查" {
+				t.Errorf("%s: %+v", a.Name, l)
+			}
+		}
+	}
+	in.Journal.Spans = []audit.SpanReport{{To: 100}}
+	if said := strings.Join(patrol.Judge(in).NotChecked, "\n"); !strings.Contains(said, "40 条尚无检查点覆盖") {
+		t.Errorf("entries beyond the last checkpoint are not told of:\n%s", said)
 	}
 }
 

@@ -79,7 +79,7 @@ func TestPatrol(t *testing.T) {
 	if got := words(areaOf(t, last, "journal")); !strings.Contains(got, "全部核验") {
 		t.Errorf("journal:\n%s", got)
 	}
-	if got := words(areaOf(t, last, "database")); !strings.Contains(got, "0 处不符；本期 1 天") || !strings.Contains(got, "按 MAC 清查：0 处不符") {
+	if got := words(areaOf(t, last, "database")); !strings.Contains(got, "0 处不符；本期 1 天") || !strings.Contains(got, " 个 MAC，0 处不符") {
 		t.Errorf("database:\n%s", got)
 	}
 	// 4. Its files are signed; a byte more is not what was signed.
