@@ -148,6 +148,8 @@ type collection struct {
 	req    api.Assess
 	now    func() string
 	report *assess.Report
+	// unknown are the slots whose token did not say what it is.
+	unknown []string
 }
 
 // A missing is why something is not evidenced.
@@ -210,17 +212,14 @@ func (s *assessor) collect(ctx context.Context, actor string, req api.Assess, in
 	if err != nil {
 		return nil, err
 	}
-	mode := assess.ModeUnsealed
-	if a.cfg.Evaluation.Softtoken {
-		mode = assess.ModeSoft
-	}
 	c := &collection{ctx: ctx, a: a, s: s, actor: actor, req: req, now: now, report: &assess.Report{
 		Format: assess.FormatReport, Products: append([]assess.Product{}, req.Products...), Threats: assess.ParseThreats(docs.Threats),
 		Header: assess.Header{
 			Product: "印鉴 Yinjian", Version: Version, Build: build, Image: "not built", Serial: audit.Sum(spki).String()[:16], Node: a.cfg.Node, Campus: a.cfg.Campus,
-			Epoch: a.journal.Epoch().String(), Nonce: req.Nonce, Assessor: req.Assessor, Mode: mode, Simulated: a.cfg.Evaluation.GNSSFeed, Full: req.Full, Intent: intent, Began: now(),
+			Epoch: a.journal.Epoch().String(), Nonce: req.Nonce, Assessor: req.Assessor, Simulated: a.cfg.Evaluation.GNSSFeed, Full: req.Full, Intent: intent, Began: now(),
 		},
 	}}
+	c.mode()
 	c.header(spki)
 	c.algorithms()
 	c.random()

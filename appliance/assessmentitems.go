@@ -28,6 +28,33 @@ import (
 	"yinjian/hsm"
 )
 
+// softModels are the models of software tokens, as they name themselves (CK_TOKEN_INFO): ours, and SoftHSM's.
+var softModels = []string{"soft-evaluation", "SoftHSM v2"}
+
+// modeOf is soft when configuration or any token says so: ours can be driven like anybody's, beside a machine or instead of one.
+func modeOf(configured bool, tokens []hsm.TokenInfo) string {
+	if configured || slices.ContainsFunc(tokens, func(t hsm.TokenInfo) bool { return slices.Contains(softModels, t.Model) }) {
+		return assess.ModeSoft
+	}
+	return assess.ModeUnsealed
+}
+
+// mode asks every slot's token what it is.
+func (c *collection) mode() {
+	var tokens []hsm.TokenInfo
+	c.eachSlot(func(name string, class hsm.SlotClass, machine *cipherMachine) {
+		info, err := hsm.TokenInfo{}, hsm.ErrUnavailable
+		if w := machine.workers[class]; w != nil {
+			info, err = w.Info(c.ctx)
+		}
+		if err != nil {
+			c.unknown = append(c.unknown, name)
+		}
+		tokens = append(tokens, info)
+	})
+	c.report.Header.Mode = modeOf(c.a.cfg.Evaluation.Softtoken, tokens)
+}
+
 // header is section 1.
 func (c *collection) header(spki []byte) {
 	a := c.a
@@ -44,8 +71,11 @@ func (c *collection) header(spki []byte) {
 		id: "header.mode", title: "密码机 (cipher machine)", command: "yinjian hsm list --dir DIR", shows: "没有使用软件密码机", limits: "不证明密码机是认证产品：见第 11 节的证书编号",
 	}, func() (any, error) {
 		machines := a.machines.states()
-		if a.cfg.Evaluation.Softtoken {
+		switch {
+		case c.report.Header.Mode == assess.ModeSoft:
 			return machines, missing("soft：使用软件密码机，仅供评估，非认证产品 (the software cipher machine: evaluation only)")
+		case len(c.unknown) > 0:
+			return machines, missing("没有应答，不知是不是软件密码机 (no answer: it may be a software one): " + strings.Join(c.unknown, " "))
 		}
 		return machines, nil
 	})
@@ -339,59 +369,30 @@ func (c *collection) certificates() {
 			own = append(own, l)
 		}
 	}
-	judge := func(lines []account.CertificateLine, most int) (any, error) {
-		type judged struct {
-			account.CertificateLine
-			Path    []string `json:"path"`
-			Verdict string   `json:"verdict"`
-		}
-		out := []judged{}
-		var bad error
-		licensed := false
-		for _, l := range lines {
-			if l.State != account.StateActive || len(out) >= most {
+	standing := func(l account.CertificateLine) (subjects []string, err error) {
+		for _, path := range a.directory.Paths(l.Owner) {
+			if pki.SerialHex(path[0].SerialNumber) != l.Serial {
 				continue
 			}
-			j := judged{CertificateLine: l, Verdict: "good"}
-			licensed = licensed || !l.Evaluation
-			for _, path := range a.directory.Paths(l.Owner) {
-				if pki.SerialHex(path[0].SerialNumber) != l.Serial {
-					continue
-				}
-				for _, cert := range path {
-					j.Path = append(j.Path, cert.Subject.String())
-				}
-				if _, err := a.directory.Standing(path, purposeOf(l.Use), now); err != nil {
-					j.Verdict = shownProblem(err)
-				}
-				break
+			for _, cert := range path {
+				subjects = append(subjects, cert.Subject.String())
 			}
-			if j.Path == nil {
-				j.Verdict = "没有路径 (no path)"
+			st, err := a.directory.Standing(path, purposeOf(l.Use), now)
+			if err == nil && st.Unchecked != "" {
+				err = missing("吊销状态未核验 (not checked): " + st.Unchecked)
 			}
-			if j.Verdict != "good" {
-				bad = fmt.Errorf("%s：%s", l.Owner, j.Verdict)
-			}
-			out = append(out, j)
+			return subjects, err
 		}
-		switch {
-		case bad != nil:
-			return out, bad
-		case len(out) == 0:
-			return out, missing("没有现用的证书 (none is in use)")
-		case !licensed:
-			return out, missing("证书都由评估 CA 签发，不具法律效力；路径、吊销状态见原始输出 (all are the evaluation CA's)")
-		}
-		return out, nil
+		return nil, errors.New("没有路径 (no path)")
 	}
 	c.try(assess.SectionCertificates, line{
 		id: "certificates.own", title: "设备证书：TLS、时间戳单元、日志 (the appliance's own)", command: "yinjian cert list --dir DIR -o json", shows: "路径到受信任的 CA，在有效期内，未吊销，由其他 CA 签发",
 		limits: "不证明该 CA 持有电子认证服务许可证",
-	}, func() (any, error) { return judge(own, len(own)) })
+	}, func() (any, error) { return judgeCertificates(own, len(own), standing) })
 	c.try(assess.SectionCertificates, line{
 		id: "certificates.staff", title: fmt.Sprintf("签名人证书抽样 %d 张 (a sample of signers')", staffPathsTried), command: "yinjian cert list --dir DIR -o json", shows: "抽样的路径到受信任的 CA，在有效期内，未吊销，由其他 CA 签发",
 		limits: "抽样；不证明证书持有人的身份",
-	}, func() (any, error) { return judge(staff, staffPathsTried) })
+	}, func() (any, error) { return judgeCertificates(staff, staffPathsTried, standing) })
 	c.try(assess.SectionCertificates, line{
 		id: "certificates.lists", title: "吊销列表的新鲜程度 (freshness of CRLs)", command: "yinjian cert crls --dir DIR -o json", shows: "每个 CA 都有现行的吊销列表", limits: "没有 OCSP",
 	}, func() (any, error) {
@@ -422,6 +423,59 @@ func (c *collection) certificates() {
 		}
 		return ends, nil
 	})
+}
+
+// judgeCertificates judges at most so many of those in use; standing answers a path's subjects and what is wrong with it. Whoever
+// has certificates and none in use counts, too, people aside whose certificates have ended: they may have left.
+func judgeCertificates(lines []account.CertificateLine, most int, standing func(account.CertificateLine) ([]string, error)) (any, error) {
+	type judged struct {
+		account.CertificateLine
+		Path    []string `json:"path"`
+		Verdict string   `json:"verdict"`
+	}
+	inUse := map[string]bool{}
+	for _, l := range lines {
+		inUse[l.Owner+" "+l.Algorithm] = inUse[l.Owner+" "+l.Algorithm] || l.State == account.StateActive
+	}
+	out := []judged{}
+	var bad, none error
+	for _, l := range lines {
+		ended := l.State == account.StateExpired || l.State == account.StateRevoked
+		if !inUse[l.Owner+" "+l.Algorithm] && (l.State == account.StateUnusable || ended && l.Use != account.UseStaff) {
+			bad = fmt.Errorf("%s：没有现用的证书 (none in use)：%s %s", l.Owner, l.State, l.Revocation)
+		}
+		if l.State != account.StateActive || len(out) >= most {
+			continue
+		}
+		j := judged{CertificateLine: l, Verdict: "good"}
+		var err error
+		if j.Path, err = standing(l); err != nil {
+			j.Verdict = shownProblem(err)
+			if unknown := missing(""); errors.As(err, &unknown) {
+				none = missing(l.Owner + "：" + j.Verdict)
+			} else {
+				bad = fmt.Errorf("%s：%s", l.Owner, j.Verdict)
+			}
+		}
+		out = append(out, j)
+	}
+	evaluation := 0
+	for _, j := range out {
+		if j.Evaluation {
+			evaluation++
+		}
+	}
+	switch {
+	case bad != nil:
+		return out, bad
+	case none != nil:
+		return out, none
+	case len(out) == 0:
+		return out, missing("没有现用的证书 (none is in use)")
+	case evaluation > 0:
+		return out, missing(fmt.Sprintf("其中 %d 张由评估 CA 签发，不具法律效力；路径、吊销状态见原始输出 (of these %d are the evaluation CA's)", evaluation, evaluation))
+	}
+	return out, nil
 }
 
 func purposeOf(use string) pki.Purpose {

@@ -189,6 +189,20 @@ func Secrets(cfg *Config, dir string) (map[string][]byte, error) {
 	for _, s := range cfg.Time.Sources {
 		add(s.KeyFile)
 	}
+	var added sourcesFile // while it ran
+	if b, err := os.ReadFile(sourcesPath(dir)); err == nil {
+		if err := decodeTOML(b, &added); err != nil {
+			return nil, fmt.Errorf("timesources.toml: %w", err)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, l := range added.Sources {
+		if l.Source != nil {
+			abs(dir, &l.Source.KeyFile)
+			add(l.Source.KeyFile)
+		}
+	}
 	add(cfg.Database.PasswordFile)
 	if u := cfg.TSA.Upstream; u != nil {
 		add(u.PasswordFile)
@@ -199,14 +213,17 @@ func Secrets(cfg *Config, dir string) (map[string][]byte, error) {
 	for _, w := range cfg.Alarms.Webhook {
 		add(w.KeyFile)
 	}
-	if f, err := readMachines(dir); err == nil && f != nil { // those that were added while it ran
-		for _, m := range f.Machines {
-			if m.Machine == nil {
-				continue
-			}
-			for _, s := range m.Machine.Slots {
-				add(s.PINFile)
-			}
+	f, err := readMachines(dir) // those that were added while it ran
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range f.Machines {
+		if m.Machine == nil {
+			continue
+		}
+		for _, s := range m.Machine.Slots {
+			abs(dir, &s.PINFile)
+			add(s.PINFile)
 		}
 	}
 	out := map[string][]byte{}
