@@ -243,10 +243,13 @@ func (s *Server) local(b body, h func(c echo.Context, actor string, body []byte)
 		if err != nil {
 			return err
 		}
-		if sess.Administrator != "" && len(data) > 0 { // it may have ended while the body came
-			if _, p := s.sessionOf(c); p != nil {
-				return p
+		if sess.Administrator != "" {
+			if len(data) > 0 { // it may have ended while the body came
+				if _, p := s.sessionOf(c); p != nil {
+					return p
+				}
 			}
+			handled(c.Request())
 		}
 		return h(c, sess.actor(), data)
 	}

@@ -400,6 +400,51 @@ func TestSideDoors(t *testing.T) {
 	}
 }
 
+// A slowAdmin takes its time to verify.
+type slowAdmin struct {
+	api.Admin
+	entered, leave chan struct{}
+}
+
+func (a slowAdmin) AuditVerify(context.Context, string, api.AuditVerify) (any, error) {
+	close(a.entered)
+	<-a.leave
+	return m{}, nil
+}
+
+// Connections of nobody's do not cut off what an administrator has asked for.
+func TestCrowdAtTheAdministratorsListener(t *testing.T) {
+	t.Parallel()
+	slow := slowAdmin{entered: make(chan struct{}), leave: make(chan struct{})}
+	o := openOffice(t, func(c *api.Config, _ *http.Server) { slow.Admin = c.Admin; c.Admin = slow })
+	r, err := http.NewRequestWithContext(t.Context(), "POST", o.url+"/admin/v1/audit/verify", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Authorization", "Bearer "+o.login(t, false, "wang"))
+	answered := make(chan error, 1)
+	go func() {
+		resp, err := o.http.Do(r)
+		if err == nil {
+			resp.Body.Close()
+		}
+		answered <- err
+	}()
+	<-slow.entered
+	for range 20 { // sixteen are for one address
+		c, err := tls.Dial("tcp", strings.TrimPrefix(o.url, "https://"), o.http.Transport.(*http.Transport).TLSClientConfig)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+	close(slow.leave)
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+}
+
 // Who guesses is stopped by address, whoever's the names are.
 func TestLoginsOfOneAddress(t *testing.T) {
 	t.Parallel()
