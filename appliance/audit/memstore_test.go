@@ -219,6 +219,9 @@ func (s *memStore) Blobs(_ context.Context, _ int, fn func(audit.Hash) error) er
 	return nil
 }
 
+// Reread: memory is all there is.
+func (s *memStore) Reread() error { return nil }
+
 // SchemaChanges: memory has no schema.
 func (s *memStore) SchemaChanges(context.Context, int) ([]string, error) { return nil, nil }
 

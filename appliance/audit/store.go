@@ -170,6 +170,9 @@ type Store interface {
 	// Segments lists all segments by number.
 	Segments(ctx context.Context) ([]Segment, error)
 
+	// Reread has everything that is read from then on come from what is stored now, whatever was read before and by whom.
+	Reread() error
+
 	// SchemaChanges names, for people, what a segment's file has beside the tables that were made in it, or lacks of
 	// them: a trigger, say, that swallows or changes what is written. None is an empty answer. A segment that cannot be
 	// read at all may answer why.

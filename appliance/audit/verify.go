@@ -221,6 +221,9 @@ func (v *verifier) find(f Finding) int {
 }
 
 func (v *verifier) run() error {
+	if err := v.store.Reread(); err != nil {
+		return fmt.Errorf("audit: verifying: %w", err)
+	}
 	began, _, err := v.extent()
 	if err != nil {
 		return err

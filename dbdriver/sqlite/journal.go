@@ -700,6 +700,39 @@ func (s *segment) close() error {
 	return errors.Join(errs...)
 }
 
+// Reread implements audit.Store. An open connection has pages in memory, and takes them for the file's as long as the file's
+// counter of changes says so, which whoever writes past SQLite leaves alone; and it stays with the file that it opened,
+// though another was put in its place.
+func (j *Journal) Reread() error {
+	j.writing.Lock()
+	defer j.writing.Unlock()
+	j.mu.RLock() // nothing is opened again that Close has closed
+	defer j.mu.RUnlock()
+	for _, s := range j.segments {
+		if err := s.reread(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reread opens the segment's reading pool anew. Readers wait.
+func (s *segment) reread() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.read == nil {
+		return nil
+	}
+	read, err := open(s.file, true, 4)
+	if err != nil {
+		return err
+	}
+	read.SetConnMaxIdleTime(time.Minute)
+	s.read.Close()
+	s.read = read
+	return nil
+}
+
 // list answers the segments as they are now.
 func (j *Journal) list() ([]*segment, error) {
 	j.mu.RLock()

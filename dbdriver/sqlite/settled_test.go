@@ -1,6 +1,7 @@
 package sqlite_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -97,6 +98,58 @@ func TestTamperedWhileSettled(t *testing.T) {
 					t.Errorf("row %d: %d, %v", i, row.Sequence, err)
 				}
 			}
+		})
+	}
+}
+
+// What the running process has read before is not what it verifies: neither pages that SQLite takes for the file's, as nobody
+// told it that they were changed, nor a file that is no longer the one in the folder.
+func TestVerifyReadsWhatIsStored(t *testing.T) {
+	t.Parallel()
+	key := newLogKey(t)
+	const change = `UPDATE yj_entry SET entry_der = CAST(entry_der || x'00' AS BLOB) WHERE seq_no = 5`
+	for name, do := range map[string]func(t *testing.T, dir string){
+		"written past SQLite": func(t *testing.T, dir string) {
+			db := raw(t, filepath.Join(dir, seg1))
+			defer db.Close()
+			var der []byte
+			if err := db.QueryRow(`SELECT entry_der FROM yj_entry WHERE seq_no = 5`).Scan(&der); err != nil {
+				t.Fatal(err)
+			}
+			file, err := os.ReadFile(filepath.Join(dir, seg1))
+			if err != nil || !bytes.Contains(file, der) {
+				t.Fatalf("entry 5 is not in the file as it is, %v", err)
+			}
+			changed := bytes.Clone(der)
+			changed[len(der)-1] ^= 1
+			file = bytes.ReplaceAll(file, der, changed) // pages that are free now may have it too
+			if err := os.WriteFile(filepath.Join(dir, seg1), file, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"a file in its place": func(t *testing.T, dir string) {
+			other := t.TempDir()
+			copyDir(t, dir, other)
+			plant(t, other, seg1, change)
+			if err := os.Rename(filepath.Join(other, seg1), filepath.Join(dir, seg1)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, _ := written(t, key)
+			store := openStore(t, dir, segments50)
+			for changed := range 2 {
+				r, err := audit.Verify(t.Context(), store, audit.Options{LogKey: key.Public()})
+				if err != nil || (changed == 0) != r.OK() || changed == 1 && !slices.ContainsFunc(r.Findings, func(f audit.Finding) bool { return f.Kind == audit.EntryChanged && f.Sequence == 5 }) {
+					t.Fatalf("changed %d times: %v, %v", changed, err, list(r))
+				}
+				if changed == 0 {
+					do(t, dir)
+				}
+			}
+			start(t, store, nil).stop() // and it goes on
 		})
 	}
 }
