@@ -104,8 +104,10 @@ func (s *Store) markDuplicate(ctx context.Context, first, later, writer *audit.P
 		}
 		return s.fold(ctx, tx, s.seal.mac, keyID, audit.SetRoot{Node: writer.Node, Set: DuplicateSet, ModifiedBy: by, ModifiedAt: later.SignedAt}, []string{mac}, nil)
 	})
-	if errors.Is(err, dbdriver.ErrConflict) { // the other campus did it
-		return nil
+	if errors.Is(err, dbdriver.ErrConflict) { // the other campus did it, or somebody has changed the root
+		if _, marked, lerr := s.DuplicateOf(ctx, row.Place); lerr == nil && marked {
+			return nil
+		}
 	}
 	return err
 }

@@ -302,6 +302,16 @@ func duplicates(t *testing.T, fresh func(testing.TB) *Database) {
 		}
 		return out
 	}
+	// That the set's root was changed meanwhile does not mean that the row is marked.
+	faulty := d.OpenWith(t, func(op Op) Fault {
+		if op.Kind == "exec" && strings.Contains(op.Text, "yj_set_root") && strings.Contains(op.Text, "root_version") {
+			return Fault{Before: dbdriver.ErrConflict}
+		}
+		return Fault{}
+	})
+	if err := faulty.MarkDuplicates(t.Context(), records("east")); !errors.Is(err, dbdriver.ErrConflict) {
+		t.Errorf("a root that was changed meanwhile: %v, want %v", err, dbdriver.ErrConflict)
+	}
 	for range 2 {
 		for _, node := range []string{"east", "west"} {
 			if err := s.MarkDuplicates(t.Context(), records(node)); err != nil {
