@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math"
 	"strings"
 
 	"yinjian/appliance/audit"
@@ -49,7 +50,7 @@ var (
 type Moved struct {
 	Rows, Batches uint64
 	Next          uint64 // where to go on
-	More          bool   // there may be more; false: nothing of before was found
+	More          bool   // there may be more; false: rows with a time were found, and none of before
 }
 
 // Archive moves a node's rows of an epoch from a sequence on, at most most of them, up to the last whose time is before
@@ -69,8 +70,11 @@ func (s *Store) Archive(ctx context.Context, node, epoch string, from uint64, be
 			return err
 		}
 		rows, last, err := s.closed(ctx, tx, node, epoch, int64(from), before, most)
-		if err != nil || rows == 0 {
+		if err != nil || last < 0 {
 			return err
+		}
+		if m = (Moved{Next: uint64(last) + 1, More: true}); rows == 0 {
+			return nil
 		}
 		move := func(st Statement) (int64, error) {
 			res, err := tx.ExecContext(ctx, s.seam.Text(st.Text), node, epoch, int64(from), last)
@@ -88,7 +92,7 @@ func (s *Store) Archive(ctx context.Context, node, epoch string, from uint64, be
 		if counts[0] != rows || counts[1] != rows || counts[2] != counts[3] {
 			return fmt.Errorf("%w: rows %d to %d were changed while they were moved", dbdriver.ErrConflict, from, last)
 		}
-		m = Moved{uint64(rows), uint64(counts[2]), uint64(last) + 1, true}
+		m.Rows, m.Batches = uint64(rows), uint64(counts[2])
 		return nil
 	})
 	if err != nil {
@@ -98,21 +102,29 @@ func (s *Store) Archive(ctx context.Context, node, epoch string, from uint64, be
 }
 
 // closed finds what of the next most rows is to be moved: how many there are up to the last whose time is before before. A
-// time is not always later than that of the row before, and one before the clock had a time (0) says nothing.
+// time is not always later than that of the row before, and one before the clock had a time (0) says nothing: as many of
+// these as are asked for are passed over, n is 0 then. last is -1 where there is nothing to go on to.
 func (s *Store) closed(ctx context.Context, tx *sql.Tx, node, epoch string, from, before int64, most int) (n, last int64, err error) {
 	rows, err := tx.QueryContext(ctx, s.seam.Text(selectTimes.Text), node, epoch, from, int64(most))
 	if err != nil {
 		return 0, 0, err
 	}
 	defer rows.Close()
-	for seen := int64(1); rows.Next(); seen++ {
-		var seq, at int64
+	last = -1
+	var seen, timeless, seq int64
+	for ; rows.Next(); seen++ {
+		var at int64
 		if err := rows.Scan(&seq, &at); err != nil {
 			return 0, 0, err
 		}
-		if at > 0 && at < before {
-			n, last = seen, seq
+		if at <= 0 {
+			timeless++
+		} else if at < before {
+			n, last = seen+1, seq
 		}
+	}
+	if n == 0 && timeless == int64(most) && seq < math.MaxInt64 {
+		last = seq
 	}
 	return n, last, rows.Err()
 }

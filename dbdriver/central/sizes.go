@@ -9,7 +9,9 @@ import (
 // countRows are the statements that count a table's rows, of the tables that grow.
 var countRows = []Statement{
 	register("size.record", `SELECT COUNT(*) FROM yj_record`),
+	register("size.record.archive", `SELECT COUNT(*) FROM yj_record_archive`),
 	register("size.batch", `SELECT COUNT(*) FROM yj_batch`),
+	register("size.batch.archive", `SELECT COUNT(*) FROM yj_batch_archive`),
 	register("size.change", `SELECT COUNT(*) FROM yj_change`),
 	register("size.decision", `SELECT COUNT(*) FROM yj_decision`),
 	register("size.duplicate", `SELECT COUNT(*) FROM yj_duplicate`),

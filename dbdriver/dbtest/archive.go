@@ -119,6 +119,10 @@ func archived(t *testing.T, fresh func(testing.TB) *Database) {
 		if err != nil || now != inUse || all != [2]uint64{inUse, inArchive} {
 			t.Errorf("%d in use, by the tables %v, %v, want %d and %d", now, all, err, inUse, inArchive)
 		}
+		sizes, err := s.CountRows(t.Context())
+		if n, told := sizes["yj_record_archive"]; err != nil || !told || n != int64(inArchive) || (sizes["yj_batch_archive"] > 0) != (inArchive > 0) {
+			t.Errorf("sizes of tables: %v, %v, want %d rows in the archive", sizes, err, inArchive)
+		}
 	}
 	want := outside(t, j, s)
 	same := func(what string) {
@@ -201,6 +205,35 @@ func archived(t *testing.T, fresh func(testing.TB) *Database) {
 		t.Errorf("a row that is there already: %d, %v", n, err)
 	}
 	lie(size+20-in, in+1)
+}
+
+// archiveTimeless: rows of before the clock had a time do not keep those after them from being moved, however many they are.
+func archiveTimeless(t *testing.T, fresh func(testing.TB) *Database) {
+	t.Parallel()
+	d := fresh(t)
+	s := d.Open(t)
+	j, _ := Journal(t, t.TempDir(), false)
+	const timeless, rows, before = 23, 30, 1000
+	all := make([]audit.ProjectedRow, rows)
+	for i := range all {
+		all[i] = row(j.Epoch().String(), uint64(i))
+		if i < timeless {
+			all[i].SignedAt = 0
+		}
+	}
+	all[rows-1].SignedAt = before
+	if err := s.Apply(t.Context(), batch(all...)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := archiveAll(t.Context(), j, s, before); n < rows-1-timeless || n >= rows || err != nil {
+		t.Errorf("%d rows were moved, %v", n, err)
+	}
+	if n, err := s.CountInUse(t.Context(), "east", 1, always); n != 1 || err != nil {
+		t.Errorf("%d rows with a time are in use, %v, want one", n, err)
+	}
+	if n, err := archiveAll(t.Context(), j, s, before); n != 0 || err != nil {
+		t.Errorf("the second time %d rows were moved, %v", n, err)
+	}
 }
 
 // fromTheStart says that it has nothing, as long as nothing was sent.
