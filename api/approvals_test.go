@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,6 +224,41 @@ func TestSessionEndsWhileItSends(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != 401 || len(d.admin.asked) != 0 {
 		t.Errorf("%d, done: %v", resp.StatusCode, d.admin.asked)
+	}
+}
+
+// However many decide at once, and while its time comes, a proposal is decided once.
+func TestDecisionsAtOnce(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	t.Cleanup(d.http.CloseIdleConnections)
+	done := 0
+	for range 10 {
+		p := d.propose(t, "li", "/admin/v1/applications", registration)
+		var all sync.WaitGroup
+		var decided atomic.Int32
+		for _, one := range [][2]string{{"zhang", "approve"}, {"liu", "approve"}, {"zhang", "approve"}, {"liu", "decline"}, {"li", "decline"}, {"li", "approve"}} {
+			all.Go(func() {
+				if got := d.decide(t, one[0], one[1], p); got.status == 200 {
+					decided.Add(1)
+					if one[0] == "li" && one[1] == "approve" {
+						t.Errorf("his own: %s", got.body)
+					}
+				}
+			})
+		}
+		all.Go(d.server.Expire)
+		all.Wait()
+		n := 0
+		for _, k := range d.accounts.kinds() {
+			if k == "administration.proposal/approved" {
+				n++
+			}
+		}
+		if decided.Load() > 1 || n-done > 1 || len(d.admin.asked) != n {
+			t.Fatalf("decided %d times, approved %d, done %d", decided.Load(), n-done, len(d.admin.asked))
+		}
+		done = n
 	}
 }
 

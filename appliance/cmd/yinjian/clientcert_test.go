@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -207,6 +208,24 @@ func TestClientCertificates(t *testing.T) {
 	mustRun(t, bind("his", "--by", "none")...)
 	if out := call("his", ""); !strings.Contains(out, `"operational"`) {
 		t.Errorf("HMAC alone, the binding ended: %s", out)
+	}
+	// 5. An anchor that is withdrawn vouches for none of them, though a path to it was found before.
+	if status, body := curl(again); status != "200" {
+		t.Errorf("before the anchor is withdrawn: %s %s", status, body)
+	}
+	var anchors []struct{ ID, Note string }
+	if err := json.Unmarshal([]byte(mustRun(t, "cert", "anchor", "list", "--dir", dir, "-o", "json").stdout), &anchors); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range anchors {
+		if a.Note == "客户端 CA" {
+			mustRun(t, "cert", "anchor", "withdraw", a.ID, "--dir", dir, "--reason", "换 CA")
+		}
+	}
+	for _, c := range []string{lis, again} {
+		if status, body := curl(c); status != "401" || !strings.Contains(body, "客户端证书不可用") {
+			t.Errorf("below an anchor that was withdrawn: %s %s", status, body)
+		}
 	}
 	m.mustBeClean(t)
 	m.stop(t)
