@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -23,21 +22,6 @@ func (s *Server) recordsRoutes(e *echo.Echo) {
 }
 
 func checkListChanges(_ echo.Context, r *wire.ListChanges) *problem.Problem {
-	for _, f := range []struct {
-		name, value string
-		most        int
-	}{{"object", r.Object, 256}, {"actor", r.Actor, 256}, {"kind", r.Kind, 64}} {
-		if f.value == "" {
-			continue
-		}
-		if p := text(f.name, f.value, f.most); p != nil {
-			return p
-		}
-	}
-	for name, v := range map[string]string{"since": r.Since, "until": r.Until} {
-		if _, err := time.Parse(time.RFC3339, v); v != "" && err != nil {
-			return problem.Invalid(name, "须为 RFC 3339 时间 (a time as RFC 3339 has it)")
-		}
-	}
-	return number("limit", r.Limit, 0, 10_000)
+	return first(textOrNone("object", r.Object, 256), textOrNone("actor", r.Actor, 256), textOrNone("kind", r.Kind, 64),
+		timeOrNone("since", r.Since), timeOrNone("until", r.Until), number("limit", r.Limit, 0, 10_000))
 }

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -38,30 +37,13 @@ func (s *Server) searchRoutes(e *echo.Echo) {
 const maxPage = 500
 
 func checkSearchSigners(_ echo.Context, r *SearchSigners) *problem.Problem {
-	if r.Text != "" {
-		if p := text("text", r.Text, 128); p != nil {
-			return p
-		}
-	}
-	return first(number("skip", r.Skip, 0, 1_000_000), number("most", r.Most, 0, maxPage))
+	return first(textOrNone("text", r.Text, 128), number("skip", r.Skip, 0, 1_000_000), number("most", r.Most, 0, maxPage))
 }
 
 func checkSearchRecords(_ echo.Context, r *SearchRecords) *problem.Problem {
-	for _, f := range []struct {
-		name, value string
-		most        int
-	}{{"kind", r.Kind, 64}, {"application", r.Application, 256}, {"signer", r.Signer, 256}, {"department", r.Department, 256}} {
-		if f.value == "" {
-			continue
-		}
-		if p := text(f.name, f.value, f.most); p != nil {
-			return p
-		}
-	}
-	for name, v := range map[string]string{"since": r.Since, "until": r.Until} {
-		if _, err := time.Parse(time.RFC3339, v); v != "" && err != nil {
-			return problem.Invalid(name, "须为 RFC 3339 时间 (a time as RFC 3339 has it)")
-		}
+	if p := first(textOrNone("kind", r.Kind, 64), textOrNone("application", r.Application, 256), textOrNone("signer", r.Signer, 256),
+		textOrNone("department", r.Department, 256), timeOrNone("since", r.Since), timeOrNone("until", r.Until)); p != nil {
+		return p
 	}
 	if r.RecordID != "" {
 		if p := pattern("record_id", r.RecordID, recordID); p != nil {

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"yinjian/appliance/problem"
 )
@@ -44,6 +45,22 @@ func text(field, s string, most int) *problem.Problem {
 	var p *problem.Problem
 	errors.As(problem.CheckText(field, s, most), &p) // it answers no other error
 	return p
+}
+
+// textOrNone is text where none may be given.
+func textOrNone(field, s string, most int) *problem.Problem {
+	if s == "" {
+		return nil
+	}
+	return text(field, s, most)
+}
+
+// timeOrNone wants a time as RFC 3339 has it, if one is given.
+func timeOrNone(field, s string) *problem.Problem {
+	if _, err := time.Parse(time.RFC3339, s); s != "" && err != nil {
+		return problem.Invalid(field, "须为 RFC 3339 时间 (a time as RFC 3339 has it)")
+	}
+	return nil
 }
 
 func pattern(field, s string, re *regexp.Regexp) *problem.Problem {

@@ -187,19 +187,25 @@ const (
 	listedSince   = 30 * 24 * time.Hour
 )
 
+// period is what a search looks at: as the request says, which was checked with it, or the last [listedSince].
+func (a *Appliance) period(from, to string) (since, until time.Time) {
+	until = a.clock.Now().Time.Add(time.Minute) // what was shipped since counts, too
+	if to != "" {
+		until, _ = time.Parse(time.RFC3339, to)
+	}
+	since = until.Add(-listedSince)
+	if from != "" {
+		since, _ = time.Parse(time.RFC3339, from)
+	}
+	return since, until
+}
+
 func (d admin) ListChanges(ctx context.Context, _ string, req wire.ListChanges) (any, error) {
 	store, err := d.a.projection.database()
 	if err != nil {
 		return nil, err
 	}
-	until := d.a.clock.Now().Time.Add(time.Minute) // what was shipped since counts, too
-	if req.Until != "" {
-		until, _ = time.Parse(time.RFC3339, req.Until) // checked with the request
-	}
-	since := until.Add(-listedSince)
-	if req.Since != "" {
-		since, _ = time.Parse(time.RFC3339, req.Since)
-	}
+	since, until := d.a.period(req.Since, req.Until)
 	limit := req.Limit
 	if limit == 0 {
 		limit = listedChanges

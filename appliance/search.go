@@ -35,15 +35,8 @@ func (d admin) SearchRecords(ctx context.Context, _ string, req api.SearchRecord
 	if err != nil {
 		return nil, err
 	}
-	until := d.a.clock.Now().Time.Add(time.Minute) // what was shipped since counts, too
-	if req.Until != "" {
-		until, _ = time.Parse(time.RFC3339, req.Until) // checked with the request
-	}
-	since := until.Add(-listedSince)
-	switch {
-	case req.Since != "":
-		since, _ = time.Parse(time.RFC3339, req.Since)
-	case req.RecordID != "":
+	since, until := d.a.period(req.Since, req.Until)
+	if req.RecordID != "" && req.Since == "" {
 		since = time.Unix(0, 0)
 	}
 	if req.Most == 0 {

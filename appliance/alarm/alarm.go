@@ -6,6 +6,7 @@ package alarm
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // A Severity says how bad something is.
@@ -130,9 +131,9 @@ func fold(found []Condition) []Condition {
 	found = slices.Clone(found)
 	slices.SortFunc(found, func(a, b Condition) int {
 		if a.Code != b.Code {
-			return cmpString(string(a.Code), string(b.Code))
+			return strings.Compare(string(a.Code), string(b.Code))
 		}
-		return cmpString(a.Object, b.Object)
+		return strings.Compare(a.Object, b.Object)
 	})
 	var out []Condition
 	more := map[Code]int{}
@@ -156,14 +157,4 @@ func fold(found []Condition) []Condition {
 		}
 	}
 	return out
-}
-
-func cmpString(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -86,9 +87,9 @@ func (t *Tracker) Look(now time.Duration, found []Condition) []Event {
 	}
 	slices.SortStableFunc(out, func(a, b Event) int {
 		if a.Code != b.Code {
-			return cmpString(string(a.Code), string(b.Code))
+			return strings.Compare(string(a.Code), string(b.Code))
 		}
-		return cmpString(a.Object, b.Object)
+		return strings.Compare(a.Object, b.Object)
 	})
 	return out
 }
@@ -105,7 +106,7 @@ func (t *Tracker) Active() []Active {
 		if a.Severity != b.Severity {
 			return int(b.Severity - a.Severity)
 		}
-		return cmpString(string(a.Code)+"\x00"+a.Object, string(b.Code)+"\x00"+b.Object)
+		return strings.Compare(string(a.Code)+"\x00"+a.Object, string(b.Code)+"\x00"+b.Object)
 	})
 	return out
 }

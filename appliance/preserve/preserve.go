@@ -11,6 +11,7 @@
 package preserve
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -172,7 +173,7 @@ func (s *Service) Replay(ctx context.Context, e *audit.Entry) error {
 	}
 	a := &archived{entry: e.Sequence, count: number(fieldCount), algorithm: t.algorithm, root: root}
 	first, end, chain := number(fieldFirst), number(fieldEnd), int(number(fieldChain))
-	i, found := slices.BinarySearchFunc(s.batches, first, func(b *batch, first uint64) int { return compare(b.first, first) })
+	i, found := slices.BinarySearchFunc(s.batches, first, func(b *batch, first uint64) int { return cmp.Compare(b.first, first) })
 	switch {
 	case !found && chain == 0 && first < end:
 		s.batches = slices.Insert(s.batches, i, &batch{first, end, []*archived{a}})
@@ -183,16 +184,6 @@ func (s *Service) Replay(ctx context.Context, e *audit.Entry) error {
 		return fmt.Errorf("preserve: entry %d archives %d to %d, chain %d, which does not fit the ones before: %w", e.Sequence, first, end, chain, audit.ErrCorrupt)
 	}
 	return nil
-}
-
-func compare(a, b uint64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // head is the newest token of a batch.
@@ -212,7 +203,7 @@ func (s *Service) heads() []*token {
 	for _, b := range s.batches {
 		out = append(out, s.head(b))
 	}
-	slices.SortFunc(out, func(a, b *token) int { return compare(a.entry, b.entry) })
+	slices.SortFunc(out, func(a, b *token) int { return cmp.Compare(a.entry, b.entry) })
 	return slices.Compact(out)
 }
 
@@ -618,7 +609,7 @@ func (s *Service) tokenOf(ctx context.Context, entry uint64) ([]byte, error) {
 // EvidenceRecord is the record's part of the archive, DER; nil while it is in no batch.
 func (s *Service) EvidenceRecord(ctx context.Context, r *audit.Record) ([]byte, error) {
 	s.mu.Lock()
-	i, found := slices.BinarySearchFunc(s.batches, r.Sequence, func(b *batch, at uint64) int { return compare(b.first, at) })
+	i, found := slices.BinarySearchFunc(s.batches, r.Sequence, func(b *batch, at uint64) int { return cmp.Compare(b.first, at) })
 	if !found {
 		i--
 	}

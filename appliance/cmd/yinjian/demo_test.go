@@ -69,6 +69,7 @@ func TestDemo(t *testing.T) {
 
 	// 4. A second demo starts anew in the same folder, but not where something else lies, nor beside a running one.
 	m := serve(t, dir)
+	t.Run("assess", func(t *testing.T) { assessDemo(t, dir) })
 	t.Run("timestamps", func(t *testing.T) { stampByStrangers(t, m) })
 	t.Run("docs/tsa.md", func(t *testing.T) { documentedClients(t, m) })
 	t.Run("pkcs11-tool", func(t *testing.T) { useModule(t, m) })
@@ -82,6 +83,22 @@ func TestDemo(t *testing.T) {
 	refused(t, 2, []string{"不是空目录"}, "demo", "--dir", other)
 	if _, err := os.Stat(filepath.Join(other, "thesis.txt")); err != nil {
 		t.Error("the demo has cleared a folder that was not its own")
+	}
+}
+
+// assessDemo makes the evaluator's pack as README.md says, and has the static verifier judge it in a folder with nothing else.
+func assessDemo(t *testing.T, dir string) {
+	out := filepath.Join(tempDir(t), "pack")
+	mustRun(t, "assess", "--dir", dir, "--nonce", assessNonce, "--out", out)
+	handed := map[string]string{"log.pem": filepath.Join(dir, "log.pem"), "pack.json": out + ".json"}
+	for _, name := range glob(t, filepath.Join(dir, "*.pem")) {
+		handed["anchors/"+filepath.Base(name)] = name
+	}
+	jail := testkit.NewJail(t, "../yinjian-verify", handed)
+	for nonce, want := range map[string]int{assessNonce: 0, "fedcba9876543210": 1} {
+		if r, status := jail.Run(t, nil, "--anchors", "/anchors", "--log-key", "/log.pem", "--nonce", nonce, "/pack.json"); status != want {
+			t.Errorf("nonce %s: status %d, want %d: %+v", nonce, status, want, r)
+		}
 	}
 }
 
