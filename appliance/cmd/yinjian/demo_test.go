@@ -89,7 +89,7 @@ func TestDemo(t *testing.T) {
 // assessDemo makes the evaluator's pack as README.md says, and has the static verifier judge it in a folder with nothing else.
 func assessDemo(t *testing.T, dir string) {
 	out := filepath.Join(tempDir(t), "pack")
-	mustRun(t, "assess", "--dir", dir, "--nonce", assessNonce, "--out", out)
+	mustRun(t, "assess", "--dir", dir, "--nonce", assessNonce, "--assessor", "测评机构", "--out", out)
 	handed := map[string]string{"log.pem": filepath.Join(dir, "log.pem"), "pack.json": out + ".json"}
 	for _, name := range glob(t, filepath.Join(dir, "*.pem")) {
 		handed["anchors/"+filepath.Base(name)] = name
