@@ -88,6 +88,7 @@ type Appliance struct {
 	poller   *source.Poller
 	time     *timekeeper
 	watch    *stamping.Watch // of the timestamp workers' clocks
+	receiver string          // where the simulated receiver is heard, host:port; empty without
 	service  *stampService
 	machines *machines
 	tokens   map[hsm.SlotClass]hsm.Token // each a pool of the machines' tokens
@@ -473,6 +474,7 @@ func (a *Appliance) startTime(ctx context.Context, s *stage) error {
 			}
 			return nil
 		})
+		a.receiver = rack.Receiver
 		list = append(list, &timeSource{TimeSource: TimeSource{Name: feedSource, Group: "evaluation-feed", Address: rack.Address}})
 	}
 	for _, one := range list {

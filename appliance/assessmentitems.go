@@ -551,6 +551,9 @@ func (c *collection) software() {
 			return nil, missing("读不到 /proc (cannot be read): " + err.Error())
 		}
 		declared := c.declared()
+		if c.a.receiver != "" {
+			declared = append(declared, listening{name: "simulated_receiver", address: c.a.receiver})
+		}
 		var others []string
 		for _, address := range open {
 			if !slices.ContainsFunc(declared, func(l listening) bool { return samePort(l.address, address) }) {

@@ -718,7 +718,7 @@ func (j *judge) backups() {
 		Lost       *struct{ Entries uint64 }
 	}
 	if j.answer("backups", "备份", &b) {
-		j.say(when(b.Custodians == nil, alarm.Warning), alarm.BackupOverdue, "保管人", "%v", map[bool]string{true: "已设定", false: "还没有"}[b.Custodians != nil])
+		j.say(when(b.Custodians == nil, alarm.Warning), alarm.BackupOverdue, "保管人", "%v", map[bool]string{true: "已设定", false: "还没有（先 yinjian backup custodians）"}[b.Custodians != nil])
 		if b.Last == nil {
 			j.say(alarm.Warning, alarm.BackupOverdue, "上次备份", "从未备份")
 		} else {

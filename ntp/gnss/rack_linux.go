@@ -43,8 +43,9 @@ type RackConfig struct {
 
 // A Rack is a running receiver, gpsd and chronyd.
 type Rack struct {
-	Address string // host:port of the NTP server
-	Feed    *Feed
+	Address  string // host:port of the NTP server
+	Receiver string // host:port where gpsd reads the receiver's sentences
+	Feed     *Feed
 
 	stop   context.CancelFunc
 	done   chan struct{}
@@ -136,9 +137,10 @@ func start(ctx context.Context, cfg RackConfig, gpsd, chronyd string) (*Rack, er
 	}
 	run, stop := context.WithCancel(ctx)
 	r := &Rack{
-		Address: net.JoinHostPort("127.0.0.1", strconv.Itoa(ntpPort)),
-		Feed:    NewFeed(cfg.Clock, cfg.Offset),
-		stop:    stop, done: make(chan struct{}), recent: new(recent),
+		Address:  net.JoinHostPort("127.0.0.1", strconv.Itoa(ntpPort)),
+		Receiver: l.Addr().String(),
+		Feed:     NewFeed(cfg.Clock, cfg.Offset),
+		stop:     stop, done: make(chan struct{}), recent: new(recent),
 	}
 	var feeding sync.WaitGroup
 	feeding.Go(func() { _ = r.Feed.Serve(run, l) }) // it ends by ctx; a listener broken otherwise starves gpsd, which shows

@@ -12,18 +12,18 @@ import (
 
 // labels are what members are called before people, who read the name in JSON behind it.
 var labels = map[string]string{
-	"accepted_subject": "接受的主题", "added": "运行时添加", "alarms": "告警", "algorithm": "算法", "algorithms": "算法", "already": "已导入过", "api": "业务接口", "at": "时间",
+	"accepted_subject": "接受的主题", "added": "运行时添加", "admin": "管理员监听", "admin_local": "本机管理套接字", "alarms": "告警", "algorithm": "算法", "algorithms": "算法", "already": "已导入过", "api": "业务接口", "at": "时间",
 	"before": "此前", "bound_ms": "误差上限（毫秒）", "burst": "突发数", "campus": "院区", "certificate": "证书", "certificates": "证书",
 	"changed_at": "变更时间", "changed_by": "变更人", "checkpoint": "检查点", "checkpoints": "检查点", "consent": "同意方式", "counters": "自带计数的槽位",
-	"days_left": "剩余天数", "department": "科室", "discarded": "作废", "done": "已完成", "elsewhere": "绕过工作进程", "entries": "条目", "epoch": "纪元",
-	"evaluation": "评估", "failed": "故障", "fork": "分叉", "free_bytes": "剩余字节", "has_pin": "已设 PIN", "health": "自检", "hsm": "密码机", "id": "编号",
-	"issuer": "签发者", "journal": "日志", "keys": "密钥", "keys_only_here": "仅此机有的密钥", "label": "标签", "lag": "落后", "latency_ms": "延迟（毫秒）", "last_error": "最近错误", "listeners": "监听", "machines": "各密码机",
-	"name": "名称", "node": "节点", "not_after": "有效期止", "not_before": "有效期起", "note": "说明", "open": "未决", "over_quota": "超出配额", "owner": "归属",
+	"days_left": "剩余天数", "department": "科室", "directory": "目录", "discarded": "作废", "done": "已完成", "elsewhere": "绕过工作进程", "entries": "条目", "epoch": "纪元",
+	"evaluation": "评估", "failed": "故障", "fork": "分叉", "frozen": "冻结", "free_bytes": "剩余字节", "has_pin": "已设 PIN", "health": "自检", "hsm": "密码机", "id": "编号",
+	"issuer": "签发者", "journal": "日志", "keys": "密钥", "keys_only_here": "仅此机有的密钥", "label": "标签", "lag": "落后", "latency_ms": "延迟（毫秒）", "last_error": "最近错误", "listeners": "监听", "machine": "所在密码机", "machines": "各密码机", "missing": "缺版本",
+	"name": "名称", "node": "节点", "not_after": "有效期止", "not_before": "有效期起", "note": "说明", "objects": "对象", "open": "未决", "over_quota": "超出配额", "owner": "归属",
 	"phase": "阶段", "pid": "进程号", "pin_locked": "PIN 已锁", "pin_locked_for": "被锁的应用", "production": "生产应用", "projection": "投影", "provenance": "来源",
 	"rate": "每秒请求数", "ready": "可签名", "reason": "原因", "restarts": "重启次数", "revocation": "吊销状态", "revoked_at": "吊销时间",
 	"rights": "权限", "role": "岗位", "serial": "序列号", "served": "已受理", "sessions": "会话数", "shipped": "已投递", "since": "自（UTC）", "since_s": "已持续（秒）", "slot": "槽位", "slots": "槽位", "sources": "来源", "stamp": "时间戳策略",
 	"state": "状态", "status": "状态", "stopped": "已停用", "subject": "主题", "test": "测试", "time": "时间", "timestamp_sources": "时间戳来源", "tsa_plain": "明文时间戳",
-	"unaccounted": "无记录", "under_way": "在途", "unlisted": "未登记", "uptime_s": "已运行（秒）", "use": "用途", "uses": "密钥使用", "version": "版本", "waiting": "等待", "warnings": "警告", "weight": "份额", "withdrawn": "已撤回",
+	"unaccounted": "无记录", "under_way": "在途", "unlisted": "未登记", "uptime_s": "已运行（秒）", "use": "用途", "uses": "密钥使用", "version": "版本", "waiting": "等待", "warnings": "警告", "weight": "份额", "withdrawn": "已撤回", "workers": "时间戳进程",
 }
 
 func label(key string) string {
