@@ -2,6 +2,7 @@ package sqlite_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -150,6 +151,39 @@ func TestVerifyReadsWhatIsStored(t *testing.T) {
 				}
 			}
 			start(t, store, nil).stop() // and it goes on
+		})
+	}
+}
+
+// The segment that is written, or its log, is taken away while it is: nothing more is acknowledged, for it would be gone with
+// the process.
+func TestActiveFileTakenAway(t *testing.T) {
+	t.Parallel()
+	for name, do := range map[string]func(file, other string) error{
+		"removed":              func(file, _ string) error { return os.Remove(file) },
+		"another in its place": func(file, other string) error { return os.Rename(other, file) },
+		"its log removed":      func(file, _ string) error { return os.Remove(file + "-wal") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir, before := filepath.Join(t.TempDir(), "journal"), t.TempDir()
+			j := start(t, openStore(t, dir, nil), nil)
+			appendN(t, j.Journal, 0, 3)
+			j.stop()
+			copyDir(t, dir, before)
+			j = start(t, openStore(t, dir, nil), nil)
+			appendN(t, j.Journal, 3, 3)
+			if err := do(filepath.Join(dir, seg1), filepath.Join(before, seg1)); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 2 {
+				if r, err := j.Append(t.Context(), signDraft(6+i)); !errors.Is(err, audit.ErrJournalFailed) {
+					t.Errorf("Append = %d, %v, want %v", r.Sequence, err, audit.ErrJournalFailed)
+				}
+			}
+			if j.Failed() == nil {
+				t.Error("the journal goes on")
+			}
 		})
 	}
 }

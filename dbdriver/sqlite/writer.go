@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	sqlite3 "github.com/mattn/go-sqlite3"
+	"golang.org/x/sys/unix"
 
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver"
@@ -19,10 +22,13 @@ import (
 // database/sql, whose pool and conversions cost as much as a short transaction: Journal.writing says who uses it.
 type writer struct {
 	conn *sqlite3.SQLiteConn
+	file string
 	made *schema             // of the segment's format
 	args []driver.NamedValue // of the statement that runs, kept for its memory
 	// checked is SQLite's data_version when the schema was last compared; 0: it was not.
 	checked int64
+	// opened are the file and its log, as they were when they were written first; nil: they were not.
+	opened []inode
 	// sealBytes is how many bytes the stored head seal's size takes; 0: not known.
 	sealBytes int
 
@@ -43,7 +49,7 @@ func openWriter(file string, format int) (*writer, error) {
 	if err != nil {
 		return nil, classify(err)
 	}
-	w := &writer{conn: c.(*sqlite3.SQLiteConn), made: made}
+	w := &writer{conn: c.(*sqlite3.SQLiteConn), file: file, made: made}
 	if err := w.prepare(format); err != nil {
 		return nil, errors.Join(classify(err), w.close())
 	}
@@ -170,6 +176,9 @@ func (w *writer) inTx(beside querier, fn func() error) error {
 		err = fn()
 	}
 	if err == nil {
+		err = w.inPlace()
+	}
+	if err == nil {
 		_, err = w.exec(w.commit)
 	}
 	if err != nil {
@@ -177,6 +186,31 @@ func (w *writer) inTx(beside querier, fn func() error) error {
 		w.exec(w.rollback) // the cause is err; a COMMIT that failed may leave the transaction open
 	}
 	return classify(err)
+}
+
+// An inode is a file, whatever its name is.
+type inode struct{ dev, ino uint64 }
+
+// inPlace makes sure that what is written has its name in the folder still: SQLite goes on writing to a file that was removed,
+// or that another one was put in the place of, and with the process what was acknowledged would be gone.
+func (w *writer) inPlace() error {
+	var now []inode
+	for _, name := range []string{w.file, w.file + "-wal"} {
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("%w (%w): %s was removed while it was written", dbdriver.ErrDamaged, audit.ErrCorrupt, filepath.Base(name))
+		} else if err != nil {
+			return fmt.Errorf("%w: %s: %v", dbdriver.ErrUnavailable, filepath.Base(name), err)
+		}
+		now = append(now, inode{uint64(st.Dev), st.Ino})
+	}
+	if w.opened == nil {
+		w.opened = now
+	}
+	if !slices.Equal(now, w.opened) {
+		return fmt.Errorf("%w (%w): another file was put in the place of %s, or of its log, while it was written", dbdriver.ErrDamaged, audit.ErrCorrupt, filepath.Base(w.file))
+	}
+	return nil
 }
 
 // unchanged compares the schema when another connection has written to the file since it was last compared: the first
