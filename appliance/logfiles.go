@@ -422,7 +422,7 @@ func (d admin) ReadLog(_ context.Context, _ string, req api.ReadLog) (any, error
 	folder := f.folder
 	f.mu.Unlock()
 	if folder == "" {
-		return nil, problem.New(problem.NotFound, "运行日志没有写入文件 (the running log goes to no file)", "yinjian log set --directory logs")
+		return nil, problem.New(problem.NotFound, "运行日志没有写入文件 (the running log goes to no file)", "yinjian log set --dir DIR --directory logs --reason …")
 	}
 	lines, err := lastLines(filepath.Join(folder, logName), cmp.Or(req.Lines, 100))
 	if err != nil {
