@@ -314,6 +314,51 @@ func TestCleanStopIsSealedAndCovered(t *testing.T) {
 	}
 }
 
+// A segment that somebody reads while its head seal is to be removed loses it later: with it, what came after could be taken
+// away unseen.
+func TestHeadSealOfAReadSegment(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "journal")
+	var reader *sql.Tx
+	store := openStore(t, dir, func(c *sqlite.JournalConfig) {
+		c.SegmentEntries = 10
+		sqlite.SetFault(c, func(step string) {
+			if step != "roll/finished" || reader != nil {
+				return
+			}
+			var n int
+			var err error
+			if reader, err = raw(t, filepath.Join(dir, seg1)).Begin(); err == nil {
+				err = reader.QueryRow(`SELECT COUNT(*) FROM yj_entry`).Scan(&n)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	seals := func() (n int) {
+		t.Helper()
+		db := raw(t, filepath.Join(dir, seg1))
+		defer db.Close()
+		if err := db.QueryRow(`SELECT COUNT(*) FROM yj_head_seal`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	j := start(t, store, func(c *audit.Config) { c.Checkpointer, c.Sealer = newLogKey(t), childSeal })
+	appendN(t, j.Journal, 0, 12)
+	if n := seals(); n != 1 {
+		t.Fatalf("while it is read it has %d head seals", n)
+	}
+	if err := reader.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	appendN(t, j.Journal, 12, 10)
+	if n := seals(); n != 0 {
+		t.Errorf("after the next roll it has %d head seals", n)
+	}
+}
+
 // The process is killed at random points; each batch has its seal, so the next start needs nobody.
 func TestKillWithSeals(t *testing.T) {
 	t.Parallel()

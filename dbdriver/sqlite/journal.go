@@ -98,6 +98,8 @@ type segment struct {
 	write   *writer // nil unless active; the writer's
 	err     error   // read-only journals: why it cannot be read
 
+	bare bool // it is known to have no head seal; the writer's
+
 	schema []string // read-only journals: what was found to differ when the file was opened
 
 	// refs is that of a writable journal's active segment, and of one before it that the index of references does not cover yet.
@@ -531,7 +533,7 @@ func (j *Journal) settle() {
 		return
 	}
 	for _, s := range segs[:max(len(segs)-2, 0)] {
-		if s.settled != nil || s.seal == nil || s.hasLog() {
+		if s.settled != nil || s.seal == nil || !s.bare || s.hasLog() {
 			continue
 		}
 		db, err := openImmutable(s.file, 4)
@@ -564,30 +566,38 @@ func (j *Journal) lastHeadSeal(ctx context.Context) (*audit.HeadSeal, error) {
 	return &head, err
 }
 
-// clearHeadSeal removes the head seal from the segment before the active one, which has it now. Left there it would let
-// the active segment be taken away unseen. If somebody reads the file just now, the next open does it.
+// clearHeadSeal removes the head seal from the segments before the active one, which has it now. Left there it would let those
+// after be taken away unseen. Where somebody reads a file just now, the next roll or open does it.
 func (j *Journal) clearHeadSeal(ctx context.Context) {
 	segs, err := j.list()
 	if err != nil || len(segs) < 2 {
 		return
 	}
-	before := segs[len(segs)-2]
-	if _, err := before.headSeal(ctx); err != nil {
-		return
+	_, missing := segs[len(segs)-1].headSeal(ctx)
+	for _, s := range segs[:len(segs)-1] {
+		if s.bare {
+			continue
+		}
+		_, err := s.headSeal(ctx)
+		if err == nil && missing == nil {
+			s.bare = s.deleteHeadSeal(ctx) == nil
+		}
+		s.bare = s.bare || errors.Is(err, audit.ErrNotFound)
 	}
-	if _, err := segs[len(segs)-1].headSeal(ctx); err != nil {
-		return
-	}
-	db, err := open(before.file, false, 1)
+}
+
+func (s *segment) deleteHeadSeal(ctx context.Context) error {
+	db, err := open(s.file, false, 1)
 	if err != nil {
-		return
+		return err
 	}
 	defer db.Close()
 	for _, text := range []string{`PRAGMA busy_timeout = 200`, `PRAGMA secure_delete = ON`, deleteHeadSeal} {
 		if _, err := db.ExecContext(ctx, text); err != nil {
-			return
+			return err
 		}
 	}
+	return nil
 }
 
 func buildSegment(ctx context.Context, file string, number int, first uint64, head *audit.HeadSeal) error {
