@@ -329,6 +329,7 @@ func (k *keeper) try(actor string, req api.Unlock) (any, error) {
 	}
 	pins, err := l.Open(k.given)
 	if err != nil {
+		k.drop() // a damaged file: the holders begin anew with the one that is put in its place
 		return nil, err
 	}
 	k.h.mu.Lock()

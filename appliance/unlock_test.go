@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -80,6 +81,19 @@ func TestUnlockOnce(t *testing.T) {
 	stands(api.Locked)
 	if err := errors.Join(give(0), give(2), <-opened); err != nil {
 		t.Fatal(err)
+	}
+	damaged := *locked
+	damaged.PINs = append(slices.Clone(locked.PINs[:len(locked.PINs)-1]), locked.PINs[len(locked.PINs)-1]^1)
+	if err := WriteLockedPINs(dir, &damaged); err != nil {
+		t.Fatal(err)
+	}
+	opened = opens(cfg)
+	stands(api.Locked)
+	if err := errors.Join(give(0), give(1)); err == nil || len(h.keeper.given) != 0 {
+		t.Errorf("damaged PINs: %v, and %d shares are kept", err, len(h.keeper.given))
+	}
+	if err := errors.Join(WriteLockedPINs(dir, locked), give(0), give(1), <-opened); err != nil {
+		t.Errorf("whole ones in their place: %v", err)
 	}
 	if err := <-opens(&Config{HSM: HSM{PINSource: PINFromFile}}); err != nil || h.pins != nil {
 		t.Errorf("PINs from files: %v, unlocked ones known %t", err, h.pins != nil)
