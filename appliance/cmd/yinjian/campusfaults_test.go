@@ -328,7 +328,12 @@ func TestPowerCutAfterDecision(t *testing.T) {
 	pg.Args = append(pg.Args, "-c", "synchronous_standby_names=")
 	pg.Start(t)
 	ends[1].serve(t) // whoever has not decided comes first
-	if o := yinjian(t, "signer", "stop", "A1", "--dir", ends[1].dir, "--reason", "x"); o.code != 1 || !strings.Contains(o.stderr, "[directory_behind]") {
+	var o outcome
+	eventually(t, time.Minute, "the database answers", func() bool {
+		o = yinjian(t, "signer", "stop", "A1", "--dir", ends[1].dir, "--reason", "x")
+		return !strings.Contains(o.stderr, "[centre_unavailable]")
+	})
+	if o.code != 1 || !strings.Contains(o.stderr, "[directory_behind]") {
 		t.Errorf("a change of what the other campus may have changed: %v", o)
 	}
 	ends[0].serve(t)

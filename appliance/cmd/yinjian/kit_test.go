@@ -19,6 +19,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -739,16 +740,25 @@ func (m *machine) leavesJournal(t *testing.T, try func()) {
 	})
 }
 
-// freePort is one that was free a moment ago.
+// freePort is one that nobody listens on, for a machine that goes and comes back: below those that the kernel gives out (from 32768
+// on), so that no other test's connection has it meanwhile, and given to one test alone.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(20_000+rand.IntN(12_000)))
+		if _, taken := givenPorts.LoadOrStore(addr, true); taken {
+			continue
+		}
+		if l, err := net.Listen("tcp", addr); err == nil {
+			l.Close()
+			return addr
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
+
+var givenPorts sync.Map
 
 // The checks after any abuse: the journal is unbroken and the projection agrees with it.
 func (m *machine) mustBeClean(t *testing.T) {
