@@ -311,13 +311,14 @@ func TestBreaker(t *testing.T) {
 	ms := replicas("a", "b")
 	p := newPool(t, hsm.Staff, ms...)
 	run(t, p)
-	ms[1].failing(func(ctx context.Context, call, _ string) error {
+	hangs := func(ctx context.Context, call, _ string) error {
 		if call == "Do" {
 			<-ctx.Done()
 			return fmt.Errorf("waiting for the token: %w", context.Cause(ctx))
 		}
 		return nil
-	})
+	}
+	ms[1].failing(hangs)
 	eventually(t, 10*time.Second, "b is down", func() bool {
 		if _, err := p.Do(t.Context(), "shared", hsm.SignSM2E, digest); err != nil {
 			t.Fatal(err)
@@ -338,6 +339,7 @@ func TestBreaker(t *testing.T) {
 	}
 	ms[1].failing(nil)
 	eventually(t, 10*time.Second, "b is up", func() bool { return stateOf(p, "b").Phase == pool.Up })
+	ms[0].failing(hangs) // one caller alone would go on with a for as long as b is remembered as slow
 	eventually(t, 10*time.Second, "b works", func() bool {
 		if _, err := p.Do(t.Context(), "shared", hsm.SignSM2E, digest); err != nil {
 			t.Fatal(err)
