@@ -1,9 +1,7 @@
 package api
 
 import (
-	"flag"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -95,20 +93,5 @@ func TestRolesPage(t *testing.T) {
 		}
 		fmt.Fprintf(&table, " %s | %s | %s |\n", strings.Join(second, "、"), map[Place]string{locally: "本机", anywhere: "可"}[l.Without], mark(l.Changes, "是"))
 	}
-	page, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	head, rest, ok := strings.Cut(string(page), from)
-	had, tail, ok2 := strings.Cut(rest, to)
-	if !ok || !ok2 {
-		t.Fatalf("%s has no place for the table", name)
-	}
-	if flag.Lookup("update").Value.String() == "true" {
-		if err := os.WriteFile(name, []byte(head+from+table.String()+to+tail), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	} else if had != table.String() {
-		t.Errorf("%s differs from the code; want:\n%s", name, &table)
-	}
+	holdsTable(t, name, from, to, table.String())
 }

@@ -97,7 +97,8 @@ func parseMigration(name, text string) (migration, error) {
 // statement of DDL and its row in the list together, since DM8 commits at DDL: a stop between them leaves an object that
 // the list does not have. So each object is looked for before it is made, and one that is there is listed. Two
 // appliances may do this at once. A file that was changed after it was applied is refused; files that a later program
-// applied are left as they are, as every migration is such that the program before it can go on.
+// applied are left as they are, as every migration is such that the program before it can go on, until rows have been archived,
+// of which that program knows nothing.
 func Migrate(ctx context.Context, db *sql.DB, seam *Seam, by Author) error {
 	return migrate(ctx, db, seam, by, migrationFiles, false)
 }
