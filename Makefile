@@ -1,5 +1,5 @@
 # Two commands matter: make demo, make test. Each installs what it needs and says so.
-.PHONY: demo demo-serve test test-long test-report docs bench bench-growth lint build verifiers clean deps-build
+.PHONY: image image-test image-test-changed image-test-long packages packages-test cross demo demo-serve test test-long test-report docs source-bundle bench bench-growth load load-test soak lint vuln build verifiers clean deps-build
 
 OUT      ?= out/demo
 GO       ?= go
@@ -22,11 +22,11 @@ test: ## every test that fits in minutes, with the real peers (OpenSSL, Bouncy C
 	@$(MAKE) --no-print-directory build lint
 	$(GO) test -timeout 40m ./...
 
-test-long: ## the same under the race detector, longer fault injection, and each fuzz target for 30 s
+test-long: ## the same under the race detector, longer fault injection, and each fuzz target for a minute
 	@packaging/dev/deps.sh test
 	@$(MAKE) --no-print-directory build
 	YINJIAN_LONG=1 $(GO) test -race -timeout 90m ./...
-	packaging/dev/fuzz.sh 30s
+	packaging/dev/fuzz.sh 60s
 
 test-report: ## make test, and its result as a page: build/docs/test-report.html
 	@packaging/dev/deps.sh test
@@ -39,8 +39,11 @@ docs: build/yinjian ## what is generated of the documentation, anew; tests hold 
 	@mkdir -p build/docs
 	build/yinjian db dictionary --out docs/data-dictionary.md
 	build/yinjian reference > build/docs/cli.md && cp build/docs/cli.md docs/cli.md
-	for page in api licences sbom; do $(GO) run ./packaging/docs $$page > build/docs/$$page || exit 1; done
-	cp build/docs/api docs/api.md && cp build/docs/licences docs/third-party.md && mv build/docs/sbom build/docs/sbom.cdx.json
+	for page in api configuration licences sbom; do $(GO) run ./packaging/docs $$page > build/docs/$$page || exit 1; done
+	cp build/docs/api docs/api.md && cp build/docs/configuration docs/configuration.md && cp build/docs/licences docs/third-party.md && mv build/docs/sbom build/docs/sbom.cdx.json
+
+source-bundle: ## the sources as they are handed over, with their modules, for a machine without network: build/yinjian-source-….tar.gz
+	packaging/dev/source-bundle.sh build
 
 # TSA_PEER='--peer "command …" --peer-url http://127.0.0.1:3000/…' gives the timestamp service another one to be held against.
 bench: ## ratios measured in one run, and where the time goes: bench/results, bench/PROFILE.md
@@ -49,9 +52,13 @@ bench: ## ratios measured in one run, and where the time goes: bench/results, be
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench --dir out/bench --results bench/results --profile 5s
 	build/yinjian bench-pool --dir out/bench-pool --results bench/results
 	@packaging/dev/deps.sh test
+	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-price --dir out/bench-price --results bench/results --page docs/price-list.md
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-database --dir out/bench-database --results bench/results
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-tsa --dir out/bench-tsa --results bench/results --profile 5s $(TSA_PEER)
+	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-console --dir out/bench-console --results bench/results
 	build/yinjian bench-growth --dir out/bench-growth --entries 10000,300000
+	build/yinjian bench-capacity --results bench/results --page docs/capacity.md
+	build/yinjian bench-targets --results bench/results
 
 bench-growth: ## what a journal of 10,000,000 entries costs against one of 10,000: bench/results; 20 GB, half an hour
 	@packaging/dev/deps.sh demo
@@ -59,8 +66,35 @@ bench-growth: ## what a journal of 10,000,000 entries costs against one of 10,00
 	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-growth --dir out/bench-growth --results bench/results --entries 10000,100000,1000000,10000000
 	YINJIAN_REVISION=$$(git describe --always --dirty) YINJIAN_GROWTH=10000000 YINJIAN_GROWTH_RESULTS=$(CURDIR)/bench/results/growth-database.md $(GO) test ./dbdriver/central -run TestGrowth -timeout 4h
 
+# USERS, LOAD (the long run of the mix at the end) and LOADFLAGS (bench-load --help) may be given.
+USERS ?= 500
+LOAD  ?= 10m
+load: ## 500 users at once: sign alone and the mix, the loader beside the appliance and on the other processor: bench/results/load.*
+	@packaging/dev/deps.sh demo
+	@$(MAKE) --no-print-directory build
+	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-load --dir out/load --results bench/results --users $(USERS) --long $(LOAD) $(LOADFLAGS)
+	-build/yinjian bench-capacity --results bench/results --page docs/capacity.md
+	build/yinjian bench-targets --results bench/results
+
+load-test: ## our loader, k6 and JMeter with the same mix, few users, ten seconds each: bench/load
+	@packaging/dev/deps.sh load
+	@$(MAKE) --no-print-directory build
+	bench/load/test.sh
+
+# SOAK (hours: 8h), USERS of the soak by SOAKFLAGS, as the seed (bench-soak --help). Needs root for a volume that can be full.
+SOAK ?= 10m
+soak: ## a long run with faults injected, and its ledger: bench/results/soak.*; ends with 1 when anything severe was found
+	@packaging/dev/deps.sh test
+	@$(MAKE) --no-print-directory build
+	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-soak --dir out/soak --results bench/results --for $(SOAK) $(SOAKFLAGS); failed=$$?; \
+		build/yinjian bench-targets --results bench/results; exit $$failed
+
 lint:
 	@packaging/dev/lint.sh
+
+# Not part of test: its database is at vuln.go.dev, and what it says changes with the day.
+vuln: ## known vulnerabilities of what is built in (govulncheck); needs the internet
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@v1.9.0 $(VULNFLAGS) ./...
 
 build: deps-build build/yinjian build/libyinjian-p11.so build/yinjian-verify
 
@@ -74,6 +108,35 @@ verifiers: ## the offline verifier for every platform it is handed out for
 	@mkdir -p build
 	for p in linux/amd64 linux/arm64 linux/loong64 windows/amd64; do \
 		CGO_ENABLED=0 GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) build -trimpath -o build/yinjian-verify-$${p%/*}-$${p#*/} ./appliance/cmd/yinjian-verify || exit 1; done
+
+VARIANT ?= evaluation
+INDEX   ?= 1
+image: ## the sealed image, its installation medium and its update bundle, build/image; VARIANT=release without the software cipher machine; INDEX, FLOOR, MIN_INDEX, NOTES: docs/update.md
+	@packaging/dev/deps.sh image
+	$(GO) run ./iso/mkimage build --variant $(VARIANT) --index $(INDEX) $(if $(FLOOR),--floor $(FLOOR)) $(if $(MIN_INDEX),--min-index $(MIN_INDEX)) $(if $(NOTES),--notes '$(NOTES)')
+
+image-test: image ## what needs the image: two builds compared, virtual machines (iso/vmtest)
+	YINJIAN_IMAGE=$(CURDIR)/build/image $(GO) test -count=1 -timeout 40m ./iso/build ./iso/init ./iso/install ./iso/layout
+	YINJIAN_IMAGE=$(CURDIR)/build/image $(GO) test -count=1 -timeout 90m -v ./iso/vmtest # -v: the times are shown
+
+image-test-changed: ## the same, where anything that it depends on is not as when it passed last (iso/vmtest/passed)
+	packaging/dev/image-test.sh
+
+image-test-long: image ## the same with what takes an hour and more: recovery key, passphrase, power cuts, dialogue, other disks (YINJIAN_SEED, YINJIAN_CUTS, YINJIAN_SOAK)
+	YINJIAN_LONG=1 YINJIAN_IMAGE=$(CURDIR)/build/image $(GO) test -count=1 -timeout 300m -v ./iso/vmtest
+
+packages: ## deb, rpm and tar for servers that are already there, amd64 and arm64, with signed lists: build/packages (THROW_AWAY=1: signed for trials)
+	@packaging/dev/deps.sh packages
+	$(GO) run ./packaging/packages $(if $(THROW_AWAY),--throw-away)
+
+packages-test: ## the packages on a Debian that runs in a container: installed, upgraded, removed, installed again; as root
+	@packaging/dev/deps.sh packages
+	YINJIAN_PACKAGES=1 $(GO) test -count=1 -timeout 30m -v -run TestServers ./packaging/packages
+
+cross: ## programs for arm64 and loong64: build/cross; those for arm64 tried under qemu
+	@packaging/dev/deps.sh packages
+	$(GO) run ./packaging/packages cross
+	YINJIAN_CROSS=$(CURDIR)/build/cross $(GO) test -count=1 -timeout 30m -v -run TestCross ./packaging/packages
 
 deps-build:
 	@packaging/dev/deps.sh build

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/labstack/echo/v4"
 	"golang.org/x/sys/unix"
@@ -96,6 +97,10 @@ type Admin interface {
 	LogAdmin
 	ReportAdmin
 	AssessAdmin
+	UnlockAdmin
+	DrillAdmin
+	UpdateAdmin
+	PackAdmin
 }
 
 func (s *Server) adminRoutes(e *echo.Echo) {
@@ -146,8 +151,13 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	s.staffRoutes(e)
 	s.searchRoutes(e)
 	s.reportRoutes(e)
+	s.unlockRoutes(e)
 	s.stateRoutes(e, nil) // the table refuses them in this state
 	s.assessRoutes(e)
+	s.selftestRoutes(e)
+	s.drillRoutes(e)
+	s.updateRoutes(e)
+	s.packRoutes(e)
 	e.POST("/admin/v1/stamps", administered(s, checkStamp, a.Stamp))
 	s.accountRoutes(e)
 	s.approvalRoutes(e)
@@ -225,6 +235,25 @@ func (s *Server) listed(do func(ctx context.Context, actor string) (any, error))
 
 // local runs h for whom the matrix lets in, in a state in which it answers.
 func (s *Server) local(b body, h func(c echo.Context, actor string, body []byte) error) echo.HandlerFunc {
+	return s.entered(func(c echo.Context, sess *Session) error {
+		data, err := s.receive(c, b, nil)
+		if err != nil {
+			return err
+		}
+		if sess.Administrator != "" {
+			if len(data) > 0 { // it may have ended while the body came
+				if _, p := s.sessionOf(c); p != nil {
+					return p
+				}
+			}
+			handled(c.Request())
+		}
+		return h(c, sess.actor(), data)
+	})
+}
+
+// entered is local before the body is read.
+func (s *Server) entered(h func(c echo.Context, sess *Session) error) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		sess, p := s.sessionOf(c)
 		if p == nil {
@@ -239,19 +268,7 @@ func (s *Server) local(b body, h func(c echo.Context, actor string, body []byte)
 			return p
 		}
 		exchangeOf(c).session = sess
-		data, err := s.receive(c, b)
-		if err != nil {
-			return err
-		}
-		if sess.Administrator != "" {
-			if len(data) > 0 { // it may have ended while the body came
-				if _, p := s.sessionOf(c); p != nil {
-					return p
-				}
-			}
-			handled(c.Request())
-		}
-		return h(c, sess.actor(), data)
+		return h(c, sess)
 	}
 }
 
@@ -511,16 +528,14 @@ func checkMachine(c echo.Context, r *ChangeMachine) *problem.Problem {
 
 // NewAdminServer is the http.Server for [ListenAdmin].
 func (s *Server) NewAdminServer() *http.Server {
-	srv := s.newHTTPServer(s.admin)
-	srv.WriteTimeout = 0 // an audit may take long
+	srv := s.newAdminServer(s.admin)
 	srv.ConnContext = withPeer
 	return srv
 }
 
 // NewAdminTLSServer is the http.Server for the administration over TLS, a listener of [ListenTLS].
 func (s *Server) NewAdminTLSServer() *http.Server {
-	srv := s.newHTTPServer(http.HandlerFunc(s.administration))
-	srv.WriteTimeout = 0
+	srv := s.newAdminServer(http.HandlerFunc(s.administration))
 	inner := srv.ConnContext
 	srv.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
 		if inner != nil {
@@ -529,4 +544,45 @@ func (s *Server) NewAdminTLSServer() *http.Server {
 		return context.WithValue(ctx, adminTLSKey{}, true)
 	}
 	return srv
+}
+
+// newAdminServer lets handling take as long as it does, an audit's say, and bounds what comes after: a client that does not
+// read its answer loses its connection.
+func (s *Server) newAdminServer(h http.Handler) *http.Server {
+	srv := s.newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := &timelyWriter{ResponseWriter: w, sending: s.limits.Sending}
+		h.ServeHTTP(out, r)
+		out.begin() // what is sent after the handler
+	}))
+	srv.WriteTimeout = 0
+	return srv
+}
+
+// A timelyWriter has an answer sent within a time from its beginning on.
+type timelyWriter struct {
+	http.ResponseWriter
+	sending time.Duration
+	begun   bool
+}
+
+// Unwrap is for http.ResponseController.
+func (w *timelyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *timelyWriter) begin() {
+	if !w.begun {
+		w.begun = true
+		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.sending)) // interval
+	}
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (w *timelyWriter) WriteHeader(status int) {
+	w.begin()
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (w *timelyWriter) Write(p []byte) (int, error) {
+	w.begin()
+	return w.ResponseWriter.Write(p)
 }

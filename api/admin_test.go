@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -66,6 +67,12 @@ func (a *admin) CloseHistory(_ context.Context, actor string, req api.HistoryTot
 	return a.note(actor, req)
 }
 func (a *admin) SearchSigners(_ context.Context, actor string, req api.SearchSigners) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) SearchKeys(_ context.Context, actor string, req api.SearchKeys) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) SearchCertificates(_ context.Context, actor string, req api.SearchCertificates) (any, error) {
 	return a.note(actor, req)
 }
 func (a *admin) SearchRecords(_ context.Context, actor string, req api.SearchRecords) (any, error) {
@@ -213,6 +220,12 @@ func (a *admin) RemoveTimeSource(_ context.Context, actor string, req api.Remove
 func (a *admin) ReadmitTime(_ context.Context, actor string, req api.ReadmitTime) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) SealUnlock(_ context.Context, actor string, req api.SealUnlock) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) UnsealUnlock(_ context.Context, actor string, req api.UnsealUnlock) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) StampStatus(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "tsa")
 }
@@ -269,6 +282,71 @@ func (a *admin) TestAlarms(_ context.Context, actor string, req api.TestAlarms) 
 	return a.note(actor, req)
 }
 func (a *admin) SignReport(_ context.Context, actor string, req api.SignReport) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListReports(_ context.Context, actor string, req api.ListReports) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ReadReport(_ context.Context, actor string, req api.ReadReport) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) RunPatrol(_ context.Context, actor string, req api.RunPatrol) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) System(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "system")
+}
+func (a *admin) ReadLogFile(_ context.Context, actor string, req api.ReadLogFile) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) BeginDrill(_ context.Context, actor string, req api.BeginDrill) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) BreakDrill(_ context.Context, actor string, req api.BreakDrill) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) EndDrill(_ context.Context, actor string, req api.EndDrill) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) DrillStatus(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "drill")
+}
+func (a *admin) UpdateStatus(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "update")
+}
+func (a *admin) StageUpdate(_ context.Context, actor string, bundle io.Reader) (any, error) {
+	b, err := io.ReadAll(bundle)
+	if err != nil {
+		return nil, err
+	}
+	return a.note(actor, fmt.Sprintf("bundle of %d bytes", len(b)))
+}
+func (a *admin) CommitUpdate(_ context.Context, actor string, req api.CommitUpdate) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) RestartForUpdate(_ context.Context, actor string, req api.RestartForUpdate) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) CancelUpdate(_ context.Context, actor string, req api.CancelUpdate) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ListPacks(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "packs")
+}
+func (a *admin) StagePack(_ context.Context, actor string, file io.Reader) (any, error) {
+	b, err := io.ReadAll(file)
+	if err != nil {
+		return nil, err
+	}
+	return a.note(actor, fmt.Sprintf("pack of %d bytes", len(b)))
+}
+func (a *admin) InstallPack(_ context.Context, actor string, req api.InstallPack) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) RemovePack(_ context.Context, actor string, req api.RemovePack) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) RegisterPackKey(_ context.Context, actor string, req api.RegisterPackKey) (any, error) {
 	return a.note(actor, req)
 }
 func (a *admin) ListBackups(_ context.Context, actor string) (any, error) {
@@ -394,6 +472,8 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.AddTimeSource(ctx, added))
 	check(a.RemoveTimeSource(ctx, wire.RemoveTimeSource{Name: "ntp 2", Reason: "检修"}))
 	check(a.ReadmitTime(ctx, wire.ReadmitTime{Reason: "核对", Persons: []string{"甲", "乙"}}))
+	check(a.SealUnlock(ctx, wire.SealUnlock{Reason: "机房无人", Persons: []string{"甲", "乙"}}))
+	check(a.UnsealUnlock(ctx, wire.UnsealUnlock{Reason: "搬迁"}))
 	check(a.StampStatus(ctx))
 	check(a.ChangeStamping(ctx, "stop", wire.StampService{Reason: "检修"}))
 	check(a.ChangeStamping(ctx, "start", wire.StampService{Unit: "sm2", Reason: "检修"}))
@@ -420,7 +500,35 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	}
 	signed := wire.SignReport{Kind: "patrol", Name: "daily", Outcome: "normal", Files: []wire.ReportFile{{Name: "a.json", SM3: strings.Repeat("0a", 32), Size: 1}}, Persons: two, Summary: []byte("{}")}
 	check(a.SignReport(ctx, signed))
+	check(a.ListReports(ctx, wire.ListReports{Kind: "drill", Most: 7}))
+	check(a.ReadReport(ctx, wire.ReadReport{Sequence: 9, File: "a.json"}))
+	check(a.RunPatrol(ctx, wire.RunPatrol{Period: "weekly"}))
+	check(a.System(ctx))
+	check(a.ReadLogFile(ctx, wire.ReadLogFile{Name: "yinjian.log", From: 3}))
 	check(a.Diagnosis(ctx))
+	drill := wire.BeginDrill{Part: "hsm", Seconds: 30, Machine: "b", Reason: "季度演练", Persons: two}
+	if _, err := a.BeginDrill(ctx, drill); err != nil {
+		t.Error(err)
+	}
+	check(a.BreakDrill(ctx, wire.BreakDrill{ID: "drill-0a", Revoke: true}))
+	if _, err := a.EndDrill(ctx, wire.EndDrill{ID: "drill-0a"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.DrillStatus(ctx); err != nil {
+		t.Error(err)
+	}
+	check(a.UpdateStatus(ctx))
+	check(a.StageUpdate(ctx, bytes.NewReader(make([]byte, 5<<20)), 5<<20))
+	commit := wire.CommitUpdate{SM3: strings.Repeat("0a", 32), Reason: "补丁", Persons: two}
+	check(a.CommitUpdate(ctx, commit))
+	check(a.CancelUpdate(ctx, wire.CancelUpdate{Reason: "改期"}))
+	check(a.RestartForUpdate(ctx, wire.RestartForUpdate{Reason: "启用"}))
+	check(a.ListPacks(ctx))
+	check(a.StagePack(ctx, strings.NewReader("pack"), 4))
+	install := wire.InstallPack{SM3: strings.Repeat("0b", 32), Reason: "接入密码机", Persons: two}
+	check(a.InstallPack(ctx, install))
+	check(a.RemovePack(ctx, wire.RemovePack{Name: "vendor-5", Reason: "停用", Persons: two}))
+	check(a.RegisterPackKey(ctx, wire.RegisterPackKey{Key: []byte("pem"), Reason: "启用会签", Persons: two}))
 	check(a.MissingRecords(ctx))
 	check(a.Sweep(ctx))
 	changes := wire.ListChanges{Object: "D1001", Actor: "root", Kind: "account.", Since: "2026-11-01T00:00:00+08:00", Until: "2026-11-22T00:00:00Z", Limit: 10_000}
@@ -450,6 +558,10 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	}
 	examined := wire.ExamineRecord{ID: strings.Repeat("0a", 32), Document: bytes.Repeat([]byte{7}, 200<<10)}
 	check(a.SearchSigners(ctx, people))
+	keys := wire.SearchKeys{Text: "staff/", Scope: "own", After: "log", Most: 10}
+	check(a.SearchKeys(ctx, keys))
+	certificates := wire.SearchCertificates{Scope: "signers", WithinDays: 60, After: "signer:D1"}
+	check(a.SearchCertificates(ctx, certificates))
 	if _, err := a.SearchRecords(ctx, rows); err != nil {
 		t.Error(err)
 	}
@@ -470,17 +582,21 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		cert, "certificates", list, wire.FetchCRLs{}, "lists", wire.AddMachine{File: []byte("name = 'b'"), Reason: "扩容"},
 		wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, wire.ChangeMachine{Name: "b", Reason: "检修", Force: true}, "machines",
 		"time", wire.TimeHistory{From: "2026-11-22T00:00:00Z", To: "2026-11-22T06:00:00Z"}, "time sources", added, wire.RemoveTimeSource{Name: "ntp 2", Reason: "检修"},
-		wire.ReadmitTime{Reason: "核对", Persons: []string{"甲", "乙"}}, "tsa", wire.StampService{Reason: "检修"}, wire.StampService{Unit: "sm2", Reason: "检修"}, wire.StampLog{Lines: 5},
+		wire.ReadmitTime{Reason: "核对", Persons: []string{"甲", "乙"}}, wire.SealUnlock{Reason: "机房无人", Persons: []string{"甲", "乙"}}, wire.UnsealUnlock{Reason: "搬迁"}, "tsa", wire.StampService{Reason: "检修"}, wire.StampService{Unit: "sm2", Reason: "检修"}, wire.StampLog{Lines: 5},
 		"log", wire.SetLog{Directory: &folder, Level: "debug", KeepDays: 180, Reason: "换目录"}, wire.ReadLog{Lines: 5},
 		wire.RunPreserve{}, "preserve", wire.PreservedRecord{ID: strings.Repeat("0a", 32)},
 		wire.SetCustodians{Record: []byte("{}"), Persons: two}, wire.BeginBackup{Persons: two, Target: "/mnt", Incremental: true, Softtoken: true},
 		wire.EndBackup{ID: "0123456789abcdef", SM3: strings.Repeat("0a", 32), Size: 7, Entries: 5, Through: 1}, wire.EndBackup{ID: "0123456789abcdef", Failed: "disk full"},
-		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "alarms", wire.TestAlarms{}, signed, "diagnosis", "missing",
+		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "alarms", wire.TestAlarms{}, signed,
+		wire.ListReports{Kind: "drill", Most: 7}, wire.ReadReport{Sequence: 9, File: "a.json"}, wire.RunPatrol{Period: "weekly"}, "system", wire.ReadLogFile{Name: "yinjian.log", From: 3},
+		"diagnosis", drill, wire.BreakDrill{ID: "drill-0a", Revoke: true}, wire.EndDrill{ID: "drill-0a"}, "drill",
+		"update", "bundle of 5242880 bytes", commit, wire.CancelUpdate{Reason: "改期"}, wire.RestartForUpdate{Reason: "启用"}, "packs", "pack of 4 bytes", install,
+		wire.RemovePack{Name: "vendor-5", Reason: "停用", Persons: two}, wire.RegisterPackKey{Key: []byte("pem"), Reason: "启用会签", Persons: two}, "missing",
 		wire.Sweep{}, changes,
 		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}, wire.ThawObject{Kind: "signer", ID: "D001", Reason: "以本部为准"},
 		"peer", wire.PeerCard{}, pairing, wire.RemovePeer{Persons: two, Reason: "换设备"},
 		wire.AuditVerify{}, wire.Compare{}, wire.Rebuild{Replace: []string{"main"}, Journals: []string{"/copy"}, Reason: "坏盘"}, wire.Archive{Before: "2025-01", DryRun: true}, wire.YearReport{Year: 2026}, wire.Stamp{Request: []byte("req")},
-		people, rows, examined, assessment, "state",
+		people, keys, certificates, rows, examined, assessment, "state",
 	}
 	if diff := cmp.Diff(want, k.admin.asked); diff != "" {
 		t.Error(diff)
@@ -529,6 +645,33 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		"no consent":        {register(func(r *wire.RegisterApplication) { r.Consent = []string{} }), "consent"},
 		"unknown consent":   {register(func(r *wire.RegisterApplication) { r.Consent = []string{"sms"} }), "consent"},
 		"rate":              {register(func(r *wire.RegisterApplication) { r.Rate = 10_001 }), "rate"},
+		"what is no digest": {func() error {
+			_, err := a.CommitUpdate(ctx, wire.CommitUpdate{SM3: "0A", Reason: "x", Persons: []string{"甲", "乙"}})
+			return err
+		}, "sm3"},
+		"an update of one person": {func() error {
+			_, err := a.CommitUpdate(ctx, wire.CommitUpdate{SM3: strings.Repeat("0a", 32), Reason: "x"})
+			return err
+		}, "persons"},
+		"a pack's path": {func() error {
+			_, err := a.RemovePack(ctx, wire.RemovePack{Name: "../x", Reason: "x", Persons: []string{"甲", "乙"}})
+			return err
+		}, "name"},
+		"a pack of one person": {func() error {
+			_, err := a.InstallPack(ctx, wire.InstallPack{SM3: strings.Repeat("0a", 32), Reason: "x"})
+			return err
+		}, "persons"},
+		"no key": {func() error {
+			_, err := a.RegisterPackKey(ctx, wire.RegisterPackKey{Reason: "x", Persons: []string{"甲", "乙"}})
+			return err
+		}, "key"},
+		"drill's part":           {func() error { _, err := a.BeginDrill(ctx, wire.BeginDrill{Part: "all"}); return err }, "part"},
+		"drill too long":         {func() error { _, err := a.BeginDrill(ctx, wire.BeginDrill{Part: "db", Seconds: 301}); return err }, "seconds"},
+		"drill without a reason": {func() error { _, err := a.BeginDrill(ctx, wire.BeginDrill{Part: "db", Seconds: 30}); return err }, "reason"},
+		"drill of one person": {func() error {
+			_, err := a.BeginDrill(ctx, wire.BeginDrill{Part: "db", Seconds: 30, Reason: "x", Persons: []string{"甲", "甲"}})
+			return err
+		}, "persons"},
 		"report's kind": {func() error {
 			_, err := a.SignReport(ctx, wire.SignReport{Kind: "patrols", Files: []wire.ReportFile{}})
 			return err
@@ -537,6 +680,10 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.SignReport(ctx, wire.SignReport{Kind: "patrol", Name: "daily", Outcome: "normal", Files: []wire.ReportFile{{Name: "../a", SM3: strings.Repeat("0a", 32)}}})
 			return err
 		}, "files[0].name"},
+		"reports of no kind":       {func() error { _, err := a.ListReports(ctx, wire.ListReports{Kind: "x"}); return err }, "kind"},
+		"a report before them all": {func() error { _, err := a.ReadReport(ctx, wire.ReadReport{Sequence: -1}); return err }, "sequence"},
+		"a patrol of no period":    {func() error { _, err := a.RunPatrol(ctx, wire.RunPatrol{Period: "hourly"}); return err }, "period"},
+		"a log of no name":         {func() error { _, err := a.ReadLogFile(ctx, wire.ReadLogFile{}); return err }, "name"},
 		"report without files": {func() error {
 			_, err := a.SignReport(ctx, wire.SignReport{Kind: "patrol", Name: "daily", Outcome: "normal", Files: []wire.ReportFile{}})
 			return err
@@ -579,6 +726,11 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.ReadmitTime(ctx, wire.ReadmitTime{Reason: "x", Persons: []string{"甲"}})
 			return err
 		}, "persons"},
+		"one person seals": {func() error {
+			_, err := a.SealUnlock(ctx, wire.SealUnlock{Reason: "x", Persons: []string{"甲", "甲"}})
+			return err
+		}, "persons"},
+		"people unlock without reason":    {func() error { _, err := a.UnsealUnlock(ctx, wire.UnsealUnlock{}); return err }, "reason"},
 		"stamping stopped without reason": {func() error { _, err := a.ChangeStamping(ctx, "stop", wire.StampService{}); return err }, "reason"},
 		"record id":                       {func() error { _, err := a.PreservedRecord(ctx, wire.PreservedRecord{ID: "0A"}); return err }, "id"},
 		"changes since a day":             {func() error { _, err := a.ListChanges(ctx, wire.ListChanges{Since: "2026-11-01"}); return err }, "since"},
@@ -589,6 +741,8 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		"too many changes":      {func() error { _, err := a.ListChanges(ctx, wire.ListChanges{Limit: 10_001}); return err }, "limit"},
 		"page too long":         {func() error { _, err := a.SearchSigners(ctx, wire.SearchSigners{Most: 501}); return err }, "most"},
 		"page before the first": {func() error { _, err := a.SearchSigners(ctx, wire.SearchSigners{Skip: -1}); return err }, "skip"},
+		"scope of keys":         {func() error { _, err := a.SearchKeys(ctx, wire.SearchKeys{Scope: "mine"}); return err }, "scope"},
+		"days":                  {func() error { _, err := a.SearchCertificates(ctx, wire.SearchCertificates{WithinDays: -1}); return err }, "within_days"},
 		"record id to look for": {func() error { _, err := a.SearchRecords(ctx, wire.SearchRecords{RecordID: "xyz"}); return err }, "record_id"},
 		"since when":            {func() error { _, err := a.SearchRecords(ctx, wire.SearchRecords{Since: "gestern"}); return err }, "since"},
 		"after nothing": {func() error {
@@ -605,7 +759,7 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 		"production without reason": {func() error { _, err := a.SetProduction(ctx, wire.SetProduction{ID: "his"}); return err }, "reason"},
 		"nobody to import":          {func() error { _, err := a.ImportSigners(ctx, wire.ImportSigners{}); return err }, "signers"},
 		"too many to import": {func() error {
-			_, err := a.ImportSigners(ctx, wire.ImportSigners{Signers: slices.Repeat([]wire.ImportSigner{{Algorithms: []string{"SM2"}}}, 65)})
+			_, err := a.ImportSigners(ctx, wire.ImportSigners{Signers: slices.Repeat([]wire.ImportSigner{{Algorithms: []string{"SM2"}}}, 10_001)})
 			return err
 		}, "signers"},
 		"limit without reason":   {func() error { _, err := a.LimitApplication(ctx, wire.LimitApplication{ID: "his", Rate: 1}); return err }, "reason"},

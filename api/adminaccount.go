@@ -103,7 +103,7 @@ func (s *Server) login(c echo.Context) (*wire.LoggedIn, error) {
 	if p != nil {
 		return nil, p
 	}
-	data, err := s.receive(c, jsonBody(maxLoginBody))
+	data, err := s.receive(c, jsonBody(maxLoginBody), nil)
 	if err != nil {
 		return nil, err
 	}

@@ -4,20 +4,25 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"regexp"
 	"strings"
 
 	"github.com/labstack/echo/v4"
 
 	"yinjian/api/wire"
+	"yinjian/appliance/patrol"
 	"yinjian/appliance/problem"
 	"yinjian/appliance/report"
 )
 
 // The bodies of the routes about alarms and reports.
 type (
-	TestAlarms = wire.TestAlarms
-	SignReport = wire.SignReport
+	TestAlarms  = wire.TestAlarms
+	SignReport  = wire.SignReport
+	ListReports = wire.ListReports
+	ReadReport  = wire.ReadReport
+	RunPatrol   = wire.RunPatrol
 )
 
 // ReportAdmin is the part of [Admin] that is about alarms, and about reports that the appliance signs.
@@ -25,8 +30,14 @@ type ReportAdmin interface {
 	ListAlarms(ctx context.Context, actor string) (any, error)
 	TestAlarms(ctx context.Context, actor string, req TestAlarms) (any, error)
 	SignReport(ctx context.Context, actor string, req SignReport) (any, error)
+	ListReports(ctx context.Context, actor string, req ListReports) (any, error)
+	ReadReport(ctx context.Context, actor string, req ReadReport) (any, error)
+	// RunPatrol patrols in this process, and files the report.
+	RunPatrol(ctx context.Context, actor string, req RunPatrol) (any, error)
 	// Diagnosis is what the process says of itself.
 	Diagnosis(ctx context.Context, actor string) (any, error)
+	// System is what it runs on and listens at.
+	System(ctx context.Context, actor string) (any, error)
 }
 
 func (s *Server) reportRoutes(e *echo.Echo) {
@@ -34,7 +45,17 @@ func (s *Server) reportRoutes(e *echo.Echo) {
 	e.GET("/admin/v1/alarms", s.listed(a.ListAlarms))
 	e.POST("/admin/v1/alarms/test", administered(s, nothingToCheck[TestAlarms], a.TestAlarms))
 	e.GET("/admin/v1/diagnosis", s.listed(a.Diagnosis))
+	e.GET("/admin/v1/system", s.listed(a.System))
 	e.POST("/admin/v1/reports", administeredFile(s, checkSignReport, a.SignReport))
+	e.POST("/admin/v1/reports/list", administered(s, func(_ echo.Context, r *ListReports) *problem.Problem {
+		return first(oneOf("kind", r.Kind, report.Kinds()...), number("most", r.Most, 0, maxPage))
+	}, a.ListReports))
+	e.POST("/admin/v1/reports/read", administered(s, func(_ echo.Context, r *ReadReport) *problem.Problem {
+		return first(number("sequence", r.Sequence, 0, math.MaxInt), textOrNone("file", r.File, 128))
+	}, a.ReadReport))
+	e.POST("/admin/v1/patrols", administered(s, func(_ echo.Context, r *RunPatrol) *problem.Problem {
+		return oneOf("period", r.Period, string(patrol.Daily), string(patrol.Weekly), string(patrol.Monthly), string(patrol.Quarterly))
+	}, a.RunPatrol))
 }
 
 var (

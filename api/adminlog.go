@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"math"
 
 	"github.com/labstack/echo/v4"
 
@@ -11,9 +12,10 @@ import (
 
 // The bodies of the routes about the running log.
 type (
-	SetLog    = wire.SetLog
-	ReadLog   = wire.ReadLog
-	LogStatus = wire.LogStatus
+	SetLog      = wire.SetLog
+	ReadLog     = wire.ReadLog
+	ReadLogFile = wire.ReadLogFile
+	LogStatus   = wire.LogStatus
 )
 
 // LogAdmin is the part of [Admin] that is about the running log: the lines for whoever looks after the appliance, not the journal.
@@ -21,6 +23,7 @@ type LogAdmin interface {
 	LogStatus(ctx context.Context, actor string) (any, error)
 	SetLog(ctx context.Context, actor string, req SetLog) (any, error)
 	ReadLog(ctx context.Context, actor string, req ReadLog) (any, error)
+	ReadLogFile(ctx context.Context, actor string, req ReadLogFile) (any, error)
 }
 
 func (s *Server) logRoutes(e *echo.Echo) {
@@ -28,6 +31,9 @@ func (s *Server) logRoutes(e *echo.Echo) {
 	e.GET("/admin/v1/log", s.listed(a.LogStatus))
 	e.POST("/admin/v1/log", administered(s, checkSetLog, a.SetLog))
 	e.POST("/admin/v1/log/lines", administered(s, checkReadLog, a.ReadLog))
+	e.POST("/admin/v1/log/file", administered(s, func(_ echo.Context, r *ReadLogFile) *problem.Problem {
+		return first(text("name", r.Name, 128), number("from", r.From, 0, math.MaxInt32*1024))
+	}, a.ReadLogFile))
 }
 
 func checkSetLog(_ echo.Context, r *SetLog) *problem.Problem {

@@ -57,7 +57,7 @@ func checkBindClient(c echo.Context, r *BindClient) *problem.Problem {
 
 // checkImportSigners leaves what is wrong with one of them to be told of that one.
 func checkImportSigners(_ echo.Context, r *ImportSigners) *problem.Problem {
-	return first(number("signers", len(r.Signers), 1, account.MaxEnrolments), issuer(r.CA))
+	return first(number("signers", len(r.Signers), 1, account.MaxImport), issuer(r.CA))
 }
 
 // checkSource leaves the rest to the service, which says it of all its callers.

@@ -10,19 +10,25 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/emmansun/gmsm/sm3"
 	"github.com/labstack/echo/v4"
 
 	"yinjian/api/wire"
+	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
 )
 
 const (
-	// proposalLife is how long a second person may approve, and the first fetch the answer.
+	// proposalLife is how long a second person may approve.
 	proposalLife = time.Hour
+	// answerLife is how long after that the first may read the answer, which is forgotten sooner when he says that he has it:
+	// one that is shown a single time is lost with a page that is loaded again or a connection that breaks.
+	answerLife   = time.Hour
 	maxProposals = 64
 	// maxProposed bounds the requests that wait, in bytes.
 	maxProposed = 64 << 20
@@ -55,7 +61,9 @@ type proposal struct {
 
 	state    string        // guarded by proposals.mu
 	approver *Session      // guarded by proposals.mu
-	answer   any           // guarded by proposals.mu: of run; the first person's, once
+	answer   any           // guarded by proposals.mu: of run; the first person's, until he confirms it
+	answered time.Time     // guarded by proposals.mu: when it was run; monotonic
+	read     bool          // guarded by proposals.mu: the first person has asked for the answer
 	failed   *wire.Problem // guarded by proposals.mu
 }
 
@@ -77,12 +85,12 @@ func (s *proposals) close() {
 
 var errProposalUnknown = problem.New(problem.NotFound, "没有这项待批事项：已办结、过期，或设备已重启 (no such proposal: decided, over, or lost in a restart)", "请提出者重新提出 (have it proposed again)")
 
-// makeRoom forgets the oldest of those that are over and have no answer for anybody, where too many are kept. It is called
-// under mu.
+// makeRoom forgets the oldest of those that are over and have no answer that nobody has read, where too many are kept. It is
+// called under mu.
 func (s *proposals) makeRoom() {
 	var oldest *proposal
 	for _, p := range s.of {
-		if p.state != proposalPending && p.state != proposalRunning && p.answer == nil && (oldest == nil || p.begun.Before(oldest.begun)) {
+		if p.state != proposalPending && p.state != proposalRunning && (p.answer == nil || p.read) && (oldest == nil || p.begun.Before(oldest.begun)) {
 			oldest = p
 		}
 	}
@@ -107,9 +115,8 @@ func (s *Server) propose(c echo.Context, line *Line, body []byte, run func(ctx c
 	r, sess := c.Request(), exchangeOf(c).session
 	var id [16]byte
 	rand.Read(id[:]) // never fails (crypto/rand)
-	sum := sm3.Sum(slices.Concat([]byte(r.Method), []byte{0}, []byte(r.URL.EscapedPath()), []byte{0}, body))
 	p := &proposal{
-		id: hex.EncodeToString(id[:]), sum: hex.EncodeToString(sum[:]), line: line, path: r.URL.EscapedPath(), by: sess, shown: redacted(body), size: len(body),
+		id: hex.EncodeToString(id[:]), sum: wire.RequestSM3(r.Method, r.URL.EscapedPath(), body), line: line, path: r.URL.EscapedPath(), by: sess, shown: redacted(body), size: len(body),
 		begun: time.Now(), run: run, state: proposalPending, // interval
 	}
 	q := s.proposals
@@ -165,11 +172,16 @@ func (s *Server) notice(ctx context.Context, what, actor string, p *proposal, re
 	return s.cfg.Accounts.Note(ctx, Notice{Kind: "administration.proposal/" + what, Actor: actor, Object: p.id, Fields: fields})
 }
 
-// expire ends a proposal whose time has come, and forgets it: an answer that nobody fetched, too.
+// expire ends a proposal whose time has come, and forgets it, with its answer. One that is being done has its time anew after
+// it.
 func (s *Server) expire(p *proposal) {
 	q := s.proposals
 	q.mu.Lock()
 	was := p.state
+	if was == proposalRunning {
+		q.mu.Unlock()
+		return
+	}
 	if was == proposalPending {
 		q.settled(p, proposalExpired)
 	}
@@ -207,13 +219,14 @@ func (s *Server) approvalRoutes(e *echo.Echo) {
 		}
 		out := p.view()
 		if p.by.Administrator == sess.Administrator {
-			out.Answer, p.answer = p.answer, nil // a key that it has is shown once, and to nobody else
+			out.Answer, p.read = p.answer, true // a key that it has is shown to nobody else
 		}
 		q.mu.Unlock()
 		return answer(c, out)
 	}))
 	e.POST("/admin/v1/approvals/:id/approve", s.deciding(s.approve))
 	e.POST("/admin/v1/approvals/:id/decline", s.deciding(s.decline))
+	e.POST("/admin/v1/approvals/:id/confirm", s.deciding(s.confirm))
 }
 
 // deciding reads who decides on which proposal.
@@ -257,6 +270,9 @@ func (p *proposal) view() wire.Proposal {
 	out := wire.Proposal{Proposed: p.proposed(), Path: p.path, Title: p.line.Title, Body: p.shown, By: p.by.actor(), State: p.state, Failed: p.failed}
 	if p.approver != nil {
 		out.Approver = p.approver.actor()
+	}
+	if p.answer != nil {
+		out.AnswerEndsS = max(1, int((answerLife-time.Since(p.answered))/time.Second)) // interval
 	}
 	return out
 }
@@ -304,6 +320,8 @@ func (s *Server) approve(ctx context.Context, sess *Session, req wire.Decide) (*
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	p.answered = time.Now() // interval
+	p.timer.Reset(answerLife)
 	if err == nil {
 		q.settled(p, proposalDone)
 		p.answer = text
@@ -350,14 +368,35 @@ func (s *Server) decline(ctx context.Context, sess *Session, req wire.Decide) (*
 	return &view, s.notice(ctx, "declined", sess.actor(), p, req.Reason)
 }
 
+// confirm forgets an answer that the first person has.
+func (s *Server) confirm(_ context.Context, sess *Session, req wire.Decide) (*wire.Proposal, error) {
+	q := s.proposals
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	p := q.of[req.ID]
+	if p == nil || p.state != proposalDone || p.by.Administrator != sess.Administrator || p.sum != req.SM3 {
+		return nil, errProposalUnknown
+	}
+	p.answer = nil
+	view := p.view()
+	return &view, nil
+}
+
 // secrets are the members of requests that nobody else sees.
 var secrets = map[string]bool{"pin": true, "old_pin": true, "password": true, "shares": true}
 
 // maxShown is the length of the longest text, of one that is no file, that a request of two persons may have.
 const maxShown = 1024
 
-// redacted is a request as the second person sees it: without secrets, and with digests of long values, which can be compared
-// with a file's.
+// maxListed is the length of the longest list that is shown whole. Of a longer one there are number, first and last: what makes it
+// the list of a file is the request's SM3, which the second person computes of that file (signer import --digest).
+const maxListed = 64
+
+// maxLines is the size of the largest file of text that is shown.
+const maxLines = 16 << 10
+
+// redacted is a request as the second person sees it: without secrets, with the lines of a file of text, and with digests of
+// long values, which can be compared with a file's, and whose the certificates of a file are. A character that misleads is shown as U+FFFD.
 func redacted(body []byte) any {
 	var v any
 	if err := json.Unmarshal(body, &v); err != nil {
@@ -370,28 +409,85 @@ func redact(v any) any {
 	switch v := v.(type) {
 	case string:
 		if len(v) <= 256 {
-			return v
+			return plain(v)
 		}
 		whole := ""
 		if len(v) <= maxShown { // texts are no longer; files are
-			whole = v + " "
+			whole = plain(v) + " "
 		}
 		b, err := base64.StdEncoding.DecodeString(v)
 		if err != nil {
 			b = []byte(v)
 		}
 		sum := sm3.Sum(b)
-		return fmt.Sprintf("%ssm3:%x（%d 字节）", whole, sum, len(b))
+		digest := fmt.Sprintf("sm3:%x（%d 字节）", sum, len(b))
+		if certs := certificatesOf(b); certs != nil {
+			return map[string]any{"file": digest, "certificates": certs}
+		}
+		return whole + digest
 	case []any:
+		if n := len(v); n > maxListed {
+			return map[string]any{"count": n, "first": redact(v[0]), "last": redact(v[n-1])}
+		}
 		for i := range v {
 			v[i] = redact(v[i])
 		}
 	case map[string]any:
 		for name, w := range v {
-			if v[name] = redact(w); secrets[name] {
+			lines := []string(nil)
+			if name == "file" {
+				lines = linesOf(w)
+			}
+			switch {
+			case secrets[name]:
 				v[name] = "（不显示）"
+			case lines != nil:
+				v[name] = lines
+			default:
+				v[name] = redact(w)
 			}
 		}
 	}
 	return v
+}
+
+// certificatesOf are those of a file, as the second person compares them with what the CA, or the vendor, has said; nil for
+// another file.
+func certificatesOf(file []byte) (out []any) {
+	certs, err := pki.ParseBundle(file)
+	if err != nil || len(certs) > maxListed {
+		return nil
+	}
+	for _, c := range certs {
+		out = append(out, map[string]any{
+			"subject": plain(c.Subject.String()), "issuer": plain(c.Issuer.String()), "serial": pki.SerialHex(c.SerialNumber),
+			"not_before": c.NotBefore.UTC().Format(time.RFC3339), "not_after": c.NotAfter.UTC().Format(time.RFC3339),
+			"ca": c.IsCA, "sm3": fmt.Sprintf("%x", sm3.Sum(c.Raw)),
+		})
+	}
+	return out
+}
+
+// linesOf are the lines of a file of text, a cipher machine's settings say; nil for another file.
+func linesOf(v any) []string {
+	s, _ := v.(string)
+	b, err := base64.StdEncoding.DecodeString(s)
+	if err != nil || len(b) == 0 || len(b) > maxLines || !utf8.Valid(b) {
+		return nil
+	}
+	lines := strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
+	for i, line := range lines {
+		lines[i] = plain(strings.TrimSuffix(line, "\r"))
+	}
+	return lines
+}
+
+// plain is a text of which nothing shows as something else, or not at all.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\t' && problem.Misleads(r) {
+			return utf8.RuneError
+		}
+		return r
+	}, s)
 }

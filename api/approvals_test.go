@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -13,11 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/emmansun/gmsm/sm3"
 	"github.com/google/go-cmp/cmp"
 
 	"yinjian/api"
 	"yinjian/api/wire"
 	"yinjian/appliance/account"
+	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
 )
 
@@ -99,15 +102,27 @@ func TestTwoPersons(t *testing.T) {
 	}
 	d.wants(t, "approved twice", d.decide(t, "zhang", "approve", p), 404, problem.NotFound)
 	d.wants(t, "declined after", d.decide(t, "zhang", "decline", p), 404, problem.NotFound)
-	// The key is the first person's, once.
-	if seen, _ := d.look(t, "zhang", p); seen.Answer != nil {
-		t.Errorf("the second person sees the answer: %v", seen.Answer)
+	// The key is the first person's alone, as often as the page is loaded, until it is confirmed.
+	for _, other := range []string{"zhang", "liu", "wang"} {
+		if seen, _ := d.look(t, other, p); seen.Answer != nil || seen.State != "done" {
+			t.Errorf("%s sees the answer: %+v", other, seen)
+		}
+		d.wants(t, other+" confirms it", d.decide(t, other, "confirm", p), 404, problem.NotFound)
 	}
-	if seen, _ := d.look(t, "li", p); seen.Answer.(map[string]any)["key"] != b64(appKey) || seen.Approver == "" {
-		t.Errorf("%+v", seen)
+	d.wants(t, "an operator confirms it", d.decide(t, "zhao", "confirm", p), 404, problem.NotFound)
+	for range 2 {
+		if seen, _ := d.look(t, "li", p); seen.Answer == nil || seen.Answer.(map[string]any)["key"] != b64(appKey) || seen.Approver == "" || seen.AnswerEndsS < 1 || seen.AnswerEndsS > 3600 {
+			t.Errorf("%+v", seen)
+		}
 	}
-	if seen, _ := d.look(t, "li", p); seen.Answer != nil {
-		t.Errorf("the answer twice: %v", seen.Answer)
+	d.wants(t, "another's SM3", d.decide(t, "li", "confirm", wire.Proposed{Proposal: p.Proposal, SM3: strings.Repeat("0a", 32)}), 404, problem.NotFound)
+	for range 2 {
+		if got := d.decide(t, "li", "confirm", p); got.status != 200 || strings.Contains(string(got.body), b64(appKey)) {
+			t.Errorf("%d %s", got.status, got.body)
+		}
+	}
+	if seen, _ := d.look(t, "li", p); seen.Answer != nil || seen.AnswerEndsS != 0 {
+		t.Errorf("the answer after it was confirmed: %+v", seen)
 	}
 	// What a refusal was.
 	d.admin.fail = problem.New(problem.Exists, "已存在 (exists)", "换一个 (another)")
@@ -146,6 +161,19 @@ func TestProposalsEnd(t *testing.T) {
 	if kinds := d.accounts.kinds(); kinds[len(kinds)-1] != "administration.proposal/expired" {
 		t.Errorf("%v", kinds)
 	}
+	// An answer that nobody confirms is forgotten with the proposal.
+	p = d.propose(t, "li", "/admin/v1/applications", registration)
+	d.wants(t, "confirmed before", d.decide(t, "li", "confirm", p), 404, problem.NotFound)
+	if got := d.decide(t, "zhang", "approve", p); got.status != 200 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	d.server.Expire()
+	if seen, got := d.look(t, "li", p); got.status != 404 {
+		t.Errorf("after its time: %d %+v", got.status, seen)
+	}
+	d.admin.mu.Lock()
+	d.admin.asked = nil
+	d.admin.mu.Unlock()
 	// One who was stopped since has nothing done.
 	p = d.propose(t, "liu", "/admin/v1/applications", registration)
 	d.accounts.change("liu", func(a *account.Administrator) { a.Stopped = true })
@@ -192,6 +220,22 @@ func TestProposalsEnd(t *testing.T) {
 		}
 	}
 	d.propose(t, "zhang", "/admin/v1/time/sources/a/remove", m{"reason": "停"})
+	// Answers that were read make room, those that were not stay.
+	d = newDesk(t)
+	unread := d.propose(t, "zhao", "/admin/v1/signers", enrolment)
+	if got := d.decide(t, "zhang", "approve", unread); got.status != 200 {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	for range 256 {
+		p := d.propose(t, "zhao", "/admin/v1/signers", enrolment)
+		if got := d.decide(t, "zhang", "approve", p); got.status != 200 {
+			t.Fatalf("%d %s", got.status, got.body)
+		}
+		d.look(t, "zhao", p)
+	}
+	if seen, _ := d.look(t, "zhao", unread); seen.Answer == nil {
+		t.Errorf("an answer that nobody read was forgotten: %+v", seen)
+	}
 }
 
 // Whoever is stopped while the request comes is not let through when it is whole.
@@ -279,6 +323,22 @@ func TestTextsAreShownWhole(t *testing.T) {
 	if seen, _ := d.look(t, "zhang", p); !strings.HasPrefix(seen.Body.(map[string]any)["certificate"].(string), "sm3:") {
 		t.Errorf("%v", seen.Body)
 	}
+	// A certificate by whose it is: what a CA or a vendor says over the telephone is not an SM3.
+	ca := stampUnit().ca
+	for name, file := range map[string][]byte{"DER": ca.Raw, "PEM": pki.EncodeCertificatePEMs(ca)} {
+		p = d.propose(t, "li", "/admin/v1/anchors", m{"certificate": file, "uses": []string{"staff"}, "note": name})
+		seen, _ := d.look(t, "zhang", p)
+		shown := seen.Body.(map[string]any)["certificate"].(map[string]any)
+		first := shown["certificates"].([]any)[0].(map[string]any)
+		if !strings.HasPrefix(shown["file"].(string), "sm3:") || first["subject"] != ca.Subject.String() || first["serial"] != pki.SerialHex(ca.SerialNumber) || first["sm3"] != fmt.Sprintf("%x", sm3.Sum(ca.Raw)) || first["ca"] != true {
+			t.Errorf("%s: %v", name, shown)
+		}
+	}
+	// A cipher machine's module is program code: the second person reads its settings, and nothing in them looks like another.
+	p = d.propose(t, "zhang", "/admin/v1/machines", m{"file": []byte("name = \"second\"\r\nmodule = \"/opt/\u202egro.so\"\n"), "reason": "扩容"})
+	if seen, _ := d.look(t, "li", p); !cmp.Equal(seen.Body.(map[string]any)["file"], []any{`name = "second"`, "module = \"/opt/\uFFFDgro.so\""}) {
+		t.Errorf("%v", seen.Body)
+	}
 }
 
 // The two persons of an act are those who have logged in; secrets are shown to nobody.
@@ -325,4 +385,52 @@ func TestPersonsAreThoseWhoLoggedIn(t *testing.T) {
 		t.Errorf("%d %s", got.status, got.body)
 	}
 	o.wants(t, "approved by nobody", o.ask(t, true, "", "POST", "/admin/v1/approvals/"+p.Proposal+"/approve", wire.Decide{SM3: p.SM3}), 401, problem.LoginRequired)
+}
+
+// A drill is two persons' where the appliance is not for evaluation, and one's where it is.
+func TestDrillOfTwoPersons(t *testing.T) {
+	t.Parallel()
+	for _, evaluation := range []bool{false, true} {
+		o := openOffice(t, func(c *api.Config, _ *http.Server) { c.Evaluation = evaluation })
+		body := m{"part": "db", "seconds": 30, "reason": "演练"}
+		got := o.ask(t, true, o.login(t, true, "zhang"), "POST", "/admin/v1/drills", body)
+		if want := map[bool]int{false: 202, true: 200}[evaluation]; got.status != want {
+			t.Errorf("evaluation %v: %d %s, want %d", evaluation, got.status, got.body, want)
+		}
+		body["persons"] = []string{"甲", "乙"}
+		o.wants(t, "in the names of two who did not log in", o.ask(t, true, o.login(t, true, "zhang"), "POST", "/admin/v1/drills", body), 400, problem.InvalidRequest)
+		o.wants(t, "an auditor's", o.ask(t, true, o.login(t, true, "wang"), "POST", "/admin/v1/drills", body), 403, problem.Forbidden)
+	}
+}
+
+// A list of many is shown by its number and its ends; the request's SM3 is that which anybody computes of the same things. A
+// trial, which writes nothing, is one person's.
+func TestLongListsAreCounted(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t)
+	req := wire.ImportSigners{CA: "evaluation"}
+	for i := range 10_000 {
+		req.Signers = append(req.Signers, wire.ImportSigner{ID: fmt.Sprintf("D%05d", i), Name: "王医生", Department: "胸外科", Campus: "本部", Algorithms: []string{"SM2"}})
+	}
+	p := d.propose(t, "zhao", "/admin/v1/signers/import", req)
+	if want := wire.RequestSM3("POST", "/admin/v1/signers/import", encode(t, req)); p.SM3 != want {
+		t.Errorf("SM3 %s, want %s", p.SM3, want)
+	}
+	seen, got := d.look(t, "li", p)
+	list, _ := seen.Body.(map[string]any)["signers"].(map[string]any)
+	if len(got.body) > 4096 || list["count"] != 10_000.0 || list["first"].(map[string]any)["id"] != "D00000" || list["last"].(map[string]any)["id"] != "D09999" {
+		t.Errorf("%d bytes: %v", len(got.body), seen.Body)
+	}
+	if got := d.decide(t, "li", "approve", p); got.status != 200 || len(d.admin.asked) != 1 {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	if diff := cmp.Diff([]any{req}, d.admin.asked); diff != "" {
+		t.Error(diff)
+	}
+	req.Signers = append(req.Signers, req.Signers[0])
+	d.wants(t, "one more", d.as(t, "zhao", "POST", "/admin/v1/signers/import", req), 400, problem.InvalidRequest)
+	req.Signers, req.Trial = req.Signers[:2], true
+	if got := d.as(t, "zhao", "POST", "/admin/v1/signers/import", req); got.status != 200 {
+		t.Errorf("a trial: %d %s", got.status, got.body)
+	}
 }

@@ -152,6 +152,13 @@ func (s *Server) fail(err error, c echo.Context) {
 		log.WithError(err).Info("client did not read its answer")
 		return
 	}
+	told := true
+	if x.application == "" && x.source == "" && x.operator == "" && f.status != http.StatusInternalServerError {
+		var more uint64
+		if more, told = s.refused.tell(); more > 0 {
+			log = log.WithField("more", more)
+		}
+	}
 	log = log.WithFields(logrus.Fields{"code": string(p.Code), "status": f.status})
 	if p.Field != "" {
 		log = log.WithField("field", p.Field)
@@ -160,6 +167,7 @@ func (s *Server) fail(err error, c echo.Context) {
 		log = log.WithError(p.Err)
 	}
 	switch {
+	case !told:
 	case f.status == http.StatusInternalServerError:
 		log.Error("request failed")
 	case f.status >= 500, f.status == http.StatusUnauthorized, f.status == http.StatusTooManyRequests:
@@ -183,15 +191,7 @@ func (s *Server) fail(err error, c echo.Context) {
 	if f.after > 0 {
 		h.Set(echo.HeaderRetryAfter, strconv.Itoa(max(f.after, int((p.After+time.Second-1)/time.Second))))
 	}
-	body := wire.Problem{
-		STF:  stfNumber(p.Err),
-		Type: "urn:yinjian:problem:" + string(p.Code), Title: f.title, Status: f.status, Detail: p.Detail,
-		Instance: "urn:yinjian:request:" + x.id, Code: string(p.Code), Field: p.Field, Next: p.Next, Retry: f.retry,
-	}
-	if p.Code == problem.PINWrong {
-		body.TriesLeft = &p.TriesLeft
-	}
-	out, err := json.Marshal(body)
+	out, err := json.Marshal(x.problem(p, f))
 	if err != nil { // strings and integers only: cannot happen
 		panic(err)
 	}
@@ -199,4 +199,17 @@ func (s *Server) fail(err error, c echo.Context) {
 	if _, err := c.Response().Write(out); err != nil {
 		log.WithError(err).Debug("client went away")
 	}
+}
+
+// problem is how a refusal is shown to whoever asked.
+func (x *exchange) problem(p *problem.Problem, f face) wire.Problem {
+	out := wire.Problem{
+		STF:  stfNumber(p.Err),
+		Type: "urn:yinjian:problem:" + string(p.Code), Title: f.title, Status: f.status, Detail: p.Detail,
+		Instance: "urn:yinjian:request:" + x.id, Code: string(p.Code), Field: p.Field, Next: p.Next, Retry: f.retry,
+	}
+	if p.Code == problem.PINWrong {
+		out.TriesLeft = &p.TriesLeft
+	}
+	return out
 }

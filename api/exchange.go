@@ -29,9 +29,12 @@ type exchange struct {
 	certified     string              // that application
 	remote        netip.Addr          // nobody's forwarding header is believed
 	bodyRead      bool                // whole
+	size          int                 // of the body of a request that has to prove itself
+	text          string              // that its proof is over; "" before it is looked at
 	bytes         int64               // of the share of those in flight that the address has
 	admitted      bool
 	place         string    // whose share of the requests at once is used; "" for none
+	beside        int64     // of the share of what batches do beside their own place
 	fields        [3]string // the values of X-Request-ID, Content-Type and Content-Length
 }
 
@@ -75,6 +78,15 @@ func (x *exchange) finish() {
 	}
 }
 
+// hold counts n bytes more against the share of those in flight that the address has, until [exchange.finish].
+func (x *exchange) hold(n int64) bool {
+	if !x.server.bodies.take(household(x.remote), n) {
+		return false
+	}
+	x.bytes += n
+	return true
+}
+
 // enter takes a place among the requests being handled.
 func (x *exchange) enter(who string) bool {
 	if !x.server.slots.take(who, 1) {
@@ -84,11 +96,23 @@ func (x *exchange) enter(who string) bool {
 	return true
 }
 
-// leave gives it back, once.
+// widen takes room for more than one thing to be done for the request at once, and answers for how many: up to want, and one
+// at least, which has the request's own place.
+func (x *exchange) widen(want int) int {
+	for x.place != "" && x.beside < int64(want)-1 && x.server.beside.take(x.place, 1) {
+		x.beside++
+	}
+	return 1 + int(x.beside)
+}
+
+// leave gives all of it back, once.
 func (x *exchange) leave() {
 	if x.place != "" {
 		x.server.slots.give(x.place, 1)
-		x.place = ""
+		if x.beside > 0 {
+			x.server.beside.give(x.place, x.beside)
+		}
+		x.place, x.beside = "", 0
 	}
 }
 

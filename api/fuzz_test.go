@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -95,7 +96,7 @@ func FuzzBody(f *testing.F) {
 		return nil, problem.New(problem.NotReady, "x", "x")
 	}
 	k := fuzzKit(f, sv)
-	paths := []string{"/v1/authorizations", "/v1/sign", "/v1/timestamp", "/v1/verify"}
+	paths := []string{"/v1/authorizations", "/v1/batches", "/v1/sign", "/v1/timestamp", "/v1/verify"}
 	for i, path := range paths {
 		for _, good := range goodBodies()[path] {
 			b, err := json.Marshal(good)
@@ -121,6 +122,52 @@ func FuzzBody(f *testing.F) {
 		case got.status == 503 && path == "/v1/timestamp": // it was taken, and there is no unit here
 		case got.status < 400 || got.status >= 500 || got.problem.Retry != wire.RetryNever:
 			t.Errorf("%s %q = %d %s", path, body, got.status, got.body)
+		}
+	})
+}
+
+// FuzzAdministration sends bytes that no session stands behind to the administrators' listener, with whatever cookies and
+// tokens: nothing is asked of the appliance, and nothing but a refusal comes back, except where the table of routes has it.
+func FuzzAdministration(f *testing.F) {
+	k := fuzzKit(f, newServices())
+	asked := new(admin)
+	s, err := api.New(api.Config{
+		Signing: k.services, Directory: k.services, Stamps: k.services, Tokens: k.services, Health: k.services, Admin: asked, Accounts: newAccounts(), Clock: k.clock, Log: discard(), Version: "test",
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	srv := s.NewAdminTLSServer()
+	for _, line := range []string{
+		"GET /admin/v1/session HTTP/1.1\r\nHost: h\r\nCookie: __Host-yinjian=" + strings.Repeat("0a", 32) + "; __Host-yinjian=\r\n\r\n",
+		"GET /admin/v1/signers HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer " + strings.Repeat("0", 64) + "\r\nAuthorization: Basic eDp5\r\n\r\n",
+		"POST /admin/v1/approvals/x/approve HTTP/1.1\r\nHost: h\r\nX-Yinjian-CSRF: x\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n{\"sm3\":\"abcd\"}",
+		"POST /admin/v1/login HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 32\r\n\r\n{\"name\":\"wang\",\"password\":\"guess\"}",
+		"POST /admin/v1/login/challenge HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+		"POST /console/login HTTP/1.1\r\nHost: h\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 9\r\n\r\nname=wang", "GET /console/ HTTP/1.1\r\nHost: h\r\nCookie: \"\r\n\r\n",
+	} {
+		f.Add([]byte(line))
+	}
+	open := []string{"/health/alive", "/health/ready", "/admin/v1/login/challenge", "/"}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(data)))
+		if err != nil {
+			return
+		}
+		body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+		if err != nil || r.Method == http.MethodConnect {
+			return
+		}
+		r.Body, r.RemoteAddr, r.TLS = io.NopCloser(bytes.NewReader(body)), "127.0.0.1:1", &tls.ConnectionState{}
+		w := httptest.NewRecorder()
+		srv.Handler.ServeHTTP(w, r.WithContext(srv.ConnContext(t.Context(), nil)))
+		page := strings.HasPrefix(r.URL.Path, "/console") && w.Code < 500
+		preflight := r.Method == http.MethodOptions && w.Code == http.StatusNoContent
+		if w.Code < 400 && !page && !preflight && !slices.Contains(open, r.URL.Path) || w.Code == 500 {
+			t.Errorf("%s %q = %d %s", r.Method, r.RequestURI, w.Code, w.Body)
+		}
+		if len(asked.asked) > 0 || w.Header().Get("Set-Cookie") != "" && strings.Contains(w.Header().Get("Set-Cookie"), "__Host-yinjian=") && !strings.Contains(w.Header().Get("Set-Cookie"), "Max-Age=0") {
+			t.Errorf("%s %q reached %v, %v", r.Method, r.RequestURI, asked.asked, w.Header())
 		}
 	})
 }

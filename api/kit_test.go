@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -452,6 +453,28 @@ func signBody() m {
 		"document": m{"id": "病历-4711", "type": "discharge-summary", "media_type": "application/pdf"},
 		"role":     "attending", "consent": m{"method": "app-asserted", "assertion": "医生点击了签名"},
 	}
+}
+
+// batchBody is n documents, under the keys visit-0 and on.
+func batchBody(n int) m {
+	b := signBody()
+	items := []any{}
+	for i := range n {
+		items = append(items, m{"idempotency_key": fmt.Sprintf("visit-%d", i), "content": b["content"], "document": b["document"]})
+	}
+	delete(b, "content")
+	delete(b, "document")
+	b["items"] = items
+	return b
+}
+
+func batchOfDigests() m {
+	b := batchBody(1)
+	b["consent"] = m{"authorization_id": strings.Repeat("0f", 16)}
+	item := b["items"].([]any)[0].(m)
+	delete(item, "content")
+	item["digest"] = m{"algorithm": "SM3", "value": digest32}
+	return b
 }
 
 func verifyBody() m {

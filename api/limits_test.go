@@ -527,6 +527,34 @@ func TestFairShare(t *testing.T) {
 	}
 }
 
+// However many requests of nobody's are refused, the log grows by a few lines; those of an application that has proved itself
+// are told of each.
+func TestRefusalsOfStrangersInTheLog(t *testing.T) {
+	t.Parallel()
+	k := start(t)
+	const many = 400
+	for range many {
+		if got := k.do(call{method: "GET", path: "/nothing"}); got.status != 404 {
+			t.Fatalf("%d %s", got.status, got.body)
+		}
+	}
+	for range 5 {
+		if got := k.do(call{path: "/v1/sign", body: []byte("{")}); got.status != 400 {
+			t.Fatalf("%d %s", got.status, got.body)
+		}
+	}
+	if err := k.stop(); err != nil {
+		t.Error(err)
+	}
+	log := k.log.String()
+	if n := strings.Count(log, `"code":"not_found"`); n < 100 || n > many/2 {
+		t.Errorf("%d lines about strangers", n)
+	}
+	if n := strings.Count(log, `"code":"invalid_request"`); n != 5 {
+		t.Errorf("%d lines about an application", n)
+	}
+}
+
 // A client that does not read its answer holds its connection for as long as an answer may take, and no place among the
 // requests being handled.
 func TestAnswerIsNotRead(t *testing.T) {

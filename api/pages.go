@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"maps"
@@ -60,6 +61,13 @@ func (p pages) Ask(r *http.Request, method, path string, body []byte) (int, []by
 		k = nil
 	}
 	return p.ask(r, k, method, path, body)
+}
+
+// Apart has no connection of which anything would be said when the request is handled.
+func (p pages) Apart(ctx context.Context, r *http.Request) *http.Request {
+	apart := r.Clone(context.WithValue(ctx, adminTLSKey{}, r.Context().Value(adminTLSKey{})))
+	apart.Body = http.NoBody
+	return apart
 }
 
 func (p pages) ask(r *http.Request, k *http.Cookie, method, path string, body []byte) (int, []byte) {

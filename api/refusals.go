@@ -5,13 +5,38 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/time/rate"
+
 	"yinjian/appliance/problem"
 )
 
 // refusals counts what was refused, by code. The codes are the program's own: nobody makes the map grow.
 type refusals struct {
-	mu sync.Mutex
-	of map[problem.Code]uint64 // guarded by mu
+	mu    sync.Mutex
+	of    map[problem.Code]uint64 // guarded by mu
+	lines *rate.Limiter           // guarded by mu: of the log, about those who have not proved who they are
+	more  uint64                  // guarded by mu: since the last of these lines
+}
+
+// Refusals of strangers that the log tells of: whoever asks for nothing but these fills no disk. 86400 lines a day are some 20 MB.
+const (
+	strangersPerSecond = 1
+	strangersAtOnce    = 100
+)
+
+// tell says whether a stranger's refusal is to have a line in the log, and how many had none since the last one.
+func (r *refusals) tell() (more uint64, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lines == nil {
+		r.lines = rate.NewLimiter(strangersPerSecond, strangersAtOnce)
+	}
+	if !r.lines.Allow() {
+		r.more++
+		return 0, false
+	}
+	more, r.more = r.more, 0
+	return more, true
 }
 
 func (r *refusals) count(code problem.Code) {

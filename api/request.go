@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/tls"
@@ -16,6 +17,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/labstack/echo/v4"
 
@@ -60,15 +62,18 @@ func (s *Server) plainly(next echo.HandlerFunc) echo.HandlerFunc {
 // recovered makes a panic a 500 of this one request.
 func (s *Server) recovered(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) (err error) {
-		defer func() {
-			if r := recover(); r != nil {
-				if r == http.ErrAbortHandler {
-					panic(r)
-				}
-				err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
-			}
-		}()
+		defer caught(&err)
 		return next(c)
+	}
+}
+
+// caught is deferred by what may panic: the panic becomes its error. What aborts an answer on purpose goes on.
+func caught(err *error) {
+	if r := recover(); r != nil {
+		if r == http.ErrAbortHandler {
+			panic(r)
+		}
+		*err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
 	}
 }
 
@@ -77,16 +82,23 @@ type body struct {
 	takes string // media type; "" for a request without a body
 	gives string
 	most  int64 // bytes
+	lent  bool  // the route keeps nothing of what it read, whose memory is another request's afterwards
 }
 
 var noBody = body{gives: echo.MIMEApplicationJSON}
 
 func jsonBody(most int64) body {
-	return body{echo.MIMEApplicationJSON, echo.MIMEApplicationJSON, most}
+	return body{takes: echo.MIMEApplicationJSON, gives: echo.MIMEApplicationJSON, most: most}
+}
+
+// lend is b for a route that keeps nothing of what it read.
+func lend(b body) body {
+	b.lent = true
+	return b
 }
 
 func stampQuery(most int64) body {
-	return body{"application/timestamp-query", "application/timestamp-reply", most}
+	return body{takes: "application/timestamp-query", gives: "application/timestamp-reply", most: most}
 }
 
 // received runs h with the body, read whole and bounded. Nothing in it is looked at before h.
@@ -96,7 +108,13 @@ func stampQuery(most int64) body {
 // as the body, so that a client that does not read holds its own share alone.
 func (s *Server) received(b body, h func(c echo.Context, body []byte) error) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		data, err := s.receive(c, b)
+		var room []byte
+		if n := c.Request().ContentLength; b.lent && n >= 0 && n < lentBody {
+			lent := lentBodies.Get().(*[lentBody]byte)
+			defer lentBodies.Put(lent)
+			room = lent[: 0 : n+1]
+		}
+		data, err := s.receive(c, b, room)
 		if err != nil {
 			return err
 		}
@@ -104,13 +122,18 @@ func (s *Server) received(b body, h func(c echo.Context, body []byte) error) ech
 	}
 }
 
-// receive is the body.
-func (s *Server) receive(c echo.Context, b body) ([]byte, error) {
+// lentBodies hold the bodies of routes that keep nothing of them: most documents of a record, in base64, are no longer.
+var lentBodies = sync.Pool{New: func() any { return new([lentBody]byte) }}
+
+const lentBody = 8 << 10
+
+// receive is the body, in room if that is where it fits.
+func (s *Server) receive(c echo.Context, b body, room []byte) ([]byte, error) {
 	r := c.Request()
 	if p := first(acceptable(r, b.gives), b.readable(r)); p != nil {
 		return nil, p
 	}
-	return s.read(c, b.most)
+	return s.read(c, b.most, room)
 }
 
 // admitted runs h when there is room for one more request of who, within ctx, which ends with the time for handling. The
@@ -132,6 +155,7 @@ func (s *Server) admitted(c echo.Context, who string, h func(ctx context.Context
 func (s *Server) authenticated(b body, right string, h func(c echo.Context, app *account.Application, body []byte) error) echo.HandlerFunc {
 	inner := s.received(b, func(c echo.Context, data []byte) error {
 		x := exchangeOf(c)
+		x.size = len(data)
 		a := x.authorization
 		app, err := s.known(c, a, data)
 		if err != nil {
@@ -183,12 +207,14 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 		if after := s.failed.wait(from, app); after > 0 {
 			p := problem.New(problem.RateLimited, "来自该地址的身份验证失败过多 (too many failed authentications from this address)", "请检查应用编号与密钥,稍后重试 (check id and key, try again later)")
 			p.After = after
+			s.arrived(c, app, p)
 			return p
 		}
 		if err == nil {
 			x.authorization = a
 			err = inner(c)
 		}
+		s.arrived(c, app, err)
 		if problem.CodeOf(err) == problem.Unauthenticated {
 			s.failed.count(from, app)
 		}
@@ -262,8 +288,9 @@ func (s *Server) proved(c echo.Context, a *wire.Authorization, data []byte) (*ac
 	if !ok || app == nil || len(key) == 0 {
 		ok, key = false, make([]byte, 32)
 	}
-	want := wire.MAC(key, wire.Signable{Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, Host: r.Host, Body: data}, a.App, a.Time, a.Nonce)
-	if !hmac.Equal(want, a.MAC) || !ok {
+	text := wire.StringToSign(wire.Signable{Method: r.Method, Path: r.URL.EscapedPath(), Query: r.URL.RawQuery, Host: r.Host, Body: data}, a.App, a.Time, a.Nonce)
+	exchangeOf(c).text = text
+	if !hmac.Equal(wire.MACOf(key, text), a.MAC) || !ok {
 		return nil, unauthenticated("应用编号未知或签名不正确 (unknown application or wrong signature)").With(fmt.Errorf("application %s, known %t", a.App, ok))
 	}
 	return app, nil
@@ -322,11 +349,10 @@ func acceptable(r *http.Request, gives string) *problem.Problem {
 }
 
 // read takes at most `most` bytes of the body. They are counted as they arrive, not as they are announced: to use up
-// its share, an address must send it. They count until [exchange.finish].
-func (s *Server) read(c echo.Context, most int64) (data []byte, err error) {
+// its share, an address must send it. They count until [exchange.finish]. They are put into room as far as it goes.
+func (s *Server) read(c echo.Context, most int64, room []byte) (data []byte, err error) {
 	r, x := c.Request(), exchangeOf(c)
 	defer func() { x.bodyRead = err == nil }()
-	from := household(x.remote)
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil, nil
 	}
@@ -347,11 +373,14 @@ func (s *Server) read(c echo.Context, most int64) (data []byte, err error) {
 			if more <= 0 {
 				return nil, tooLarge(most)
 			}
-			if !s.bodies.take(from, more) {
+			if !x.hold(more) {
 				return nil, problem.New(problem.RateLimited, "设备正在接收的数据已达上限 (too much data in flight)", retryLater)
 			}
-			x.bytes += more
-			data = append(make([]byte, 0, grown), data...)
+			if int64(cap(room)) >= grown {
+				data = room[:len(data):grown]
+			} else {
+				data = append(make([]byte, 0, grown), data...)
+			}
 		}
 		n, err := r.Body.Read(data[len(data):cap(data)])
 		data = data[:len(data)+n]
@@ -368,11 +397,22 @@ func (s *Server) read(c echo.Context, most int64) (data []byte, err error) {
 	}
 }
 
+// answers are buffers for encoded answers; one that a long answer has made large is not kept.
+var answers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+const keptAnswer = 64 << 10
+
 // answer writes v as JSON, whole or not at all.
 func answer(c echo.Context, v any) error {
-	out, err := json.Marshal(v)
-	if err != nil {
+	out := answers.Get().(*bytes.Buffer)
+	defer func() {
+		if out.Cap() <= keptAnswer {
+			out.Reset()
+			answers.Put(out)
+		}
+	}()
+	if err := json.NewEncoder(out).Encode(v); err != nil {
 		return fmt.Errorf("api: encoding the answer: %w", err)
 	}
-	return send(c, http.StatusOK, echo.MIMEApplicationJSON, out)
+	return send(c, http.StatusOK, echo.MIMEApplicationJSON, bytes.TrimSuffix(out.Bytes(), []byte("\n")))
 }

@@ -445,6 +445,72 @@ func TestCrowdAtTheAdministratorsListener(t *testing.T) {
 	}
 }
 
+// A talkativeAdmin says more than both ends' buffers hold.
+type talkativeAdmin struct{ api.Admin }
+
+func (talkativeAdmin) AuditVerify(context.Context, string, api.AuditVerify) (any, error) {
+	return m{"much": strings.Repeat("x", 32<<20)}, nil
+}
+
+// A leavingListener tells of each connection that the server has closed.
+type leavingListener struct {
+	net.Listener
+	left chan struct{}
+}
+
+type leavingConn struct {
+	net.Conn
+	once sync.Once
+	left chan struct{}
+}
+
+func (l leavingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &leavingConn{Conn: c, left: l.left}, nil
+}
+
+func (c *leavingConn) Close() error {
+	c.once.Do(func() { c.left <- struct{}{} })
+	return c.Conn.Close()
+}
+
+// An administrator who does not read what was asked for loses the connection, at a route and at a page, however many requests
+// were sent in advance.
+func TestAdministratorDoesNotRead(t *testing.T) {
+	t.Parallel()
+	o := openOffice(t, func(c *api.Config, _ *http.Server) {
+		c.Limits.Sending = 300 * time.Millisecond
+		c.Admin = talkativeAdmin{c.Admin}
+	})
+	token := o.login(t, false, "wang") // sessions are one for all of the face's TLS listeners
+	cert, pool := certificate(t)
+	for name, request := range map[string]string{
+		"a route":    "POST /admin/v1/audit/verify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nAuthorization: Bearer " + token + "\r\nContent-Length: 2\r\n\r\n{}",
+		"many pages": strings.Repeat("GET /console/assets/console.css HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 20_000),
+	} {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := make(chan struct{}, 1)
+		serve(t, o.server.NewAdminTLSServer(), tls.NewListener(leavingListener{ln, left}, &tls.Config{Certificates: []tls.Certificate{cert}, Time: func() time.Time { return epoch }}))
+		c, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{RootCAs: pool, Time: func() time.Time { return epoch }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { _, _ = io.WriteString(c, request) }() // the server ends it
+		select {
+		case <-left:
+		case <-time.After(30 * time.Second):
+			t.Errorf("%s: nothing is read, and the connection is held", name)
+		}
+		c.Close()
+	}
+}
+
 // Who guesses is stopped by address, whoever's the names are.
 func TestLoginsOfOneAddress(t *testing.T) {
 	t.Parallel()

@@ -157,6 +157,10 @@ func at(tree m, path string) (parent any, last string) {
 	parts := strings.FieldsFunc(path, func(r rune) bool { return r == '.' || r == '[' || r == ']' })
 	parent = tree
 	for _, p := range parts[:len(parts)-1] {
+		if list, ok := parent.([]any); ok {
+			parent = list[0]
+			continue
+		}
 		parent = parent.(m)[p]
 	}
 	return parent, parts[len(parts)-1]

@@ -82,7 +82,7 @@ type Limits struct {
 	SmallBody  int64         // of the other JSON routes; 64 KiB
 	StampQuery int64         // of a TimeStampReq; 16 KiB
 	InFlight   int64         // bytes of all bodies being read, handled or answered, shared among addresses; 256 MiB or four Bodies
-	Concurrent int           // requests being handled, not counting health, shared among applications; 512
+	Concurrent int           // requests being handled, not counting health, shared among applications, and a quarter more items of batches; 512
 	Handling   time.Duration // of one request, after its body was read; 30 s
 	Sending    time.Duration // of one answer to a client that reads slowly; 30 s
 	Window     time.Duration // by which a request's time may be off; 5 min
@@ -162,6 +162,8 @@ type Config struct {
 	Limits  Limits
 	// AdminLogin: the local socket asks for a login, as the listener of [Server.NewAdminTLSServer] always does.
 	AdminLogin bool
+	// Evaluation: a drill needs one person alone.
+	Evaluation bool
 	// Names are the hosts, without a port, that this appliance is called by. A request for another host is somebody's who sends
 	// on what was meant for another appliance that has the same applications. Empty: any host.
 	Names   []string
@@ -186,6 +188,9 @@ type Server struct {
 	sources *sources
 	bodies  *shares[netip.Prefix] // bytes, by address
 	slots   *shares[string]       // requests, by application
+	beside  *shares[string]       // items of batches that are under way beside the first of each, by application
+	// arrivals are for the makers of applications.
+	arrivals arrivals
 
 	// standing is a desk's; without it the state is operational.
 	standing func() (State, *problem.Problem)
@@ -239,6 +244,7 @@ func New(cfg Config) (*Server, error) {
 		sources: known,
 		bodies:  newShares[netip.Prefix](l.InFlight),
 		slots:   newShares[string](int64(l.Concurrent)),
+		beside:  newShares[string](int64(l.Concurrent) / 4),
 	}
 	s.sessions, s.guesses, s.proposals = newSessions(), newFailures(loginsPerMinute), newProposals()
 	s.signing, s.admin, s.adminTLS, s.plain = s.echo(), s.echo(), s.echo(), s.echo()
@@ -261,6 +267,7 @@ func New(cfg Config) (*Server, error) {
 // Close stores how far requests were let through and refuses those that come later. Call it when the http.Servers
 // have stopped; without it the next run refuses requests of the first seconds.
 func (s *Server) Close() error {
+	s.console.Close()
 	s.proposals.close()
 	return s.guard.close()
 }
@@ -299,7 +306,8 @@ func (s *Server) echo() *echo.Echo {
 func (s *Server) signingRoutes(e *echo.Echo) {
 	l := s.limits
 	post, get := e.POST, e.GET
-	post("/v1/sign", s.authenticated(jsonBody(l.Body), account.RightSign, s.sign))
+	post("/v1/sign", s.authenticated(lend(jsonBody(l.Body)), account.RightSign, s.sign))
+	post("/v1/batches", s.authenticated(lend(jsonBody(l.Body)), account.RightSign, s.batch))
 	post("/v1/verify", s.authenticated(jsonBody(l.Body), account.RightVerify, s.verify))
 	post("/v1/timestamp", s.authenticated(jsonBody(l.SmallBody), account.RightTimestamp, s.timestamp))
 	post("/v1/authorizations", s.authenticated(jsonBody(l.SmallBody), account.RightSign, s.authorize))

@@ -277,6 +277,9 @@ func (s *Server) sessionOf(c echo.Context) (*Session, *problem.Problem) {
 		return nil, p
 	}
 	r := c.Request()
+	if len(r.Header[echo.HeaderAuthorization]) > 1 { // whoever stands between may have looked at the other
+		return nil, problem.Invalid("header.Authorization", "只能有一个 (one at most)")
+	}
 	token, cookie := strings.CutPrefix(r.Header.Get(echo.HeaderAuthorization), "Bearer ")
 	if cookie = !cookie; cookie {
 		token = ""

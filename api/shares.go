@@ -99,7 +99,7 @@ func (f *failures) wait(from netip.Prefix, app string) time.Duration {
 	if at, ok := f.proofs[proof{from, app}]; l == nil || ok && time.Since(at) < provedFor { // interval
 		return 0
 	}
-	return until(l)
+	return until(l, 1)
 }
 
 // proved remembers that an application has proved itself.
@@ -135,9 +135,9 @@ func (f *failures) count(from netip.Prefix, app string) {
 	l.Allow()
 }
 
-// until is how long it takes until l allows one more.
-func until(l *rate.Limiter) time.Duration {
-	if missing := 1 - l.Tokens(); missing > 0 {
+// until is how long it takes until l allows n more.
+func until(l *rate.Limiter, n int) time.Duration {
+	if missing := float64(n) - l.Tokens(); missing > 0 {
 		return time.Duration(missing / float64(l.Limit()) * float64(time.Second))
 	}
 	return 0
@@ -152,6 +152,24 @@ type rates struct {
 
 // allow takes one request, or answers after which time there is one. A change of the application's limits counts at once.
 func (r *rates) allow(app *account.Application) (ok bool, after time.Duration) {
+	l := r.limiter(app)
+	if l.Allow() { // a monotonic interval
+		return true, 0
+	}
+	return false, until(l, 1)
+}
+
+// more takes n further requests at once, or none; more than burst it never does.
+func (r *rates) more(app *account.Application, n int) (ok bool, after time.Duration, burst int) {
+	l := r.limiter(app)
+	if l.AllowN(time.Now(), n) { // interval
+		return true, 0, l.Burst()
+	}
+	return false, until(l, n), l.Burst()
+}
+
+// limiter is the application's, with its limits as they are now.
+func (r *rates) limiter(app *account.Application) *rate.Limiter {
 	perSecond, burst := r.limit(app)
 	r.mu.Lock()
 	l := r.of[app.ID]
@@ -164,8 +182,5 @@ func (r *rates) allow(app *account.Application) (ok bool, after time.Duration) {
 		l.SetLimit(rate.Limit(perSecond))
 		l.SetBurst(burst)
 	}
-	if l.Allow() { // a monotonic interval
-		return true, 0
-	}
-	return false, until(l)
+	return l
 }

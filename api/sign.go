@@ -38,21 +38,11 @@ func (s *Server) sign(c echo.Context, app *account.Application, body []byte) err
 	if p := checkSign(&w); p != nil {
 		return p
 	}
-	req := &sign.Request{
-		IdempotencyKey: keys[0], Signer: w.Signer, Algorithm: w.Algorithm, Form: w.Form,
-		Detached: w.Detached == nil || *w.Detached,
-		Content:  w.Content, Digest: (*sign.Digest)(w.Digest), Document: sign.Document(w.Document), Role: w.Role,
-		Consent: sign.Consent{AuthorizationID: w.Consent.AuthorizationID, Method: evidence.Method(w.Consent.Method), Assertion: w.Consent.Assertion},
-	}
-	r, err := s.cfg.Signing.Sign(c.Request().Context(), app, req)
+	r, err := s.cfg.Signing.Sign(c.Request().Context(), app, signRequest(keys[0], &w))
 	if err != nil {
 		return err
 	}
-	return answer(c, wire.SignResult{
-		RecordID: r.RecordID, Algorithm: r.Algorithm, Form: r.Form, Signature: r.Signature, Certificates: list(r.Certificates),
-		Token: r.Token, GenTime: stampTime(r.GenTime), AccuracyUS: r.Accuracy.Microseconds(), Provenance: r.Provenance,
-		Node: r.Node, Epoch: r.Epoch, Sequence: r.Sequence, Replayed: r.Replayed,
-	})
+	return answer(c, resultOf(r))
 }
 
 func checkSign(w *wire.SignRequest) *problem.Problem {

@@ -188,14 +188,14 @@ func (s *Server) bySource(plain bool, other echo.HandlerFunc) echo.HandlerFunc {
 			return other(c)
 		}
 		exchangeOf(c).source = from.requester
-		data, err := s.receive(c, b)
+		data, err := s.receive(c, b, nil)
 		if err != nil {
 			return err
 		}
 		if !from.quota.Allow() { // a monotonic interval
 			from.limited.Add(1)
 			p := problem.New(problem.RateLimited, "该来源的请求过于频繁 (the source's quota is used up)", retryLater)
-			p.After = until(from.quota)
+			p.After = until(from.quota, 1)
 			return p
 		}
 		from.served.Add(1)

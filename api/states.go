@@ -15,10 +15,28 @@ import (
 
 // The bodies of the routes about the appliance's states.
 type (
-	Unlock     = wire.Unlock
-	Provision  = wire.Provision
-	RetryStart = wire.RetryStart
+	Unlock       = wire.Unlock
+	Provision    = wire.Provision
+	RetryStart   = wire.RetryStart
+	SealUnlock   = wire.SealUnlock
+	UnsealUnlock = wire.UnsealUnlock
 )
+
+// UnlockAdmin is the part of [Admin] that is about unattended unlocking.
+type UnlockAdmin interface {
+	SealUnlock(ctx context.Context, actor string, req SealUnlock) (any, error)
+	UnsealUnlock(ctx context.Context, actor string, req UnsealUnlock) (any, error)
+}
+
+func (s *Server) unlockRoutes(e *echo.Echo) {
+	a := s.cfg.Admin
+	e.POST("/admin/v1/unlock/seal", administered(s, func(_ echo.Context, r *SealUnlock) *problem.Problem {
+		return first(text("reason", r.Reason, 256), twoPersons(r.Persons))
+	}, a.SealUnlock))
+	e.POST("/admin/v1/unlock/unseal", administered(s, func(_ echo.Context, r *UnsealUnlock) *problem.Problem {
+		return text("reason", r.Reason, 256)
+	}, a.UnsealUnlock))
+}
 
 // StateAdmin is what leads from one state to another. Each method refuses in a state where it means nothing.
 type StateAdmin interface {

@@ -2,7 +2,13 @@ package appliance
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
 
 	"yinjian/api"
 	"yinjian/appliance/account"
@@ -12,24 +18,29 @@ import (
 // Values of admin.local.
 const (
 	localOpen  = "open"
-	localLogin = "login"
+	LocalLogin = "login"
 )
 
 // AdminAccess is about who administers. See docs/roles.md.
 type AdminAccess struct {
-	// Local says whether the local socket asks for a login: "open" lets root and the service's user do everything (evaluation),
-	// "login" asks. Default open.
+	// 本机管理套接字：`open` 不要求登录，root 与设备服务用户可做一切，仅供评估；`login` 须管理员登录，见 [roles.md](roles.md)
+	// (whether the local socket asks for a login)
+	// 缺省：`open`
 	Local string `toml:"local"`
-	// PasswordDays is how long a password may be used; default 90, and at most that.
+	// 管理员口令用多久须更改，至多 90 天 (days until a password has to be changed)
+	// 缺省：`90`
 	PasswordDays int `toml:"password_days"`
-	// PasswordMin is the least length of a password, in characters; default 12, and at least that.
+	// 管理员口令的最小长度，字符数，至少 12 (least length of a password)
+	// 缺省：`12`
 	PasswordMin int `toml:"password_min"`
-	// Theme is a folder with the hospital's name, colour and logo for the console; see docs/console.md. "": ours.
+	// 控制台主题文件夹（医院名称、颜色、标志），见 [console.md](console.md) (a folder with the hospital's name, colour and
+	// logo for the console)
+	// 缺省：无
 	Theme string `toml:"theme,omitempty"`
 }
 
 func (c *Config) validateAdmin(bad func(key, format string, args ...any)) {
-	if c.Admin.Local != localOpen && c.Admin.Local != localLogin {
+	if c.Admin.Local != localOpen && c.Admin.Local != LocalLogin {
 		bad("admin.local", "须为 open 或 login (open or login)")
 	}
 	if most := int(account.MaxPasswordLife.Hours() / 24); c.Admin.PasswordDays < 1 || c.Admin.PasswordDays > most {
@@ -38,6 +49,43 @@ func (c *Config) validateAdmin(bad func(key, format string, args ...any)) {
 	if c.Admin.PasswordMin < account.MinPassword || c.Admin.PasswordMin > 64 {
 		bad("admin.password_min", "须为 %d–64 (%d to 64)", account.MinPassword, account.MinPassword)
 	}
+}
+
+// FirstAdministratorsFile is where the first three administrators wait for the first start, without their passwords.
+func FirstAdministratorsFile(dir string) string {
+	return filepath.Join(dir, "secrets", "administrators.json")
+}
+
+// WriteFirstAdministrators has the first start of the appliance in dir make these administrators.
+func WriteFirstAdministrators(dir string, all []account.NewAdministrator) error {
+	b, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(FirstAdministratorsFile(dir), append(b, '\n'), 0o600)
+}
+
+// makeFirstAdministrators makes those that init has left, and removes what it left. A start that was cut off in between finds
+// those that are there, and makes the others.
+func (a *Appliance) makeFirstAdministrators(ctx context.Context) error {
+	file := FirstAdministratorsFile(a.dir)
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var all []account.NewAdministrator
+	if err == nil {
+		err = json.Unmarshal(b, &all)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	if !a.directory.Bootstrapped() {
+		if _, err := a.directory.BootstrapAdministrators(ctx, "appliance init", all); err != nil {
+			return fmt.Errorf("首批管理员 (the first administrators): %w", err)
+		}
+	}
+	return os.Remove(file)
 }
 
 // accounts are the administrators for the API.
@@ -112,6 +160,22 @@ func (d accounts) Note(ctx context.Context, n api.Notice) error {
 	}
 	if _, err := d.a.journal.Append(ctx, draft); err != nil {
 		return fmt.Errorf("journalling %s: %w", n.Kind, account.JournalProblem(err))
+	}
+	return nil
+}
+
+// tellFailedLogins sums up in the journal what of failed logins has no entry of its own.
+func (a *Appliance) tellFailedLogins(ctx context.Context) error {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+		if err := a.directory.TellFailedLogins(context.WithoutCancel(ctx), ctx.Err() != nil); err != nil {
+			a.log.WithError(err).Error("failed logins could not be summed up in the journal")
+		}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +29,8 @@ import (
 const (
 	kindAlarmRaised  = "alarm.raised"
 	kindAlarmCleared = "alarm.cleared"
+	// FieldDrill of such an entry names the drill that brought the alarm about.
+	FieldDrill = "drill"
 )
 
 // An alarms is the one place where alarms come from: once a second it looks at what the parts show of themselves, and what
@@ -83,6 +86,9 @@ func (l *alarms) run(ctx context.Context) error {
 // look tells of what is new.
 func (l *alarms) look() {
 	found := l.conditions()
+	for i := range found {
+		found[i].Drill = l.a.drills.explains(found[i])
+	}
 	l.mu.Lock()
 	events := l.tracker.Look(l.a.sys.Boot(), found)
 	l.mu.Unlock()
@@ -105,6 +111,9 @@ func (l *alarms) message(e alarm.Event) notify.Message {
 	title := m.Title
 	if e.Event == alarm.Cleared {
 		title = "恢复 (over)：" + title
+	}
+	if e.Drill != "" {
+		title = "演练 (a drill)：" + title
 	}
 	return notify.Message{Event: e, Node: l.a.cfg.Node, Campus: l.a.cfg.Campus, At: now.Time.UTC(), Trusted: now.Trusted(), Title: title, Next: m.Next}
 }
@@ -129,6 +138,9 @@ func (l *alarms) note(e alarm.Event) {
 	fields := []audit.Field{
 		{Name: "id", Value: audit.Text(e.ID)}, {Name: "code", Value: audit.Text(e.Code)}, {Name: "severity", Value: audit.Text(e.Severity.String())},
 		{Name: "detail", Value: audit.Text(printable(e.Detail))},
+	}
+	if e.Drill != "" {
+		fields = append(fields, audit.Field{Name: FieldDrill, Value: audit.Text(e.Drill)})
 	}
 	if l.lost > 0 {
 		fields = append(fields, audit.Field{Name: "lost", Value: audit.Int(l.lost)})
@@ -170,11 +182,7 @@ func (l *alarms) conditions() []alarm.Condition {
 	if (!r.Trusted() || r.Bound > time.Duration(a.cfg.Time.Accuracy)) && !starting {
 		add(alarm.TimeUntrusted, "", "状态 %s，误差上限 %d ms (state, bound)", r.State, r.Bound.Milliseconds())
 	}
-	for _, k := range a.watch.Clocks() {
-		if k.Wrong != nil && r.Trusted() {
-			add(alarm.TimeWorker, k.Machine, "%v", k.Wrong)
-		}
-	}
+	out = append(out, l.ofWorkers(r)...)
 	for _, m := range a.machines.states() {
 		if m.State != string(pool.Up) && m.State != string(pool.Draining) {
 			add(alarm.MachineAway, m.Name, "%s：%s", m.State, m.Reason)
@@ -209,9 +217,22 @@ func (l *alarms) conditions() []alarm.Condition {
 			add(alarm.LoginLocked, "admin:"+x.ID, "管理员登录失败过多，已锁定 (an administrator's login is locked)")
 		}
 	}
+	for _, index := range a.images.all() {
+		add(alarm.ImageLeft, strconv.FormatUint(index, 10), "映像 %d 三次没有证明自己可用，运行的是原来的映像 (did not prove itself)", index)
+	}
 	if a.device != nil {
 		if err := a.device.Down(); err != nil {
 			add(alarm.UpstreamAway, a.device.Name(), "%s", reasonOf(err))
+		}
+	}
+	return out
+}
+
+// ofWorkers is about the timestamp workers' clocks. Without an own time there is nothing to contradict.
+func (l *alarms) ofWorkers(r ntp.Reading) (out []alarm.Condition) {
+	for _, k := range l.a.watch.Clocks() {
+		if k.Wrong != nil && r.Trusted() {
+			out = append(out, alarm.Condition{Code: alarm.TimeWorker, Object: k.Machine, Detail: k.Wrong.Error()})
 		}
 	}
 	return out
@@ -244,7 +265,7 @@ func (l *alarms) ofDatabase() (out []alarm.Condition) {
 	a := l.a
 	p := a.projection.status()
 	a.backups.mu.Lock()
-	revived, last, made := a.backups.revived, a.backups.last, a.backups.custodians != nil
+	revived := a.backups.revived
 	a.backups.mu.Unlock()
 	a.projection.mu.Lock()
 	found := a.projection.found
@@ -263,16 +284,23 @@ func (l *alarms) ofDatabase() (out []alarm.Condition) {
 	if found > 0 {
 		out = append(out, alarm.Condition{Code: alarm.DatabaseChanged, Detail: fmt.Sprintf("%d 处 (differences)", found)})
 	}
-	// Age of the last backup, or of the appliance.
-	now := a.clock.Now()
-	if !now.Trusted() {
-		return out
-	}
 	if l.born.IsZero() {
 		if first, err := a.journal.Entry(context.Background(), 0); err == nil {
 			l.born = first.Entry.Time.UTC()
 		}
 	}
+	return append(out, l.ofBackups(a.clock.Now())...)
+}
+
+// ofBackups is about the age of the last backup, or of the appliance.
+func (l *alarms) ofBackups(now ntp.Reading) (out []alarm.Condition) {
+	a := l.a
+	if !now.Trusted() {
+		return nil
+	}
+	a.backups.mu.Lock()
+	last, made := a.backups.last, a.backups.custodians != nil
+	a.backups.mu.Unlock()
 	since, what := l.born, "从未备份 (never made)"
 	if last != nil {
 		since, what = last.At.UTC(), "上次 (the last) "+last.At.UTC().In(audit.Beijing).Format(time.DateTime)

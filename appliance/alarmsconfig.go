@@ -12,33 +12,61 @@ import (
 
 // Alarms says when an alarm is raised, and who is told.
 type Alarms struct {
-	RaiseAfter Duration `toml:"raise_after"` // how long something must have been wrong; default 5s
-	ClearAfter Duration `toml:"clear_after"` // how long it must be right again; default 1m
-	Lag        int      `toml:"lag"`         // entries that the central database has not; default 10000
-	// BackupMaxAge is how old the last backup may be, or the appliance without one; default 192h.
-	BackupMaxAge    Duration       `toml:"backup_max_age"`
-	CertificateDays int            `toml:"certificate_days"` // before a certificate ends; default 30
+	// 异常持续多久才报警，1s–10m，见 [alarms.md](alarms.md) (how long something must be wrong)
+	// 缺省：`5s`
+	RaiseAfter Duration `toml:"raise_after"`
+	// 消失多久才算恢复，1s–1h (how long it must be right again)
+	// 缺省：`1m`
+	ClearAfter Duration `toml:"clear_after"`
+	// 中心库落后多少条即报警 (entries that the central database lags)
+	// 缺省：`10000`
+	Lag int `toml:"lag"`
+	// 距上次备份（从未备份则距启用）多久即报警，1h–8784h (age of the last backup)
+	// 缺省：`192h`
+	BackupMaxAge Duration `toml:"backup_max_age"`
+	// 证书到期前多少天报警，1–90 (days before a certificate ends)
+	// 缺省：`30`
+	CertificateDays int            `toml:"certificate_days"`
 	Syslog          []AlarmSyslog  `toml:"syslog,omitempty"`
 	Webhook         []AlarmWebhook `toml:"webhook,omitempty"`
 }
 
 // An AlarmSyslog is a receiver of syslog (RFC 5424).
 type AlarmSyslog struct {
-	Address     string `toml:"address"`     // tls://host:port (RFC 5425)
-	Roots       string `toml:"roots"`       // PEM: CAs of the receiver; default the system's
-	ServerName  string `toml:"server_name"` // in its certificate; default the address's host
-	Certificate string `toml:"certificate"` // PEM: ours, where it asks for one
-	KeyFile     string `toml:"key_file"`    // PEM: its private key
-	// Insecure allows tcp:// and udp://, in the clear.
+	// syslog 接收方 `tls://主机:端口`（RFC 5425）；`tcp://`、`udp://` 须 `insecure = true` (a receiver of syslog)
+	// 缺省：必填
+	Address string `toml:"address"`
+	// 接收方证书的 CA，PEM (CAs of the receiver)
+	// 缺省：系统的 the system's
+	Roots string `toml:"roots"`
+	// 接收方证书中的名称 (its name in the certificate)
+	// 缺省：地址中的主机 the address's host
+	ServerName string `toml:"server_name"`
+	// 接收方要求客户端证书时，本机的证书，PEM；与 `key_file` 同时给出 (ours, where it asks for one)
+	// 缺省：无
+	Certificate string `toml:"certificate"`
+	// 该证书的私钥，权限 600 (its private key)
+	// 缺省：无
+	KeyFile string `toml:"key_file"`
+	// 允许 `tcp://`、`udp://` 明文 (in the clear)
+	// 缺省：`false`
 	Insecure bool `toml:"insecure"`
 }
 
 // An AlarmWebhook is a receiver of HTTP POST requests.
 type AlarmWebhook struct {
-	URL      string `toml:"url"`      // https
-	KeyFile  string `toml:"key_file"` // the key of HMAC-SM3, one line, at least 16 bytes
-	Roots    string `toml:"roots"`    // as in AlarmSyslog
-	Insecure bool   `toml:"insecure"` // allows http://
+	// webhook 的 https 地址 (where alarms are posted)
+	// 缺省：必填
+	URL string `toml:"url"`
+	// HMAC-SM3 密钥文件，一行，至少 16 字节，权限 600 (key of the HMAC)
+	// 缺省：必填
+	KeyFile string `toml:"key_file"`
+	// 接收方证书的 CA，PEM (CAs of the receiver)
+	// 缺省：系统的 the system's
+	Roots string `toml:"roots"`
+	// 允许 `http://` 明文 (in the clear)
+	// 缺省：`false`
+	Insecure bool `toml:"insecure"`
 }
 
 func (c *Alarms) setDefaults(dir string) {

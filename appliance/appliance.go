@@ -29,6 +29,7 @@ import (
 
 	"yinjian/api"
 	"yinjian/api/console"
+	"yinjian/api/wire"
 	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
@@ -59,8 +60,10 @@ type Options struct {
 	// Once has a start that fails end Run, and does not wait for a folder to be provisioned.
 	Once bool
 	// Provision makes an appliance in Dir, which is empty, from the answers of `yinjian init --answers` and the passphrases of
-	// the holders that they name.
-	Provision func(ctx context.Context, answers []byte, passphrases []string) error
+	// the holders that they name, and says what the first administrators' passwords are.
+	Provision func(ctx context.Context, answers []byte, passphrases []string) ([]wire.FirstPassword, error)
+	// OnAttended, if set, is called when the local socket answers, in whatever state.
+	OnAttended func()
 	// OnStart, if set, is called when no other appliance runs in Dir and before anything is started, at each start.
 	OnStart func()
 	// OnReady is called when all listeners are open.
@@ -100,6 +103,9 @@ type Appliance struct {
 	accounting *accounting
 	// softtokenDown is set while the software cipher machine does not run.
 	softtokenDown atomic.Bool
+	softtoken     atomic.Pointer[os.Process] // nil before it runs
+	drills        drills
+	images        leftImages
 	serials       *serials
 
 	identity  *identity
@@ -112,9 +118,16 @@ type Appliance struct {
 	preserver       *preserver
 	backups         *backups
 	logs            *logFiles
+	packs           packs
 	alarms          *alarms
 	assessor        *assessor
-	device          *upstreamDevice // nil when there is none
+	patroller       patroller
+	works           works
+	reports         lastReports
+	throughput      *throughput
+	configSM3       string                 // of config.toml as it was read at the start
+	program         func() (string, error) // SM3 of the running program
+	device          *upstreamDevice        // nil when there is none
 	trust           evidence.Trust
 
 	peers    *peers
@@ -160,9 +173,12 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 	a.lists = &listSources{a: a, last: map[string]fetched{}}
 
 	a.accounting = newAccounting(a)
+	a.drills.a = a
 	hooks := maps.Clone(h.log.Hooks) // what this start adds to the log goes with it
 	a.logs = startLogFiles(a, cfg.Log)
 	a.assessor = &assessor{a: a, command: o.RandomTests}
+	a.configSM3, _ = fileSM3(filepath.Join(dir, "config.toml")) // "": it is gone since it was read
+	a.program = sync.OnceValues(func() (string, error) { return fileSM3("/proc/self/exe") })
 
 	// What is started is undone in the reverse order: listeners first, so that what they still do finds everything; the
 	// journal before its store, the workers after both, the software cipher machine after its workers, time last.
@@ -326,6 +342,9 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 	if err := a.startDirectory(ctx, authorities); err != nil {
 		return err
 	}
+	if err := a.makeFirstAdministrators(ctx); err != nil {
+		return err
+	}
 
 	// 6. Timestamps and signing.
 	h.at(stepServices)
@@ -348,10 +367,15 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 	if err := a.startSigning(); err != nil {
 		return err
 	}
+	if err := a.reports.load(ctx, admin{a}); err != nil {
+		return err
+	}
 
 	// 7. Duties.
 	duties, dctx := begin()
 	a.projection = newProjection(a)
+	a.throughput = newThroughput(a)
+	duties.group.Go(func() error { return a.throughput.run(dctx) })
 	duties.group.Go(func() error { return a.projection.run(dctx) })
 	duties.group.Go(func() error { return a.projection.keepSweeping(dctx) })
 	duties.group.Go(func() error { return a.projection.keepArchiving(dctx) })
@@ -362,11 +386,13 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 	duties.group.Go(func() error { return a.accounting.run(dctx) })
 	duties.group.Go(func() error { return a.keepRolling(dctx) })
 	duties.group.Go(func() error { return a.endConsents(dctx) })
+	duties.group.Go(func() error { return a.tellFailedLogins(dctx) })
 	duties.group.Go(func() error { return a.settleDirectory(dctx) })
 	duties.group.Go(func() error { return a.preserver.run(dctx) })
 	duties.group.Go(func() error { return a.backups.run(dctx) })
 	duties.group.Go(func() error { return a.logs.run(dctx) })
 	duties.group.Go(func() error { return a.peers.run(dctx) })
+	duties.group.Go(func() error { return a.drills.run(dctx) })
 	if a.device != nil {
 		duties.group.Go(func() error { return a.device.run(dctx) })
 	}
@@ -389,6 +415,7 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 		return err
 	}
 	serving.group.Go(func() error { return a.alarms.run(lctx) }) // which looks at the listeners too
+	serving.group.Go(func() error { return a.proveImage(lctx) })
 	h.operational()
 	a.log.WithFields(logrus.Fields{"api": endpoints.API, "node": cfg.Node}).Info("appliance is operational")
 	if o.OnReady != nil {
@@ -597,6 +624,8 @@ func (a *Appliance) startDirectory(ctx context.Context, authorities map[string]*
 		if err := errors.Join(a.preserver.service.Replay(ctx, &r.Entry), a.backups.Replay(ctx, &r.Entry)); err != nil {
 			return err
 		}
+		a.drills.replay(&r.Entry)
+		a.images.replay(&r.Entry)
 		if err := a.peers.replay(ctx, &r.Entry); err != nil {
 			return err
 		}
@@ -699,7 +728,7 @@ func (a *Appliance) listen(ctx context.Context, s *stage) (*Endpoints, error) {
 	}
 	server, err := api.New(api.Config{
 		Theme:   theme,
-		Signing: a.signing, Directory: a.directory, Stamps: stamps{a}, Tokens: tokens{a}, Health: health{a}, Admin: admin{a}, Accounts: accounts{a}, AdminLogin: a.cfg.Admin.Local == localLogin,
+		Signing: countedSigning{a.signing, a.throughput}, Directory: a.directory, Stamps: stamps{a}, Tokens: tokens{a}, Health: health{a}, Admin: admin{a}, Accounts: accounts{a}, AdminLogin: a.cfg.Admin.Local == LocalLogin, Evaluation: a.cfg.Evaluation.Softtoken,
 		Clock: apiClock{a}, Log: a.log, Version: Version,
 		// Requests beyond the cipher machine's sessions wait for one.
 		Limits: api.Limits{

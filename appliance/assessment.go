@@ -31,6 +31,7 @@ type assessor struct {
 	a       *Appliance
 	command []string // of the process that tests random numbers
 	busy    atomic.Bool
+	work    *work // of the one under way, whose goroutine's it is
 }
 
 // assessmentRest is how much longer than it works a long reading rests.
@@ -54,6 +55,8 @@ func (d admin) Assess(ctx context.Context, actor string, req api.Assess) (any, e
 		return nil, problem.New(problem.NotReady, "正在进行另一次评估 (another assessment is under way)", "等它结束后再试 (wait for it to end)")
 	}
 	defer s.busy.Store(false)
+	s.work = d.a.works.begin("assess")
+	defer s.work.end()
 	return s.run(ctx, actor, req)
 }
 
@@ -194,6 +197,7 @@ func (c *collection) try(section int, l line, f func() (any, error)) {
 		}
 	}
 	c.report.Items = append(c.report.Items, it)
+	c.s.work.is(uint64(len(c.report.Items)), 0)
 }
 
 // absent makes an item of what there is not.
@@ -215,7 +219,7 @@ func (s *assessor) collect(ctx context.Context, actor string, req api.Assess, in
 	c := &collection{ctx: ctx, a: a, s: s, actor: actor, req: req, now: now, report: &assess.Report{
 		Format: assess.FormatReport, Products: append([]assess.Product{}, req.Products...), Threats: assess.ParseThreats(docs.Threats),
 		Header: assess.Header{
-			Product: "印鉴 Yinjian", Version: Version, Build: build, Image: "not built", Serial: audit.Sum(spki).String()[:16], Node: a.cfg.Node, Campus: a.cfg.Campus,
+			Product: "印鉴 Yinjian", Version: Version, Build: build, Image: assess.NoImage, Serial: audit.Sum(spki).String()[:16], Node: a.cfg.Node, Campus: a.cfg.Campus,
 			Epoch: a.journal.Epoch().String(), Nonce: req.Nonce, Assessor: req.Assessor, Simulated: a.cfg.Evaluation.GNSSFeed, Full: req.Full, Intent: intent, Began: now(),
 		},
 	}}

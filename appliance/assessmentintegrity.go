@@ -51,8 +51,9 @@ func (c *collection) integrity() {
 		return r, nil
 	})
 	c.try(assess.SectionIntegrity, line{
-		id: "integrity.directory", title: "目录：应用、签名人、权限、策略的每次变更 (every change of the directory)", command: "yinjian change list --dir DIR",
-		shows: "构成目录的每个变更都是日志树中的叶，序号无缺，受检查点覆盖", limits: "证明变更未被改、未被删，不证明决定的人有权决定",
+		id: "integrity.directory", title: "目录的变更：应用、签名人、密钥、证书、信任锚、管理员 (changes of the directory)", command: "yinjian change list --dir DIR",
+		shows:  "日志里改变状态的每个条目此刻都证明是日志树中的叶，编号无缺，不少于最近检查点所计",
+		limits: "证明变更未被改、未被删，不证明决定的人有权决定；config.toml 里的策略不在日志里；最近检查点之后的条目尚无签名",
 	}, func() (any, error) {
 		kinds := map[string]int{}
 		n := 0

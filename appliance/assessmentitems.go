@@ -26,6 +26,7 @@ import (
 	"yinjian/appliance/backup"
 	"yinjian/appliance/pki"
 	"yinjian/hsm"
+	"yinjian/ntp/ledger"
 )
 
 // softModels are the models of software tokens, as they name themselves (CK_TOKEN_INFO): ours, and SoftHSM's.
@@ -79,7 +80,17 @@ func (c *collection) header(spki []byte) {
 		}
 		return machines, nil
 	})
-	c.absent(assess.SectionHeader, line{id: "header.image", title: "镜像签名 (image signature)"}, "没有构建镜像，宿主系统未封闭 (not built: the host is not sealed)")
+	c.try(assess.SectionHeader, line{
+		id: "header.image", title: "密封映像 (sealed image)", command: "yinjian update status --dir DIR", shows: "从正式版密封映像启动，固件打开了安全启动",
+		limits: "是运行中的系统自己读出的；固件里登记的是谁的密钥，须在机器旁核对",
+	}, func() (any, error) {
+		s, err := readSealed(os.DirFS("/"))
+		if err != nil {
+			return nil, notSealed(err)
+		}
+		c.report.Header.Image = s.String()
+		return s, s.shown()
+	})
 }
 
 // algorithms is section 2.
@@ -309,6 +320,26 @@ func (c *collection) keys() {
 		}
 		return u, nil
 	})
+	c.try(assess.SectionKeys, line{
+		id: "keys.pins", title: "密码机口令从哪里来 (where the PINs come from)", command: "yinjian status --dir DIR -o json",
+		shows:  "启动时由多名持有人，或由本机 TPM 打开；口令不在磁盘的文件里",
+		limits: "由 TPM 打开的，整机被偷即可启动；不证明持有人是谁、口令没有写在纸上",
+	}, func() (any, error) {
+		warnings := a.lockWarnings()
+		raw := map[string]any{"pin_source": a.cfg.HSM.PINSource, "warnings": append([]string{}, warnings...)}
+		if a.cfg.Evaluation.Softtoken {
+			raw["softtoken_passphrase"] = "secrets/softtoken.passphrase"
+		}
+		switch {
+		case a.cfg.Evaluation.Softtoken:
+			return raw, missing("软件密码机，仅供评估：其存储口令是磁盘上的文件 (the software cipher machine's passphrase is a file on the disk)")
+		case !a.cfg.HSM.locked():
+			return raw, missing("口令文件与设备在同一磁盘：hsm.pin_source = file (the PINs are files on the appliance's disk)")
+		case len(warnings) > 0:
+			return raw, missing(warnings[0])
+		}
+		return raw, nil
+	})
 	c.entries(assess.SectionKeys, line{
 		id: "keys.ceremonies", title: "密钥仪式记录 (key ceremonies)", command: "yinjian change list --dir DIR", shows: "仪式的纪要已入日志，列出其条目", limits: "不证明在场的人是谁",
 	}, "没有做过密钥仪式 (no ceremony was held)", func(kind string) bool { return strings.HasPrefix(kind, "custody.ceremony/") })
@@ -394,7 +425,8 @@ func (c *collection) certificates() {
 		limits: "抽样；不证明证书持有人的身份",
 	}, func() (any, error) { return judgeCertificates(staff, staffPathsTried, standing) })
 	c.try(assess.SectionCertificates, line{
-		id: "certificates.lists", title: "吊销列表的新鲜程度 (freshness of CRLs)", command: "yinjian cert crls --dir DIR -o json", shows: "每个 CA 都有现行的吊销列表", limits: "没有 OCSP",
+		id: "certificates.lists", title: "吊销列表的新鲜程度 (freshness of CRLs)", command: "yinjian cert crls --dir DIR -o json", shows: "设备现有的每份吊销列表此刻都在有效期内（thisUpdate 与 nextUpdate 之间）",
+		limits: "只看设备现有的列表，不证明每个 CA 都发布了列表，也不证明列表是最新的一份；没有 OCSP",
 	}, func() (any, error) {
 		lists := a.directory.ListCRLs()
 		for _, l := range lists {
@@ -525,7 +557,9 @@ func (c *collection) software() {
 		files := map[string]string{}
 		names := []string{"/proc/self/exe"}
 		for _, m := range a.machines.all() {
-			names = append(names, m.Module)
+			if name, _, err := splitModule(m.Module); err == nil && name == "" { // what is in a pack is its own item's
+				names = append(names, m.Module)
+			}
 		}
 		for _, name := range []string{"config.toml", "machines.toml", "timesources.toml"} {
 			names = append(names, filepath.Join(a.dir, name))
@@ -541,6 +575,27 @@ func (c *collection) software() {
 			files[name] = sum
 		}
 		return files, nil
+	})
+	c.try(assess.SectionSoftware, line{
+		id: "software.packs", title: "厂商包 (makers' packs)", command: "yinjian pack list --dir DIR -o json", shows: "每个厂商包由发布方与医院签名，以 dm-verity 只读挂载，安装由两人决定、记入日志",
+		limits: "签名由厂商包代理核验，本进程转述；厂商的库做什么，签名不证明",
+	}, func() (any, error) {
+		if a.cfg.Packs.Socket == "" {
+			return nil, missing("不是密封设备，不装厂商包 (no sealed appliance: it takes no packs)")
+		}
+		list, err := a.describePacks(c.ctx)
+		if err != nil {
+			return nil, missing(shownProblem(err))
+		}
+		for _, p := range list.Packs {
+			switch {
+			case p.Fault != "":
+				return list, fmt.Errorf("%s：没有挂载 (not mounted)：%s", p.Name, p.Fault)
+			case p.Since == "":
+				return list, fmt.Errorf("%s：日志里没有它的安装 (the journal has no installation of it)", p.Name)
+			}
+		}
+		return list, nil
 	})
 	c.absent(assess.SectionSoftware, line{id: "software.image", title: "签名的镜像与更新 (signed image and updates)"}, "没有构建镜像：可执行程序的来源没有签名可验 (no image is built: nothing signed says where the program came from)")
 	c.try(assess.SectionSoftware, line{
@@ -610,14 +665,26 @@ func (c *collection) time() {
 		return raw, nil
 	})
 	c.try(assess.SectionTime, line{
-		id: "time.refusals", title: "三十天的小时汇总与状态变化 (hours and changes of thirty days)", command: "yinjian time history --dir DIR -o json", shows: "每小时的误差界、拒绝的来源与状态变化已入日志", limits: "设备未运行的时段没有记录",
+		id: "time.refusals", title: "三十天的每小时台账与状态变化 (hours and changes of thirty days)", command: "yinjian time history --dir DIR -o json", shows: "日志里近三十天有时间台账；误差界的最大值、因时间拒绝的时间戳数与时间状态的变化由台账算得",
+		limits: "不证明每个小时都有台账，设备未运行的时段没有；不判断变化的原因，被否决的来源只见于状态变化",
 	}, func() (any, error) {
 		now := a.clock.Now().Time
 		changes, err := a.time.changes(c.ctx, now.Add(-30*24*time.Hour), now.Add(time.Second))
 		if err != nil {
 			return nil, err
 		}
-		return map[string]any{"changes_in_all": len(changes), "changes": changes[max(0, len(changes)-entriesShown):]}, nil
+		hours, bound, refused := 0, int64(0), int64(0)
+		err = a.time.hours(c.ctx, now.Add(-30*24*time.Hour), now.Add(time.Second), func(h ledger.Hour) {
+			hours, bound, refused = hours+1, max(bound, h.BoundMaxUS), refused+int64(h.Tokens.RefusedTime)
+		})
+		if err != nil {
+			return nil, err
+		}
+		raw := map[string]any{"hours": hours, "bound_max_us": bound, "refused_for_time": refused, "changes_in_all": len(changes), "changes": changes[max(0, len(changes)-entriesShown):]}
+		if hours == 0 {
+			return raw, missing("日志里还没有时间台账（每小时一条） (no hour is journalled yet)")
+		}
+		return raw, nil
 	})
 }
 
@@ -672,7 +739,8 @@ func (c *collection) identity() {
 	})
 	c.try(assess.SectionIdentity, line{
 		id: "identity.administrators", title: "管理员的因素 (administrators' factors)", command: "yinjian admin list --dir DIR -o json",
-		shows: "系统、安全、审计管理员各有其人，每人登录须口令与 SM2 证书签名", limits: "不证明账户背后的人是谁；宿主操作系统的账户不在内",
+		shows:  "系统、安全、审计管理员都有在任的账户；每个在任的账户都登记了 SM2 登录证书，登录须口令与其签名；本机管理套接字须登录",
+		limits: "不证明账户背后的人是谁、是不是不同的人，也不证明私钥在 UKey 里；没有看证书是否到期（登录时看）；能改配置并重启的人可改回不须登录；宿主操作系统的账户不在内",
 	}, func() (any, error) {
 		type entry struct {
 			ID      string       `json:"id"`
@@ -698,7 +766,7 @@ func (c *collection) identity() {
 		switch {
 		case len(out) == 0:
 			return out, missing("没有建立管理员，本机管理只认操作系统用户 (there are no administrators: the local socket knows users of the host)")
-		case a.cfg.Admin.Local != localLogin:
+		case a.cfg.Admin.Local != LocalLogin:
 			return out, missing("本机套接字不要求登录：admin.local = open (the local socket asks for no login)")
 		case !roles[account.System] || !roles[account.Security] || !roles[account.Auditor]:
 			return out, missing("三员不全 (not all of the three roles have somebody)")

@@ -14,7 +14,7 @@ import (
 // BackupFiles says which files of an appliance's folder a backup has beside the journal, the keys' uses and the software
 // cipher machine's store: configuration, decisions taken at run time, public certificates and lists, and what the
 // configuration names and is no secret. Names are relative to dir, sorted. absent are the files that a backup never has and
-// that a restored appliance needs: PINs, passwords, symmetric keys, vendors' modules, and what lies elsewhere.
+// that a restored appliance needs: PINs, passwords, symmetric keys, vendors' modules and packs, and what lies elsewhere.
 //
 // What a configuration names is every absolute path in it, once relative ones are taken from dir. Whatever the key, a file
 // is a secret if the key ends in "_file", or if it lies where secrets do ([LeftBehind]).
@@ -49,8 +49,11 @@ func BackupFiles(dir string) (names, absent []string, err error) {
 	var public, left []string
 	for _, v := range []any{c, added, times} {
 		eachPath(reflect.ValueOf(v), "", func(key, path string) {
-			if key == "pin_file" && v == any(c) && c.HSM.PINSource == PINFromUnlock {
+			if key == "pin_file" && v == any(c) && c.HSM.locked() {
 				return // such a file is there before the PINs are locked, and not afterwards
+			}
+			if key == "device" || key == "socket" {
+				return // another machine has a TPM and agents of its own
 			}
 			if strings.HasSuffix(key, "_file") || key == "module" {
 				left = append(left, path)
@@ -59,7 +62,21 @@ func BackupFiles(dir string) (names, absent []string, err error) {
 			}
 		})
 	}
-	if c.HSM.PINSource == PINFromUnlock {
+	modules := []string{c.HSM.Module}
+	for _, m := range c.HSM.Machines {
+		modules = append(modules, m.Module)
+	}
+	for _, line := range added.Machines {
+		if line.Machine != nil {
+			modules = append(modules, line.Machine.Module)
+		}
+	}
+	for _, m := range modules {
+		if strings.HasPrefix(m, packPrefix) {
+			left = append(left, m)
+		}
+	}
+	if c.HSM.locked() {
 		left = append(left, LockedPINsFile(dir))
 	}
 	if c.Evaluation.Softtoken {
@@ -98,6 +115,13 @@ func BackupFiles(dir string) (names, absent []string, err error) {
 	slices.Sort(names)
 	slices.Sort(absent)
 	return slices.Compact(names), slices.Compact(absent), nil
+}
+
+// Files are the absolute paths that the configuration names, each with the last part of its key: pin_file.
+func (c *Config) Files() map[string]string {
+	files := map[string]string{}
+	eachPath(reflect.ValueOf(c), "", func(key, path string) { files[path] = key })
+	return files
 }
 
 // eachPath calls fn with each absolute path below v, and the TOML key that it stands under.

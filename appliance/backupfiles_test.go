@@ -52,6 +52,17 @@ address = "192.0.2.1:123"
 key_id = 7
 key_type = "AES128"
 key_file = "ntp.key"
+[[hsm.machines]]
+name = "packed"
+module = "pack:vendor/lib/p11.so"
+profile = "profiles/ours.toml"
+[hsm.machines.slots.staff]
+token_label = "p"
+pin_file = "secrets/p.pin"
+[packs]
+socket = "/run/yinjian-packs/socket"
+[update]
+socket = "/run/yinjian-update/socket"
 [database]
 dsn = "postgres://yinjian@192.0.2.9/yinjian"
 password_file = "db.password"
@@ -82,7 +93,7 @@ tls_roots = "secrets/roots.pem"
 	if want := []string{"clients/lis.pem", "config.toml", "crl-sm2.crl", "log.pem", "machines.toml", "officers.pem", "profiles/b.toml", "profiles/ours.toml", "timesources.toml"}; !slices.Equal(names, want) {
 		t.Errorf("in it: %v, want %v", names, want)
 	}
-	if want := []string{"/etc/tsa/old.pem", "/opt/vendor/lib.so", "b.key", "b.pin", "db.password", "ntp.key", "pins/tsa", "secrets/ca.pin", "secrets/log.pin", "secrets/roots.pem", "secrets/staff.pin", "secrets/tls.key", "vendor/b.so"}; !slices.Equal(absent, want) {
+	if want := []string{"/etc/tsa/old.pem", "/opt/vendor/lib.so", "b.key", "b.pin", "db.password", "ntp.key", "pack:vendor/lib/p11.so", "pins/tsa", "secrets/ca.pin", "secrets/log.pin", "secrets/p.pin", "secrets/roots.pem", "secrets/staff.pin", "secrets/tls.key", "vendor/b.so"}; !slices.Equal(absent, want) {
 		t.Errorf("absent: %v, want %v", absent, want)
 	}
 	if err := os.Remove(filepath.Join(dir, "officers.pem")); err != nil {

@@ -154,6 +154,7 @@ type backups struct {
 	record     []byte            // the custodians', as it was set
 	keys       map[string]string // fingerprints of the keys that backups were ever sealed to, by set
 	last       *backup.Statement
+	reports    []backupReport       // the newest first, at most reportsShown
 	open       map[string]time.Time // begun, and nothing heard since; by id
 	restored   *audit.Epoch         // the epoch that the last restore began
 	lost       *lostSummary         // what it lost; nil: not known yet
@@ -213,6 +214,10 @@ func (b *backups) Replay(ctx context.Context, e *audit.Entry) error {
 		if drill, _ := e.Field("drill").(audit.Bool); !bool(drill) {
 			b.succeeds, _ = time.Parse(time.RFC3339, e.Text("begun")) // not known of a restore by hand
 		}
+	case backup.KindVerified, backup.KindDrill:
+		passed, _ := e.Field("passed").(audit.Bool)
+		one := backupReport{strings.TrimPrefix(e.Kind, "backup."), e.Object, e.Time.UTC().Format(time.RFC3339), bool(passed), e.Text("persons")}
+		b.reports = append([]backupReport{one}, b.reports[:min(len(b.reports), reportsShown-1)]...)
 	case backup.KindMissing:
 		if done, _ := e.Field("done").(audit.Bool); bool(done) {
 			reaches, _ := e.Field("reaches").(audit.Bool)
@@ -385,6 +390,20 @@ type backupState struct {
 	Unfinished map[string]time.Time `json:"unfinished"`
 	Restored   string               `json:"restored_epoch,omitempty"`
 	Lost       *lostSummary         `json:"lost,omitempty"`
+	// Reports are the last verifications and drills, the newest first.
+	Reports []backupReport `json:"reports"`
+}
+
+// reportsShown is how many of them a status has.
+const reportsShown = 20
+
+// A backupReport is a verification of a backup, or a drill of restoring it.
+type backupReport struct {
+	Kind    string `json:"kind"` // "verified", "drill"
+	Backup  string `json:"backup"`
+	At      string `json:"at"`
+	Passed  bool   `json:"passed"`
+	Persons string `json:"persons"`
 }
 
 type custodiansState struct {
@@ -399,7 +418,7 @@ func (d admin) ListBackups(context.Context, string) (any, error) {
 	b := d.a.backups
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := backupState{Last: b.last, Unfinished: map[string]time.Time{}, Lost: b.lost}
+	s := backupState{Last: b.last, Unfinished: map[string]time.Time{}, Lost: b.lost, Reports: append([]backupReport{}, b.reports...)}
 	for id, at := range b.open {
 		s.Unfinished[id] = at
 	}

@@ -32,8 +32,12 @@ const InitUnfinished = ".init-unfinished"
 // A Config is the one configuration file, config.toml in the appliance's folder. Unknown keys are errors. Paths may be
 // relative to that folder. Secrets are named by file and never stand in it.
 type Config struct {
-	Node   string `toml:"node"`   // name of this appliance in journals and evidence, [a-z0-9.-], for ever
-	Campus string `toml:"campus"` // 院区: "本部", "滨海"
+	// 节点名，写入全部日志与证据，以后不可改：小写字母、数字、点、连字符 (name of this node, for ever)
+	// 缺省：必填
+	Node string `toml:"node"`
+	// 院区 (campus)
+	// 缺省：必填
+	Campus string `toml:"campus"`
 
 	Listen     Listen      `toml:"listen"`
 	HSM        HSM         `toml:"hsm"`
@@ -47,23 +51,37 @@ type Config struct {
 	Admin      AdminAccess `toml:"admin"`
 	Log        Log         `toml:"log"`
 	Alarms     Alarms      `toml:"alarms"`
+	Update     Update      `toml:"update,omitempty"`
+	Packs      Packs       `toml:"packs,omitempty"`
 	Evaluation Evaluation  `toml:"evaluation"`
 }
 
 // Listen says where the appliance listens.
 type Listen struct {
-	API string `toml:"api"` // host:port, TLS 1.3; port 0 picks a free one
-	// TLS12 lets old clients (Java 8, .NET Framework, Mono) use TLS 1.2, with ECDHE and AEAD alone. /health/state says so.
+	// API 地址 host:port，TLS 1.3；端口 0 取空闲端口 (0 picks a free port)
+	// 缺省：必填
+	API string `toml:"api"`
+	// 也接受 TLS 1.2，供旧客户端（Java 8、.NET Framework、Mono）；只有 ECDHE 加 AEAD 的套件，更旧的版本一律不接受 (TLS 1.2
+	// too, ECDHE with AEAD alone)
+	// 缺省：`false`
 	TLS12 bool `toml:"tls12"`
-	// TSAPlain is a second listener for /tsa without TLS, off when empty: on a loopback address, or on another for the
-	// sources that are listed by their addresses. It is named in /health/state.
+	// 不加密的时间戳地址 IP:port，供只会 HTTP 的旧客户端：回环地址，或（须有按地址登记的来源）其他地址；
+	// 打开时 `/health/state` 警告，对网络开放时为红色警告 (timestamps without TLS, on loopback; elsewhere for sources listed
+	// by address alone, and then the state shows it in red)
+	// 缺省：关 off
 	TSAPlain string `toml:"tsa_plain"`
-	// Admin is the listener for administrators who have logged in, host:port, TLS 1.3; off when empty.
+	// 供管理员登录的地址 host:port，TLS 1.3，与签名 API 分开；路由与本机管理套接字相同，按角色放行，见 [roles.md](roles.md)
+	// (for administrators who log in; apart from the signing API)
+	// 缺省：关 off
 	Admin string `toml:"admin"`
-	// Peer is the listener for the other campus's appliance, host:port; off when empty.
+	// 供另一院区设备连接的地址 host:port，TLS 1.3，只认结对时约定的密钥；见 [two-campuses.md](two-campuses.md) (for the other
+	// campus's appliance, known by its key)
+	// 缺省：关 off
 	Peer string `toml:"peer"`
-	// Names are what clients call this appliance, addresses or host names without a port; a request for another host is refused.
-	// Empty: any.
+	// 业务系统称呼本机所用的主机名或地址，不含端口，如 `["sign-benbu.hospital.example", "10.1.0.10"]`；Host
+	// 头是别的主机的请求被拒绝。两院区须写明且互不相同，否则发往一处的请求可被原样发到另一处 (what clients call this
+	// appliance; requests for another host are refused)
+	// 缺省：任何 any
 	Names []string `toml:"names,omitempty"`
 	// TSASources may use /tsa without a key.
 	TSASources []TSASource `toml:"tsa_sources,omitempty"`
@@ -71,11 +89,24 @@ type Listen struct {
 
 // A TSASource is a client of RFC 3161 that is known by its address, its TLS client certificate, or by both together.
 type TSASource struct {
-	Name         string   `toml:"name"`         // [a-z0-9.-], journalled as "source:" and the name
-	Addresses    []string `toml:"addresses"`    // addresses and networks
-	Certificates []string `toml:"certificates"` // PEM files with the very certificates that it may show
-	Rate         int      `toml:"rate"`         // requests a second; default policy.rate
-	Burst        int      `toml:"burst"`        // requests at once; default twice the rate
+	// 不用 HMAC 密钥即可使用 `/tsa/{单元}` 的来源，1–31 位小写字母、数字、点、连字符，不得为 `loopback`；
+	// 日志中的请求者记为 `source:名称` (who may use /tsa without a key; journalled under this name)
+	// 缺省：必填
+	Name string `toml:"name"`
+	// 该来源的地址或网段，如 `["10.2.3.4", "10.8.0.0/16"]`；一个地址落入几个网段时取最窄的 (its addresses and networks; the
+	// narrowest counts)
+	// 缺省：与 `certificates` 至少一样
+	Addresses []string `toml:"addresses"`
+	// 该来源的 TLS 客户端证书文件(PEM)，逐张登记，不看签发者；从列表中删去即作废；与 `addresses` 同时写则须两者都符合 (the
+	// very certificates it may show; with `addresses` both must fit)
+	// 缺省：与 `addresses` 至少一样
+	Certificates []string `toml:"certificates"`
+	// 该来源每秒的请求数，超过时 429 (requests a second of the source)
+	// 缺省：`policy.rate`
+	Rate int `toml:"rate"`
+	// 该来源一时的请求数 (requests at once)
+	// 缺省：`rate` 的两倍 (twice the rate)
+	Burst int `toml:"burst"`
 }
 
 // source is s for the API, its certificates still to be read.
@@ -176,12 +207,15 @@ func (l *Listen) validate(bad func(key, format string, args ...any)) {
 
 // Peer is about the other campus. Whom this appliance is paired with is decided by administrators, in the journal.
 type Peer struct {
-	// Address is listen.peer as the other campus reaches it, host:port; default listen.peer itself.
+	// 另一院区连接本机 `listen.peer` 所用的 host:port，写在结对卡上 (listen.peer as the other campus reaches it)
+	// 缺省：`listen.peer`
 	Address string `toml:"address"`
-	// MaxAge is how old the copy of the other campus's directory may be for signing to go on; default 24h.
+	// 另一院区目录的副本最旧多久仍可签名，1m–720h；超过即拒绝全部签名，因为可能有人已被停用 (how old the copy of the other
+	// campus's directory may be for signing to go on)
+	// 缺省：`24h`
 	MaxAge Duration `toml:"max_age"`
-	// CosignEvery is how often a checkpoint of ours is given to the other campus for its cosignature, if there is news;
-	// default 10s.
+	// 有新条目时多久请另一院区见证一次检查点，1s–1h (how often the other campus is asked for its cosignature)
+	// 缺省：`10s`
 	CosignEvery Duration `toml:"cosign_every"`
 }
 
@@ -209,23 +243,53 @@ func (c *Config) validatePeer(bad func(key, format string, args ...any)) {
 
 // HSM says how the cipher machine is reached.
 type HSM struct {
-	Module     string          `toml:"module"`      // the vendor's PKCS#11 library
-	ModuleArgs string          `toml:"module_args"` // C_Initialize's pReserved string, for modules that take one
-	Profile    string          `toml:"profile"`     // vendor profile, by name ("neutral", …) or file
-	Slots      map[string]Slot `toml:"slots"`       // staff, tsa, log, ca; tls, without which the listener's key is secrets/tls.key
-	// PINSource says where the slots' PINs come from: "file" (default: each slot's pin_file) or "unlock" (sealed on disk, opened
-	// by holders' passphrases after each start).
-	PINSource    string   `toml:"pin_source"`
+	// PKCS#11 模块的路径；密封设备上为 `pack:名称/路径`，即厂商包里的库，见 [packs.md](packs.md) (path of the vendor's library, or one in a
+	// pack)
+	// 缺省：必填
+	Module string `toml:"module"`
+	// C_Initialize 的 pReserved 字符串；软件密码机由程序自填 (for modules that take one)
+	// 缺省：空
+	ModuleArgs string `toml:"module_args"`
+	// 厂商档案：随附档案的名称，或档案文件的路径，见 [hsm.md](hsm.md) (a shipped vendor profile by name, or a file's path)
+	// 缺省：`neutral`
+	Profile string          `toml:"profile"`
+	Slots   map[string]Slot `toml:"slots"` // staff, tsa, log, ca; tls, without which the listener's key is secrets/tls.key
+	// `file`：各槽位的 `pin_file`；`unlock`：口令封存在 `secrets/pins.locked`，每次启动由多人解锁；`tpm`：同 `unlock`，另可由
+	// 本机 TPM 打开，见 [states.md](states.md) (PINs from files, unlocked by several people after each start, or by this machine's TPM)
+	// 缺省：`file`
+	PINSource string `toml:"pin_source"`
+	// TPM is for pin_source "tpm" alone.
+	TPM *TPM `toml:"tpm,omitempty"`
+	// 一次密码运算的时限；超时则该工作进程被替换 (a call past it costs the worker its life)
+	// 缺省：`5s`
 	CallDeadline Duration `toml:"call_deadline"`
-	WrappedKeys  int      `toml:"wrapped_keys"` // custody keys that a slot keeps unwrapped, as session objects; default 1024
-	VerifyFresh  *bool    `toml:"verify_fresh"` // check each fresh signature before it leaves; default true
+	// 每个槽位在密码机中同时保留的已解包托管密钥数(会话对象)，满则弃用最久未用的；1–1048576，不得超过密码机的容量 (custody
+	// keys kept unwrapped, the least recently used goes first)
+	// 缺省：`1024`
+	WrappedKeys int `toml:"wrapped_keys"`
+	// 每个新签名先用公钥验证再交出；关闭时，时间戳工作进程签的是不是所请求的，也不再核对 (verify each fresh signature before
+	// it leaves; without it nobody looks at what a timestamp worker has signed)
+	// 缺省：`true`
+	VerifyFresh *bool `toml:"verify_fresh"`
 	// Custody, if it stands there, makes new staff keys custody keys: outside the cipher machine, wrapped under its KEK.
 	// Keys that are in the machine go on.
 	Custody *Custody `toml:"custody"`
-	// Weight is the share of this machine's work where there are others; default 1.
+	// 有其他密码机时，`[hsm]` 这一台（名为 `main`）分担的份额，1–100 (its share of the work beside others)
+	// 缺省：`1`
 	Weight int `toml:"weight"`
 	// Machines are cipher machines beside this one, which is called "main". More can be added while the appliance runs.
 	Machines []Machine `toml:"machines,omitempty"`
+}
+
+// A TPM is the TPM 2.0 that the PINs are sealed to. See docs/states.md.
+type TPM struct {
+	// TPM 2.0 的字符设备，或 Unix 套接字；`hsm.pin_source = "tpm"` 时用 (character device or Unix socket)
+	// 缺省：`/dev/tpmrm0`
+	Device string `toml:"device"`
+	// 须与封存时相同的寄存器，SHA-256 库，0–15，如 `[7, 11]`；下次 `unlock seal --tpm` 起生效 (registers that must be as they
+	// were; counts from the next sealing on)
+	// 缺省：空，只认 TPM
+	PCRs []int `toml:"pcrs,omitempty"`
 }
 
 // FirstMachine is the name of the machine that [HSM] itself describes.
@@ -233,12 +297,22 @@ const FirstMachine = "main"
 
 // A Machine is a cipher machine beside the first. It may have any of the slots.
 type Machine struct {
-	Name       string          `toml:"name"` // [a-z][a-z0-9_]*, for ever: the records of its keys' uses bear it
-	Module     string          `toml:"module"`
-	ModuleArgs string          `toml:"module_args"`
-	Profile    string          `toml:"profile"` // default neutral
-	Weight     int             `toml:"weight"`  // share of the work, 1–100; default 1
-	Slots      map[string]Slot `toml:"slots"`
+	// 另一台密码机的名称：小写字母、数字、下划线，以后不可改，不得为 `main`；见 [hsm.md](hsm.md) (another cipher machine)
+	// 缺省：必填
+	Name string `toml:"name"`
+	// 同 `hsm.module` (as there)
+	// 缺省：必填
+	Module string `toml:"module"`
+	// 同 `hsm.module_args` (as there)
+	// 缺省：空
+	ModuleArgs string `toml:"module_args"`
+	// 同 `hsm.profile` (as there)
+	// 缺省：`neutral`
+	Profile string `toml:"profile"`
+	// 分担的份额，1–100 (its share of the work)
+	// 缺省：`1`
+	Weight int             `toml:"weight"`
+	Slots  map[string]Slot `toml:"slots"`
 }
 
 var reMachine = regexp.MustCompile(`^[a-z][a-z0-9_]{0,30}$`)
@@ -246,7 +320,7 @@ var reMachine = regexp.MustCompile(`^[a-z][a-z0-9_]{0,30}$`)
 func (m *Machine) setDefaults(dir string) {
 	def(&m.Profile, "neutral")
 	def(&m.Weight, 1)
-	abs(dir, &m.Module)
+	absModule(dir, &m.Module)
 	if profiles.IsPath(m.Profile) {
 		abs(dir, &m.Profile)
 	}
@@ -261,9 +335,7 @@ func (m *Machine) validate(locked bool, bad func(key, format string, args ...any
 	if !reMachine.MatchString(m.Name) || m.Name == FirstMachine {
 		bad("name", "须为小写字母、数字、下划线，字母开头，至多 31 位，不得为 %s (lower-case letters, digits, underscores; not %s)", FirstMachine, FirstMachine)
 	}
-	if m.Module == "" {
-		bad("module", "缺少 PKCS#11 模块路径 (path of the PKCS#11 module is missing)")
-	}
+	validateModule(m.Module, bad)
 	if _, err := profiles.Load(m.Profile); err != nil {
 		bad("profile", "%v", err)
 	}
@@ -332,65 +404,126 @@ func abs(dir string, p *string) {
 	}
 }
 
+// absModule leaves a library in a pack as it is.
+func absModule(dir string, p *string) {
+	if !strings.HasPrefix(*p, packPrefix) {
+		abs(dir, p)
+	}
+}
+
 // Custody is what a key ceremony left.
 type Custody struct {
-	KEK string `toml:"kek"` // label of the wrapping key in the staff slot
-	// Officers is the public key (PEM) of the officers who together open keys whose PIN was forgotten; empty: nobody can.
+	// 写了 `[hsm.custody]`，新的签名人密钥即为托管密钥，由此标签的密钥包装；已有密钥不变，见 [custody.md](custody.md) (new staff keys
+	// are custody keys, wrapped under this key)
+	// 缺省：必填；不写 `[hsm.custody]` 即在密码机内
+	KEK string `toml:"kek"`
+	// 保管干部的公钥文件(PEM，密钥仪式写出)；不写则忘记 PIN 的托管密钥无人能恢复 (the officers' public key; without it nobody
+	// opens a key whose PIN was forgotten)
+	// 缺省：空
 	Officers string `toml:"officers"`
-	// CampusMACs derives PINs' verifiers, applications' keys and what seals custody keys with the MAC keys that the ceremony
-	// of KEK brought to the log slot, so that they hold at every campus where it did. Without it they hold at this one alone.
+	// PIN、应用密钥与托管密钥的封存由密钥仪式导入 log 槽位的 MAC 密钥派生，凡导入过的院区通用，见 [custody.md](custody.md)“两院区”
+	// (derived with the MAC keys of the ceremony, usable at every campus that has them)
+	// 缺省：`false`，本机密码机自己的 MAC 密钥，只在本院区可用
 	CampusMACs bool `toml:"campus_macs"`
 }
 
 // Slot is one slot class's token.
 type Slot struct {
+	// 该类密钥所在令牌的标签；各类令牌必须各不相同 (the class's token; all different)
+	// 缺省：必填；`tls` 可缺
 	TokenLabel string `toml:"token_label"`
-	// PINFile holds the user PIN. For evaluation only: whoever takes the disk has both. See [HSM.PINSource].
-	PINFile  string `toml:"pin_file"`
-	Sessions int    `toml:"sessions"` // default 8
+	// 用户口令文件，仅供评估：拿走磁盘的人两者兼得 (evaluation: whoever takes the disk has both)
+	// 缺省：必填；`hsm.pin_source` 为 `unlock`、`tpm` 时可缺
+	PINFile string `toml:"pin_file"`
+	// 会话数，1–256 (sessions)
+	// 缺省：`8`
+	Sessions int `toml:"sessions"`
 }
 
 // Time says whom to believe.
 type Time struct {
-	MinSources  int          `toml:"min_sources"`  // groups that must agree
-	Accuracy    Duration     `toml:"accuracy"`     // stamps are refused when the bound exceeds it
-	HoldoverMax Duration     `toml:"holdover_max"` // how long without a majority
-	Poll        Duration     `toml:"poll"`
-	DriftPPM    int          `toml:"drift_ppm"`   // by how much the oscillator may be off, 15–500 parts per million; default 50
-	PolicyNote  string       `toml:"policy_note"` // repeated in all evidence
-	Sources     []TimeSource `toml:"sources"`
+	// 至少几组时间源一致才可信；为 1 时掌握该源者即掌握时间 (groups that must agree)
+	// 缺省：`2`
+	MinSources int `toml:"min_sources"`
+	// 承诺的准确度；误差上限超过它即拒绝盖时间戳与签名 (stamps are refused beyond it)
+	// 缺省：`1s`
+	Accuracy Duration `toml:"accuracy"`
+	// 无多数源时最多守时多久 (how long without a majority)
+	// 缺省：`4h`
+	HoldoverMax Duration `toml:"holdover_max"`
+	// 轮询间隔 (interval of polling)
+	// 缺省：`16s`
+	Poll Duration `toml:"poll"`
+	// 无源时误差上限增长的速度，百万分之几，15–500；有实测依据才可调小，见 [time.md](time.md) (by how much the oscillator may be
+	// off)
+	// 缺省：`50`
+	DriftPPM int `toml:"drift_ppm"`
+	// 关于时间来源的说明，写入每份证据 (repeated in all evidence)
+	// 缺省：写明 `min_sources=N`
+	PolicyNote string       `toml:"policy_note"`
+	Sources    []TimeSource `toml:"sources"`
 }
 
 // TimeSource is one NTP server.
 type TimeSource struct {
-	Name    string `toml:"name"`
-	Group   string `toml:"group"` // sources that share an antenna share a group
+	// NTP 源的名称；至少要有一个源 (an NTP source; at least one is needed)
+	// 缺省：必填
+	Name string `toml:"name"`
+	// 共用天线或上游的源写同一组，一组只算一票 (sources that share an antenna share a group, and have one vote)
+	// 缺省：必填
+	Group string `toml:"group"`
+	// NTP 服务器的 host:port (its address)
+	// 缺省：必填
 	Address string `toml:"address"`
-	KeyID   uint16 `toml:"key_id"`   // symmetric authentication, 0: none
-	KeyType string `toml:"key_type"` // "SHA256", "AES128", "AES256"
+	// NTP 对称认证的密钥编号，0 为不认证 (symmetric authentication; 0: none)
+	// 缺省：`0`
+	KeyID uint16 `toml:"key_id"`
+	// `SHA256`、`AES128`、`AES256` (kind of that key)
+	// 缺省：无
+	KeyType string `toml:"key_type"`
+	// 该密钥的文件，chrony 格式 (its file, as chrony writes it)
+	// 缺省：无
 	KeyFile string `toml:"key_file"`
 }
 
 // Policy are limits an evaluator asks for.
 type Policy struct {
-	ReserveBytes uint64 `toml:"reserve_bytes"` // free space below which signing is refused
-	// TSAReservePercent: tokens for others are refused earlier than signatures are.
+	// 剩余空间低于此值即拒绝签名 (free space kept in reserve)
+	// 缺省：`268435456`，256 MiB
+	ReserveBytes uint64 `toml:"reserve_bytes"`
+	// 剩余空间低于此百分比即拒绝对外时间戳，先于拒绝签名 (tokens for others are refused first)
+	// 缺省：`10`
 	TSAReservePercent int `toml:"tsa_reserve_percent"`
-	SegmentEntries    int `toml:"segment_entries"` // journal entries a file
-	MaxBodyBytes      int `toml:"max_body_bytes"`
-	// Rate and Burst are how many requests a second an application may make, and how many at once, unless its registration
-	// says otherwise.
-	Rate  int `toml:"rate"`
-	Burst int `toml:"burst"` // default: twice the rate
-	// HSMRate and HSMSessions are how many signatures a second an application may have made, and how many at once, unless its
-	// registration says otherwise; 0: as many as its requests ask for.
-	HSMRate     int `toml:"hsm_rate"`
+	// 每段日志的条目数；另每月一段 (entries of a journal segment; a new one each month too)
+	// 缺省：`1000000`
+	SegmentEntries int `toml:"segment_entries"`
+	// 签名、验证请求体的上限 (limit of a body)
+	// 缺省：`16777216`，16 MiB
+	MaxBodyBytes int `toml:"max_body_bytes"`
+	// 每个应用每秒的请求数上限；登记时或 `yinjian app limit` 可另定 (requests a second of one application)
+	// 缺省：`3000`
+	Rate int `toml:"rate"`
+	// 每个应用一时的请求数上限 (requests at once of one application)
+	// 缺省：`rate` 的两倍
+	Burst int `toml:"burst"`
+	// 每个应用每秒的签名数上限；登记时或 `yinjian app limit` 可另定；0 为不另设限 (signatures a second of one application; 0:
+	// its requests' rate is the limit)
+	// 缺省：`0`
+	HSMRate int `toml:"hsm_rate"`
+	// 每个应用同时进行的签名数上限，超出者排队 (signatures of one application at once; more wait)
+	// 缺省：`0`，不另设限
 	HSMSessions int `toml:"hsm_sessions"`
-	// Concurrent requests are handled at once, shared among the applications.
-	Concurrent     int `toml:"concurrent"`
-	AuthFailures   int `toml:"auth_failures"`   // failed authentications a minute from one address
-	MaxConnections int `toml:"max_connections"` // of the API; a quarter of them from one address
-	// Drain is how long requests under way may take after the word to stop.
+	// 同时处理的请求总数，各应用公平分享 (requests handled at once, shared fairly among applications)
+	// 缺省：`1024`
+	Concurrent int `toml:"concurrent"`
+	// 同一地址每分钟身份验证失败的次数上限 (failed authentications a minute from one address)
+	// 缺省：`120`
+	AuthFailures int `toml:"auth_failures"`
+	// API 的连接总数上限；同一地址至多四分之一 (connections; a quarter of them from one address)
+	// 缺省：`4096`
+	MaxConnections int `toml:"max_connections"`
+	// 停机时等待在途请求的时限 (how long requests under way may take at a stop)
+	// 缺省：`20s`
 	Drain Duration `toml:"drain"`
 }
 
@@ -420,30 +553,44 @@ func (p *Policy) callerOf(app *account.Application) hsm.Caller {
 
 // Trust says how other CAs' certificates are judged. The CAs themselves are decided on by administrators, in the journal.
 type Trust struct {
-	// Revocation is "hard" (default: an unknown or outdated status refuses signing) or "soft" (it signs, and the evidence
-	// says that revocation was not checked).
+	// 吊销状态不明（无列表或已过期）时：`hard` 拒绝签名，`soft` 照签并在证据中写明未核验 (unknown status: refuse, or sign and
+	// say so)
+	// 缺省：`hard`
 	Revocation string      `toml:"revocation"`
 	CRL        []CRLSource `toml:"crl"`
 }
 
 // CRLSource is where a CA publishes its revocation list.
 type CRLSource struct {
-	URL      string   `toml:"url"`      // http, https or file
-	Interval Duration `toml:"interval"` // default 1h
+	// 外部 CA 的吊销列表地址：http、https 或 file (where another CA publishes its CRL)
+	// 缺省：必填
+	URL string `toml:"url"`
+	// 更新间隔，10s–168h (how often it is fetched)
+	// 缺省：`1h`
+	Interval Duration `toml:"interval"`
 }
 
 // Database is the central database, which people query. Signing never waits for it.
 type Database struct {
-	// DSN says where: "" is the embedded one, central.db in the appliance's folder; postgres://… or dm://… are servers.
-	// Never with a password.
-	DSN          string `toml:"dsn"`
+	// 中心库（投影）在哪里：不写则用设备目录中的 `central.db`(SQLite)；`postgres://用户@主机/库名?…` 或 `host=… dbname=…`；
+	// `dm://用户@主机:5236?…`。不得写口令；见 [database.md](database.md) (where the central database is; never with a
+	// password)
+	// 缺省：内嵌 embedded
+	DSN string `toml:"dsn"`
+	// 该库账户的口令文件，权限 600 (file with the account's password)
+	// 缺省：无
 	PasswordFile string `toml:"password_file"`
-	// Nodes are the other appliances that ship to this database. Rows of any other are named as foreign.
+	// 也投递到此库的其他设备的节点名；库中别的节点的行由 `db compare` 指为外来 (the other appliances that ship to it; any
+	// other's rows are foreign)
+	// 缺省：无
 	Nodes []string `toml:"nodes"`
-	// SweepEvery is how often the database is gone through in the background, by its MACs.
+	// 后台多久按 MAC 清查一遍中心库，见 [records.md](records.md) (how often the database is gone through by its MACs)
+	// 缺省：`24h`
 	SweepEvery Duration `toml:"sweep_every"`
-	// ArchiveAfterMonths is how many whole months stay in the tables in use; those before are moved to the archive, once a
-	// day. 0: none is moved by itself. Nothing is ever deleted.
+	// 最近多少个整月留在常用的表里，更早的行每天自动移入归档表（不删除），见 [records.md](records.md)；0 不自动归档，
+	// 否则 1–1200 (how many whole months stay in the tables in use; older rows are moved to the archive once a day, none is
+	// deleted)
+	// 缺省：`0`
 	ArchiveAfterMonths int `toml:"archive_after_months"`
 }
 
@@ -471,11 +618,16 @@ const (
 
 // Evaluation are conveniences that no hospital uses in production; /health/state and the evidence name them.
 type Evaluation struct {
-	// Softtoken runs our software cipher machine as a child. Not a certified product.
+	// 以子进程运行软件密码机；仅供评估，非认证产品：其存储口令 `secrets/softtoken.passphrase` 总是磁盘上的文件，无论 `hsm.pin_source`
+	// 如何 (software cipher machine as a child; its passphrase is a file, whatever hsm.pin_source says)
+	// 缺省：`false`
 	Softtoken bool `toml:"softtoken"`
-	// Impersonate is a vendor profile, by name or file, to which our software cipher machine answers instead of its own.
+	// 软件密码机按此厂商档案（名称或文件）应答，供联调；`hsm.profile` 通常写同一档案 (the software cipher machine answers to
+	// this vendor profile)
+	// 缺省：不模拟
 	Impersonate string `toml:"impersonate"`
-	// GNSSFeed runs chrony, fed by gpsd, fed by simulated BeiDou sentences of this machine's own clock.
+	// 用本机时间模拟北斗，经 gpsd、chrony 送回；仅供演示 (simulated BeiDou)
+	// 缺省：`false`
 	GNSSFeed bool `toml:"gnss_feed"`
 }
 
@@ -519,7 +671,7 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 	}
 	c.setDefaults()
 	abs := func(p *string) { abs(dir, p) }
-	abs(&c.HSM.Module)
+	absModule(dir, &c.HSM.Module)
 	if c.Admin.Theme != "" {
 		abs(&c.Admin.Theme)
 	}
@@ -582,6 +734,14 @@ func (c *Config) setDefaults() {
 	def(&c.HSM.Weight, 1)
 	def(&c.HSM.Profile, "neutral")
 	def(&c.HSM.PINSource, PINFromFile)
+	if c.HSM.PINSource == PINFromTPM && c.HSM.TPM == nil {
+		c.HSM.TPM = new(TPM)
+	}
+	if c.HSM.TPM != nil {
+		def(&c.HSM.TPM.Device, "/dev/tpmrm0")
+	}
+	def(&c.Update.Socket, os.Getenv(UpdateSocket))
+	def(&c.Packs.Socket, os.Getenv(PackSocket))
 	def(&c.Time.MinSources, 2)
 	def(&c.Time.Accuracy, Duration(time.Second))
 	def(&c.Time.HoldoverMax, Duration(4*time.Hour))
@@ -672,9 +832,6 @@ func (c *Config) validate() error {
 			bad("evaluation.impersonate", "%v", err)
 		}
 	}
-	if c.HSM.Module == "" {
-		bad("hsm.module", "缺少 PKCS#11 模块路径 (path of the PKCS#11 module is missing)")
-	}
 	if c.HSM.Custody != nil && (c.HSM.Custody.KEK == "" || len(c.HSM.Custody.KEK) > 128) {
 		bad("hsm.custody.kek", "须为 1–128 字节 (1 to 128 bytes)")
 	}
@@ -689,10 +846,14 @@ func (c *Config) validate() error {
 			bad("hsm.slots."+string(class), "缺少 (missing)")
 		}
 	}
-	locked := c.HSM.PINSource == PINFromUnlock
+	locked := c.HSM.locked()
 	if s := c.HSM.PINSource; s != PINFromFile && !locked {
-		bad("hsm.pin_source", "须为 file 或 unlock (must be file or unlock)")
+		bad("hsm.pin_source", "须为 file、unlock 或 tpm (must be file, unlock or tpm)")
 	}
+	if t := c.HSM.TPM; t != nil {
+		t.validate(bad)
+	}
+	validateModule(c.HSM.Module, below("hsm."))
 	validateSlots(c.HSM.Slots, locked, below("hsm."))
 	validateWeight(c.HSM.Weight, below("hsm."))
 	names := map[string]bool{}

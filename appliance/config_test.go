@@ -2,8 +2,10 @@ package appliance_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -138,37 +140,108 @@ func TestConfigRefuses(t *testing.T) {
 	}
 }
 
-// The page and the struct cannot part: every key is in docs/configuration.md.
+// The page and the program cannot part: every key is a row of docs/configuration.md, and the defaults that the rows give are
+// those of a configuration that says as little as it may.
 func TestConfigDocumented(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var walk func(t reflect.Type) []string
-	walk = func(typ reflect.Type) []string {
-		switch typ.Kind() {
-		case reflect.Pointer, reflect.Slice, reflect.Map:
-			return walk(typ.Elem())
-		case reflect.Struct:
-		default:
-			return nil
-		}
-		var out []string
-		for i := range typ.NumField() {
-			f := typ.Field(i)
-			key, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
-			if key == "" {
-				t.Errorf("%s.%s has no key", typ, f.Name)
-			}
-			out = append(append(out, key), walk(f.Type)...)
-		}
-		return out
+	c, err := appliance.ParseConfig([]byte(strings.Replace(goodConfig, "min_sources = 1\n", "", 1)+`
+[[time.sources]]
+name = "ntp2"
+group = "room"
+address = "192.0.2.2:123"
+[hsm.custody]
+kek = "k"
+[hsm.tpm]
+[[hsm.machines]]
+name = "b"
+module = "libb.so"
+slots.staff = {token_label = "e", pin_file = "secrets/e.pin"}
+[[listen.tsa_sources]]
+name = "pacs"
+addresses = ["10.0.0.1"]
+[[tsa.units]]
+name = "sm2"
+algorithm = "sm2"
+policy = "2.999.1"
+[tsa.upstream]
+name = "old"
+url = "https://192.0.2.2/tsa"
+[[trust.crl]]
+url = "http://192.0.2.3/a.crl"
+[[alarms.syslog]]
+address = "tls://192.0.2.4:6514"
+[[alarms.webhook]]
+url = "https://192.0.2.5/"
+key_file = "secrets/w.key"
+`), "/dir")
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, key := range walk(reflect.TypeFor[appliance.Config]()) {
-		if !strings.Contains(string(page), key) {
-			t.Errorf("docs/configuration.md does not name %q", key)
+	rows := map[string]string{} // default by key
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z0-9_.\\[\\]<>名称…]+)` \\| .* \\| (.*) \\|$").FindAllStringSubmatch(string(page), -1) {
+		rows[m[1]] = m[2]
+	}
+	value := regexp.MustCompile("^`([^`]+)`")
+	compared := 0
+	var walk func(path string, v reflect.Value)
+	walk = func(path string, v reflect.Value) {
+		switch {
+		case rows[path+".…"] != "":
+			return // as elsewhere
+		case v.Kind() == reflect.Pointer && v.Elem().Kind() == reflect.Struct:
+			v = v.Elem()
+		case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct:
+			path, v = path+"[]", v.Index(0)
+		case v.Kind() == reflect.Map && v.Type().Elem().Kind() == reflect.Struct:
+			path, v = path+".<名称>", v.MapIndex(reflect.ValueOf("staff"))
+		case v.Kind() == reflect.Map:
+			path += ".<名称>"
 		}
+		if rows[path+".…"] != "" {
+			return
+		}
+		if v.Kind() == reflect.Struct {
+			for i := range v.NumField() {
+				key, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("toml"), ",")
+				if key == "" {
+					t.Errorf("%s.%s has no key", v.Type(), v.Type().Field(i).Name)
+				}
+				walk(strings.TrimPrefix(path+"."+key, "."), v.Field(i))
+			}
+			return
+		}
+		row := rows[path]
+		if row == "" {
+			t.Errorf("docs/configuration.md has no row for %s", path)
+			return
+		}
+		given := value.FindStringSubmatch(row)
+		if given == nil || rows[given[1]] != "" || strings.HasPrefix(row, given[0]+" 的") { // words, or as another key has it
+			if given == nil && !v.IsZero() && !strings.HasPrefix(row, "必填") && !strings.HasPrefix(row, "与 ") {
+				t.Errorf("%s: the page gives no value, the program takes %v", path, v)
+			}
+			return
+		}
+		if v.Kind() == reflect.Pointer {
+			v = v.Elem()
+		}
+		if d, ok := v.Interface().(appliance.Duration); ok {
+			want, err := time.ParseDuration(given[1])
+			if err != nil || want != time.Duration(d) {
+				t.Errorf("%s: the page's default is %s, the program's %v (%v)", path, given[1], time.Duration(d), err)
+			}
+		} else if got := fmt.Sprint(v); got != given[1] {
+			t.Errorf("%s: the page's default is %s, the program's %s", path, given[1], got)
+		}
+		compared++
+	}
+	walk("", reflect.ValueOf(*c))
+	if compared < 50 {
+		t.Errorf("only %d defaults were compared", compared)
 	}
 }
 
@@ -178,6 +251,7 @@ func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(strings.Replace(goodConfig, "[listen]", "[policy]\nrate = 1\n[listen]", 1)))
 	f.Add([]byte(strings.Replace(goodConfig, "min_sources = 1", "min_sources = -1\ngnss_feed = true", 1)))
 	f.Add([]byte("node = 1"))
+	f.Add([]byte(goodConfig + "\n[alarms]\nlag = 7\n[[alarms.syslog]]\naddress = 'log.hospital.example:6514'\nserver_name = 'log'\n[[alarms.webhook]]\nurl = 'https://u:p@hook.example/a?b#c'\nkey_file = 'secrets/hook.key'\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		c, err := appliance.ParseConfig(in, "/dir")
 		if err != nil {

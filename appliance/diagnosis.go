@@ -93,7 +93,7 @@ func (d admin) Diagnosis(ctx context.Context, _ string) (any, error) {
 var shownKeys = map[string]bool{
 	"node": true, "campus": true, "listen.api": true, "listen.tsa_plain": true, "listen.peer": true, "listen.names": true,
 	"listen.tsa_sources.name": true, "listen.tsa_sources.addresses": true, "listen.tsa_sources.certificates": true,
-	"hsm.module": true, "hsm.profile": true, "hsm.pin_source": true, "hsm.slots.token_label": true, "hsm.slots.pin_file": true, "hsm.custody.kek": true, "hsm.custody.officers": true,
+	"hsm.module": true, "hsm.profile": true, "hsm.pin_source": true, "hsm.tpm.device": true, "hsm.slots.token_label": true, "hsm.slots.pin_file": true, "hsm.custody.kek": true, "hsm.custody.officers": true,
 	"hsm.machines.name": true, "hsm.machines.module": true, "hsm.machines.profile": true, "hsm.machines.slots.token_label": true, "hsm.machines.slots.pin_file": true,
 	"time.sources.name": true, "time.sources.group": true, "time.sources.address": true, "time.sources.key_type": true, "time.sources.key_file": true,
 	"tsa.units.name": true, "tsa.units.algorithm": true, "tsa.units.policy": true, "tsa.units.profile": true,
@@ -102,7 +102,7 @@ var shownKeys = map[string]bool{
 	"trust.revocation": true, "database.password_file": true, "database.nodes": true,
 	"preserve.unit": true, "preserve.digest": true, "preserve.algorithm_ends": true, "peer.address": true,
 	"alarms.syslog.address": true, "alarms.syslog.roots": true, "alarms.syslog.server_name": true, "alarms.syslog.certificate": true, "alarms.syslog.key_file": true,
-	"alarms.webhook.key_file": true, "alarms.webhook.roots": true, "log.directory": true, "log.level": true, "evaluation.impersonate": true,
+	"alarms.webhook.key_file": true, "alarms.webhook.roots": true, "log.directory": true, "log.level": true, "packs.socket": true, "evaluation.impersonate": true,
 }
 
 // shownHosts are the keys whose text is an address that may hold a secret: scheme and host are shown.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"time"
 
 	"yinjian/appliance/audit"
@@ -101,4 +102,13 @@ func DrillSegment(ctx context.Context, store *sqlite.Journal, dir string, flip b
 func NotEvidenced(err error) bool {
 	var none missing
 	return errors.As(err, &none)
+}
+
+// SealedImage is the line in a report's head, and why the host does not count as sealed.
+func SealedImage(root fs.FS) (string, error) {
+	s, err := readSealed(root)
+	if err != nil {
+		return "", notSealed(err)
+	}
+	return s.String(), s.shown()
 }

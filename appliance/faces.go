@@ -14,6 +14,7 @@ import (
 	"yinjian/appliance/account"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
+	"yinjian/appliance/pack"
 	"yinjian/appliance/pki"
 	"yinjian/appliance/problem"
 	"yinjian/appliance/uses"
@@ -69,6 +70,12 @@ func (h health) Alive() error { return nil }
 
 // Ready says whether a signature asked for now would be made.
 func (h health) Ready() (bool, []string) {
+	reasons := h.reasons(true)
+	return len(reasons) == 0, reasons
+}
+
+// reasons are why it would not be made; not that nobody stamps, unless stamping is asked for.
+func (h health) reasons(stamping bool) []string {
 	reasons := []string{}
 	if r := h.a.clock.Now(); !r.Trusted() || r.Bound > time.Duration(h.a.cfg.Time.Accuracy) {
 		reasons = append(reasons, "时间不可信 (time is not trusted)")
@@ -80,10 +87,10 @@ func (h health) Ready() (bool, []string) {
 	}
 	missing, _ := h.a.machines.missing()
 	reasons = append(reasons, missing...)
-	if stopped := h.stoppedUnits(); len(stopped) > 0 && len(stopped) == len(h.a.units) && !h.a.device.serves() {
+	if stopped := h.stoppedUnits(); stamping && len(stopped) > 0 && len(stopped) == len(h.a.units) && !h.a.device.serves() {
 		reasons = append(reasons, "没有可用的时间戳单元，须盖时间戳的签名被拒绝 (no timestamp unit stamps; signatures that need a stamp are refused)")
 	}
-	if h.a.device.only() && !h.a.device.serves() {
+	if stamping && h.a.device.only() && !h.a.device.serves() {
 		reasons = append(reasons, "上游时间戳设备不可用，须由它盖时间戳的签名被拒绝 (the upstream timestamp device is not usable; signatures that need its stamp are refused)")
 	}
 	if err := h.a.journal.Failed(); err != nil {
@@ -96,7 +103,7 @@ func (h health) Ready() (bool, []string) {
 		}
 		reasons = append(reasons, reason)
 	}
-	return len(reasons) == 0, reasons
+	return reasons
 }
 
 // stoppedUnits are the timestamp units that stamp nothing, with the reason. While time is not trusted there is no time to
@@ -146,6 +153,10 @@ type state struct {
 	Peer *peerState `json:"peer,omitempty"`
 	// Upstream is the timestamp device beside our own units, if there is one.
 	Upstream *upstreamState `json:"upstream,omitempty"`
+	// Drill is the drill that is under way, if there is one.
+	Drill *wire.DrillState `json:"drill,omitempty"`
+	// Packs are makers' packs on a sealed appliance.
+	Packs []pack.Installed `json:"packs,omitempty"`
 	// TimestampSources are the callers of /tsa without a key, and what they asked for since the start.
 	TimestampSources sourcesState `json:"timestamp_sources"`
 	Warnings         []string     `json:"warnings"`
@@ -229,6 +240,8 @@ func (h health) State() any {
 	if a.cfg.Listen.TLS12 {
 		s.Listeners["api"] = a.apiAddr + " (TLS 1.3、1.2)"
 	}
+	s.Drill = a.drills.shown()
+	s.Warnings = append(s.Warnings, a.drills.warnings()...)
 	s.Warnings = append(s.Warnings, a.listener.warnings()...)
 	s.Warnings = append(s.Warnings, a.lockWarnings()...)
 	s.Time.Workers = a.workerTimes()
@@ -306,6 +319,8 @@ func (h health) State() any {
 	}
 	s.Upstream = a.device.state()
 	s.Warnings = append(s.Warnings, a.device.warnings()...)
+	s.Packs, _ = a.lastPacks() // the error is among the warnings
+	s.Warnings = append(s.Warnings, a.packWarnings()...)
 	s.Warnings = append(s.Warnings, a.custodyWarnings()...)
 	if a.cfg.Trust.Revocation == RevocationSoft {
 		s.Warnings = append(s.Warnings, "吊销策略为 soft：状态不明的证书也可签名 (revocation policy soft: certificates of unknown status sign)")
@@ -432,12 +447,15 @@ func (d admin) IssueCRL(ctx context.Context, actor string, _ api.IssueCRL) (any,
 }
 
 func (d admin) AuditVerify(ctx context.Context, actor string, _ wire.AuditVerify) (any, error) {
+	w := d.a.works.begin("verify")
+	defer w.end()
 	return audit.Verify(ctx, d.a.store, audit.Options{
-		LogKey: d.a.logKey.Public(), CheckToken: d.a.checkToken(), Sealer: headSealer{macKeys{d.a.tokens[hsm.Log]}},
+		LogKey: d.a.logKey.Public(), CheckToken: d.a.checkToken(), Sealer: headSealer{macKeys{d.a.tokens[hsm.Log]}}, Progress: w.is,
 	})
 }
 
 func (d admin) Compare(ctx context.Context, actor string, _ wire.Compare) (any, error) {
+	defer d.a.works.begin("compare").end()
 	report, err := d.a.projection.compare(ctx)
 	if report == nil {
 		return nil, problem.New(problem.NotReady, "投影库未打开 (the projection is not open)", "见 yinjian status 与运行日志；库已损坏则 yinjian db rebuild (see yinjian status and the log; yinjian db rebuild for a damaged one)").With(err)
@@ -454,7 +472,19 @@ func (d admin) Stamp(ctx context.Context, actor string, req wire.Stamp) (any, er
 	return wire.Stamped{Response: der}, nil
 }
 
-func (d admin) State(context.Context, string) (any, error) { return health(d).State(), nil }
+// An adminState is what administrators see beyond what applications do.
+type adminState struct {
+	state
+	Throughput throughputState `json:"throughput"`
+	// Work is what takes long and is under way, Reports the last of each kind that was filed.
+	Work    []workState           `json:"work"`
+	Reports map[string]lastReport `json:"reports"`
+}
+
+func (d admin) State(context.Context, string) (any, error) {
+	a := d.a
+	return adminState{health(d).State().(state), a.throughput.state(a.throughput.now()), a.works.state(), a.reports.state()}, nil
+}
 
 // batchMAC is the projection's MAC key.
 func (a *Appliance) batchMAC() audit.MAC {

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// harden keeps what is in this process's memory (applications' keys, the TLS key) out of core files and of other
-// processes' sight.
-func harden() error {
+// Harden keeps what is in this process's memory (applications' keys, the TLS key, what somebody types) out of core files and of
+// other processes' sight.
+func Harden() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("core limit: %w", err)
 	}
@@ -42,7 +42,7 @@ func checkPermissions(dir string, cfg *Config) error {
 	for _, d := range []string{"secrets", "journal", "run", "softtoken", "credentials"} {
 		closed(filepath.Join(dir, d), 0o077, "700")
 	}
-	for _, f := range []string{"secrets/tls.key", "secrets/softtoken.passphrase", "secrets/pins.locked"} {
+	for _, f := range []string{"secrets/tls.key", "secrets/softtoken.passphrase", "secrets/pins.locked", "secrets/pins.tpm", "secrets/administrators.json"} {
 		closed(filepath.Join(dir, f), 0o077, "600")
 	}
 	closed(machinesPath(dir), 0o022, "600")

@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -51,6 +52,8 @@ type inventory struct {
 	// Slots are the machines' tokens, "class/machine".
 	Slots    map[string]string `json:"slots"`
 	Warnings []string          `json:"warnings"`
+	// Next, of a page, is what the next one begins after; "": there is none.
+	Next string `json:"next,omitempty"`
 }
 
 // ListKeys asks each slot's cipher machine what it holds, and puts it beside what the directory knows.
@@ -78,8 +81,8 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 			}
 			if err != nil {
 				silent[class] = true
-				out.Slots[name] = "不可用 (unavailable)"
-				out.Warnings = append(out.Warnings, fmt.Sprintf("%s 不应答，其密钥未核对 (its keys were not looked at): %v", name, err))
+				out.Slots[name] = slotAway
+				out.Warnings = append(out.Warnings, notLooked(name, err))
 				continue
 			}
 			out.Slots[name] = fmt.Sprintf("%s %s %s", info.Label, info.Model, info.Serial)
@@ -95,31 +98,8 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 	}
 	known := map[place]bool{}
 	for _, r := range a.directory.KeyRecords() {
-		line := keyLine{Slot: string(r.Class), Label: r.Label, Algorithm: r.Algorithm, Owner: r.Owner, Public: r.Public, KEK: r.KEK,
-			Kind: "resident", State: "missing", Machines: []string{}, Born: instant(r.Born), Activated: instant(r.Activated), Due: instant(r.Due), Destroyed: instant(r.Destroyed)}
-		line.Node = r.Node
-		k, there := found[place{r.Class, r.Label}]
 		known[place{r.Class, r.Label}] = true
-		switch {
-		case r.Class == "":
-			line.Kind, line.State = "file", "present"
-		case r.KEK != "":
-			line.Kind, line.State = "custody", "sealed"
-			if kek := found[place{r.Class, r.KEK}]; kek != nil {
-				line.Machines = kek.machines
-			}
-		case r.Node != "":
-			line.State = "elsewhere"
-		case !there && silent[r.Class]:
-			line.State = "unavailable"
-		}
-		if there {
-			line.State = "present"
-			line.readBack(k)
-		}
-		if !r.Destroyed.IsZero() && !there {
-			line.State = "destroyed"
-		}
+		line := lineOf(r, found[place{r.Class, r.Label}], found[place{r.Class, r.KEK}], silent[r.Class])
 		line.Uses = a.accounting.keyUses(string(r.Class), r.Label)
 		out.Keys = append(out.Keys, line)
 	}
@@ -138,6 +118,97 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 		line.readBack(k)
 		out.Keys = append(out.Keys, line)
 	}
+	out.warn()
+	return out, nil
+}
+
+// lineOf puts what the directory knows of a key beside what the machines said of it and of the key that it is wrapped under;
+// silent: one of them did not answer.
+func lineOf(r account.KeyRecord, k, kek *foundKey, silent bool) keyLine {
+	line := keyLine{Slot: string(r.Class), Label: r.Label, Algorithm: r.Algorithm, Owner: r.Owner, Public: r.Public, KEK: r.KEK, Node: r.Node,
+		Kind: "resident", State: "missing", Machines: []string{}, Born: instant(r.Born), Activated: instant(r.Activated), Due: instant(r.Due), Destroyed: instant(r.Destroyed)}
+	switch {
+	case r.Class == "":
+		line.Kind, line.State = "file", "present"
+	case r.KEK != "":
+		line.Kind, line.State = "custody", "sealed"
+		if kek != nil {
+			line.Machines = kek.machines
+		}
+	case r.Node != "":
+		line.State = "elsewhere"
+	case k == nil && silent:
+		line.State = "unavailable"
+	}
+	if k != nil {
+		line.State = "present"
+		line.readBack(k)
+	}
+	if !r.Destroyed.IsZero() && k == nil {
+		line.State = "destroyed"
+	}
+	return line
+}
+
+// SearchKeys answers a page of the keys that the directory knows, and asks the cipher machines for these alone. A key that is
+// on a machine and in no directory is in [admin.ListKeys].
+func (d admin) SearchKeys(ctx context.Context, _ string, req api.SearchKeys) (any, error) {
+	a := d.a
+	records, next := a.directory.SearchKeys(account.HeldQuery{Text: req.Text, Scope: req.Scope, After: req.After, Most: pageSize(req.Most)})
+	out := inventory{Keys: []keyLine{}, Slots: map[string]string{}, Warnings: []string{}, Next: next}
+	silent, asked := map[hsm.SlotClass]bool{}, map[string]*foundKey{}
+	look := func(class hsm.SlotClass, label string) *foundKey {
+		if class == "" || label == "" {
+			return nil
+		}
+		at := string(class) + "/" + label
+		if k, was := asked[at]; was {
+			return k
+		}
+		var found *foundKey
+		for _, machine := range a.machines.all() {
+			w, name := machine.workers[class], string(class)+"/"+machine.Name
+			if w == nil || out.Slots[name] != "" { // not asked again after it did not answer
+				continue
+			}
+			k, err := w.FindKey(ctx, label)
+			switch {
+			case errors.Is(err, hsm.ErrKeyNotFound):
+			case err != nil:
+				silent[class], out.Slots[name] = true, slotAway
+				out.Warnings = append(out.Warnings, notLooked(name, err))
+			case found == nil:
+				found = &foundKey{KeyInfo: k}
+				fallthrough
+			default:
+				found.on(machine.Name, k)
+			}
+		}
+		asked[at] = found
+		return found
+	}
+	for _, r := range records {
+		var k *foundKey
+		if r.KEK == "" { // a wrapped one is on no token
+			k = look(r.Class, r.Label)
+		}
+		kek := look(r.Class, r.KEK)
+		line := lineOf(r, k, kek, silent[r.Class])
+		line.Uses = a.accounting.keyUses(string(r.Class), r.Label)
+		out.Keys = append(out.Keys, line)
+	}
+	out.warn()
+	return out, nil
+}
+
+const slotAway = "不可用 (unavailable)"
+
+func notLooked(slot string, err error) string {
+	return fmt.Sprintf("%s 不应答，其密钥未核对 (its keys were not looked at): %v", slot, err)
+}
+
+// warn says what is wrong with the keys.
+func (out *inventory) warn() {
 	for _, line := range out.Keys {
 		switch {
 		case line.State == "missing":
@@ -148,7 +219,6 @@ func (d admin) ListKeys(ctx context.Context, _ string) (any, error) {
 			out.Warnings = append(out.Warnings, fmt.Sprintf("密钥 %s 可导出或可读 (the key can leave the machine, or be read)", line.Label))
 		}
 	}
-	return out, nil
 }
 
 // A foundKey is a key as the machines that hold it describe it: of several the worst is said.

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"gopkg.in/natefinch/lumberjack.v2"
 
 	"yinjian/api"
+	"yinjian/api/wire"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/problem"
 )
@@ -38,14 +40,27 @@ const (
 	logIndex      = "closed.json"
 	logLookEvery  = time.Minute
 	logPurgesMost = 64 // files an entry tells of
+
+	// What waits for a volume that is slow or hangs: some seconds of a busy appliance's lines.
+	logLinesMost = 4096
+	logBytesMost = 4 << 20
+	logPatience  = 5 * time.Second // for what waits to be written, when the appliance stops or the folder changes
 )
 
 // Log says where the running log goes besides the standard error. It is for whoever looks after the appliance; what
 // happened to records and rights is in the journal, whatever becomes of this.
 type Log struct {
-	Directory string `toml:"directory" json:"directory"` // "": standard error alone. Relative: "logs" in the appliance's folder, or below it
-	Level     string `toml:"level" json:"level"`         // error, warning, info, debug
-	KeepDays  int    `toml:"keep_days" json:"keep_days"` // days after its last line that a file is kept, at least [MinLogDays]
+	// 运行日志另写入此目录：`logs` 或其下（设备目录内），或一个已有的、属于服务用户而他人不可写的绝对路径；
+	// 不写则只写标准错误。该卷剩余空间不足 policy.reserve_bytes 的两倍时不写，不因运行日志而停签。运行中可用 `yinjian log set` 改变 (files of the running log)
+	// 缺省：空
+	Directory string `toml:"directory" json:"directory"`
+	// `error`、`warning`、`info`、`debug`
+	// 缺省：`info`
+	Level string `toml:"level" json:"level"`
+	// 运行日志的文件写完后保留的天数，不得少于 180（网络安全法：不少于六个月；条号请医院核对，见 [records.md](records.md)）；
+	// 删除前先记入日志 (days that a file of the running log is kept; at least 180)
+	// 缺省：`365`
+	KeepDays int `toml:"keep_days" json:"keep_days"`
 }
 
 func (l *Log) check() error {
@@ -73,21 +88,30 @@ var logLevels = map[string]logrus.Level{
 	"error": logrus.ErrorLevel, "warning": logrus.WarnLevel, "info": logrus.InfoLevel, "debug": logrus.DebugLevel,
 }
 
-// A logFiles is the running log in files: one until it has 64 MB or the day ends. Files are deleted some time after they were
-// closed, as trusted time has it, and only when an entry of the journal says which. Safe for concurrent use.
+// A logFiles is the running log in files: one until it has 64 MB or the day ends. Whoever logs does not wait for the volume:
+// lines are written by one goroutine, and those that find no room before it are dropped and counted. Files are deleted some time
+// after they were closed, as trusted time has it, and only when an entry of the journal says which. Safe for concurrent use.
 type logFiles struct {
 	a    *Appliance
-	acts sync.Mutex // held during an administrator's act, and while files are deleted
+	acts sync.Mutex // held during an administrator's act, and while the journal is told what is deleted
 
-	mu     sync.Mutex // guards what follows
-	set    Log
-	from   string // who decided set: "config.toml" or an administrator
-	folder string // absolute; "" when nothing is written
-	out    *lumberjack.Logger
-	day    string // of trusted time, when out was begun; "" before it is known
-	full   bool   // the disk's reserve is touched: nothing is written
-	lost   uint64 // lines that could not be written
-	failed string // why, of the last
+	mu      sync.Mutex // guards what follows; never held while the volume is waited for
+	set     Log
+	from    string     // who decided set: "config.toml" or an administrator
+	folder  string     // absolute; "" when nothing is written
+	out     *logWriter // nil when nothing is written
+	day     string     // of trusted time, when out was begun; "" before it is known
+	full    bool       // the disk has less than twice its reserve: nothing is written
+	lost    uint64     // lines that could not be written
+	failed  string     // why, of the last
+	dropped uint64     // of those that were lost, since there was no room for them, what the log does not tell of yet
+}
+
+// A logWriter hands lines to the goroutine that writes them; who sends holds logFiles.mu.
+type logWriter struct {
+	lines chan []byte // nil: another file is begun
+	bytes atomic.Int64
+	done  chan struct{} // closed when all is written and the file closed
 }
 
 // startLogFiles writes what log says from now on as l wants it. A folder that cannot be used is no reason not to sign.
@@ -103,7 +127,7 @@ func startLogFiles(a *Appliance, l Log) *logFiles {
 // Levels satisfies logrus.Hook.
 func (f *logFiles) Levels() []logrus.Level { return logrus.AllLevels }
 
-// Fire satisfies logrus.Hook. It never fails: what could not be written is counted.
+// Fire satisfies logrus.Hook. It never fails, and waits for nothing: what is not written is counted.
 func (f *logFiles) Fire(e *logrus.Entry) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -111,17 +135,83 @@ func (f *logFiles) Fire(e *logrus.Entry) error {
 		return nil
 	}
 	line, err := e.Bytes()
-	if err == nil && f.full {
-		err = errors.New("磁盘空间已到保留线 (the disk is down to its reserve)")
-	}
-	if err == nil {
-		_, err = f.out.Write(line)
-	}
-	if err != nil {
-		f.lost++
-		f.failed = err.Error()
+	switch {
+	case err != nil:
+		f.lose(1, err)
+	case f.full:
+		f.lose(1, errors.New("磁盘空间不足保留的两倍 (the disk has less than twice its reserve)"))
+	case !f.out.send(line):
+		f.lose(1, errors.New("等待写入的已满，卷没有跟上 (no room for more lines: the volume does not keep up)"))
+		f.dropped++
 	}
 	return nil
+}
+
+// lose is called under f.mu.
+func (f *logFiles) lose(lines int, why error) {
+	f.lost += uint64(lines)
+	f.failed = why.Error()
+}
+
+func (w *logWriter) send(line []byte) bool {
+	if w.bytes.Load()+int64(len(line)) > logBytesMost {
+		return false
+	}
+	select {
+	case w.lines <- line:
+		w.bytes.Add(int64(len(line)))
+		return true
+	default:
+		return false
+	}
+}
+
+// write has what is sent written to a file.
+func (f *logFiles) write(file *lumberjack.Logger) *logWriter {
+	w := &logWriter{lines: make(chan []byte, logLinesMost), done: make(chan struct{})}
+	go func() {
+		defer close(w.done)
+		for line := range w.lines {
+			if line == nil {
+				if err := file.Rotate(); err != nil {
+					f.a.log.WithError(err).Error("the running log's next file could not be begun")
+				}
+				continue
+			}
+			_, err := file.Write(line)
+			w.bytes.Add(-int64(len(line)))
+			f.mu.Lock()
+			if err != nil {
+				f.lose(1, err)
+			}
+			var dropped uint64
+			if err == nil && len(w.lines) == 0 { // the volume keeps up again
+				dropped, f.dropped = f.dropped, 0
+			}
+			f.mu.Unlock()
+			if dropped > 0 {
+				f.a.log.WithField("lines", dropped).Warning("lines of the running log were dropped: its volume did not keep up")
+			}
+		}
+		_ = file.Close() // each line was written by itself
+	}()
+	return w
+}
+
+// end has a writer write what waits, for as long as logPatience allows. Nobody sends to it any more.
+func (f *logFiles) end(w *logWriter) {
+	if w == nil {
+		return
+	}
+	close(w.lines)
+	select {
+	case <-w.done:
+	case <-time.After(logPatience):
+		f.mu.Lock()
+		f.lose(len(w.lines), errors.New("卷没有应答 (the volume does not answer)"))
+		f.mu.Unlock()
+		f.a.log.WithField("lines", len(w.lines)).Error("the running log's volume does not answer: lines were not written")
+	}
 }
 
 // place answers the folder for l, made if it lies in the appliance's own. Another must be there, and nobody else's.
@@ -166,7 +256,7 @@ func (f *logFiles) use(l Log, from string) error {
 	if err != nil {
 		return err
 	}
-	var out *lumberjack.Logger
+	var out *logWriter
 	if folder != "" {
 		file, err := os.OpenFile(filepath.Join(folder, logName), os.O_CREATE|os.O_APPEND|os.O_WRONLY|syscall.O_NOFOLLOW, 0o600)
 		if err != nil {
@@ -175,28 +265,25 @@ func (f *logFiles) use(l Log, from string) error {
 		if err := file.Close(); err != nil {
 			return err
 		}
-		out = &lumberjack.Logger{Filename: filepath.Join(folder, logName), MaxSize: logFileMB}
+		out = f.write(&lumberjack.Logger{Filename: filepath.Join(folder, logName), MaxSize: logFileMB})
 	}
 	f.a.log.SetLevel(logLevels[l.Level])
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.out != nil {
-		_ = f.out.Close() // each line was written by itself
-	}
+	before := f.out
 	f.set, f.from, f.folder, f.out, f.day = l, from, folder, out, ""
+	f.mu.Unlock()
+	f.end(before)
 	return nil
 }
 
-// close ends writing.
+// close ends writing, when what was logged is written.
 func (f *logFiles) close() error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.out == nil {
-		return nil
-	}
-	err := f.out.Close()
+	out := f.out
 	f.out = nil
-	return err
+	f.mu.Unlock()
+	f.end(out)
+	return nil
 }
 
 // replay takes over from the journal what was decided last.
@@ -222,14 +309,16 @@ func (f *logFiles) replay(ctx context.Context) error {
 	return nil
 }
 
-// run begins a file each day, and deletes those that are old enough.
+// run begins a file each day, and deletes those that are old enough. A volume that hangs does not keep the appliance from
+// stopping.
 func (f *logFiles) run(ctx context.Context) error {
 	tick := time.NewTicker(logLookEvery)
 	defer tick.Stop()
 	for {
-		if err := f.look(ctx); err != nil && ctx.Err() == nil {
-			f.a.log.WithError(err).Error("files of the running log were not looked after")
-		}
+		folder, _ := f.used()
+		looked := make(chan error, 1)
+		go func() { looked <- f.look(ctx) }()
+		f.await(ctx, folder, looked, tick.C)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -238,27 +327,61 @@ func (f *logFiles) run(ctx context.Context) error {
 	}
 }
 
+// await waits until a folder was looked after. One whose volume hangs is left when an administrator has named another.
+func (f *logFiles) await(ctx context.Context, folder string, looked <-chan error, tick <-chan time.Time) {
+	for {
+		select {
+		case err := <-looked:
+			if err != nil && ctx.Err() == nil {
+				f.a.log.WithError(err).Error("files of the running log were not looked after")
+			}
+			return
+		case <-tick:
+			if now, _ := f.used(); now != folder {
+				return
+			}
+		case <-ctx.Done():
+			select {
+			case <-looked:
+			case <-time.After(logPatience):
+				f.a.log.Error("the running log's volume does not answer")
+			}
+			return
+		}
+	}
+}
+
+// used is the folder that is written to now, and for how many days its files are kept.
+func (f *logFiles) used() (folder string, keep int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.folder, f.set.KeepDays
+}
+
 func (f *logFiles) look(ctx context.Context) error {
 	now := f.a.clock.Now()
-	f.mu.Lock()
-	folder, keep := f.folder, f.set.KeepDays
-	if folder != "" {
-		var disk syscall.Statfs_t
-		f.full = syscall.Statfs(folder, &disk) == nil && disk.Bavail*uint64(disk.Bsize) < f.a.cfg.Policy.ReserveBytes
+	folder, keep := f.used()
+	if folder == "" {
+		return nil
 	}
-	turned := false
+	var disk syscall.Statfs_t
+	// At twice the reserve, so that signing, which ends at the reserve, does not end because of this.
+	full := syscall.Statfs(folder, &disk) == nil && disk.Bavail*uint64(disk.Bsize) < 2*f.a.cfg.Policy.ReserveBytes
+	f.mu.Lock()
+	if f.folder != folder { // an administrator has named another
+		f.mu.Unlock()
+		return nil
+	}
+	f.full = full
 	if f.out != nil && now.Trusted() {
 		day := now.Time.UTC().Format(time.DateOnly)
-		turned = f.day != "" && f.day != day
-		f.day = day
-	}
-	var err error
-	if turned {
-		err = f.out.Rotate()
+		if f.day == "" || f.day == day || f.out.send(nil) { // without room another time
+			f.day = day
+		}
 	}
 	f.mu.Unlock()
-	if err != nil || folder == "" || !now.Trusted() {
-		return err
+	if !now.Trusted() {
+		return nil
 	}
 	return f.purge(ctx, folder, now.Time.UTC(), keep)
 }
@@ -267,15 +390,8 @@ func (f *logFiles) look(ctx context.Context) error {
 // trusted time was then and is now, not by the files' own times, which a clock that was wrong at a start may have set. The entry
 // comes first; a file that could not be deleted is told of again.
 func (f *logFiles) purge(ctx context.Context, folder string, now time.Time, keep int) error {
-	f.acts.Lock()
-	defer f.acts.Unlock()
-	index := filepath.Join(folder, logIndex)
-	closed := map[string]time.Time{}
-	b, err := os.ReadFile(index)
-	if err == nil && json.Unmarshal(b, &closed) != nil {
-		closed = map[string]time.Time{} // begun anew: everything is kept longer
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	closed, err := closings(folder)
+	if err != nil {
 		return err
 	}
 	files, err := closedLogs(folder)
@@ -309,11 +425,8 @@ func (f *logFiles) purge(ctx context.Context, folder string, now time.Time, keep
 		if err != nil {
 			return err
 		}
-		_, err = f.a.journal.Append(ctx, audit.Draft{Kind: kindLogPurged, Actor: "appliance", Object: f.a.cfg.Node, Fields: []audit.Field{
-			{Name: "folder", Value: audit.Text(cutText(folder))}, {Name: "files", Value: audit.Text(string(told))}, {Name: "keep_days", Value: audit.Int(keep)},
-		}})
-		if err != nil {
-			return journalRefused(err)
+		if still, err := f.tellPurge(ctx, folder, string(told), keep); err != nil || !still {
+			return err
 		}
 		for _, name := range old {
 			if err := os.Remove(filepath.Join(folder, name)); err != nil {
@@ -326,10 +439,33 @@ func (f *logFiles) purge(ctx context.Context, folder string, now time.Time, keep
 	if maps.Equal(before, closed) {
 		return nil
 	}
-	if b, err = json.Marshal(closed); err != nil {
+	b, err := json.Marshal(closed)
+	if err != nil {
 		return err
 	}
-	return writeFile(index, b, 0o600)
+	return writeFile(filepath.Join(folder, logIndex), b, 0o600)
+}
+
+// tellPurge journals which files are deleted, unless an administrator has decided otherwise meanwhile.
+func (f *logFiles) tellPurge(ctx context.Context, folder, told string, keep int) (still bool, err error) {
+	f.acts.Lock()
+	defer f.acts.Unlock()
+	if where, days := f.used(); where != folder || days != keep {
+		return false, nil
+	}
+	_, err = f.a.journal.Append(ctx, audit.Draft{Kind: kindLogPurged, Actor: "appliance", Object: f.a.cfg.Node, Fields: []audit.Field{
+		{Name: "folder", Value: audit.Text(cutText(folder))}, {Name: "files", Value: audit.Text(told)}, {Name: "keep_days", Value: audit.Int(keep)},
+	}})
+	if err != nil {
+		return false, journalRefused(err)
+	}
+	return true, nil
+}
+
+// isLog says whether a file of the folder is one of the running log, by its name.
+func isLog(name string) bool {
+	ext := filepath.Ext(logName)
+	return name == logName || strings.HasPrefix(name, strings.TrimSuffix(logName, ext)+"-") && strings.HasSuffix(name, ext)
 }
 
 // closedLogs are the files that are written no more, with their sizes.
@@ -338,10 +474,9 @@ func closedLogs(folder string) (map[string]int64, error) {
 	if err != nil {
 		return nil, err
 	}
-	stem, ext := strings.TrimSuffix(logName, filepath.Ext(logName))+"-", filepath.Ext(logName)
 	files := map[string]int64{}
 	for _, e := range entries {
-		if !e.Type().IsRegular() || !strings.HasPrefix(e.Name(), stem) || !strings.HasSuffix(e.Name(), ext) {
+		if !e.Type().IsRegular() || !isLog(e.Name()) || e.Name() == logName {
 			continue
 		}
 		info, err := e.Info()
@@ -355,24 +490,62 @@ func closedLogs(folder string) (map[string]int64, error) {
 
 func (f *logFiles) report() (*api.LogStatus, error) {
 	f.mu.Lock()
-	s := &api.LogStatus{Directory: f.set.Directory, Folder: f.folder, Level: f.set.Level, KeepDays: f.set.KeepDays, Decided: f.from, Lost: f.lost, Failed: f.failed}
+	s := &api.LogStatus{Directory: f.set.Directory, Folder: f.folder, Level: f.set.Level, KeepDays: f.set.KeepDays, Decided: f.from, Lost: f.lost, Failed: f.failed, List: []wire.LogFile{}}
 	f.mu.Unlock()
 	if s.Folder == "" {
 		return s, nil
 	}
-	files, err := closedLogs(s.Folder)
+	entries, err := os.ReadDir(s.Folder)
 	if err != nil {
 		return nil, err
 	}
-	s.Files = len(files)
-	for _, n := range files {
-		s.Bytes += n
+	closed, err := closings(s.Folder)
+	if err != nil {
+		return nil, err
 	}
-	if info, err := os.Stat(filepath.Join(s.Folder, logName)); err == nil {
+	for _, e := range entries {
+		if !isLog(e.Name()) || !e.Type().IsRegular() {
+			continue
+		}
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // deleted since
+		}
+		if err != nil {
+			return nil, err
+		}
+		one := wire.LogFile{Name: e.Name(), Bytes: info.Size(), Modified: info.ModTime().UTC().Format(time.RFC3339)}
+		if at, known := closed[one.Name]; known {
+			one.Closed = at.UTC().Format(time.RFC3339)
+		}
 		s.Files++
-		s.Bytes += info.Size()
+		s.Bytes += one.Bytes
+		s.List = append(s.List, one)
 	}
+	slices.SortFunc(s.List, func(a, b wire.LogFile) int { // the names have the time
+		return cmp.Or(cmp.Compare(btoi(b.Name == logName), btoi(a.Name == logName)), cmp.Compare(b.Name, a.Name))
+	})
 	return s, nil
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// closings are since when files are known to be written no more.
+func closings(folder string) (map[string]time.Time, error) {
+	closed := map[string]time.Time{}
+	b, err := os.ReadFile(filepath.Join(folder, logIndex))
+	if err == nil && json.Unmarshal(b, &closed) != nil {
+		closed = map[string]time.Time{} // begun anew: everything is kept longer
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return closed, nil
 }
 
 // LogStatus satisfies api.LogAdmin.
@@ -422,27 +595,75 @@ func (d admin) ReadLog(_ context.Context, _ string, req api.ReadLog) (any, error
 	folder := f.folder
 	f.mu.Unlock()
 	if folder == "" {
-		return nil, problem.New(problem.NotFound, "运行日志没有写入文件 (the running log goes to no file)", "yinjian log set --dir DIR --directory logs --reason …")
+		return nil, errNoLogFiles
 	}
-	lines, err := lastLines(filepath.Join(folder, logName), cmp.Or(req.Lines, 100))
+	lines, err := lastLines(folder, logName, cmp.Or(req.Lines, 100))
 	if err != nil {
 		return nil, err
 	}
 	return map[string]any{"lines": lines}, nil
 }
 
-// lastLines reads at most n lines, and 1 MiB, from a file's end.
-func lastLines(name string, n int) ([]string, error) {
-	const most = 1 << 20
-	file, err := os.Open(name)
+var errNoLogFiles = problem.New(problem.NotFound, "运行日志没有写入文件 (the running log goes to no file)", "yinjian log set --dir DIR --directory logs --reason …")
+
+// ReadLogFile satisfies api.LogAdmin: a part of one of the files that the status lists, and of nothing else in the folder.
+func (d admin) ReadLogFile(_ context.Context, _ string, req api.ReadLogFile) (any, error) {
+	f := d.a.logs
+	f.mu.Lock()
+	folder := f.folder
+	f.mu.Unlock()
+	if folder == "" {
+		return nil, errNoLogFiles
+	}
+	file, info, err := openLog(folder, req.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, problem.New(problem.NotFound, "没有这个运行日志文件 (there is no such file of the running log)", "见运行日志的文件列表；到期的已删除 (see the list of files; what is old enough was deleted)")
+	}
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	info, err := file.Stat()
+	content, err := io.ReadAll(io.NewSectionReader(file, int64(req.From), logPart))
 	if err != nil {
 		return nil, err
 	}
+	return wire.LogPart{Content: content, Size: info.Size()}, nil
+}
+
+// logPart is the most that is read of a file at a time.
+const logPart = 1 << 20
+
+// openLog opens a file of the running log, within its folder: a name that leads elsewhere, or a link, is none.
+func openLog(folder, name string) (*os.File, fs.FileInfo, error) {
+	if !isLog(name) || filepath.Base(name) != name {
+		return nil, nil, fs.ErrNotExist
+	}
+	file, err := os.OpenFile(filepath.Join(folder, name), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		file.Close()
+		return nil, nil, err
+	}
+	return file, info, nil
+}
+
+// lastLines reads at most n lines, and 1 MiB, from a file's end.
+func lastLines(folder, name string, n int) ([]string, error) {
+	const most = 1 << 20
+	file, info, err := openLog(folder, name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
 	from := max(0, info.Size()-most)
 	b, err := io.ReadAll(io.NewSectionReader(file, from, info.Size()-from))
 	if err != nil {

@@ -130,10 +130,15 @@ func (a *Appliance) startSlot(ctx context.Context, command []string, m *Machine,
 			return nil, nil, err
 		}
 	}
+	module, env, err := a.moduleOf(ctx, m.Module)
+	if err != nil {
+		clear(pin)
+		return nil, nil, err
+	}
 	w, err = worker.Start(worker.Config{
-		Command: command, Class: class, CallDeadline: time.Duration(a.cfg.HSM.CallDeadline), Log: a.log.WithField("slot_class", class).WithField("machine", m.Name),
+		Command: command, Env: env, Class: class, CallDeadline: time.Duration(a.cfg.HSM.CallDeadline), Log: a.log.WithField("slot_class", class).WithField("machine", m.Name),
 		Params: worker.StartParams{
-			Module: m.Module, ModuleArgs: m.ModuleArgs, TokenLabel: slot.TokenLabel, PIN: pin, Profile: m.Profile, MaxSessions: slot.Sessions,
+			Module: module, ModuleArgs: m.ModuleArgs, TokenLabel: slot.TokenLabel, PIN: pin, Profile: m.Profile, MaxSessions: slot.Sessions,
 			WrappedKeys: a.cfg.HSM.WrappedKeys, Uses: counted, Extension: extension,
 		},
 		Abandoned: a.accounting.abandoned, AbandonedExtension: abandoned,
@@ -191,6 +196,9 @@ func (a *Appliance) startMachines(ctx context.Context, command []string) error {
 		if err := WaitForSocket(ctx, SofttokenSocket(a.dir), 20*time.Second); err != nil {
 			return fmt.Errorf("软件密码机没有启动 (the software cipher machine did not start): %w", err)
 		}
+	}
+	if a.cfg.Packs.Socket != "" {
+		_, _ = a.listPacks(ctx) // what goes wrong is among the warnings, and a reason of its own for who needs one
 	}
 	a.machines.command = command
 	a.machines.put([]*cipherMachine{first})

@@ -72,6 +72,7 @@ type peers struct {
 	mu      sync.Mutex    // guards what follows
 	pair    *pairing      // nil: there is no other campus
 	changed chan struct{} // closed and replaced when pair changes, or its split
+	severed bool          // by a drill: the line is cut
 	accused string        // what the other campus has against our own log; "": nothing
 	notes   []uint64      // our own entries about heads, which alone are no reason to have another checkpoint cosigned
 }
@@ -196,10 +197,24 @@ func (p *peers) newClient(c *parsedCard) *peer.Client {
 
 // pin is the key that may speak to our listener; none without a pairing.
 func (p *peers) pin() []byte {
-	if pair, _ := p.current(); pair != nil {
+	if pair, _ := p.current(); pair != nil && !p.isSevered() {
 		return pair.PeerKey
 	}
 	return nil
+}
+
+// sever cuts the line to the other campus in both directions, until it is called again; for drills.
+func (p *peers) sever(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.severed = on
+	p.tell()
+}
+
+func (p *peers) isSevered() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.severed
 }
 
 // current is the pairing, and what tells of its change.
@@ -455,7 +470,10 @@ func (p *peers) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		pair, changed := p.current()
 		p.a.journal.SetPrompt(pair != nil)
-		if pair == nil || p.splitOf(pair) != "" {
+		if pair == nil || p.splitOf(pair) != "" || p.isSevered() {
+			if pair != nil && p.isSevered() {
+				p.note(pair, errDrilled)
+			}
 			select {
 			case <-changed:
 			case <-ctx.Done():

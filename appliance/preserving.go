@@ -25,13 +25,26 @@ import (
 
 // Preserve says when records are stamped again so that they outlive the timestamps' certificates and algorithms.
 type Preserve struct {
-	Off bool `toml:"off"` // nothing is done by itself; `yinjian preserve run` still works
-	// Unit is the timestamp unit that stamps; "": the one that stamps SM2 signatures, or, without one, RSA ones.
-	Unit   string   `toml:"unit"`
-	Every  Duration `toml:"every"`  // a batch of records is closed that long after the one before
-	Lead   Duration `toml:"lead"`   // an archive timestamp is renewed that long before it ends
-	Digest string   `toml:"digest"` // of the hash trees: SM3, SHA-256, SHA-512. Another one than before renews all trees
-	// AlgorithmEnds are the days from which algorithms are not to be relied on, by name: SM2, SM3, RSA-2048, SHA-256 …
+	// 不自动盖存档时间戳；`yinjian preserve run` 仍可手动运行，见 [preservation.md](preservation.md) (archive timestamps are made on
+	// command alone)
+	// 缺省：`false`
+	Off bool `toml:"off"`
+	// 盖存档时间戳的时间戳单元 (the unit that stamps them)
+	// 缺省：为 SM2 签名盖戳的单元，没有时为 RSA 的
+	Unit string `toml:"unit"`
+	// 新记录每隔多久成一批，10s–744h (how often a batch of records is closed)
+	// 缺省：`24h`
+	Every Duration `toml:"every"`
+	// 存档时间戳终止之前多久续盖，24h–43800h (how long before its end one is renewed)
+	// 缺省：`2160h`，90 天
+	Lead Duration `toml:"lead"`
+	// 散列树的摘要算法：SM3、SHA-256、SHA-384、SHA-512；改动即把已有记录全部按新算法重建 (digest of the hash trees; another
+	// one renews all of them)
+	// 缺省：`SM3`
+	Digest string `toml:"digest"`
+	// 某算法自某日起不再可信，如 `SM2 = "2045-01-01"`；此日之前改用别的算法续盖，此日起 `/v1/verify` 也不再凭它判为有效 (from
+	// that day the algorithm is not relied on, by `/v1/verify` either)
+	// 缺省：无
 	AlgorithmEnds map[string]string `toml:"algorithm_ends,omitempty"`
 }
 

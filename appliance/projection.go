@@ -32,6 +32,7 @@ type projection struct {
 	interrupt  context.CancelFunc     // ends the shipper
 	rebuilding *audit.RebuildProgress // nil: no rebuild
 	archived   *audit.RebuildProgress // nil: no rows are being moved to the archive
+	severed    bool                   // by a drill: it stays closed
 	unfinished string                 // the appliance whose rebuild of this node was not finished when the database was opened
 }
 
@@ -59,10 +60,13 @@ func (p *projection) run(ctx context.Context) error {
 		if p.rebuilding != nil { // it waits for its turn
 			interrupt()
 		}
+		severed := p.severed
 		p.mu.Unlock()
-		if err := p.once(once); err != nil && once.Err() == nil {
-			p.a.log.WithError(err).Error("the projection is not being fed; signing goes on, the entries are shipped later")
-			p.set(nil, nil, err)
+		if !severed {
+			if err := p.once(once); err != nil && once.Err() == nil {
+				p.a.log.WithError(err).Error("the projection is not being fed; signing goes on, the entries are shipped later")
+				p.set(nil, nil, err)
+			}
 		}
 		interrupt()
 		<-p.turn
@@ -72,6 +76,23 @@ func (p *projection) run(ctx context.Context) error {
 		case <-p.resume:
 		case <-time.After(projectionRetry):
 		}
+	}
+}
+
+// sever closes the database, as if its line were cut, until it is called again; for drills.
+func (p *projection) sever(on bool) {
+	p.mu.Lock()
+	p.severed = on
+	if on {
+		p.err = errDrilled
+		if p.interrupt != nil {
+			p.interrupt()
+		}
+	}
+	p.mu.Unlock()
+	select {
+	case p.resume <- struct{}{}: // at once, not after the pause
+	default:
 	}
 }
 
@@ -97,7 +118,9 @@ func (p *projection) once(ctx context.Context) error {
 		p.a.log.WithField("setting", warning).Warning("the central database has a doubtful setting")
 	}
 	defer func() {
-		p.set(nil, nil, p.err)
+		p.mu.Lock()
+		p.central, p.shipper = nil, nil
+		p.mu.Unlock()
 		store.Close()
 	}()
 	shipper, err := audit.NewShipper(audit.ShipperConfig{
@@ -235,6 +258,8 @@ func shownError(err error) string {
 	switch {
 	case err == nil:
 		return ""
+	case errors.Is(err, errDrilled):
+		return errDrilled.Error()
 	case errors.Is(err, audit.ErrFork):
 		return "分叉：库中同一位置有另一条目 (fork: another entry under the same key)"
 	case errors.Is(err, audit.ErrRebuilding):

@@ -179,6 +179,7 @@ func (p *projection) tell(ctx context.Context, words string, fields ...audit.Fie
 }
 
 func (d admin) Sweep(ctx context.Context, actor string, _ wire.Sweep) (any, error) {
+	defer d.a.works.begin("sweep").end()
 	return d.a.projection.sweep(ctx, actor, nil)
 }
 

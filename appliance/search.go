@@ -18,11 +18,25 @@ import (
 // pageOf is how many a page has where nobody says.
 const pageOf = 50
 
-func (d admin) SearchSigners(_ context.Context, _ string, req api.SearchSigners) (any, error) {
-	if req.Most == 0 {
-		req.Most = pageOf
+func pageSize(most int) int {
+	if most == 0 {
+		return pageOf
 	}
-	found, total := d.a.directory.SearchSigners(account.SignerQuery{Text: req.Text, Stopped: req.Stopped, Skip: req.Skip, Most: req.Most})
+	return most
+}
+
+func (d admin) SearchCertificates(_ context.Context, _ string, req api.SearchCertificates) (any, error) {
+	lines, next := d.a.directory.SearchCertificates(account.HeldQuery{
+		Text: req.Text, Scope: req.Scope, Within: time.Duration(req.WithinDays) * 24 * time.Hour, After: req.After, Most: pageSize(req.Most),
+	})
+	if lines == nil {
+		lines = []account.CertificateLine{}
+	}
+	return wire.CertificatePage{Certificates: lines, Next: next}, nil
+}
+
+func (d admin) SearchSigners(_ context.Context, _ string, req api.SearchSigners) (any, error) {
+	found, total := d.a.directory.SearchSigners(account.SignerQuery{Text: req.Text, Stopped: req.Stopped, Skip: req.Skip, Most: pageSize(req.Most)})
 	views := []*account.SignerView{}
 	for _, g := range found {
 		views = append(views, d.a.directory.View(g))
@@ -39,9 +53,7 @@ func (d admin) SearchRecords(ctx context.Context, _ string, req api.SearchRecord
 	if req.RecordID != "" && req.Since == "" {
 		since = time.Unix(0, 0)
 	}
-	if req.Most == 0 {
-		req.Most = pageOf
-	}
+	req.Most = pageSize(req.Most)
 	q := central.RecordQuery{
 		RecordID: req.RecordID, Kind: req.Kind, Application: req.Application, Signer: req.Signer, Department: req.Department,
 		From: since.UnixMicro(), Before: until.UnixMicro(), Most: req.Most,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 
 	"yinjian/api"
 	"yinjian/api/wire"
@@ -29,7 +30,7 @@ func (d admin) ImportSigners(ctx context.Context, actor string, req api.ImportSi
 			External: req.CA == "external",
 		}
 	}
-	results, err := d.a.directory.EnrolAll(ctx, actor, all, req.Trial)
+	results, err := d.enrolAll(ctx, actor, all, req.Trial)
 	if err != nil {
 		return nil, err
 	}
@@ -44,6 +45,26 @@ func (d admin) ImportSigners(ctx context.Context, actor string, req api.ImportSi
 			one.Code, one.Field, one.Detail, one.Next = string(p.Code), p.Field, p.Detail, p.Next
 		}
 		out.Results[i] = one
+	}
+	return out, nil
+}
+
+// enrolAll enrols as many at once as the directory takes. What stops it stops the rest, of which the answer says so: those before
+// are enrolled.
+func (d admin) enrolAll(ctx context.Context, actor string, all []account.Enrolment, trial bool) ([]account.EnrolResult, error) {
+	var out []account.EnrolResult
+	for part := range slices.Chunk(all, account.MaxEnrolments) {
+		results, err := d.a.directory.EnrolAll(ctx, actor, part, trial)
+		if err != nil && len(out) == 0 {
+			return nil, err
+		}
+		if err != nil {
+			for range all[len(out):] {
+				out = append(out, account.EnrolResult{Result: account.EnrolNotTried, Err: err})
+			}
+			return out, nil
+		}
+		out = append(out, results...)
 	}
 	return out, nil
 }

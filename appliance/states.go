@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"yinjian/api"
+	"yinjian/api/wire"
 	"yinjian/appliance/problem"
 	"yinjian/dbdriver"
 	"yinjian/hsm"
@@ -81,8 +82,9 @@ type settingError struct{ error }
 func (e settingError) Unwrap() error { return e.error }
 
 const (
-	firstPause = 2 * time.Second
-	mostPause  = 5 * time.Minute
+	lastAnswers = 2 * time.Second
+	firstPause  = 2 * time.Second
+	mostPause   = 5 * time.Minute
 )
 
 // AnswersFile is where the answers of an unattended provisioning may lie in a folder that is no appliance yet.
@@ -126,7 +128,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer unlock()
-	if err := errors.Join(removeUnfinished(dir), harden()); err != nil {
+	if err := errors.Join(removeUnfinished(dir), Harden()); err != nil {
 		return err
 	}
 	h := &house{o: o, log: o.Log, again: make(chan struct{}, 1), state: api.Starting}
@@ -150,11 +152,17 @@ func Run(ctx context.Context, o Options) (err error) {
 	}()
 	defer func() {
 		_ = h.door.Close()
+		answered, cancel := context.WithTimeout(context.Background(), lastAnswers)
+		_ = desk.Shutdown(answered) // who has just said "start" is told that it was heard
+		cancel()
 		_ = desk.Close()
 		<-attended
 		h.keeper.forget()
 		h.wipe()
 	}()
+	if o.OnAttended != nil {
+		o.OnAttended()
+	}
 	if blank {
 		h.log.Info("the folder is empty: waiting to be provisioned (yinjian init)")
 		if err := h.awaitProvision(ctx); err != nil {
@@ -168,6 +176,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		h.mu.Lock()
 		served := h.served
 		h.mu.Unlock()
+		if err != nil && ctx.Err() != nil && !served && !errors.As(err, &wrong) {
+			h.log.WithError(err).Warning("told to stop before the start was done")
+			return nil
+		}
 		if err == nil || ctx.Err() != nil || o.Once || served || errors.As(err, &wrong) {
 			return err
 		}
@@ -185,6 +197,18 @@ func Run(ctx context.Context, o Options) (err error) {
 		case <-h.again:
 			attempt, pause = 0, firstPause
 		}
+		h.begins()
+	}
+}
+
+// begins leaves the state failed, for whatever reason it is tried again: who has asked for it so far has been heard.
+func (h *house) begins() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.state, h.failure = api.Starting, nil
+	select {
+	case <-h.again:
+	default:
 	}
 }
 
@@ -344,6 +368,9 @@ func (h *house) State(context.Context, string) (any, error) {
 	out := deskState{State: state, Version: Version, Next: p.Next, Warnings: []string{p.Detail}}
 	if state == api.Locked {
 		out.Unlock = h.keeper.shown()
+		if t := out.Unlock.TPM; t != nil && t.Why != "" {
+			out.Warnings = append(out.Warnings, t.words())
+		}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -356,23 +383,32 @@ func (h *house) State(context.Context, string) (any, error) {
 
 // wrongState refuses what means nothing in the present state.
 func (h *house) wrongState(want api.State) error {
-	state, p := h.Standing()
-	if state == want {
+	if state, _ := h.Standing(); state == want {
 		return nil
 	}
+	return h.notIn(want)
+}
+
+func (h *house) notIn(want api.State) error {
+	state, p := h.Standing()
 	return problem.New(problem.WrongState, fmt.Sprintf("设备状态为 %s，不是 %s (the appliance is in state %s, not %s)", state, want, state, want), p.Next)
 }
 
 // RetryStart satisfies api.StateAdmin.
 func (h *house) RetryStart(_ context.Context, actor string, _ api.RetryStart) (any, error) {
-	if err := h.wrongState(api.Failed); err != nil {
-		return nil, err
+	h.mu.Lock()
+	failed := h.state == api.Failed
+	if failed {
+		select {
+		case h.again <- struct{}{}:
+		default: // it was said already
+		}
+	}
+	h.mu.Unlock()
+	if !failed {
+		return nil, h.notIn(api.Failed)
 	}
 	h.log.WithField("operator", actor).Info("the start is tried again at an operator's word")
-	select {
-	case h.again <- struct{}{}:
-	default: // it was said already
-	}
 	return map[string]any{"state": api.Starting}, nil
 }
 
@@ -386,9 +422,10 @@ func (h *house) Provision(ctx context.Context, actor string, req api.Provision) 
 	if !Blank(h.o.Dir) {
 		return nil, problem.New(problem.Exists, "目录中已有内容，不会覆盖 (the folder is not empty; nothing is overwritten)", "yinjian status 查看 (see yinjian status)")
 	}
-	if err := h.o.Provision(ctx, req.Answers, req.Passphrases); err != nil {
+	first, err := h.o.Provision(ctx, req.Answers, req.Passphrases)
+	if err != nil {
 		return nil, problem.Invalid("answers", "%v", err)
 	}
 	h.log.WithField("operator", actor).Info("the folder was provisioned")
-	return map[string]any{"state": api.Starting}, nil
+	return wire.Provisioned{State: string(api.Starting), Administrators: first}, nil
 }

@@ -51,6 +51,7 @@ func (a *Appliance) superviseSofttoken(ctx context.Context, command []string) er
 		if err != nil {
 			return fmt.Errorf("software cipher machine: %w", err)
 		}
+		a.softtoken.Store(cmd.Process)
 		ended := make(chan error, 1)
 		go func() { ended <- cmd.Wait() }()
 		up := make(chan struct{})
@@ -165,7 +166,19 @@ func writeFile(name string, data []byte, perm os.FileMode) error {
 	if err := os.Rename(f.Name(), name); err != nil {
 		return err
 	}
-	d, err := os.Open(filepath.Dir(name))
+	return syncFolder(filepath.Dir(name))
+}
+
+// removeFile removes a file, durably.
+func removeFile(name string) error {
+	if err := os.Remove(name); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(name))
+}
+
+func syncFolder(name string) error {
+	d, err := os.Open(name)
 	if err != nil {
 		return err
 	}

@@ -280,9 +280,15 @@ func (d admin) AddIntermediates(ctx context.Context, actor string, req api.AddIn
 }
 
 func (d admin) RequestCertificate(ctx context.Context, actor string, req api.RequestCertificate) (any, error) {
-	return d.a.directory.RequestCertificate(ctx, actor, account.RequestSpec{
+	r, err := d.a.directory.RequestCertificate(ctx, actor, account.RequestSpec{
 		For: req.For, NewKey: req.NewKey, Replace: req.Replace, Subject: req.Subject, Hosts: req.Hosts,
 	})
+	if err != nil {
+		return nil, err
+	}
+	shown := *r
+	shown.Wrapped = nil // nobody needs to see it
+	return &shown, nil
 }
 
 func (d admin) ImportCertificates(ctx context.Context, actor string, req api.ImportCertificates) (any, error) {

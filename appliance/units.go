@@ -29,13 +29,25 @@ type TSA struct {
 
 // A Unit is one timestamp unit: one key at a time, one policy.
 type Unit struct {
-	Name      string   `toml:"name"`      // [a-z0-9-], for ever: requests are sent to /tsa/NAME
-	Algorithm string   `toml:"algorithm"` // "sm2", "rsa2048", "rsa3072"
-	Policy    string   `toml:"policy"`    // dotted object identifier
-	Accuracy  Duration `toml:"accuracy"`  // ceiling of its tokens' accuracy; default time.accuracy
-	// Profile is "rfc3161" (default), or for SM2 "gm0010", or "gm0010-data", which calls TSTInfo data.
+	// 时间戳单元的名称，即地址 `/tsa/名称`，以后不可改：小写字母、数字、连字符；一个也不写即有 `sm2` 与 `rsa` 两个 (a
+	// timestamp unit, served at /tsa/NAME; with none written there are `sm2` and `rsa`)
+	// 缺省：必填；不写任何单元即有 `sm2`、`rsa`
+	Name string `toml:"name"`
+	// `sm2`、`rsa2048`、`rsa3072` (the key)
+	// 缺省：必填
+	Algorithm string `toml:"algorithm"`
+	// 时间戳策略 OID，点分写法 (the policy of its tokens)
+	// 缺省：必填
+	Policy string `toml:"policy"`
+	// 其时间戳 accuracy 的上限，10ms 至 `time.accuracy`；误差上限超过它即拒绝 (ceiling of the accuracy field)
+	// 缺省：`time.accuracy`
+	Accuracy Duration `toml:"accuracy"`
+	// `rfc3161`；SM2 单元也可为 `gm0010`（GM/T 0010 的外层标识）或 `gm0010-data`（内层类型写作 data）(identifiers of the
+	// outer and inner type)
+	// 缺省：`rfc3161`
 	Profile string `toml:"profile"`
-	// TSAName has its tokens name the unit, by the subject of its certificate (RFC 3161 §2.4.2, field tsa).
+	// 时间戳写明由谁签发（字段 tsa，取证书主体），供要求它的旧客户端 (tokens name their unit, for clients that want it)
+	// 缺省：`false`
 	TSAName bool `toml:"tsa_name"`
 }
 

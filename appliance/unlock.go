@@ -27,7 +27,11 @@ import (
 const (
 	PINFromFile   = "file"
 	PINFromUnlock = "unlock"
+	PINFromTPM    = "tpm"
 )
+
+// locked says whether the PINs are sealed on disk, and people can open them.
+func (h *HSM) locked() bool { return h.PINSource == PINFromUnlock || h.PINSource == PINFromTPM }
 
 // kindUnlocked is the entry that says who unlocked the PINs of this start.
 const kindUnlocked = "appliance.unlocked"
@@ -56,6 +60,8 @@ type unlocked struct {
 	Threshold, Of   int
 	File            [sm3.Size]byte
 	Wrong           int
+	// TPM is what became of an unattended unlocking; nil where the configuration knows of none.
+	TPM *tpmOutcome
 }
 
 const (
@@ -69,7 +75,8 @@ const (
 
 // A keeper collects passphrases while the appliance is locked.
 type keeper struct {
-	h *house
+	h       *house
+	sealing sync.Mutex // held while PINs are sealed to the TPM, or no longer
 
 	mu     sync.Mutex // held during a try, which takes some tenths of a second; guards what follows
 	locked *custody.LockedPINs
@@ -79,6 +86,8 @@ type keeper struct {
 	actors []string
 	first  time.Time     // interval; when the first of given came
 	done   chan struct{} // closed when the PINs are open
+	tpm    *TPM          // nil: people alone unlock
+	asked  tpmOutcome    // of the last time that it was asked
 }
 
 // tries are the wrong passphrases, counted on disk before the answer.
@@ -136,13 +145,17 @@ func (t tries) wait(holder, boot string, now time.Duration) time.Duration {
 func (k *keeper) open(ctx context.Context, cfg *Config) error {
 	k.mu.Lock()
 	have := k.have()
-	if have && (cfg.HSM.PINSource != PINFromUnlock || k.changed()) {
+	if have && (!cfg.HSM.locked() || k.changed()) {
 		k.h.wipe()
 		have = false
 	}
-	if cfg.HSM.PINSource != PINFromUnlock || have {
+	if !cfg.HSM.locked() || have {
 		k.mu.Unlock()
 		return nil
+	}
+	k.tpm, k.asked = nil, tpmOutcome{}
+	if cfg.HSM.PINSource == PINFromTPM {
+		k.tpm = cfg.HSM.TPM
 	}
 	k.done = make(chan struct{})
 	done := k.done
@@ -152,6 +165,11 @@ func (k *keeper) open(ctx context.Context, cfg *Config) error {
 		k.h.log.WithError(err).Error("the locked PINs cannot be read")
 	}
 	k.h.enter(api.Locked)
+	if k.tpm != nil {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go k.askTPM(ctx, *k.tpm) // not waited for: one that does not answer holds up nobody
+	}
 	k.h.log.Info("locked: waiting for the holders' passphrases (yinjian unlock)")
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -232,12 +250,13 @@ type unlockState struct {
 	Given     []string `json:"given"`
 	// Waits are the seconds for which a holder's tries are refused after wrong ones.
 	Waits map[string]int `json:"waits,omitempty"`
+	TPM   *tpmShown      `json:"tpm,omitempty"`
 }
 
 func (k *keeper) shown() *unlockState {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := &unlockState{Given: k.givenBy()}
+	s := &unlockState{Given: k.givenBy(), TPM: k.shownTPM()}
 	if k.locked == nil {
 		return s
 	}
@@ -332,15 +351,22 @@ func (k *keeper) try(actor string, req api.Unlock) (any, error) {
 		k.drop() // a damaged file: the holders begin anew with the one that is put in its place
 		return nil, err
 	}
+	u := &unlocked{Actors: k.actors, Holders: k.givenBy(), Set: l.Set(), Threshold: l.Threshold, Of: len(l.Holders), File: k.sum, Wrong: t.Wrong}
+	if k.tpm != nil {
+		u.TPM = &tpmOutcome{PCRs: k.asked.PCRs, File: k.asked.File, Why: k.asked.Why}
+	}
+	k.opened(pins, u)
+	out.Opened = true
+	return out, nil
+}
+
+// opened lets the start go on with the PINs. mu is held.
+func (k *keeper) opened(pins map[string][]byte, u *unlocked) {
 	k.h.mu.Lock()
-	k.h.pins = pins
-	k.h.unlocked = &unlocked{Actors: k.actors, Holders: k.givenBy(), Set: l.Set(), Threshold: l.Threshold, Of: len(l.Holders), File: k.sum, Wrong: t.Wrong}
-	k.h.state = api.Starting
+	k.h.pins, k.h.unlocked, k.h.state = pins, u, api.Starting
 	k.h.mu.Unlock()
 	k.drop()
 	close(k.done)
-	out.Opened = true
-	return out, nil
 }
 
 // journalUnlocking says in the journal who unlocked the PINs, once, and what was locked: whoever exchanges holders shows
@@ -353,14 +379,18 @@ func (a *Appliance) journalUnlocking(ctx context.Context) error {
 	if u == nil {
 		return nil
 	}
-	_, err := a.journal.Append(ctx, audit.Draft{
+	d := audit.Draft{
 		Kind: kindUnlocked, Actor: strings.Join(u.Actors, "; "), Object: a.cfg.Node,
 		Fields: []audit.Field{
 			{Name: "holders", Value: audit.Text(strings.Join(u.Holders, "、"))}, {Name: "set", Value: audit.Text(u.Set)},
 			{Name: "threshold", Value: audit.Int(u.Threshold)}, {Name: "of", Value: audit.Int(u.Of)},
 			{Name: "file.sm3", Value: audit.Octets(u.File[:])}, {Name: "wrong", Value: audit.Int(u.Wrong)},
 		},
-	})
+	}
+	if u.TPM != nil {
+		d.Fields = append(d.Fields, u.TPM.fields()...)
+	}
+	_, err := a.journal.Append(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -402,10 +432,10 @@ func (a *Appliance) pinPlace(machine string, class hsm.SlotClass, slot Slot) str
 
 // lockWarnings name PINs that lie on the disk although people unlock them.
 func (a *Appliance) lockWarnings() []string {
-	if a.cfg.HSM.PINSource != PINFromUnlock {
+	if !a.cfg.HSM.locked() {
 		return nil
 	}
-	var out []string
+	out := a.house.keeper.tpmWarnings()
 	for _, m := range a.machines.all() {
 		for class, s := range m.Slots {
 			if _, err := os.Stat(s.PINFile); s.PINFile != "" && err == nil {

@@ -30,24 +30,53 @@ const kindUpstream = "tsa.upstream"
 // Upstream is a timestamp device that the hospital has already, and when it is asked. Its CA is admitted for timestamps like
 // any other (yinjian anchor add), and its revocation lists are imported.
 type Upstream struct {
-	Name  string `toml:"name"` // [a-z0-9-], in journal and evidence
-	URL   string `toml:"url"`  // http or https
+	// 医院已有的时间戳设备的名称，写入日志与证据；见 [upstream.md](upstream.md) (an existing timestamp device)
+	// 缺省：必填；不写 `[tsa.upstream]` 即无上游
+	Name string `toml:"name"`
+	// 其地址，http 或 https，不含用户名口令 (where it is)
+	// 缺省：必填
+	URL string `toml:"url"`
+	// `inside`、`upstream`、`inside-then-upstream`、`upstream-then-inside` (who is asked first, and whether the other stands
+	// in)
+	// 缺省：`inside-then-upstream`
 	Order string `toml:"order"`
-	// Units are those for which the device stands beside our own; default all.
-	Units    []string `toml:"units"`
-	Timeout  Duration `toml:"timeout"`  // of one exchange; default 2s
-	Failures int      `toml:"failures"` // in a row, after which it is left alone; default 3
-	Probe    Duration `toml:"probe"`    // how often it is asked while idle or down; default 30s
-	// Accuracy is assumed for tokens that do not say theirs; without it such tokens are refused.
-	Accuracy  Duration `toml:"accuracy"`
-	Allowance Duration `toml:"allowance"` // how far genTime may be off beyond both accuracies; default 1s
-	Policies  []string `toml:"policies"`  // that its tokens may have; default any
-	// RequireOwnTime, true by default, has tokens only while our own time is trusted. Signatures need it in any case.
-	RequireOwnTime *bool  `toml:"require_own_time"`
-	Certificates   string `toml:"certificates"` // PEM: the device's, for tokens without, and those up to the anchor
-	User           string `toml:"user"`         // HTTP basic authentication
-	PasswordFile   string `toml:"password_file"`
-	TLSRoots       string `toml:"tls_roots"` // PEM: CAs of the device's web server; default the system's
+	// 为哪些单元设此上游 (the units that it stands beside)
+	// 缺省：全部 all
+	Units []string `toml:"units"`
+	// 一次往返的时限，100ms–10s (of one exchange)
+	// 缺省：`2s`
+	Timeout Duration `toml:"timeout"`
+	// 连续几次失败后停问 (failures in a row before it is left alone)
+	// 缺省：`3`
+	Failures int `toml:"failures"`
+	// 停问或空闲时多久问一次，1s–1h (how often it is asked while down or idle)
+	// 缺省：`30s`
+	Probe Duration `toml:"probe"`
+	// 时间戳不说精度时按此算，不超过 `time.accuracy` (assumed for tokens that do not say theirs)
+	// 缺省：不写即拒绝此类
+	Accuracy Duration `toml:"accuracy"`
+	// genTime 在双方误差之外还可差多少，至多 5s；只到秒的设备需要 (how far genTime may be off beyond both accuracies)
+	// 缺省：`1s`
+	Allowance Duration `toml:"allowance"`
+	// 其时间戳可有的策略 OID (policies that its tokens may have)
+	// 缺省：任意 any
+	Policies []string `toml:"policies"`
+	// 本机时间不可信时不要上游时间戳；`false` 只放宽单独的 `/tsa` 请求 (no tokens while own time is not trusted; false
+	// loosens free-standing requests alone)
+	// 缺省：`true`
+	RequireOwnTime *bool `toml:"require_own_time"`
+	// PEM 文件：设备的证书与中间 CA，供不带证书的时间戳用 (for tokens without certificates)
+	// 缺省：无
+	Certificates string `toml:"certificates"`
+	// HTTP 基本认证的用户名 (HTTP basic authentication)
+	// 缺省：不认证
+	User string `toml:"user"`
+	// 其口令文件，权限 600 (file with its password)
+	// 缺省：无
+	PasswordFile string `toml:"password_file"`
+	// PEM 文件：设备网站证书的 CA (CAs of its web server)
+	// 缺省：系统的 the system's
+	TLSRoots string `toml:"tls_roots"`
 }
 
 // Orders of asking.

@@ -7,3 +7,8 @@ import _ "embed"
 //
 //go:embed threats.md
 var Threats string
+
+// Xinchuang is xinchuang.md: of what the product is made, where that comes from and what stands in for it.
+//
+//go:embed xinchuang.md
+var Xinchuang string

@@ -200,6 +200,8 @@ type Clock struct {
 	clock   BootClock
 	view    atomic.Pointer[view]
 	emitted atomic.Int64 // latest time vouched for, Unix nanoseconds; only grows
+	// withheld is a drill's; nil: there is none.
+	withheld atomic.Pointer[withholding]
 
 	// mu guards the writing of view and everything below.
 	mu       sync.Mutex
@@ -362,6 +364,9 @@ func (c *Clock) verdict(v *view, s sample, extra time.Duration) (State, string) 
 	if v.state == Trusted && age > c.cfg.FreshFor {
 		return Holdover, fmt.Sprintf("ntp: no agreement for %v", age.Round(time.Second))
 	}
+	if w := c.withholds(s.boot); w != nil {
+		return w.verdict(v.state, s.boot)
+	}
 	return v.state, ""
 }
 
@@ -523,6 +528,11 @@ func (c *Clock) update(ms []Measurement) Round {
 			r.Err = ErrLeap
 			return r
 		}
+	}
+	if c.withholds(s.boot) != nil {
+		c.disagree(ErrWithheld, 0)
+		r.Err = ErrWithheld
+		return r
 	}
 	// 3. Who is fit to vote? An old or a future answer is a mistake of the caller, and not used. One from before a
 	// disturbance that a caller of Now has noticed meanwhile is not fresh either.

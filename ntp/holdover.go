@@ -15,6 +15,9 @@ func (c *Clock) Left() time.Duration {
 	}
 	byBound := HoldoverSpan(v.anchor.at(now, c.cfg.DriftPPM).half(), c.cfg.MaxBound, c.cfg.DriftPPM)
 	byAge := v.agreed + c.cfg.HoldoverMax - now.boot
+	if w := c.withholds(now.boot); w != nil {
+		byAge = min(byAge, w.from+w.most-now.boot)
+	}
 	return max(min(byBound, byAge), 0)
 }
 

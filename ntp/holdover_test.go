@@ -84,3 +84,47 @@ func TestHoldoverTable(t *testing.T) {
 		}
 	}
 }
+
+// A drill withholds the sources: holdover and doubt come by its own limits, which are never wider than the policy's, and the
+// clock comes back as after any silence. The bound grows as it always does.
+func TestWithhold(t *testing.T) {
+	t.Parallel()
+	for _, early := range []bool{false, true} {
+		b := newBench(t, ntp.Config{}).trusted(20 * time.Millisecond)
+		b.Withhold(10*time.Second, 30*time.Second, time.Minute)
+		if left := b.Left(); left != 30*time.Second {
+			t.Errorf("left %v, want 30s", left)
+		}
+		if r := b.round(0, 20*time.Millisecond); !errors.Is(r.Err, ntp.ErrWithheld) {
+			t.Errorf("a round was taken: %+v", r)
+		}
+		before := b.want(ntp.Trusted)
+		b.pass(10*time.Second + 1)
+		_ = b.round(0, 20*time.Millisecond)
+		held := b.want(ntp.Holdover)
+		if grown := held.Bound - before.Bound; grown < 500*time.Microsecond-1 || grown > 600*time.Microsecond {
+			t.Errorf("the bound grew by %v in 10 s", grown)
+		}
+		b.pass(20 * time.Second)
+		b.want(ntp.Untrusted)
+		if r := b.round(0, 20*time.Millisecond); !errors.Is(r.Err, ntp.ErrWithheld) || r.Agreed != nil {
+			t.Errorf("a round was taken: %+v", r)
+		}
+		b.want(ntp.Untrusted)
+		if early {
+			b.Release()
+		} else {
+			b.pass(30 * time.Second)
+		}
+		b.trusted(20 * time.Millisecond)
+	}
+	// The policy's own limits come first, and a drill that is over limits nothing.
+	b := newBench(t, ntp.Config{HoldoverMax: time.Minute}).trusted(20 * time.Millisecond)
+	b.Withhold(time.Hour, time.Hour, time.Hour)
+	b.pass(time.Minute + time.Second)
+	b.want(ntp.Untrusted)
+	b = newBench(t, ntp.Config{}).trusted(20 * time.Millisecond)
+	b.Withhold(time.Second, 2*time.Second, 3*time.Second)
+	b.pass(4 * time.Second)
+	b.want(ntp.Trusted)
+}

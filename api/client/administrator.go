@@ -69,6 +69,8 @@ func (a *Admin) approved(ctx context.Context, data json.RawMessage) (json.RawMes
 		}
 		switch now.State {
 		case "done":
+			// It is here; where this is not heard, the appliance forgets it by itself.
+			_, _ = a.Decide(context.WithoutCancel(ctx), "confirm", wire.Decide{ID: p.Proposal, SM3: p.SM3})
 			return now.Answer, nil
 		case "failed":
 			return nil, &Problem{Problem: *now.Failed}
@@ -146,7 +148,8 @@ func (a *Admin) ListProposals(ctx context.Context) (json.RawMessage, error) {
 	return a.get(ctx, "approvals")
 }
 
-// Decide approves or declines a proposal: act is "approve" or "decline".
+// Decide approves or declines a proposal, or confirms that the answer to one's own is here: act is "approve", "decline" or
+// "confirm".
 func (a *Admin) Decide(ctx context.Context, act string, req wire.Decide) (json.RawMessage, error) {
 	return a.post(ctx, "approvals/"+url.PathEscape(req.ID)+"/"+url.PathEscape(act), req)
 }

@@ -164,6 +164,16 @@ func (c *Client) Sign(ctx context.Context, idempotencyKey string, req *wire.Sign
 	return &out, nil
 }
 
+// Batch asks for the signatures of several documents of one signer. Each item's idempotency key names its act, as in [Client.Sign]:
+// the batch sent again gives the same records. An item that was refused has a problem in place of its result.
+func (c *Client) Batch(ctx context.Context, req *wire.BatchRequest) (*wire.BatchResult, error) {
+	var out wire.BatchResult
+	if err := c.post(ctx, "/v1/batches", "", c.cfg.Retry.Attempts, req, &out); err != nil {
+		return nil, err
+	}
+	return &out, nil
+}
+
 // Verify answers the report as JSON.
 func (c *Client) Verify(ctx context.Context, req *wire.VerifyRequest) (json.RawMessage, error) {
 	var out json.RawMessage
@@ -703,6 +713,11 @@ func (a *Admin) call(ctx context.Context, one call) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.answered(r, one)
+}
+
+// answered sends a request with the session, and answers what came of it.
+func (a *Admin) answered(r *http.Request, one call) (json.RawMessage, error) {
 	if a.session != "" {
 		r.Header.Set("Authorization", "Bearer "+a.session)
 	}

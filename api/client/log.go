@@ -19,3 +19,8 @@ func (a *Admin) SetLog(ctx context.Context, req wire.SetLog) (json.RawMessage, e
 func (a *Admin) ReadLog(ctx context.Context, req wire.ReadLog) (json.RawMessage, error) {
 	return a.post(ctx, "log/lines", req)
 }
+
+// ReadLogFile answers a part of one of the files, as wire.LogPart.
+func (a *Admin) ReadLogFile(ctx context.Context, req wire.ReadLogFile) (json.RawMessage, error) {
+	return a.post(ctx, "log/file", req)
+}

@@ -29,3 +29,21 @@ func (a *Admin) Diagnosis(ctx context.Context) (json.RawMessage, error) {
 func (a *Admin) SignReport(ctx context.Context, req wire.SignReport) (json.RawMessage, error) {
 	return a.post(ctx, "reports", req)
 }
+
+// ListReports answers what was filed, as wire.FiledReports.
+func (a *Admin) ListReports(ctx context.Context, req wire.ListReports) (json.RawMessage, error) {
+	return a.post(ctx, "reports/list", req)
+}
+
+// ReadReport answers a file of a report that was filed, as wire.ReportContent.
+func (a *Admin) ReadReport(ctx context.Context, req wire.ReadReport) (json.RawMessage, error) {
+	return a.post(ctx, "reports/read", req)
+}
+
+// RunPatrol has the appliance patrol itself, and answers wire.Patrolled.
+func (a *Admin) RunPatrol(ctx context.Context, req wire.RunPatrol) (json.RawMessage, error) {
+	return a.post(ctx, "patrols", req)
+}
+
+// System is what the appliance runs on and listens at.
+func (a *Admin) System(ctx context.Context) (json.RawMessage, error) { return a.get(ctx, "system") }

@@ -13,6 +13,11 @@ func (a *Admin) BindClient(ctx context.Context, req wire.BindClient) (json.RawMe
 	return a.post(ctx, "applications/"+url.PathEscape(req.ID)+"/client", req)
 }
 
+// Selftest answers what came of an application for tests, as wire.Selftest.
+func (a *Admin) Selftest(ctx context.Context, application string) (json.RawMessage, error) {
+	return a.get(ctx, "applications/"+url.PathEscape(application)+"/selftest")
+}
+
 // SetProduction marks an application as one of production, or takes the mark away.
 func (a *Admin) SetProduction(ctx context.Context, req wire.SetProduction) (json.RawMessage, error) {
 	return a.post(ctx, "applications/"+url.PathEscape(req.ID)+"/production", req)

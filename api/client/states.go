@@ -21,3 +21,13 @@ func (a *Admin) Provision(ctx context.Context, req wire.Provision) (json.RawMess
 func (a *Admin) RetryStart(ctx context.Context) (json.RawMessage, error) {
 	return a.post(ctx, "start", wire.RetryStart{})
 }
+
+// SealUnlock has the TPM unlock from the next start on.
+func (a *Admin) SealUnlock(ctx context.Context, req wire.SealUnlock) (json.RawMessage, error) {
+	return a.post(ctx, "unlock/seal", req)
+}
+
+// UnsealUnlock has people unlock again.
+func (a *Admin) UnsealUnlock(ctx context.Context, req wire.UnsealUnlock) (json.RawMessage, error) {
+	return a.post(ctx, "unlock/unseal", req)
+}

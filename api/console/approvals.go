@@ -2,6 +2,9 @@ package console
 
 import (
 	"encoding/json"
+	"encoding/pem"
+	"slices"
+	"strings"
 
 	"yinjian/api/wire"
 )
@@ -11,6 +14,7 @@ const (
 	routeApproval  = "GET /admin/v1/approvals/:id"
 	routeApprove   = "POST /admin/v1/approvals/:id/approve"
 	routeDecline   = "POST /admin/v1/approvals/:id/decline"
+	routeConfirm   = "POST /admin/v1/approvals/:id/confirm"
 )
 
 func approvalRoutes(c *Console) {
@@ -36,21 +40,55 @@ func approvalRoutes(c *Console) {
 			p.acted(err, "/console/approvals", to[1], func() { show(p) })
 		})
 	}
-	// The answer is given once: nothing but a button may take it.
-	c.page("POST /console/approvals/{id}/answer", func(p *page) {
+	c.page("GET /console/approvals/{id}", func(p *page) {
 		p.Section = "/console/approvals"
-		var done wire.Proposal
-		if err := p.ask(routeApproval, nil, &done, p.r.PathValue("id")); err != nil {
-			p.acted(err, "", "", func() { show(p) })
-			return
+		var done struct {
+			wire.Proposal
+			Answer json.RawMessage `json:"answer"`
 		}
-		text, err := json.Marshal(done.Answer)
-		if err != nil {
+		if err := p.ask(routeApproval, nil, &done, p.r.PathValue("id")); err != nil {
 			p.fail(err)
 			return
 		}
-		var registered wire.RegisteredApplication
-		_ = json.Unmarshal(text, &registered) // the answers of other routes have no key
-		p.show("answer", map[string]any{"Proposal": done, "Answer": json.RawMessage(text), "Key": registered.Key})
+		// The answers of other routes have no key, and no certificate request.
+		var key wire.RegisteredApplication
+		var request wire.CertificateRequest
+		_ = json.Unmarshal(done.Answer, &key)
+		_ = json.Unmarshal(done.Answer, &request)
+		p.show("answer", map[string]any{"Proposal": done.Proposal, "Answer": done.Answer, "Key": key.Key, "CSR": csrPEM(request.CSR)})
 	})
+	c.page("POST /console/approvals/{id}/confirm", func(p *page) {
+		id := p.r.PathValue("id")
+		p.acted(p.ask(routeConfirm, wire.Decide{SM3: p.Form.Get("sm3")}, nil, id), "/console/approvals", "confirmed", func() { show(p) })
+	})
+}
+
+// shownWaiting is how many proposals stand above a page; the rest are counted.
+const shownWaiting = 3
+
+// waits has the page say what waits for a second person, of what the routes do whose paths begin so. Where it cannot be told now,
+// the page of approvals says why.
+func (p *page) waits(beginnings ...string) {
+	var list struct {
+		Proposals []wire.Proposal `json:"proposals"`
+	}
+	if p.ask(routeApprovals, nil, &list) != nil {
+		return
+	}
+	for _, one := range list.Proposals {
+		if one.State == "pending" && slices.ContainsFunc(beginnings, func(b string) bool { return strings.HasPrefix(one.Path, b) }) {
+			p.Waiting = append(p.Waiting, one)
+		}
+	}
+	if n := len(p.Waiting) - shownWaiting; n > 0 {
+		p.Waiting, p.Others = p.Waiting[:shownWaiting], n
+	}
+}
+
+// csrPEM is a certificate request as CAs take it; "" for none.
+func csrPEM(der []byte) string {
+	if len(der) == 0 {
+		return ""
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }

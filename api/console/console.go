@@ -11,6 +11,7 @@ package console
 
 import (
 	"bytes"
+	"context"
 	"embed"
 	"encoding/json"
 	"errors"
@@ -22,7 +23,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"yinjian/api/wire"
@@ -50,6 +50,8 @@ type Backend interface {
 	Ask(r *http.Request, method, path string, body []byte) (status int, answer []byte)
 	// Login asks for a session and sets its cookie. What it answers otherwise is problem+json.
 	Login(w http.ResponseWriter, r *http.Request, body []byte) (status int, answer []byte)
+	// Apart is a request of the same session, for what goes on until ctx ends although r was answered.
+	Apart(ctx context.Context, r *http.Request) *http.Request
 	// Logout ends the session and takes the cookie back.
 	Logout(w http.ResponseWriter, r *http.Request)
 }
@@ -80,8 +82,7 @@ type Console struct {
 	css     []byte
 	version string // of the assets
 
-	mu   sync.Mutex
-	seen []sample // guarded by mu: of the counters, the oldest first
+	works works
 }
 
 //go:embed templates assets
@@ -105,6 +106,7 @@ func New(cfg Config) (*Console, error) {
 	}
 	c.css = append(css, cfg.Theme.css()...)
 	c.version = digest(c.css)
+	c.works.begin()
 	if err := c.parse(); err != nil {
 		return nil, err
 	}
@@ -133,6 +135,9 @@ func (c *Console) parse() error {
 	}
 	return nil
 }
+
+// Close ends what takes long, and waits for it.
+func (c *Console) Close() { c.works.end() }
 
 func (c *Console) routes() {
 	c.mux.HandleFunc("GET /console/assets/console.css", c.stylesheet)
@@ -215,7 +220,10 @@ type page struct {
 	Section string // where the navigation stands
 	Notice  string // one of notices, by its key
 	Refusal *Refusal
-	Refresh int // seconds; 0: the page stays as it is
+	Waiting []wire.Proposal // for a second person, of what the page is about
+	Others  int             // more of them
+	Refresh int             // seconds; 0: the page stays as it is
+	Again   string          // what is asked for then
 	Form    url.Values
 	Data    any
 }

@@ -1,12 +1,15 @@
 package console
 
 import (
+	"bytes"
+	"encoding/csv"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -177,7 +180,11 @@ type bundle struct {
 func (p *page) examine(document []byte) {
 	p.Section = "/console/records"
 	var e examined
-	if err := p.ask(routeExamine, wire.ExamineRecord{Document: document}, &e, p.r.PathValue("id")); err != nil {
+	err := p.ask(routeExamine, wire.ExamineRecord{Document: document}, &e, p.r.PathValue("id"))
+	if r, ok := err.(*Refusal); ok && r.Code == "not_found" && p.elsewhere() {
+		return
+	}
+	if err != nil {
 		p.fail(err)
 		return
 	}
@@ -189,21 +196,52 @@ func (p *page) examine(document []byte) {
 	p.show("record", map[string]any{"E": e, "B": b, "Given": document != nil})
 }
 
+// elsewhere shows what this appliance knows of a record that is in another's journal: its row in the central database. It
+// reports false where there is none such.
+func (p *page) elsewhere() bool {
+	var found wire.RecordPage
+	var s applianceState
+	id := strings.ToLower(p.r.PathValue("id"))
+	if p.ask(routeSearchRecords, wire.SearchRecords{RecordID: id, Most: 10}, &found) != nil || p.ask(routeState, nil, &s) != nil {
+		return false
+	}
+	var rows []wire.RecordRow
+	for _, r := range found.Records {
+		if r.Node != s.Node {
+			rows = append(rows, r)
+		}
+	}
+	if len(rows) == 0 {
+		return false
+	}
+	peer := ""
+	if s.Peer != nil && s.Peer.Node == rows[0].Node {
+		peer = s.Peer.Campus
+	}
+	p.show("elsewhere", map[string]any{"Rows": rows, "ID": id, "Node": rows[0].Node, "Peer": peer, "Up": s.Peer != nil && s.Peer.Up, "Own": s})
+	return true
+}
+
+// maxExport is how many lines a file of changes has at most; the route gives no more.
+const maxExport = 10_000
+
 func changeRoutes(c *Console) {
+	ask := func(p *page, limit int) (found wire.Changes, err error) {
+		q := p.r.URL.Query()
+		err = p.ask(routeChanges, wire.ListChanges{
+			Object: strings.TrimSpace(q.Get("object")), Actor: strings.TrimSpace(q.Get("actor")), Kind: strings.TrimSpace(q.Get("kind")),
+			Since: day(q.Get("since"), 0), Until: day(q.Get("until"), 1), Limit: limit,
+		}, &found)
+		slices.Reverse(found.Changes) // the newest first
+		return found, err
+	}
 	c.page("GET /console/changes", func(p *page) {
 		p.Section = "/console/changes"
 		q := p.r.URL.Query()
-		ask := wire.ListChanges{
-			Object: strings.TrimSpace(q.Get("object")), Actor: strings.TrimSpace(q.Get("actor")), Kind: strings.TrimSpace(q.Get("kind")),
-			Since: day(q.Get("since"), 0), Until: day(q.Get("until"), 1), Limit: 100,
-		}
-		data := map[string]any{"Query": q}
-		var found wire.Changes
-		switch err := p.ask(routeChanges, ask, &found).(type) {
+		q.Del("notice")
+		data := map[string]any{"Query": q, "Export": q.Encode()}
+		switch found, err := ask(p, 100); err := err.(type) {
 		case nil:
-			for i, j := 0, len(found.Changes)-1; i < j; i, j = i+1, j-1 { // the newest first
-				found.Changes[i], found.Changes[j] = found.Changes[j], found.Changes[i]
-			}
 			data["Found"] = found
 		case *Refusal:
 			p.Refusal = err
@@ -213,6 +251,60 @@ func changeRoutes(c *Console) {
 		}
 		p.show("changes", data)
 	})
+	c.page("GET /console/changes/export.csv", func(p *page) {
+		p.Section = "/console/changes"
+		found, err := ask(p, maxExport)
+		if err != nil {
+			p.fail(err)
+			return
+		}
+		rows := [][]string{{"时间 time (UTC+8)", "节点 node", "纪元 epoch", "序号 sequence", "种类 kind", "动作 act", "对象 object", "修改人 by", "为何 why", "改前 before", "改后 after", "MAC"}}
+		for _, x := range found.Changes {
+			rows = append(rows, []string{when(x.Time), x.Node, x.Epoch, strconv.FormatUint(x.Sequence, 10), x.Kind, x.Act, x.Object, x.Actor, x.Reason, x.Before, x.After, x.MAC})
+		}
+		if found.Omitted > 0 {
+			rows = append(rows, append([]string{fmt.Sprintf("另有更早的 %d 条未列出，请缩小时间范围 (older ones left out: narrow the dates)", found.Omitted)}, make([]string, len(rows[0])-1)...))
+		}
+		p.table("changes", rows)
+	})
+	c.page("GET /console/changes/export.json", func(p *page) {
+		p.Section = "/console/changes"
+		found, err := ask(p, maxExport)
+		var b []byte
+		if err == nil {
+			b, err = json.MarshalIndent(found, "", "  ")
+		}
+		if err != nil {
+			p.fail(err)
+			return
+		}
+		attach(p.w, p.c.fileName("changes")+".json", "application/json")
+		p.deliver(b)
+	})
+}
+
+// fileName is what a file is called that is made now, without its end.
+func (c *Console) fileName(what string) string {
+	return what + "-" + c.cfg.Now().In(beijing).Format("20060102T150405")
+}
+
+// table sends a table for a spreadsheet: CSV in UTF-8 with a mark that says so. A cell that such a program would take for a
+// formula, the wide forms of Chinese input too, begins with a quote.
+func (p *page) table(what string, rows [][]string) {
+	var b bytes.Buffer
+	b.WriteString("\ufeff")
+	w := csv.NewWriter(&b)
+	for _, row := range rows {
+		for i, cell := range row {
+			if strings.IndexAny(cell, "=+-@＝＋－＠\t\r\n") == 0 {
+				row[i] = "'" + cell
+			}
+		}
+		_ = w.Write(row) // to memory
+	}
+	w.Flush()
+	attach(p.w, p.c.fileName(what)+".csv", "text/csv; charset=utf-8")
+	p.deliver(b.Bytes())
 }
 
 // tasks are what the audit administrator has the appliance do, and look at the answer of.
@@ -225,8 +317,28 @@ var tasks = map[string]struct {
 	"sweep":   {routeSweep, [2]string{"清查中心库", "Sweep the central database"}},
 }
 
+// A task is what a page shows of one.
+type task struct {
+	Progress
+	Title  [2]string
+	Report *taskReport
+	Wrong  uint64
+}
+
+// A taskReport is what the answers of these routes have in common; what one has not is empty.
+type taskReport struct {
+	Entries     uint64            `json:"entries"`
+	Checkpoints uint64            `json:"checkpoints"`
+	Rows        uint64            `json:"rows"`
+	MACs        uint64            `json:"macs_checked"`
+	Findings    []json.RawMessage `json:"findings"`
+	Differences []json.RawMessage `json:"differences"`
+	Omitted     uint64            `json:"omitted"`
+	Remarks     []string          `json:"remarks"`
+}
+
 func journalRoutes(c *Console) {
-	show := func(p *page, data map[string]any) {
+	show := func(p *page) {
 		p.Section = "/console/journal"
 		if !p.only(routeVerify) {
 			return
@@ -236,34 +348,38 @@ func journalRoutes(c *Console) {
 			p.fail(err)
 			return
 		}
-		data["State"], data["Tasks"] = s, tasks
-		p.show("journal", data)
+		var all []task
+		for _, name := range []string{"verify", "compare", "sweep"} {
+			one := task{Progress: p.progress(name, &s), Title: tasks[name].Title}
+			if w := one.Work; w != nil && w.Answer != nil {
+				one.Report = new(taskReport)
+				if err := json.Unmarshal(w.Answer, one.Report); err != nil {
+					p.fail(err)
+					return
+				}
+				one.Wrong = uint64(len(one.Report.Findings)+len(one.Report.Differences)) + one.Report.Omitted
+			}
+			all = append(all, one)
+		}
+		p.show("journal", map[string]any{"State": s, "Tasks": all})
 	}
-	c.page("GET /console/journal", func(p *page) { show(p, map[string]any{}) })
+	c.page("GET /console/journal", show)
 	for name, task := range tasks {
 		c.page("POST /console/journal/"+name, func(p *page) {
-			var report struct {
-				Entries     uint64            `json:"entries"`
-				Checkpoints uint64            `json:"checkpoints"`
-				Findings    []json.RawMessage `json:"findings"`
-				Differences []json.RawMessage `json:"differences"`
-				Remarks     []string          `json:"remarks"`
-			}
-			var whole json.RawMessage
-			err := p.ask(task.Route, map[string]any{}, &whole)
-			if err == nil {
-				err = json.Unmarshal(whole, &report)
-			}
-			if e, ok := err.(*Refusal); ok {
-				p.Refusal = e
-				show(p, map[string]any{})
+			p.acted(p.work(name, task.Route, map[string]any{}), "/console/journal", "begun", func() { show(p) })
+		})
+		c.page("GET /console/journal/"+name+"/report.json", func(p *page) {
+			p.Section = "/console/journal"
+			w := c.works.last(name)
+			if !p.only(task.Route) {
 				return
 			}
-			if err != nil {
-				p.fail(err)
+			if w == nil || w.Answer == nil {
+				p.problem(http.StatusNotFound, "not_found", "没有报告：尚未做过、没有完成，或已满一小时 (there is no report: none was made, or it is older than an hour)")
 				return
 			}
-			show(p, map[string]any{"Done": task.Title, "Report": report, "Wrong": len(report.Findings) + len(report.Differences), "Whole": whole})
+			attach(p.w, name+"-"+w.Ended.In(beijing).Format("20060102T150405")+".json", "application/json")
+			p.deliver(w.Answer)
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package console_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"yinjian/api"
 	"yinjian/api/console"
 	"yinjian/api/wire"
 	"yinjian/appliance/evidence"
@@ -29,27 +31,26 @@ type clinic struct {
 	signers int
 	// spoil is put behind every text of every answer.
 	spoil string
+	odd   string // the reason of a change
 
 	mu      sync.Mutex
-	asked   []string        // guarded by mu: "POST /admin/v1/signers/D1/stop {…}"
-	stopped map[string]bool // guarded by mu: signers
-	refuse  map[string]*wire.Problem
+	asked   []string                 // guarded by mu: "POST /admin/v1/signers/D1/stop {…}"
+	stopped map[string]bool          // guarded by mu: signers
+	refuse  map[string]*wire.Problem // guarded by mu, where it changes
+	hold    map[string]chan struct{} // a route waits until it is closed
 }
 
-// The roles that may use a route that not all may; the rest of the matrix is the appliance's.
-var rolesOf = map[string][]string{
-	"POST /admin/v1/signers": {"security", "operator"}, "POST /admin/v1/signers/:id/stop": {"security", "operator"}, "POST /admin/v1/signers/:id/start": {"security", "operator"},
-	"POST /admin/v1/signers/search": {"security", "audit", "operator"}, "GET /admin/v1/applications": {"security", "audit", "operator"},
-	"POST /admin/v1/applications": {"security"}, "POST /admin/v1/applications/:id/stop": {"security"}, "POST /admin/v1/applications/:id/limits": {"security"}, "POST /admin/v1/applications/:id/production": {"security"},
-	"POST /admin/v1/records/search": {"audit", "operator"}, "POST /admin/v1/records/:id/examine": {"audit", "operator"}, "POST /admin/v1/changes": {"audit"},
-	"POST /admin/v1/audit/verify": {"audit"}, "POST /admin/v1/compare": {"audit"}, "POST /admin/v1/sweep": {"audit"},
-	"POST /admin/v1/time/sources": {"system"}, "POST /admin/v1/time/sources/:name/remove": {"system"}, "POST /admin/v1/machines/:name/drain": {"system"},
-	"POST /admin/v1/tsa/stop": {"system"}, "POST /admin/v1/tsa/log": {"system", "audit"}, "POST /admin/v1/certificates": {"security"},
-	"GET /admin/v1/anchors": {"security", "audit"}, "GET /admin/v1/trust/crls": {"security", "audit"}, "GET /admin/v1/backups": {"system", "audit"},
-	"GET /admin/v1/time": {"system", "security", "audit"}, "GET /admin/v1/machines": {"system", "security", "audit"}, "GET /admin/v1/tsa": {"system", "security", "audit"},
-	"GET /admin/v1/certificates": {"system", "security", "audit"}, "GET /admin/v1/keys": {"system", "security", "audit"},
-	"POST /admin/v1/approvals/:id/approve": {"system", "security"},
-}
+// rolesOf are the roles that may use a route that not all may, as the appliance's matrix has them.
+var rolesOf = func() map[string][]string {
+	out := map[string][]string{}
+	for _, line := range api.Matrix() {
+		for _, role := range line.Roles {
+			at := line.Method + " " + line.Pattern
+			out[at] = append(out[at], string(role))
+		}
+	}
+	return out
+}()
 
 func (c *clinic) Session(r *http.Request) *console.Session {
 	k, err := r.Cookie("__Host-yinjian")
@@ -72,6 +73,8 @@ func (c *clinic) Login(w http.ResponseWriter, _ *http.Request, body []byte) (int
 	http.SetCookie(w, &http.Cookie{Name: "__Host-yinjian", Value: req.Name, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode})
 	return 200, []byte(`{}`)
 }
+
+func (c *clinic) Apart(ctx context.Context, r *http.Request) *http.Request { return r.Clone(ctx) }
 
 func (c *clinic) Logout(w http.ResponseWriter, _ *http.Request) {
 	http.SetCookie(w, &http.Cookie{Name: "__Host-yinjian", Path: "/", MaxAge: -1, Secure: true, HttpOnly: true})
@@ -96,7 +99,13 @@ func (c *clinic) Ask(r *http.Request, method, at string, body []byte) (int, []by
 			return 403, problemJSON(&wire.Problem{Status: 403, Code: "forbidden", Title: "没有权限", Detail: "该角色无此权限 (this is no work of the role)"})
 		}
 	}
-	if p := c.refuse[method+" "+at]; p != nil {
+	if hold := c.hold[method+" "+at]; hold != nil {
+		<-hold
+	}
+	c.mu.Lock()
+	p := c.refuse[method+" "+at]
+	c.mu.Unlock()
+	if p != nil {
 		return p.Status, problemJSON(p)
 	}
 	status, out := c.answer(method, at, body)
@@ -155,7 +164,7 @@ func spoilt(tree any, words string) any {
 			}
 			return v
 		case string:
-			if _, err := time.Parse(time.RFC3339, v); err == nil || name == "certificate" || name == "key" || slices.Contains([]string{"points", "hours"}, name) {
+			if _, err := time.Parse(time.RFC3339, v); err == nil || name == "certificate" || name == "key" || name == "csr" || slices.Contains([]string{"points", "hours"}, name) {
 				return v
 			}
 			return v + words
@@ -178,19 +187,23 @@ func signerOf(i int, stopped bool) m {
 }
 
 func (c *clinic) answer(method, at string, body []byte) (int, any) {
+	if status, out := c.service(method, at, body); out != nil {
+		return status, out
+	}
 	switch method + " " + at {
 	case "GET /admin/v1/state":
 		return 200, stateOf()
 	case "GET /admin/v1/approvals":
 		return 200, m{"proposals": []any{
 			m{"proposal": strings.Repeat("ab", 16), "sm3": strings.Repeat("0f", 32), "approvers": []string{"security", "system"}, "ends_s": 2710, "path": "/admin/v1/applications", "title": "登记应用 (register an application)", "body": m{"id": "emr", "name": "电子病历", "rights": []string{"sign"}}, "by": "admin:wang(王五，security)", "state": "pending"},
-			m{"proposal": strings.Repeat("cd", 16), "sm3": strings.Repeat("1f", 32), "approvers": []string{"security", "system"}, "ends_s": 1200, "path": "/admin/v1/signers", "title": "登记签名人 (enrol a signer)", "body": m{"id": "D00042", "pin": "（不显示）"}, "by": "admin:zhang(张三，security)", "state": "done", "approver": "admin:li(李四，system)"},
+			m{"proposal": strings.Repeat("cd", 16), "sm3": strings.Repeat("1f", 32), "approvers": []string{"security", "system"}, "ends_s": 1200, "path": "/admin/v1/signers", "title": "登记签名人 (enrol a signer)", "body": m{"id": "D00042", "pin": "（不显示）"}, "by": "admin:zhang(张三，security)", "state": "done", "approver": "admin:li(李四，system)", "answer_ends_s": 3000},
 		}}
 	case "POST /admin/v1/signers/search":
 		var req wire.SearchSigners
 		if err := json.Unmarshal(body, &req); err != nil {
 			return 400, m{"code": "invalid_request", "status": 400}
 		}
+		req.Text = strings.TrimSuffix(req.Text, c.spoil)
 		page, total := []any{}, 0
 		for i := range c.signers {
 			s := signerOf(i, c.isStopped(fmt.Sprintf("D%05d", i)))
@@ -208,7 +221,7 @@ func (c *clinic) answer(method, at string, body []byte) (int, any) {
 	case "GET /admin/v1/applications":
 		return 200, []any{
 			m{"version": 1, "id": "his", "name": "门诊医生站", "campus": "本部", "rights": []string{"sign", "verify"}, "stamp": "required", "consent": []string{"signer-pin"}, "production": true, "rate": 200, "burst": 400, "changed_by": "local uid=0(root)", "changed_at": "2026-11-01T02:00:00Z"},
-			m{"version": 4, "id": "lis", "name": "检验系统", "campus": "东院区", "rights": []string{"sign", "timestamp", "evidence.any"}, "stamp": "none", "consent": []string{"app-asserted"}, "test": true, "stopped": true, "changed_by": "local uid=0(root)", "changed_at": "2026-11-02T02:00:00Z"},
+			m{"version": 4, "id": "lis", "name": "检验系统", "campus": "东院区", "rights": []string{"sign", "timestamp", "evidence.any"}, "stamp": "none", "consent": []string{"app-asserted"}, "client": m{"alone": true, "keys": []string{strings.Repeat("0d", 32)}, "subject_text": "CN=lis"}, "test": true, "stopped": true, "changed_by": "local uid=0(root)", "changed_at": "2026-11-02T02:00:00Z"},
 		}
 	case "POST /admin/v1/applications":
 		return 200, m{"application": m{"id": "emr"}, "key": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}
@@ -232,8 +245,8 @@ func (c *clinic) answer(method, at string, body []byte) (int, any) {
 		return 200, historyOf()
 	case "GET /admin/v1/machines":
 		return 200, stateOf()["machines"]
-	case "GET /admin/v1/keys":
-		return 200, m{"keys": []any{
+	case "POST /admin/v1/keys/search":
+		return 200, m{"next": "tsa:sm2", "keys": []any{
 			m{"slot": "log", "label": "log/sm2", "algorithm": "SM2", "owner": "log", "kind": "resident", "state": "present", "machines": []string{"main"}, "uses": 812, "rotation_due": "2028-01-01T00:00:00Z"},
 			m{"slot": "tsa", "label": "tsa/sm2", "algorithm": "SM2", "owner": "tsa:sm2", "kind": "resident", "state": "present", "machines": []string{"main", "second"}, "uses": 42000},
 		}, "warnings": []string{}}
@@ -241,18 +254,20 @@ func (c *clinic) answer(method, at string, body []byte) (int, any) {
 		return 200, m{"units": []any{m{"unit": "rsa", "state": "stopped", "reason": "检修", "changed_by": "admin:li(李四，system)", "changed_at": "2026-11-20T00:00:00Z", "policy": "2.999.1.2", "not_after": "2028-01-01T00:00:00Z"}, m{"unit": "sm2", "state": "running", "policy": "2.999.1.1", "not_after": "2028-01-01T00:00:00Z"}}, "tokens": m{"issued": 42000, "refused_time": 0, "refused_other": 2}}
 	case "POST /admin/v1/tsa/log":
 		return 200, []any{m{"sequence": 90210, "time": "2026-11-22T06:29:58.120Z", "kind": "token", "unit": "sm2", "requester": "his", "serial": "0123456789abcdef0000000000000a11", "bound_us": 812}, m{"sequence": 90200, "time": "2026-11-22T06:20:00Z", "kind": "refused", "unit": "rsa", "requester": "192.0.2.7", "reason": "stopped", "count": 2}}
-	case "GET /admin/v1/certificates":
-		return 200, []any{
+	case "POST /admin/v1/certificates/search":
+		return 200, m{"next": "tls", "certificates": []any{
 			m{"owner": "tsa:sm2", "use": "tsa", "algorithm": "SM2", "label": "tsa/sm2", "serial": "0a11223344556677", "subject": "CN=时间戳单元 sm2 (评估)", "issuer": "CN=印鉴评估 CA", "state": "active", "not_before": "2026-01-01T00:00:00Z", "not_after": "2028-01-01T00:00:00Z", "days_left": 405, "evaluation": true},
 			m{"owner": "signer:D00012", "name": "华佗", "use": "staff", "algorithm": "SM2", "serial": "0a99", "subject": "CN=华佗,OU=心内科", "state": "active", "not_after": "2026-12-24T00:00:00Z", "days_left": 31},
 			m{"owner": "tls", "use": "tls", "algorithm": "RSA-2048", "label": "tls", "state": "pending"},
-		}
+		}}
 	case "GET /admin/v1/anchors":
 		return 200, []any{m{"id": "0123456789ab", "subject": "CN=印鉴评估 CA", "not_after": "2036-01-01T00:00:00Z", "uses": []string{"staff", "tsa"}, "note": "评估 CA", "evaluation": true}, m{"id": "ffff", "subject": "CN=市 CA", "not_after": "2030-01-01T00:00:00Z", "uses": []string{"staff"}, "note": "到期", "withdrawn": true}}
 	case "GET /admin/v1/trust/crls":
-		return 200, m{"lists": []any{m{"issuer": "CN=印鉴评估 CA", "number": "12", "this_update": "2026-11-20T00:00:00Z", "next_update": "2026-11-27T00:00:00Z", "revoked": 3, "state": "current", "source": "own"}}, "revocation": "hard"}
+		return 200, m{"lists": []any{m{"issuer": "CN=印鉴评估 CA", "number": "12", "this_update": "2026-11-20T00:00:00Z", "next_update": "2026-11-27T00:00:00Z", "revoked": 3, "state": "current", "source": "own", "own": true}, m{"issuer": "CN=市 CA", "number": "7", "this_update": "2026-11-01T00:00:00Z", "next_update": "2026-11-08T00:00:00Z", "revoked": 0, "state": "stale", "source": "http://crl.test/a.crl"}},
+			"sources": []any{m{"url": "http://crl.test/a.crl", "at": "2026-11-22T06:00:00Z", "error": "不应答 (no answer)"}, m{"url": "http://crl.test/b.crl", "at": "2026-11-22T06:00:00Z", "new": true}}, "revocation": "hard"}
 	case "GET /admin/v1/backups":
-		return 200, m{"custodians": m{"set": "01", "key": "8f1e 22aa 90bc", "threshold": 2, "holders": []string{"院长办公室", "信息科", "纪检"}}, "last": m{"ID": "0123456789abcdef", "Node": "east-1", "SM3": strings.Repeat("0c", 32), "Entries": 90000, "Base": "", "At": m{"Micros": 1795312800000000}}, "unfinished": m{"feed": "2026-11-22T00:00:00Z"}}
+		return 200, m{"custodians": m{"set": "01", "key": "8f1e 22aa 90bc", "threshold": 2, "holders": []string{"院长办公室", "信息科", "纪检"}}, "last": m{"ID": "0123456789abcdef", "Node": "east-1", "SM3": strings.Repeat("0c", 32), "Entries": 90000, "Base": "", "At": m{"Micros": 1795312800000000}}, "unfinished": m{"feed": "2026-11-22T00:00:00Z"},
+			"restored_epoch": "0123456789abcdef", "lost": m{"entries": 3, "signatures": 2, "reaches": true}, "reports": []any{m{"kind": "drill", "backup": "0123456789abcdef", "at": "2026-11-20T00:00:00Z", "passed": true, "persons": "甲、乙"}, m{"kind": "verified", "backup": "feedfeedfeedfeed", "at": "2026-11-10T00:00:00Z", "passed": false, "persons": "甲、丙"}}}
 	}
 	switch id, act := path.Base(path.Dir(at)), path.Base(at); {
 	case strings.HasPrefix(at, "/admin/v1/records/") && act == "examine":
@@ -265,9 +280,12 @@ func (c *clinic) answer(method, at string, body []byte) (int, any) {
 	case strings.HasPrefix(at, "/admin/v1/applications/"), strings.HasPrefix(at, "/admin/v1/machines/"), strings.HasPrefix(at, "/admin/v1/tsa/"), strings.HasPrefix(at, "/admin/v1/time/"):
 		return 200, m{}
 	case strings.HasPrefix(at, "/admin/v1/approvals/"):
-		return 200, m{"proposal": id, "state": "done", "title": "登记应用 (register an application)", "answer": m{"application": m{"id": "emr"}, "key": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}}
+		if method == "GET" {
+			id = act
+		}
+		return 200, m{"proposal": id, "state": "done", "title": "登记应用 (register an application)", "sm3": strings.Repeat("1f", 32), "answer_ends_s": 3000, "answer": m{"application": m{"id": "emr"}, "key": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}}
 	}
-	return 404, nil
+	return administration(method, at)
 }
 
 func (c *clinic) isStopped(id string) bool {
@@ -288,9 +306,12 @@ func stateOf() m {
 			m{"name": "second", "state": "down", "reason": "不应答 (no answer)", "weight": 2, "added": true, "since": "2026-11-22T05:00:00Z", "slots": []any{slot("staff", "down", 9000), slot("tsa", "draining", 10)}},
 		},
 		"journal": m{"entries": 90211, "checkpoint": 90211, "free_bytes": 52 << 30}, "projection": m{"shipped": 90190, "lag": 21},
-		"peer":      m{"node": "west-1", "campus": "东院区", "up": true, "age_s": 0.4},
-		"listeners": m{"api": "192.0.2.10:8443 (TLS 1.3)", "admin": "192.0.2.10:9443 (TLS 1.3)"},
-		"warnings":  []string{"软件密码机，仅供评估，非认证产品 (software cipher machine: evaluation only, not a certified product)", "密码机 second 不应答 (cipher machine second does not answer)", "证书 signer:D00012 还有 31 天到期 (ends in 31 days)"},
+		"peer":       m{"node": "west-1", "campus": "东院区", "up": true, "age_s": 0.4},
+		"throughput": m{"signatures_per_s": 118.4, "timestamps_per_s": 121.9, "entries_per_s": 131.2, "over_s": 62.0},
+		"work":       []any{m{"name": "verify", "for_s": 12, "done": 40960, "total": 90211}},
+		"reports":    m{"patrol": m{"name": "daily", "outcome": "warning", "at": "2026-11-22T00:10:00Z"}},
+		"listeners":  m{"api": "192.0.2.10:8443 (TLS 1.3)", "admin": "192.0.2.10:9443 (TLS 1.3)"},
+		"warnings":   []string{"软件密码机，仅供评估，非认证产品 (software cipher machine: evaluation only, not a certified product)", "密码机 second 不应答 (cipher machine second does not answer)", "证书 signer:D00012 还有 31 天到期 (ends in 31 days)"},
 	}
 }
 
@@ -356,8 +377,20 @@ func newConsole(t testing.TB, c *clinic, theme *console.Theme) *httptest.Server 
 		t.Fatal(err)
 	}
 	s := httptest.NewTLSServer(h)
+	t.Cleanup(h.Close)
 	t.Cleanup(s.Close)
 	return s
+}
+
+// eventually waits for a condition.
+func eventually(t testing.TB, so func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) { // interval
+		if so() {
+			return
+		}
+	}
+	t.Fatal("it does not come about")
 }
 
 // get asks as somebody of a role; "" has not logged in.

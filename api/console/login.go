@@ -95,13 +95,10 @@ func (c *Console) passwordPage(p *page) {
 
 // password changes one's own. All sessions of the administrator end with it.
 func (c *Console) password(p *page) {
-	old, fresh := p.Form.Get("old"), p.Form.Get("password")
-	again := p.Form.Get("again")
+	old := p.Form.Get("old")
 	p.Form.Del("old")
-	p.Form.Del("password")
-	p.Form.Del("again")
-	if fresh != again {
-		p.Refusal = &Refusal{wire.Problem{Status: http.StatusBadRequest, Code: "invalid_request", Field: "again", Detail: "两次输入的新口令不同 (the new passwords differ)"}}
+	fresh := p.newPassword()
+	if p.Refusal != nil {
 		c.passwordPage(p)
 		return
 	}

@@ -3,7 +3,9 @@ package console
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"yinjian/api/wire"
@@ -14,12 +16,15 @@ const (
 	routeEnrol         = "POST /admin/v1/signers"
 	routeStopSigner    = "POST /admin/v1/signers/:id/stop"
 	routeStartSigner   = "POST /admin/v1/signers/:id/start"
+	routeAddSignerKey  = "POST /admin/v1/signers/:id/keys"
+	routeSetPIN        = "POST /admin/v1/signers/:id/pin"
 
 	routeApplications = "GET /admin/v1/applications"
 	routeRegister     = "POST /admin/v1/applications"
 	routeStopApp      = "POST /admin/v1/applications/:id/stop"
 	routeLimits       = "POST /admin/v1/applications/:id/limits"
 	routeProduction   = "POST /admin/v1/applications/:id/production"
+	routeBindClient   = "POST /admin/v1/applications/:id/client"
 )
 
 // perPage is how many lines a list shows.
@@ -51,6 +56,7 @@ type signer struct {
 func signerRoutes(c *Console) {
 	c.page("GET /console/signers", func(p *page) {
 		p.Section = "/console/signers"
+		p.waits("/admin/v1/signers")
 		q := p.r.URL.Query()
 		at, _ := strconv.Atoi(q.Get("page"))
 		at = min(max(1, at), 10_000)
@@ -92,58 +98,90 @@ func signerRoutes(c *Console) {
 	one := func(p *page) {
 		p.Section = "/console/signers"
 		id := p.r.PathValue("id")
-		for skip := 0; ; skip += perPage { // an id may be part of others
+		p.waits("/admin/v1/signers/" + url.PathEscape(id) + "/")
+		// An id may be part of others. Those that have it come in their order: the page that it is on is found by halves.
+		for from, to := 0, 1; from < to; {
+			at := (from + to - 1) / 2
 			var found struct {
 				Signers []signer `json:"signers"`
 				Total   int      `json:"total"`
 			}
-			if err := p.ask(routeSearchSigners, wire.SearchSigners{Text: id, Skip: skip, Most: perPage}, &found); err != nil {
+			if err := p.ask(routeSearchSigners, wire.SearchSigners{Text: id, Skip: at * perPage, Most: perPage}, &found); err != nil {
 				p.fail(err)
 				return
 			}
-			for _, s := range found.Signers {
-				if s.ID == id {
-					p.show("signer", map[string]any{"Signer": s})
-					return
-				}
-			}
-			if skip+perPage >= found.Total {
-				p.problem(http.StatusNotFound, "not_found", "没有这个签名人 (no such signer)")
+			i, there := slices.BinarySearchFunc(found.Signers, id, func(s signer, id string) int { return strings.Compare(s.ID, id) })
+			switch {
+			case there:
+				p.show("signer", map[string]any{"Signer": found.Signers[i]})
 				return
+			case at == 0:
+				to = (found.Total + perPage - 1) / perPage
+			}
+			if i == len(found.Signers) {
+				from = at + 1
+			} else {
+				to = at
 			}
 		}
+		p.problem(http.StatusNotFound, "not_found", "没有这个签名人 (no such signer)")
 	}
 	c.page("GET /console/signers/{id}", one)
-	for act, to := range map[string][2]string{"stop": {routeStopSigner, "stopped"}, "start": {routeStartSigner, "started"}} {
-		c.page("POST /console/signers/{id}/"+act, func(p *page) {
-			id := p.r.PathValue("id")
-			p.acted(p.ask(to[0], reason(p), nil, id), "/console/signers/"+url.PathEscape(id), to[1], func() { one(p) })
+	act := func(name, route, notice string, body func(p *page) any) {
+		c.page("POST /console/signers/{id}/"+name, func(p *page) {
+			if b := body(p); p.Refusal == nil {
+				id := p.r.PathValue("id")
+				p.acted(p.ask(route, b, nil, id), "/console/signers/"+url.PathEscape(id), notice, func() { one(p) })
+			} else {
+				one(p)
+			}
 		})
 	}
+	why := func(p *page) any { return reason(p) }
+	act("stop", routeStopSigner, "stopped", why)
+	act("start", routeStartSigner, "started", why)
+	act("keys", routeAddSignerKey, "changed", func(p *page) any { return values(p.Form, "algorithm", "ca") })
+	act("pin", routeSetPIN, "changed", func(p *page) any {
+		pin, old, again := p.Form.Get("pin"), p.Form.Get("old_pin"), p.Form.Get("again")
+		for _, name := range []string{"pin", "old_pin", "again"} { // nobody reads it off a page
+			p.Form.Del(name)
+		}
+		if pin != again {
+			p.refuse("again", "两次输入的 PIN 不同 (the PINs differ)")
+		}
+		return wire.SetSignerPIN{PIN: pin, OldPIN: old}
+	})
 }
 
 type application struct {
-	Version     int       `json:"version"`
-	ID          string    `json:"id"`
-	Name        string    `json:"name"`
-	Campus      string    `json:"campus"`
-	Rights      []string  `json:"rights"`
-	Stamp       string    `json:"stamp"`
-	Consent     []string  `json:"consent"`
-	Test        bool      `json:"test"`
-	Production  bool      `json:"production"`
-	Rate        int       `json:"rate"`
-	Burst       int       `json:"burst"`
-	HSMRate     int       `json:"hsm_rate"`
-	HSMSessions int       `json:"hsm_sessions"`
-	Stopped     bool      `json:"stopped"`
-	ChangedBy   string    `json:"changed_by"`
-	ChangedAt   time.Time `json:"changed_at"`
+	Version     int      `json:"version"`
+	ID          string   `json:"id"`
+	Name        string   `json:"name"`
+	Campus      string   `json:"campus"`
+	Rights      []string `json:"rights"`
+	Stamp       string   `json:"stamp"`
+	Consent     []string `json:"consent"`
+	Test        bool     `json:"test"`
+	Production  bool     `json:"production"`
+	Rate        int      `json:"rate"`
+	Burst       int      `json:"burst"`
+	HSMRate     int      `json:"hsm_rate"`
+	HSMSessions int      `json:"hsm_sessions"`
+	Stopped     bool     `json:"stopped"`
+	// Client is by which TLS client certificates it proves itself; nil: by none.
+	Client *struct {
+		Alone       bool     `json:"alone"`
+		Keys        []string `json:"keys"`
+		SubjectText string   `json:"subject_text"`
+	} `json:"client"`
+	ChangedBy string    `json:"changed_by"`
+	ChangedAt time.Time `json:"changed_at"`
 }
 
 func applicationRoutes(c *Console) {
 	list := func(p *page) (apps []application, ok bool) {
 		p.Section = "/console/applications"
+		p.waits("/admin/v1/applications")
 		if err := p.ask(routeApplications, nil, &apps); err != nil {
 			p.fail(err)
 			return nil, false
@@ -197,14 +235,18 @@ func applicationRoutes(c *Console) {
 		p.problem(http.StatusNotFound, "not_found", "没有这个应用 (no such application)")
 	}
 	c.page("GET /console/applications/{id}", one)
-	act := func(name, route, notice string, body func(p *page) map[string]any) {
+	act := func(name, route, notice string, body func(p *page) any) {
 		c.page("POST /console/applications/{id}/"+name, func(p *page) {
 			id := p.r.PathValue("id")
 			p.acted(p.ask(route, body(p), nil, id), "/console/applications/"+url.PathEscape(id), notice, func() { one(p) })
 		})
 	}
-	act("stop", routeStopApp, "stopped", reason)
-	act("limits", routeLimits, "changed", func(p *page) map[string]any {
+	act("stop", routeStopApp, "stopped", func(p *page) any { return reason(p) })
+	act("client", routeBindClient, "changed", func(p *page) any {
+		f := p.Form
+		return wire.BindClient{By: f.Get("by"), Certificate: upload(p, "certificate"), Alone: f.Get("alone") != "", Reason: f.Get("reason")}
+	})
+	act("limits", routeLimits, "changed", func(p *page) any {
 		body := reason(p)
 		body["rate"], body["burst"] = whole(p.Form, "rate"), whole(p.Form, "burst")
 		for _, n := range []string{"hsm_rate", "hsm_sessions"} {
@@ -214,7 +256,7 @@ func applicationRoutes(c *Console) {
 		}
 		return body
 	})
-	act("production", routeProduction, "changed", func(p *page) map[string]any {
+	act("production", routeProduction, "changed", func(p *page) any {
 		body := reason(p)
 		body["production"] = p.Form.Get("production") == "yes"
 		return body

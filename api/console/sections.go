@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"yinjian/api/wire"
 	"yinjian/ntp/plot"
 )
 
@@ -38,14 +39,24 @@ func init() {
 		{groupWatch, [2]string{"待批准事项", "Approvals"}, "/console/approvals", []string{routeApprovals}, approvalRoutes},
 		{groupPeople, [2]string{"签名人", "Signers"}, "/console/signers", []string{routeSearchSigners}, signerRoutes},
 		{groupPeople, [2]string{"应用", "Applications"}, "/console/applications", []string{routeApplications}, applicationRoutes},
+		{groupPeople, [2]string{"应用自检", "Self-test of applications"}, "/console/selftest", []string{routeSelftest}, selftestRoutes},
 		{groupAudit, [2]string{"记录与证据", "Records and evidence"}, "/console/records", []string{routeSearchRecords}, recordRoutes},
 		{groupAudit, [2]string{"变更日志", "Changes"}, "/console/changes", []string{routeChanges}, changeRoutes},
 		{groupAudit, [2]string{"日志核验", "Journal"}, "/console/journal", []string{routeVerify}, journalRoutes},
+		{groupAudit, [2]string{"密评证据包", "Evaluator's pack"}, "/console/assess", []string{routeAssess}, assessRoutes},
+		{groupAudit, [2]string{"巡检", "Patrols"}, "/console/patrol", []string{routeListReports}, patrolRoutes},
+		{groupAudit, [2]string{"演练", "Drills"}, "/console/drills", []string{routeListReports}, drillRoutes},
 		{groupMachine, [2]string{"时间", "Time"}, "/console/time", []string{routeTime}, timeRoutes},
 		{groupMachine, [2]string{"密码机", "Cipher machines"}, "/console/machines", []string{routeMachines}, machineRoutes},
+		{groupMachine, [2]string{"密钥", "Keys"}, "/console/keys", []string{routeSearchKeys}, keyRoutes},
 		{groupMachine, [2]string{"时间戳服务", "Timestamping"}, "/console/tsa", []string{routeTSA}, tsaRoutes},
-		{groupMachine, [2]string{"证书与信任", "Certificates"}, "/console/certificates", []string{routeCertificates}, certificateRoutes},
+		{groupMachine, [2]string{"证书", "Certificates"}, "/console/certificates", []string{routeSearchCertificates}, certificateRoutes},
+		{groupMachine, [2]string{"信任与吊销", "Trust and revocation"}, "/console/trust", []string{routeAnchors, routeCRLs}, trustRoutes},
+		{groupMachine, [2]string{"管理员", "Administrators"}, "/console/administrators", []string{routeAdministrators}, administratorRoutes},
 		{groupMachine, [2]string{"备份", "Backups"}, "/console/backups", []string{routeBackups}, backupRoutes},
+		{groupMachine, [2]string{"运行日志", "Running log"}, "/console/logs", []string{routeLog}, logRoutes},
+		{groupMachine, [2]string{"系统与网络", "System and network"}, "/console/system", []string{routeSystem}, systemRoutes},
+		{groupMachine, [2]string{"映像与升级", "Image and updates"}, "/console/update", []string{routeUpdate}, updateRoutes},
 		{groupHelp, [2]string{"帮助与错误码", "Help"}, "/console/help", nil, helpRoutes},
 		{groupHelp, [2]string{"关于", "About"}, "/console/about", nil, aboutRoutes},
 	}
@@ -88,53 +99,6 @@ func (p *page) Here() string {
 	return within(p.r.URL.RequestURI())
 }
 
-const (
-	overviewEvery = 15 // seconds
-	// overviewTimes is how often the overview asks by itself: a session that nobody uses has to end.
-	overviewTimes = 40
-)
-
-// Again is what a page that is refreshed asks for next.
-func (p *page) Again() string {
-	n, _ := strconv.Atoi(p.r.URL.Query().Get("n"))
-	return "/console/?n=" + strconv.Itoa(n+1)
-}
-
-// A sample is the counters at a moment.
-type sample struct {
-	at                      time.Time
-	entries, signed, stamps float64
-}
-
-// rates are what was done a second between the oldest sample of the last minutes and now.
-type rates struct {
-	Known                    bool
-	Over                     float64 // seconds
-	Entries, Signed, Stamped float64
-}
-
-const sampleFor = 2 * time.Minute
-
-func (c *Console) rates(now sample) rates {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if n := len(c.seen); n > 0 && (now.entries < c.seen[n-1].entries || now.at.Before(c.seen[n-1].at)) {
-		c.seen = nil // the counters began anew
-	}
-	for len(c.seen) > 1 && now.at.Sub(c.seen[0].at) > sampleFor {
-		c.seen = c.seen[1:]
-	}
-	if n := len(c.seen); n == 0 || now.at.Sub(c.seen[n-1].at) >= time.Second {
-		c.seen = append(c.seen, now)
-	}
-	first := c.seen[0]
-	over := now.at.Sub(first.at).Seconds()
-	if over < 1 {
-		return rates{}
-	}
-	return rates{true, over, (now.entries - first.entries) / over, max(0, now.signed-first.signed) / over, max(0, now.stamps-first.stamps) / over}
-}
-
 const routeState = "GET /admin/v1/state"
 
 // applianceState is what pages show of the state.
@@ -174,8 +138,31 @@ type applianceState struct {
 		Up     bool    `json:"up"`
 		AgeS   float64 `json:"age_s"`
 	} `json:"peer"`
-	Listeners map[string]string `json:"listeners"`
-	Warnings  []string          `json:"warnings"`
+	Listeners  map[string]string `json:"listeners"`
+	Warnings   []string          `json:"warnings"`
+	Throughput struct {
+		Signatures float64 `json:"signatures_per_s"`
+		Timestamps float64 `json:"timestamps_per_s"`
+		Entries    float64 `json:"entries_per_s"`
+		OverS      float64 `json:"over_s"`
+	} `json:"throughput"`
+	Work    []working              `json:"work"`
+	Reports map[string]*lastReport `json:"reports"`
+}
+
+// A working is something long that is under way in the appliance.
+type working struct {
+	Name  string `json:"name"`
+	ForS  int64  `json:"for_s"`
+	Done  uint64 `json:"done"`
+	Total uint64 `json:"total"`
+}
+
+// A lastReport is the last of a kind that was filed.
+type lastReport struct {
+	Name    string `json:"name"`
+	Outcome string `json:"outcome"`
+	At      string `json:"at"`
 }
 
 type machine struct {
@@ -199,39 +186,14 @@ type machine struct {
 	} `json:"slots"`
 }
 
-func overviewRoutes(c *Console) {
-	c.page("GET /console/{$}", func(p *page) {
-		p.Section = "/console/"
-		var s applianceState
-		if err := p.ask(routeState, nil, &s); err != nil {
-			p.fail(err)
-			return
-		}
-		now := sample{at: c.cfg.Now(), entries: float64(s.Journal.Entries)}
-		for _, m := range s.Machines {
-			for _, slot := range m.Slots {
-				switch slot.Slot {
-				case "staff":
-					now.signed += float64(slot.Done)
-				case "tsa":
-					now.stamps += float64(slot.Done)
-				}
-			}
-		}
-		if n, _ := strconv.Atoi(p.r.URL.Query().Get("n")); n < overviewTimes && p.r.URL.Query().Get("still") == "" {
-			p.Refresh = overviewEvery
-		}
-		p.show("overview", map[string]any{"State": s, "Rates": c.rates(now)})
-	})
-}
-
 const (
 	routeTime          = "GET /admin/v1/time"
 	routeHistory       = "POST /admin/v1/time/history"
 	routeAddSource     = "POST /admin/v1/time/sources"
 	routeRemoveSource  = "POST /admin/v1/time/sources/:name/remove"
+	routeReadmit       = "POST /admin/v1/time/readmit"
 	routeMachines      = "GET /admin/v1/machines"
-	routeKeys          = "GET /admin/v1/keys"
+	routeAddMachine    = "POST /admin/v1/machines"
 	routeDrain         = "POST /admin/v1/machines/:name/drain"
 	routeResume        = "POST /admin/v1/machines/:name/resume"
 	routeRemoveMachine = "POST /admin/v1/machines/:name/remove"
@@ -284,6 +246,7 @@ var plotHours = []int{1, 6, 24, 72, 168}
 func timeRoutes(c *Console) {
 	show := func(p *page) {
 		p.Section = "/console/time"
+		p.waits("/admin/v1/time/")
 		var report timeReport
 		if err := p.ask(routeTime, nil, &report); err != nil {
 			p.fail(err)
@@ -322,11 +285,14 @@ func timeRoutes(c *Console) {
 	})
 	c.page("POST /console/time/sources", func(p *page) {
 		f := p.Form
-		body := map[string]any{"name": f.Get("name"), "group": f.Get("group"), "address": f.Get("address"), "reason": f.Get("reason")}
-		if f.Get("force") != "" {
-			body["force"] = true
+		body := wire.AddTimeSource{
+			Name: f.Get("name"), Group: f.Get("group"), Address: f.Get("address"), Reason: f.Get("reason"), Force: f.Get("force") != "",
+			KeyID: whole(f, "key_id"), KeyType: f.Get("key_type"), KeyFile: f.Get("key_file"),
 		}
 		p.acted(p.ask(routeAddSource, body, nil), "/console/time", "changed", func() { show(p) })
+	})
+	c.page("POST /console/time/readmit", func(p *page) {
+		p.acted(p.ask(routeReadmit, reason(p), nil), "/console/time", "changed", func() { show(p) })
 	})
 	c.page("POST /console/time/sources/{name}/remove", func(p *page) {
 		p.acted(p.ask(routeRemoveSource, reason(p), nil, p.r.PathValue("name")), "/console/time", "changed", func() { show(p) })
@@ -346,110 +312,28 @@ func hoursOf(r *http.Request) int {
 // reason is the body of a decision.
 func reason(p *page) map[string]any { return map[string]any{"reason": p.Form.Get("reason")} }
 
-type key struct {
-	Slot      string   `json:"slot"`
-	Label     string   `json:"label"`
-	Algorithm string   `json:"algorithm"`
-	Owner     string   `json:"owner"`
-	Kind      string   `json:"kind"`
-	State     string   `json:"state"`
-	Machines  []string `json:"machines"`
-	Uses      uint64   `json:"uses"`
-	Born      string   `json:"born"`
-	Due       string   `json:"rotation_due"`
-}
-
-// shownKeys is how many keys the replica matrix has; those of staff are thousands.
-const shownKeys = 200
-
 func machineRoutes(c *Console) {
 	show := func(p *page) {
 		p.Section = "/console/machines"
+		p.waits("/admin/v1/machines")
 		var machines []machine
 		if err := p.ask(routeMachines, nil, &machines); err != nil {
 			p.fail(err)
 			return
 		}
-		var inventory struct {
-			Keys     []key    `json:"keys"`
-			Warnings []string `json:"warnings"`
-		}
-		want, asked := p.r.URL.Query().Get("key"), p.r.URL.Query().Has("key")
-		if asked && p.May(routeKeys) {
-			if err := p.ask(routeKeys, nil, &inventory); err != nil {
-				p.fail(err)
-				return
-			}
-		}
-		var keys []key
-		omitted := 0
-		for _, k := range inventory.Keys {
-			switch {
-			case want != "" && !strings.Contains(k.Label+" "+k.Owner, want):
-			case len(keys) == shownKeys:
-				omitted++
-			default:
-				keys = append(keys, k)
-			}
-		}
-		p.show("machines", map[string]any{"Machines": machines, "Asked": asked, "Keys": keys, "Omitted": omitted, "Want": want, "Warnings": inventory.Warnings})
+		p.show("machines", map[string]any{"Machines": machines})
 	}
 	c.page("GET /console/machines", show)
+	c.page("POST /console/machines", func(p *page) {
+		body := wire.AddMachine{File: []byte(p.Form.Get("file")), Reason: p.Form.Get("reason")}
+		p.acted(p.ask(routeAddMachine, body, nil), "/console/machines", "changed", func() { show(p) })
+	})
 	for act, route := range map[string]string{"drain": routeDrain, "resume": routeResume, "remove": routeRemoveMachine} {
 		c.page("POST /console/machines/{name}/"+act, func(p *page) {
-			p.acted(p.ask(route, reason(p), nil, p.r.PathValue("name")), "/console/machines", "changed", func() { show(p) })
+			body := wire.ChangeMachine{Reason: p.Form.Get("reason"), Force: p.Form.Get("force") != ""}
+			p.acted(p.ask(route, body, nil, p.r.PathValue("name")), "/console/machines", "changed", func() { show(p) })
 		})
 	}
-}
-
-func backupRoutes(c *Console) {
-	c.page("GET /console/backups", func(p *page) {
-		p.Section = "/console/backups"
-		var b struct {
-			Custodians *struct {
-				Set       string   `json:"set"`
-				Key       string   `json:"key"`
-				Threshold int      `json:"threshold"`
-				Holders   []string `json:"holders"`
-			} `json:"custodians"`
-			Last *struct {
-				ID, Node, SM3, Base, Set string
-				Entries                  uint64
-				At                       struct{ Micros int64 }
-			} `json:"last"`
-			Unfinished map[string]time.Time `json:"unfinished"`
-			Restored   string               `json:"restored_epoch"`
-			Lost       json.RawMessage      `json:"lost"`
-		}
-		if err := p.ask(routeBackups, nil, &b); err != nil {
-			p.fail(err)
-			return
-		}
-		last := time.Time{}
-		if b.Last != nil {
-			last = time.UnixMicro(b.Last.At.Micros)
-		}
-		p.show("backups", map[string]any{"Backups": b, "At": last})
-	})
-}
-
-func helpRoutes(c *Console) {
-	c.page("GET /console/help", func(p *page) {
-		p.Section = "/console/help"
-		p.show("help", map[string]any{"Codes": c.cfg.Codes})
-	})
-}
-
-func aboutRoutes(c *Console) {
-	c.page("GET /console/about", func(p *page) {
-		p.Section = "/console/about"
-		var s applianceState
-		if err := p.ask(routeState, nil, &s); err != nil {
-			p.fail(err)
-			return
-		}
-		p.show("about", map[string]any{"State": s})
-	})
 }
 
 // values are a form's, without those that are empty.

@@ -4,19 +4,28 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"yinjian/api/wire"
 )
 
 const (
-	routeTSA          = "GET /admin/v1/tsa"
-	routeTSALog       = "POST /admin/v1/tsa/log"
-	routeStopTSA      = "POST /admin/v1/tsa/stop"
-	routeStartTSA     = "POST /admin/v1/tsa/start"
-	routeCertificates = "GET /admin/v1/certificates"
-	routeImport       = "POST /admin/v1/certificates"
-	routeRevoke       = "POST /admin/v1/certificates/:serial/revoke"
-	routeAnchors      = "GET /admin/v1/anchors"
-	routeCRLs         = "GET /admin/v1/trust/crls"
-	routeImportCRL    = "POST /admin/v1/trust/crls"
+	routeTSA      = "GET /admin/v1/tsa"
+	routeTSALog   = "POST /admin/v1/tsa/log"
+	routeStopTSA  = "POST /admin/v1/tsa/stop"
+	routeStartTSA = "POST /admin/v1/tsa/start"
+
+	routeSearchCertificates = "POST /admin/v1/certificates/search"
+	routeImport             = "POST /admin/v1/certificates"
+	routeRevoke             = "POST /admin/v1/certificates/:serial/revoke"
+
+	routeAnchors        = "GET /admin/v1/anchors"
+	routeAddAnchor      = "POST /admin/v1/anchors"
+	routeWithdrawAnchor = "POST /admin/v1/anchors/:id/withdraw"
+	routeIntermediates  = "POST /admin/v1/intermediates"
+	routeCRLs           = "GET /admin/v1/trust/crls"
+	routeImportCRL      = "POST /admin/v1/trust/crls"
+	routeFetchCRLs      = "POST /admin/v1/trust/crls/fetch"
+	routePublishCRLs    = "POST /admin/v1/crls"
 )
 
 func tsaRoutes(c *Console) {
@@ -81,78 +90,107 @@ type certificate struct {
 	Evaluation bool       `json:"evaluation"`
 }
 
-// shownCertificates is how many a page has; the signers' are thousands.
-const shownCertificates = 200
+// soonDays is within how many days a certificate ends soon.
+const soonDays = 60
 
 func certificateRoutes(c *Console) {
 	show := func(p *page) {
 		p.Section = "/console/certificates"
-		var all []certificate
-		if err := p.ask(routeCertificates, nil, &all); err != nil {
+		p.waits("/admin/v1/certificates/")
+		h := heldOf(p.r, []string{"own", "soon", "signers", "all"})
+		ask := wire.SearchCertificates{Text: h.Text, Scope: h.scope(), After: h.After, Most: perPage}
+		if h.Show == "soon" {
+			ask.WithinDays = soonDays
+		}
+		var found struct {
+			Certificates []certificate `json:"certificates"`
+			Next         string        `json:"next"`
+		}
+		if err := p.ask(routeSearchCertificates, ask, &found); err != nil {
 			p.fail(err)
 			return
 		}
-		q := strings.TrimSpace(p.r.URL.Query().Get("q"))
-		var some []certificate
-		omitted := 0
-		for _, k := range all {
-			switch {
-			case q == "" && strings.HasPrefix(k.Owner, "signer:") && (k.DaysLeft > 60 || k.State == "superseded"): // those of the house, and what ends soon
-			case q != "" && !strings.Contains(strings.ToLower(k.Owner+" "+k.Name+" "+k.Serial+" "+k.Subject), strings.ToLower(q)):
-			case len(some) == shownCertificates:
-				omitted++
-			default:
-				some = append(some, k)
-			}
-		}
-		data := map[string]any{"Certificates": some, "Omitted": omitted, "Total": len(all), "Query": q}
-		if p.May(routeAnchors) {
-			var anchors []struct {
-				ID         string    `json:"id"`
-				Subject    string    `json:"subject"`
-				NotAfter   time.Time `json:"not_after"`
-				Uses       []string  `json:"uses"`
-				Note       string    `json:"note"`
-				Evaluation bool      `json:"evaluation"`
-				Withdrawn  bool      `json:"withdrawn"`
-			}
-			if err := p.ask(routeAnchors, nil, &anchors); err != nil {
-				p.fail(err)
-				return
-			}
-			data["Anchors"] = anchors
-		}
-		if p.May(routeCRLs) {
-			var lists struct {
-				Lists []struct {
-					Issuer     string    `json:"issuer"`
-					Number     string    `json:"number"`
-					ThisUpdate time.Time `json:"this_update"`
-					NextUpdate time.Time `json:"next_update"`
-					Revoked    int       `json:"revoked"`
-					State      string    `json:"state"`
-					Source     string    `json:"source"`
-				} `json:"lists"`
-				Revocation string `json:"revocation"`
-			}
-			if err := p.ask(routeCRLs, nil, &lists); err != nil {
-				p.fail(err)
-				return
-			}
-			data["Lists"] = lists
-		}
-		p.show("certificates", data)
+		h.following("/console/certificates", found.Next)
+		p.show("certificates", map[string]any{"Certificates": found.Certificates, "List": h})
 	}
 	c.page("GET /console/certificates", show)
 	c.page("POST /console/certificates/revoke", func(p *page) {
 		p.acted(p.ask(routeRevoke, reason(p), nil, strings.ToLower(strings.TrimSpace(p.Form.Get("serial")))), "/console/certificates", "changed", func() { show(p) })
 	})
 	c.page("POST /console/certificates/import", func(p *page) {
-		p.acted(p.ask(routeImport, map[string]any{"file": upload(p, "file")}, nil), "/console/certificates", "imported", func() { show(p) })
+		body := wire.ImportCertificates{File: upload(p, "file"), Owner: strings.TrimSpace(p.Form.Get("owner")), AcceptSubject: p.Form.Get("accept_subject") != ""}
+		if chain := upload(p, "chain"); len(chain) > 0 {
+			body.Chain = [][]byte{chain}
+		}
+		p.acted(p.ask(routeImport, body, nil), "/console/certificates", "imported", func() { show(p) })
 	})
-	c.page("POST /console/certificates/crl", func(p *page) {
-		p.acted(p.ask(routeImportCRL, map[string]any{"file": upload(p, "file"), "source": "console"}, nil), "/console/certificates", "imported", func() { show(p) })
+	requestRoutes(c)
+}
+
+// uses are what a trust anchor may be admitted for.
+var uses = []struct{ Use, Zh, En string }{
+	{"staff", "签名人", "signers"}, {"tsa", "时间戳", "timestamps"}, {"log", "日志", "journal"}, {"tls", "本机 TLS", "our TLS"}, {"client", "应用的 TLS", "applications' TLS"},
+}
+
+func trustRoutes(c *Console) {
+	show := func(p *page) {
+		p.Section = "/console/trust"
+		p.waits("/admin/v1/anchors")
+		var anchors []struct {
+			ID         string    `json:"id"`
+			Subject    string    `json:"subject"`
+			NotAfter   time.Time `json:"not_after"`
+			Uses       []string  `json:"uses"`
+			Note       string    `json:"note"`
+			Evaluation bool      `json:"evaluation"`
+			Withdrawn  bool      `json:"withdrawn"`
+			Reason     string    `json:"reason"`
+		}
+		if err := p.ask(routeAnchors, nil, &anchors); err != nil {
+			p.fail(err)
+			return
+		}
+		var lists struct {
+			Lists []struct {
+				Issuer     string    `json:"issuer"`
+				Number     string    `json:"number"`
+				ThisUpdate time.Time `json:"this_update"`
+				NextUpdate time.Time `json:"next_update"`
+				Revoked    int       `json:"revoked"`
+				State      string    `json:"state"`
+				Source     string    `json:"source"`
+				Own        bool      `json:"own"`
+			} `json:"lists"`
+			Sources []struct {
+				URL   string `json:"url"`
+				At    string `json:"at"`
+				New   bool   `json:"new"`
+				Error string `json:"error"`
+			} `json:"sources"`
+			Revocation string `json:"revocation"`
+		}
+		if err := p.ask(routeCRLs, nil, &lists); err != nil {
+			p.fail(err)
+			return
+		}
+		p.show("trust", map[string]any{"Anchors": anchors, "Lists": lists, "Uses": uses})
+	}
+	c.page("GET /console/trust", show)
+	act := func(name, route, notice string, body func(p *page) any) {
+		c.page("POST /console/trust/"+name, func(p *page) {
+			p.acted(p.ask(route, body(p), nil), "/console/trust", notice, func() { show(p) })
+		})
+	}
+	act("anchors", routeAddAnchor, "changed", func(p *page) any {
+		return wire.AddAnchor{Certificate: upload(p, "certificate"), Uses: append([]string{}, p.Form["uses"]...), Note: strings.TrimSpace(p.Form.Get("note"))}
 	})
+	c.page("POST /console/trust/anchors/{id}/withdraw", func(p *page) {
+		p.acted(p.ask(routeWithdrawAnchor, reason(p), nil, p.r.PathValue("id")), "/console/trust", "changed", func() { show(p) })
+	})
+	act("intermediates", routeIntermediates, "imported", func(p *page) any { return wire.AddIntermediates{File: upload(p, "file")} })
+	act("crl", routeImportCRL, "imported", func(p *page) any { return wire.ImportCRL{File: upload(p, "file"), Source: "console"} })
+	act("fetch", routeFetchCRLs, "fetched", func(*page) any { return wire.FetchCRLs{} })
+	act("publish", routePublishCRLs, "published", func(*page) any { return wire.IssueCRL{} })
 }
 
 // upload is a file of a form; none is empty, which the route refuses.

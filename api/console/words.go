@@ -27,6 +27,7 @@ func functions(lang string) template.FuncMap {
 		"role":       func(r string) string { return pick(roles[r][0], roles[r][1]) },
 		"badge":      func(state string) badge { return badgeOf(state, pick) },
 		"when":       when,
+		"micro":      microTime,
 		"us":         func(v any) string { return duration(number(v) / 1e6) },
 		"ms":         func(v any) string { return duration(number(v) / 1e3) },
 		"s":          func(v any) string { return duration(number(v)) },
@@ -49,11 +50,19 @@ var notices = map[string][2]string{
 	"started":    {"已启用，已记入日志。", "Started, and entered in the journal."},
 	"changed":    {"已变更，已记入日志。", "Changed, and entered in the journal."},
 	"enrolled":   {"已登记，已记入日志。", "Enrolled, and entered in the journal."},
+	"ended":      {"演练已结束：断开的已恢复，其测试账号已收回。", "The drill is over: what was broken is whole, its accounts are stopped."},
+	"restarting": {"正在重新启动，稍后再登录。", "Restarting: log in again in a while."},
+	"committed":  {"已提交，下次启动试用新映像。", "Committed: the next start tries the new image."},
+	"cancelled":  {"已取消，已记入日志。", "Cancelled, and entered in the journal."},
+	"begun":      {"已开始；结果见下。", "Begun; what comes of it is shown below."},
 	"proposed":   {"已提交，须由另一位管理员批准后执行。", "Proposed: another administrator has to approve it."},
 	"approved":   {"已批准并执行，已记入日志。", "Approved and done, and entered in the journal."},
 	"declined":   {"已否决，未执行。", "Declined; nothing was done."},
+	"confirmed":  {"已确认取得，设备不再保留这项结果。", "Confirmed; the appliance has forgotten the answer."},
 	"loggedout":  {"已退出登录。", "You have logged out."},
 	"password":   {"口令已更改。", "The password was changed."},
+	"fetched":    {"已向各地址取吊销列表，结果见下。", "The lists were fetched; what came of it stands below."},
+	"published":  {"已发布新的吊销列表，已记入日志。", "New lists were published, and entered in the journal."},
 	"imported":   {"已导入，已记入日志。", "Imported, and entered in the journal."},
 	"registered": {"已登记，已记入日志。", "Registered, and entered in the journal."},
 }
@@ -79,11 +88,12 @@ var states = map[string]struct{ class, zh, en string }{
 	"revoked": {"bad", "已吊销", "revoked"}, "unusable": {"bad", "不可用", "unusable"}, "pending": {"warn", "已请求", "pending"}, "awaited": {"warn", "待导入", "awaited"},
 	"current": {"ok", "有效", "current"}, "stale": {"bad", "已过期", "stale"}, "future": {"warn", "来自将来", "future"}, "unknown": {"warn", "未知", "unknown"},
 	"recorded": {"ok", "正式", "recorded"}, "test": {"off", "测试", "test"}, "imported": {"off", "导入", "imported"},
+	"normal": {"ok", "正常", "normal"}, "notice": {"warn", "提示", "notice"}, "warning": {"warn", "警告", "warning"}, "severe": {"bad", "严重", "severe"}, "unfinished": {"warn", "未完成", "unfinished"},
 	"valid": {"ok", "有效", "valid"}, "invalid": {"bad", "无效", "invalid"}, "indeterminate": {"warn", "无法判定", "indeterminate"},
 	"passed": {"ok", "通过", "passed"}, "not_checked": {"off", "未检查", "not checked"}, "not-checked": {"off", "未检查", "not checked"},
 	"ok": {"ok", "相符", "ok"}, "wrong": {"bad", "不符", "wrong"}, "other": {"off", "他节点", "other node"},
 	"present": {"ok", "在位", "present"}, "missing": {"bad", "缺失", "missing"}, "elsewhere": {"off", "在另一院区", "elsewhere"}, "sealed": {"ok", "已封存", "sealed"}, "destroyed": {"off", "已销毁", "destroyed"},
-	"locked-pin": {"bad", "PIN 已锁", "PIN locked"}, "yes": {"ok", "是", "yes"}, "no": {"bad", "否", "no"}, "token": {"ok", "时间戳", "token"}, "stop": {"warn", "停止", "stop"}, "start": {"ok", "启动", "start"},
+	"locked-pin": {"bad", "PIN 已锁", "PIN locked"}, "locked-login": {"bad", "登录已锁", "login locked"}, "unavailable": {"warn", "密码机不应答", "machine away"}, "yes": {"ok", "是", "yes"}, "no": {"bad", "否", "no"}, "token": {"ok", "时间戳", "token"}, "stop": {"warn", "停止", "stop"}, "start": {"ok", "启动", "start"},
 	"withdrawn": {"off", "已撤销", "withdrawn"}, "admitted": {"ok", "受信任", "admitted"}, "fork": {"bad", "分叉", "fork"},
 }
 
@@ -122,6 +132,9 @@ func when(v any) string {
 	}
 	return fmt.Sprint(v)
 }
+
+// microTime is a time of the journal.
+func microTime(us int64) time.Time { return time.UnixMicro(us) }
 
 func number(v any) float64 {
 	switch v := v.(type) {

@@ -1,5 +1,12 @@
 package wire
 
+import (
+	"encoding/hex"
+	"slices"
+
+	"github.com/emmansun/gmsm/sm3"
+)
+
 // Login is the body of POST /admin/v1/login.
 type Login struct {
 	Name     string `json:"name"` // the administrator's id
@@ -87,11 +94,13 @@ type Proposal struct {
 	Approver string `json:"approver,omitempty"`
 	// Failed says why it failed.
 	Failed *Problem `json:"failed,omitempty"`
-	// Answer is what the request would have been answered; given to the first person, once.
+	// Answer is what the request would have been answered: the first person's alone, until it is confirmed.
 	Answer any `json:"answer,omitempty"`
+	// AnswerEndsS is how many seconds that still is; 0: there is none, or none any more.
+	AnswerEndsS int `json:"answer_ends_s,omitempty"`
 }
 
-// Decide is the body of POST /admin/v1/approvals/{id}/approve and /decline.
+// Decide is the body of POST /admin/v1/approvals/{id}/approve, /decline and /confirm.
 type Decide struct {
 	ID     string `json:"-"`
 	SM3    string `json:"sm3"`              // of the proposal that was looked at
@@ -115,7 +124,19 @@ func (r *AddPeer) ConfirmedBy() *[]string { return &r.Persons }
 func (r *RemovePeer) ConfirmedBy() *[]string { return &r.Persons }
 
 // ConfirmedBy is likewise.
+func (r *SealUnlock) ConfirmedBy() *[]string { return &r.Persons }
+
+// ConfirmedBy is likewise.
 func (r *ReadmitTime) ConfirmedBy() *[]string { return &r.Persons }
+
+// Alone says that one person may do it: a trial writes nothing.
+func (r *ImportSigners) Alone() bool { return r.Trial }
+
+// RequestSM3 names a request that two persons decide: the same on whatever machine it is made of the same things.
+func RequestSM3(method, path string, body []byte) string {
+	sum := sm3.Sum(slices.Concat([]byte(method), []byte{0}, []byte(path), []byte{0}, body))
+	return hex.EncodeToString(sum[:])
+}
 
 // Alone says that one person may do it: a request for the certificate of a key that is there makes no key.
 func (r *RequestCertificate) Alone() bool { return !r.NewKey }

@@ -157,7 +157,12 @@ func lowerASCII(s string) string {
 
 // MAC is HMAC-SM3 (GB/T 15852.2, RFC 2104 construction) of the string to sign, 32 bytes.
 func MAC(key []byte, r Signable, app, at, nonce string) []byte {
+	return MACOf(key, StringToSign(r, app, at, nonce))
+}
+
+// MACOf is HMAC-SM3 of a string to sign.
+func MACOf(key []byte, text string) []byte {
 	h := hmac.New(sm3.New, key)
-	h.Write([]byte(StringToSign(r, app, at, nonce)))
+	h.Write([]byte(text))
 	return h.Sum(nil)
 }

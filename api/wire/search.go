@@ -14,6 +14,30 @@ type SignerPage struct {
 	Total   int `json:"total"`
 }
 
+// SearchKeys asks for a page of the keys that the directory knows, in the order of their owners.
+type SearchKeys struct {
+	Text  string `json:"text,omitempty"`  // a part of owner, signer's name or label; 1–128 bytes; left out: all
+	Scope string `json:"scope,omitempty"` // "own", the appliance's, or "signers"; left out: both
+	After string `json:"after,omitempty"` // the Next of the page before
+	Most  int    `json:"most,omitempty"`  // 1–500; left out: 50. The owner with whom there are so many is on the page whole
+}
+
+// SearchCertificates asks for a page of the certificates of these keys, likewise.
+type SearchCertificates struct {
+	Text  string `json:"text,omitempty"` // also a part of serial or subject
+	Scope string `json:"scope,omitempty"`
+	// WithinDays, if given, asks for those that end within so many days, or have, and have no successor; 1–3660.
+	WithinDays int    `json:"within_days,omitempty"`
+	After      string `json:"after,omitempty"`
+	Most       int    `json:"most,omitempty"`
+}
+
+// CertificatePage is its answer.
+type CertificatePage struct {
+	Certificates any    `json:"certificates"`
+	Next         string `json:"next,omitempty"` // set if there are more
+}
+
 // SearchRecords asks the central database for rows of the journals, newest first. What is left out is no condition.
 type SearchRecords struct {
 	RecordID    string `json:"record_id,omitempty"`   // 64 hexadecimal digits

@@ -16,7 +16,7 @@ type BindClient struct {
 	Reason      string `json:"reason"`                // 1–256 bytes
 }
 
-// ImportSigners is the body of POST /admin/v1/signers/import: 1 to 64 signers. One who is enrolled already is never changed.
+// ImportSigners is the body of POST /admin/v1/signers/import: 1 to 10,000 signers. One who is enrolled already is never changed.
 type ImportSigners struct {
 	Signers []ImportSigner `json:"signers"`
 	CA      string         `json:"ca,omitempty"`    // as in EnrolSigner, of all

@@ -23,3 +23,29 @@ type Provision struct {
 
 // RetryStart is the body of POST /admin/v1/start: the start that failed is tried again now.
 type RetryStart struct{}
+
+// Provisioned is the answer to POST /admin/v1/provision.
+type Provisioned struct {
+	State string `json:"state"`
+	// Administrators are the first three, where the answers name them, with the passwords of their first login: told once.
+	Administrators []FirstPassword `json:"administrators,omitempty"`
+}
+
+// A FirstPassword is good for one login, which has to set another.
+type FirstPassword struct {
+	ID       string `json:"id"`
+	Name     string `json:"name"`
+	Role     string `json:"role"`
+	Password string `json:"password"`
+}
+
+// SealUnlock is the body of POST /admin/v1/unlock/seal: from the next start on this machine's TPM unlocks.
+type SealUnlock struct {
+	Reason  string   `json:"reason"`
+	Persons []string `json:"persons"` // two, where nobody logs in; 1–64 bytes each
+}
+
+// UnsealUnlock is the body of POST /admin/v1/unlock/unseal: people unlock again.
+type UnsealUnlock struct {
+	Reason string `json:"reason"`
+}

@@ -218,10 +218,29 @@ func (s *Service) newPasswordVerifier(ctx context.Context, id, password string) 
 
 // A NewAdministrator is somebody who is to administer.
 type NewAdministrator struct {
-	ID, Name    string
-	Role        Role
-	Password    string
-	Certificate []byte // PEM or DER; may be nil
+	ID          string         `json:"id"`
+	Name        string         `json:"name"`
+	Role        Role           `json:"role"`
+	Password    string         `json:"-"`
+	First       *FirstPassword `json:"first,omitempty"` // in the place of Password
+	Certificate []byte         `json:"-"`               // PEM or DER; may be nil
+}
+
+// Check says what is wrong with who it is.
+func (n *NewAdministrator) Check() error {
+	if !reAdministrator.MatchString(n.ID) {
+		return problem.Invalid("id", "登录名须为 2–32 位小写字母、数字、点或连字符 (lower-case letters, digits, dots and hyphens, 2 to 32)")
+	}
+	if err := problem.CheckText("name", n.Name, maxAdministratorName); err != nil {
+		return err
+	}
+	if strings.ContainsAny(n.Name, "()（）,，") { // the journal writes them around names
+		return problem.Invalid("name", "不得含括号与逗号 (no brackets and commas)")
+	}
+	if !slices.Contains(Roles, n.Role) {
+		return problem.Invalid("role", "须为 %v 之一 (one of these)", Roles)
+	}
+	return nil
 }
 
 // loginCertificate reads the certificate of a login: SM2, with a key that nothing of ours has.
@@ -252,20 +271,13 @@ func (s *Service) loginCertificate(file []byte) (*smx509.Certificate, error) {
 }
 
 func (s *Service) newAdministrator(ctx context.Context, actor string, n NewAdministrator, must bool) (*Administrator, error) {
-	if !reAdministrator.MatchString(n.ID) {
-		return nil, problem.Invalid("id", "登录名须为 2–32 位小写字母、数字、点或连字符 (lower-case letters, digits, dots and hyphens, 2 to 32)")
-	}
-	if err := problem.CheckText("name", n.Name, maxAdministratorName); err != nil {
+	if err := n.Check(); err != nil {
 		return nil, err
 	}
-	if strings.ContainsAny(n.Name, "()（）,，") { // the journal writes them around names
-		return nil, problem.Invalid("name", "不得含括号与逗号 (no brackets and commas)")
-	}
-	if !slices.Contains(Roles, n.Role) {
-		return nil, problem.Invalid("role", "须为 %v 之一 (one of these)", Roles)
-	}
-	if err := s.checkPassword(n.ID, n.Password); err != nil {
-		return nil, err
+	if n.First == nil {
+		if err := s.checkPassword(n.ID, n.Password); err != nil {
+			return nil, err
+		}
 	}
 	now := s.cfg.Clock.Now().Time
 	a := &Administrator{Version: 1, ID: n.ID, Name: n.Name, Role: n.Role, PasswordSetAt: now, MustChange: must, ChangedBy: actor, ChangedAt: now}
@@ -277,7 +289,12 @@ func (s *Service) newAdministrator(ctx context.Context, actor string, n NewAdmin
 		a.Certificate = c.Raw
 	}
 	var err error
-	a.Password, err = s.newPasswordVerifier(ctx, n.ID, n.Password)
+	if n.First != nil {
+		a.MustChange = true
+		a.Password, err = n.First.verifier(ctx, s.macs, n.ID)
+	} else {
+		a.Password, err = s.newPasswordVerifier(ctx, n.ID, n.Password)
+	}
 	return a, err
 }
 
@@ -395,17 +412,68 @@ const (
 	actChangePassword = "change-password"
 )
 
-// StopAdministrator stops or starts one. The last security administrator who is not stopped stays: nobody could add another.
+// StopAdministrator stops or starts one. Of system, security and audit administrators the last one who is active stays: there
+// would be no second person, and nobody to add another. Of two campuses that stop each other's last one at a time one is refused.
 func (s *Service) StopAdministrator(ctx context.Context, actor, id string, stopped bool, reason string) (*Administrator, error) {
 	act := map[bool]string{true: "stop", false: "start"}[stopped]
 	return s.changeAdministrator(ctx, actor, id, act, reason, func(a *Administrator) error {
-		others := slices.ContainsFunc(s.Administrators(), func(o *Administrator) bool { return o.ID != id && o.Role == Security && !o.Stopped })
-		if stopped && a.Role == Security && !others {
-			return problem.New(problem.Forbidden, "这是唯一在任的安全管理员 (the only security administrator)", "先登记另一名安全管理员 (add another one first)")
+		if stopped && s.needed(a) && len(s.others(a)) == 0 {
+			return lastProblem(a)
 		}
 		a.Stopped = stopped
 		return nil
 	})
+}
+
+// errLast means that a version of an administrator was decided on, and that it stops the last one of the role.
+var errLast = errors.New("account: nobody else of the role is known to be active")
+
+func lastProblem(a *Administrator) *problem.Problem {
+	return problem.New(problem.Forbidden, fmt.Sprintf("这是唯一在任的 %s 管理员 (the only %s administrator who is active)", a.Role, a.Role),
+		"先登记或启用另一名同角色的管理员，须两人 (first add or start another one of the role, which takes two persons)").With(errLast)
+}
+
+// needed says whether an administrator is active, of a role that must not be left empty.
+func (s *Service) needed(a *Administrator) bool {
+	now, _, ok := s.ActiveAdministrator(a.ID)
+	return ok && now.Role != Operator
+}
+
+// others are the other active ones of the role.
+func (s *Service) others(a *Administrator) (out []*Administrator) {
+	for _, o := range s.Administrators() {
+		if _, _, ok := s.ActiveAdministrator(o.ID); ok && o.ID != a.ID && o.Role == a.Role {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// replaced makes sure, once the centre has given a version that stops a to this campus, that it has none of another active
+// administrator of the role that is not here: whichever campus looks last sees what the other has decided, so that never
+// both stop the one whom the other counted on.
+func (s *Service) replaced(ctx context.Context, c Centre, a *Administrator) error {
+	if !a.Stopped || !s.needed(a) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), centreLimit)
+	defer cancel()
+	refusal := lastProblem(a)
+	for _, o := range s.others(a) {
+		key := administratorObject(o.ID)
+		s.mu.RLock()
+		have := s.objects[key].known().version
+		s.mu.RUnlock()
+		latest, err := c.Latest(ctx, key.kind, key.id)
+		if err != nil {
+			return centreProblem(errors.Join(errLast, err))
+		}
+		if latest <= have {
+			return nil
+		}
+		refusal = behindProblem(key, have, latest, s.decidedBy(ctx, c, key, have)).With(errLast)
+	}
+	return refusal
 }
 
 // SetAdministratorPassword gives an administrator a password that has to be changed at the next login, and ends a lock-out.
@@ -475,9 +543,11 @@ type AdministratorView struct {
 	MustChange   bool      `json:"must_change"`
 	PasswordEnds time.Time `json:"password_ends"`
 	// Certificate is the SHA-256 of the certificate that logins are signed with; "": none is needed.
-	Certificate string    `json:"certificate,omitempty"`
-	ChangedBy   string    `json:"changed_by"`
-	ChangedAt   time.Time `json:"changed_at"`
+	Certificate string `json:"certificate,omitempty"`
+	// LastLogin is the last one here since the appliance started; nil: there was none.
+	LastLogin *time.Time `json:"last_login,omitempty"`
+	ChangedBy string     `json:"changed_by"`
+	ChangedAt time.Time  `json:"changed_at"`
 }
 
 // ViewAdministrator answers what may be shown.
@@ -494,5 +564,8 @@ func (s *Service) ViewAdministrator(a *Administrator) *AdministratorView {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	v.Locked = s.loginFailures[a.ID].locked(now.Time, now.Trusted())
+	if at, known := s.lastLogins[a.ID]; known {
+		v.LastLogin = &at
+	}
 	return v
 }

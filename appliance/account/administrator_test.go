@@ -6,7 +6,9 @@ import (
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"math/big"
 	"slices"
 	"strings"
@@ -146,8 +148,18 @@ func TestAdministratorLogin(t *testing.T) {
 	t.Parallel()
 	h := testkit.New(t)
 	bootstrap(t, h)
+	lastLogin := func() *time.Time {
+		a, _ := h.Directory.Administrator("zhang")
+		return h.Directory.ViewAdministrator(a).LastLogin
+	}
+	if err := login(t, h, "zhang", systemPassword+"x"); err == nil || lastLogin() != nil {
+		t.Errorf("before the first login there was one at %v", lastLogin())
+	}
 	if err := login(t, h, "zhang", systemPassword); err != nil {
 		t.Fatal(err)
+	}
+	if at := lastLogin(); at == nil || !at.Equal(h.Clock.Now().Time) {
+		t.Errorf("the last login was at %v", at)
 	}
 	// Which part was wrong is not told.
 	words := map[string]bool{}
@@ -207,12 +219,120 @@ func TestAdministratorLogin(t *testing.T) {
 	if err := login(t, h, "wang", "Xin-koulin-2026"); err != nil {
 		t.Errorf("with the new password: %v", err)
 	}
-	// Who is stopped does not get in; the last security administrator is not stopped.
+	// Who is stopped does not get in; the last one of a role is not stopped.
+	for _, id := range []string{"wang", "zhang", "li.si"} {
+		wants(t, "the last one, "+id, errOf(h.Directory.StopAdministrator(t.Context(), "admin:li.si", id, true, "调离")), problem.Forbidden)
+	}
+	addAdministrator(t, h, "sun", account.Auditor)
 	if _, err := h.Directory.StopAdministrator(t.Context(), "admin:li.si", "wang", true, "调离"); err != nil {
 		t.Fatal(err)
 	}
 	wants(t, "stopped", login(t, h, "wang", "Xin-koulin-2026"), problem.LoginFailed)
-	wants(t, "the last one", errOf(h.Directory.StopAdministrator(t.Context(), "admin:li.si", "li.si", true, "调离")), problem.Forbidden)
+	wants(t, "the last one, sun", errOf(h.Directory.StopAdministrator(t.Context(), "admin:li.si", "sun", true, "调离")), problem.Forbidden)
+	addAdministrator(t, h, "zhao", account.Operator) // the appliance does without operators
+	if _, err := h.Directory.StopAdministrator(t.Context(), "admin:li.si", "zhao", true, "调离"); err != nil {
+		t.Error(err)
+	}
+}
+
+func addAdministrator(t *testing.T, h *testkit.House, id string, role account.Role) {
+	t.Helper()
+	if _, err := h.Directory.AddAdministrator(t.Context(), "admin:li.si", account.NewAdministrator{ID: id, Name: "孙", Role: role, Password: "Kouling-yi-2026"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Two campuses that have not heard of each other do not stop each other's last administrator, in whatever order the centre is
+// asked.
+func TestLastAdministratorAtTwoCampuses(t *testing.T) {
+	t.Parallel()
+	for _, at := range []string{"one after the other", "at a time"} {
+		w := newCampuses(t)
+		bootstrap(t, w.a)
+		addAdministrator(t, w.a, "sun", account.Security)
+		w.exchange(t)
+		stop := func(h *testkit.House, id string) error {
+			return errOf(h.Directory.StopAdministrator(context.Background(), "admin:x", id, true, "调离"))
+		}
+		var first error
+		if at == "at a time" { // the other has looked around already, and is about to decide
+			begun := false
+			w.centre.Fault(func(call string) (bool, error) {
+				if call == "decide" && !begun {
+					begun = true
+					first = stop(w.a, "li.si")
+				}
+				return true, nil
+			})
+		} else {
+			first = stop(w.a, "li.si")
+		}
+		second := stop(w.b, "sun")
+		w.centre.Fault(nil)
+		if first != nil {
+			t.Fatalf("%s: %v", at, first)
+		}
+		wants(t, at, second, problem.DirectoryBehind)
+		w.exchange(t)
+		w.agree(t)
+		for _, h := range w.houses() {
+			if _, _, ok := h.Directory.ActiveAdministrator("sun"); !ok {
+				t.Errorf("%s: %s: nobody is left", at, h.Node)
+			}
+		}
+		wants(t, at+", afterwards", stop(w.b, "sun"), problem.Forbidden)
+	}
+}
+
+// However many logins fail, the journal grows by a few entries, and says how many they were and where they came from; those that
+// lock are told of each.
+func TestFailedLoginsAreSummedUp(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	bootstrap(t, h)
+	for range account.MaxLoginTries {
+		wants(t, "wrong", login(t, h, "zhang", "no"), problem.LoginFailed)
+	}
+	before := h.Journal.Size()
+	const many = 300
+	for i := range many {
+		id, from := "nobody", fmt.Sprintf("admin 10.0.0.%d", i%40)
+		if i%2 == 0 {
+			id = "zhang" // locked
+		}
+		_, err := h.Directory.AuthenticateAdministrator(t.Context(), account.LoginAttempt{ID: id, Password: "no", From: from})
+		wants(t, "wrong", err, problem.LoginFailed)
+	}
+	if err := h.Directory.TellFailedLogins(t.Context(), false); err != nil { // within the hour: not yet
+		t.Fatal(err)
+	}
+	own := h.Journal.Size() - before
+	if own == 0 || own > many/4 {
+		t.Fatalf("%d entries for %d failures", own, many)
+	}
+	for range 2 { // told once
+		if err := h.Directory.TellFailedLogins(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var told, places int
+	for i := before; i < h.Journal.Size(); i++ {
+		r, err := h.Journal.Entry(t.Context(), i)
+		if err != nil || r.Entry.Kind != "administration.login/failed" {
+			t.Fatalf("%+v, %v", r.Entry, err)
+		}
+		if n, ok := r.Entry.Field("count").(audit.Int); ok {
+			told += int(n)
+			places = strings.Count(r.Entry.Text("from"), "×")
+		}
+	}
+	if h.Journal.Size() != before+own+1 || told != many-int(own) || places != 17 {
+		t.Errorf("%d of %d are told of in %d entries, from %d places", told, many-int(own), h.Journal.Size()-before-own, places)
+	}
+	a, _ := h.Directory.Administrator("zhang")
+	if !h.Directory.ViewAdministrator(a).Locked {
+		t.Error("not locked")
+	}
 }
 
 // A failure is on disk before it is answered; when it cannot be, it counts all the same, and nobody gets in.
@@ -395,6 +515,7 @@ func TestAdministratorsAtTwoCampuses(t *testing.T) {
 	bring(t, w.a, w.a, secret)
 	bring(t, w.b, w.a, secret)
 	bootstrap(t, w.a)
+	addAdministrator(t, w.a, "sun", account.Auditor)
 	w.exchange(t)
 	wants(t, "a second bootstrap", errOf(w.b.Directory.BootstrapAdministrators(t.Context(), "root", threeAdministrators())), problem.Exists)
 	for _, h := range w.houses() {
@@ -414,4 +535,50 @@ func TestAdministratorsAtTwoCampuses(t *testing.T) {
 		}
 	}
 	w.agree(t)
+}
+
+// A password that was drawn before there was a cipher machine is what a login is tried against, once.
+func TestFirstPassword(t *testing.T) {
+	t.Parallel()
+	h := testkit.New(t)
+	three, words := threeAdministrators(), map[string]string{}
+	for i := range three {
+		three[i].Password = ""
+		words[three[i].ID], three[i].First = account.NewFirstPassword()
+	}
+	b, err := json.Marshal(three) // as it waits for the first start
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range words {
+		if len(w) != 19 || bytes.Contains(b, []byte(w)) {
+			t.Errorf("%q, kept as %s", w, b)
+		}
+	}
+	three = nil
+	if err := json.Unmarshal(b, &three); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Directory.BootstrapAdministrators(t.Context(), "appliance init", three); err != nil {
+		t.Fatal(err)
+	}
+	wants(t, "another's", login(t, h, "zhang", words["wang"]), problem.LoginFailed)
+	h.Restart()
+	for id, w := range words {
+		if err := login(t, h, id, w); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+		if _, must, ok := h.Directory.ActiveAdministrator(id); !must || !ok {
+			t.Errorf("%s: must change %v, active %v", id, must, ok)
+		}
+	}
+	if _, err := h.Directory.ChangePassword(t.Context(), "zhang", "192.0.2.7", "zhang", words["zhang"], words["zhang"]); problem.CodeOf(err) != problem.InvalidRequest {
+		t.Errorf("kept: %v", err)
+	}
+	if _, err := h.Directory.ChangePassword(t.Context(), "zhang", "192.0.2.7", "zhang", words["zhang"], systemPassword); err != nil {
+		t.Error(err)
+	}
+	if _, must, _ := h.Directory.ActiveAdministrator("zhang"); must {
+		t.Error("has to change it again")
+	}
 }

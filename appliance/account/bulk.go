@@ -16,6 +16,9 @@ import (
 // others, but keys of a batch are lost together when the appliance is killed.
 const MaxEnrolments = 64
 
+// MaxImport is how many signers one request may have: what two persons approve at once.
+const MaxImport = 10_000
+
 // enrolAtOnce bounds how many signers of a batch have their keys made at the same time, so that signatures find a session.
 const enrolAtOnce = 4
 

@@ -148,7 +148,7 @@ func centreProblem(err error) error {
 		"待中心库恢复后，先查询现状再重试 (when it is back, look at the present state, then try again)").With(err)
 }
 
-func behindProblem(key objectKey, have, latest int64, by string) error {
+func behindProblem(key objectKey, have, latest int64, by string) *problem.Problem {
 	return problem.New(problem.DirectoryBehind,
 		fmt.Sprintf("%s %s 在中心库已有第 %d 版（%s），本机只有第 %d 版 (version %d, decided by %s, is not here yet; here is %d)", key.kind, key.id, latest, by, have, latest, by, have),
 		"检查院区间链路后重试；见 yinjian directory status (look at the link between the campuses, then try again)")

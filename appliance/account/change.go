@@ -197,9 +197,9 @@ func (s *Service) conclude(ctx context.Context, d audit.Draft, ref []byte, objec
 	if doubt != nil {
 		s.doubts = append(s.doubts, doubt)
 	}
-	if errors.Is(err, errLost) {
+	if errors.Is(err, errLost) || errors.Is(err, errLast) {
 		if serr := s.settle(ctx); serr != nil {
-			s.cfg.Log.WithError(serr).Warning("keys of a change that was not made could not be cleared away")
+			s.cfg.Log.WithError(serr).Warning("what is left of a change that was not made could not be cleared away")
 		}
 	}
 	return err
@@ -220,6 +220,9 @@ func (s *Service) record(ctx context.Context, d audit.Draft, ref []byte, object 
 	c := s.centre()
 	if shared = shared && c != nil; shared {
 		version, err := s.decide(ctx, c, key, &d, ref, body)
+		if a, is := object.(*Administrator); is && err == nil {
+			err = s.replaced(ctx, c, a)
+		}
 		if err != nil {
 			s.discard(err, body)
 			return nil, err

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -374,8 +375,16 @@ func MaySign(app *Application) error {
 	return nil
 }
 
-// Admits is nil, or why an application may have nothing signed by that signer.
+// DrillPrefix begins the ids of a drill's application and signer, which have the same id.
+const DrillPrefix = "drill-"
+
+// Admits is nil, or why an application may have nothing signed by that signer. Who consents to a drill consents to no
+// signature of somebody else's.
 func Admits(app *Application, g *Signer) error {
+	if strings.HasPrefix(app.ID, DrillPrefix) && g.ID != app.ID {
+		return problem.New(problem.Forbidden, "演练的应用只能由演练的测试账号签名 (a drill's application has things signed by the drill's own test account alone)",
+			"登记应用后再试 (register an application)")
+	}
 	if app.Production && g.Test {
 		return problem.New(problem.SignerTest, "该签名人是测试账号，生产应用不接受 (the signer is a test account; applications of production refuse it)",
 			"换用正式签名人；测试请用未标为 production 的应用 (use a real signer, or test with an application that is not of production)")

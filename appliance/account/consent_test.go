@@ -732,3 +732,20 @@ func TestAuthorisationsAreBounded(t *testing.T) {
 	_, err = w.reserve(t, last.ID, bound(1))
 	wants(t, "used up and ended", err, problem.AuthorizationBad)
 }
+
+// Who consents to a drill consents to no signature in anybody else's name.
+func TestDrillSignsAsItselfAlone(t *testing.T) {
+	t.Parallel()
+	app := &account.Application{ID: account.DrillPrefix + "0a1b2c3d", Test: true}
+	if err := account.Admits(app, &account.Signer{ID: app.ID, Test: true}); err != nil {
+		t.Error(err)
+	}
+	for _, id := range []string{"D1", account.DrillPrefix + "0a1b2c3e", ""} {
+		if err := account.Admits(app, &account.Signer{ID: id}); problem.CodeOf(err) != problem.Forbidden {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+	if err := account.Admits(&account.Application{ID: "his", Test: true}, &account.Signer{ID: "D1"}); err != nil {
+		t.Error(err)
+	}
+}

@@ -33,33 +33,37 @@ func (s *Service) KeyRecords() []KeyRecord {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var out []KeyRecord
-	for owner, keys := range s.held {
+	for _, keys := range s.held {
 		for _, k := range keys {
-			r := KeyRecord{Owner: owner, Label: k.label, Algorithm: k.algorithm, Class: k.class, Node: k.node, Public: custody.Fingerprint(k.spki), Born: k.born, Destroyed: k.destroyed}
-			if k.signer != nil {
-				r.Class = ""
-			}
-			if k.wrapped != nil {
-				r.KEK = k.wrapped.KEK
-			}
-			for _, c := range k.certs {
-				if begins := c.leaf().NotBefore; r.Activated.IsZero() || begins.Before(r.Activated) {
-					r.Activated = begins
-				}
-				if ends := c.leaf().NotAfter; ends.After(r.Due) {
-					r.Due = ends
-				}
-			}
-			if r.Born.IsZero() {
-				r.Born = r.Activated // made with the appliance's identity
-			}
-			out = append(out, r)
+			out = append(out, k.record())
 		}
 	}
 	slices.SortFunc(out, func(a, b KeyRecord) int {
 		return strings.Compare(a.Owner+"\x00"+a.Label, b.Owner+"\x00"+b.Label)
 	})
 	return out
+}
+
+func (k *heldKey) record() KeyRecord {
+	r := KeyRecord{Owner: k.owner, Label: k.label, Algorithm: k.algorithm, Class: k.class, Node: k.node, Public: custody.Fingerprint(k.spki), Born: k.born, Destroyed: k.destroyed}
+	if k.signer != nil {
+		r.Class = ""
+	}
+	if k.wrapped != nil {
+		r.KEK = k.wrapped.KEK
+	}
+	for _, c := range k.certs {
+		if begins := c.leaf().NotBefore; r.Activated.IsZero() || begins.Before(r.Activated) {
+			r.Activated = begins
+		}
+		if ends := c.leaf().NotAfter; ends.After(r.Due) {
+			r.Due = ends
+		}
+	}
+	if r.Born.IsZero() {
+		r.Born = r.Activated // made with the appliance's identity
+	}
+	return r
 }
 
 // entryTime is an entry's time, which is trusted or says in the entry that it was not.
@@ -166,7 +170,9 @@ func (s *Service) DestroyKey(ctx context.Context, actor, label, reason string) e
 	}
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), keyLimit)
 	defer cancel()
-	if err := s.erase(limited); err != nil {
+	if err := s.erase(limited); err != nil && !slices.Contains(s.Doomed(), label) {
+		s.cfg.Log.WithError(err).Warning("other destroyed keys are in the cipher machine still")
+	} else if err != nil {
 		return problem.New(problem.HSMUnavailable, "密钥已记为销毁，不会再用；密码机尚未删除它，设备会自动再试 (recorded as destroyed and used no more; the cipher machine has not deleted it yet, which is tried again)",
 			"查看 yinjian hsm keys，直到其状态为 destroyed (look at hsm keys until its state is destroyed)").With(err)
 	}
@@ -209,31 +215,34 @@ func (s *Service) Erase(ctx context.Context) error {
 	return s.erase(ctx)
 }
 
-// erase is Erase. The caller holds s.changes.
+// erase is Erase. One that cannot be destroyed keeps no other from it; each is in the error. The caller holds s.changes.
 func (s *Service) erase(ctx context.Context) error {
 	s.mu.RLock()
 	doomed := slices.Collect(maps.Values(s.doomed))
 	s.mu.RUnlock()
 	slices.SortFunc(doomed, func(a, b *heldKey) int { return strings.Compare(a.label, b.label) })
+	var left []error
 	for _, k := range doomed {
 		token := s.cfg.Slots[k.class]
 		if token == nil {
-			return fmt.Errorf("account: destroying key %s: no %s slot", k.label, k.class)
+			left = append(left, fmt.Errorf("account: destroying key %s: no %s slot", k.label, k.class))
+			continue
 		}
 		if err := token.DestroyKey(ctx, k.label); err != nil && !errors.Is(err, hsm.ErrKeyNotFound) {
-			return fmt.Errorf("account: destroying key %s: %w", k.label, hsmProblem(err))
+			left = append(left, fmt.Errorf("account: destroying key %s: %w", k.label, hsmProblem(err)))
+			continue
 		}
 		// If the answer is lost it is said twice, which does no harm.
 		done := audit.Draft{Kind: kindErased, Actor: "appliance", Object: k.owner, State: true, Fields: []audit.Field{text("label", k.label)}}
 		r, err := s.cfg.Journal.Append(ctx, done)
-		if err != nil {
-			return journalProblem(err)
+		if err != nil { // nor would it take the next
+			return errors.Join(append(left, journalProblem(err))...)
 		}
 		if err := s.doom(&r.Entry, nil); err != nil {
-			return err
+			return errors.Join(append(left, err)...)
 		}
 	}
-	return nil
+	return errors.Join(left...)
 }
 
 // Doomed are the labels of keys that [Service.Erase] has to do with.

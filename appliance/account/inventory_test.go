@@ -3,6 +3,7 @@ package account_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -105,6 +106,43 @@ func TestDestroyedAfterDecision(t *testing.T) {
 			}
 			w.agree(t)
 		})
+	}
+}
+
+// A key that the cipher machine does not destroy keeps no other from being destroyed; each that stays is named.
+func TestEraseGoesOn(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	h := testkit.New(t)
+	h.App("his", nil)
+	var labels []string
+	for _, id := range []string{"D001", "D002", "D003"} {
+		labels = append(labels, h.Doctor(id, "SM2").Keys[0].Label)
+		if _, err := h.Directory.StopSigner(ctx, "admin", id, true, "离职"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(labels)
+	stuck := labels
+	h.Staff.Before(func(call, label string) error {
+		if call == "DestroyKey" && slices.Contains(stuck, label) {
+			return &hsm.Error{Call: "C_DestroyObject", RV: 0x32}
+		}
+		return nil
+	})
+	for _, label := range labels[:2] {
+		wants(t, "destroying "+label, h.Directory.DestroyKey(ctx, "admin", label, "离职"), problem.HSMUnavailable)
+	}
+	stuck = labels[:2]
+	if err := h.Directory.DestroyKey(ctx, "admin", labels[2], "离职"); err != nil { // the others' trouble is not its own
+		t.Error(err)
+	}
+	if err := h.Directory.Erase(ctx); err == nil || !strings.Contains(err.Error(), labels[0]) || !strings.Contains(err.Error(), labels[1]) {
+		t.Errorf("%v does not name %v", err, stuck)
+	}
+	stuck = labels[:1]
+	if err := h.Directory.Erase(ctx); err == nil || !slices.Equal(h.Directory.Doomed(), stuck) || slices.Contains(h.Staff.Labels(), labels[1]) {
+		t.Errorf("%v; left are %v, the machine has %v", err, h.Directory.Doomed(), h.Staff.Labels())
 	}
 }
 

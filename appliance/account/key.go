@@ -139,6 +139,9 @@ func (s *Service) hold(k *heldKey) {
 	} else {
 		keys = append(keys, k)
 	}
+	if s.held[k.owner] == nil {
+		s.heldOrder = ordered(s.heldOrder, k.owner)
+	}
 	s.held[k.owner] = keys
 	s.ownerOf[string(k.spki)] = k.owner
 }
@@ -479,12 +482,8 @@ const (
 // clock; while it is not trusted every state is "unusable".
 func (s *Service) Certificates() []CertificateLine {
 	s.mu.RLock()
-	owners := make([]string, 0, len(s.held))
-	for o := range s.held {
-		owners = append(owners, o)
-	}
+	owners := slices.Clone(s.heldOrder)
 	s.mu.RUnlock()
-	slices.Sort(owners)
 	var out []CertificateLine
 	for _, o := range owners {
 		out = append(out, s.certificatesOf(o)...)

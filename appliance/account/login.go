@@ -1,9 +1,15 @@
 package account
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -73,7 +79,8 @@ var errLogin = problem.New(problem.LoginFailed, "登录名、口令或签名不�
 	"核对后重试；连续失败 5 次锁定 15 分钟 (check and try again; five failures lock for 15 minutes)")
 
 // AuthenticateAdministrator looks at a login. One is looked at at a time for an administrator, and a failure is on disk before it
-// is answered; the answer and its time do not tell which part was wrong. Both outcomes are journalled; when they cannot be, nobody gets in.
+// is answered; the answer and its time do not tell which part was wrong. Both outcomes are journalled ([Service.TellFailedLogins]
+// tells of many in one); when they cannot be, nobody gets in.
 func (s *Service) AuthenticateAdministrator(ctx context.Context, l LoginAttempt) (*Administrator, error) {
 	return s.authenticate(ctx, l, "login")
 }
@@ -131,6 +138,11 @@ func (s *Service) authenticate(ctx context.Context, l LoginAttempt, act string) 
 		} else {
 			err = s.note(ctx, d) // ends the count of failures: replayed
 		}
+		if err == nil && act == "login" {
+			s.mu.Lock()
+			s.lastLogins[a.ID] = now.Time
+			s.mu.Unlock()
+		}
 		return a, err
 	}
 	d.Kind, d.Actor = kindLoginFailed, "appliance"
@@ -146,8 +158,10 @@ func (s *Service) authenticate(ctx context.Context, l LoginAttempt, act string) 
 		d.Fields = append(d.Fields, text("reason", string(problem.KeyElsewhere)))
 	}
 	if count == 0 { // changes nothing, and is not replayed
-		if _, err := s.cfg.Journal.Append(ctx, d); err != nil {
-			return nil, journalProblem(err)
+		if s.unheeded.count(l.From) {
+			if _, err := s.cfg.Journal.Append(ctx, d); err != nil {
+				return nil, journalProblem(err)
+			}
 		}
 		return nil, errLogin
 	}
@@ -158,6 +172,62 @@ func (s *Service) authenticate(ctx context.Context, l LoginAttempt, act string) 
 		return nil, err
 	}
 	return nil, errLogin
+}
+
+// Failed logins that change nothing, of names that nobody has and of who is locked, are as many as whoever makes them likes.
+// Each has an entry of its own until there were unheededEach within an hour; the rest is counted, and told of in one entry.
+const (
+	unheededEach = 60
+	unheededSpan = time.Hour
+	unheededFrom = 16 // places that the entry names, each with its number
+)
+
+type unheededLogins struct {
+	mu    sync.Mutex
+	begun time.Time      // guarded by mu; monotonic: of the first that was counted
+	n     int            // guarded by mu
+	more  int            // guarded by mu: those without an entry
+	from  map[string]int // guarded by mu: where they came from; "" for the places after the first unheededFrom
+}
+
+// count counts one, and says whether it has an entry of its own.
+func (u *unheededLogins) count(from string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.more == 0 && time.Since(u.begun) >= unheededSpan { // interval
+		u.begun, u.n, u.from = time.Now(), 0, map[string]int{} // interval
+	}
+	if u.n++; u.n <= unheededEach {
+		return true
+	}
+	if _, known := u.from[from]; !known && len(u.from) >= unheededFrom {
+		from = ""
+	}
+	u.from[from]++
+	u.more++
+	return false
+}
+
+// TellFailedLogins journals how many failed logins had no entry of their own, once their hour is over, or at once. Call it
+// now and then, and before the journal is closed.
+func (s *Service) TellFailedLogins(ctx context.Context, atOnce bool) error {
+	u := &s.unheeded
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.more == 0 || !atOnce && time.Since(u.begun) < unheededSpan { // interval
+		return nil
+	}
+	var from []string
+	for _, place := range slices.Sorted(maps.Keys(u.from)) {
+		from = append(from, fmt.Sprintf("%s ×%d", cmp.Or(place, "其他 (others)"), u.from[place]))
+	}
+	_, err := s.cfg.Journal.Append(ctx, audit.Draft{Kind: kindLoginFailed, Actor: "appliance", Object: "?", Fields: []audit.Field{
+		text("act", "login"), text("from", strings.Join(from, "，")), {Name: fieldFailures, Value: audit.Int(0)}, {Name: "count", Value: audit.Int(u.more)},
+	}})
+	if err == nil {
+		u.n, u.more, u.begun = 0, 0, time.Time{}
+	}
+	return err
 }
 
 // signedLogin says whether the login is signed as the administrator's certificate wants it; a is nil for nobody.

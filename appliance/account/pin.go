@@ -68,6 +68,10 @@ func (v *PINVerifier) tag(ctx context.Context, m *macs, signer, pin string) ([]b
 func (v *PINVerifier) tagOf(ctx context.Context, m *macs, domain, owner, secret string) ([]byte, error) {
 	stretched := pbkdf2.Key([]byte(secret), v.Salt, v.Iterations, 32, sm3.New)
 	defer clear(stretched)
+	return v.tagOfStretched(ctx, m, domain, owner, stretched)
+}
+
+func (v *PINVerifier) tagOfStretched(ctx context.Context, m *macs, domain, owner string, stretched []byte) ([]byte, error) {
 	msg := make([]byte, 0, 128) // never moved, so that clear leaves no copy
 	msg = append(msg, domain...)
 	msg = append(msg, stretched...)

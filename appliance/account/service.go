@@ -81,14 +81,17 @@ type Service struct {
 	pinFailures    map[string]map[string]int     // guarded by mu: by signer, then application; since the last right PIN
 	administrators map[string]*Administrator     // guarded by mu; values are never changed in place
 	loginFailures  map[string]*failedLogin       // guarded by mu, by administrator: since the last login; values are never changed in place
-	openIntents    map[string]intent             // guarded by mu; intents without outcome
-	underWay       map[string]bool               // guarded by mu; those whose change goes on without the lock, by id
-	chains         map[string][][]byte           // CA chain by algorithm; set by New
+	lastLogins     map[string]time.Time          // guarded by mu, by administrator: since this process began
+	unheeded       unheededLogins
+	openIntents    map[string]intent   // guarded by mu; intents without outcome
+	underWay       map[string]bool     // guarded by mu; those whose change goes on without the lock, by id
+	chains         map[string][][]byte // CA chain by algorithm; set by New
 
 	anchors       map[string]*Anchor             // guarded by mu, by id; values are never changed in place
 	intermediates map[string]*smx509.Certificate // guarded by mu, by SHA-256
 	above         map[string]*smx509.Certificate // guarded by mu, by DER: CA certificates that paths of ours share
 	held          map[string][]*heldKey          // guarded by mu, by owner; neither slices nor values are changed in place
+	heldOrder     []string                       // guarded by mu: the owners, ascending
 	doomed        map[string]*heldKey            // guarded by mu, by label: destroyed ones that the cipher machine may still have
 	ownerOf       map[string]string              // guarded by mu, by SubjectPublicKeyInfo
 	foreign       map[string]*foreignCRL         // guarded by mu, by listKey; values are never changed in place
@@ -154,7 +157,7 @@ func New(cfg Config) *Service {
 		laterLists: map[string]laterList{}, tokenSealed: map[string]map[string]*hsm.WrappedKey{},
 		objects: map[objectKey]*objectState{}, base: map[objectKey]int64{}, cursors: map[logKey]uint64{}, foreignSeen: map[string]bool{},
 		came: make(chan struct{}), revokedEarly: map[string]*revocation{},
-		administrators: map[string]*Administrator{}, loginFailures: map[string]*failedLogin{}, logins: newLoginPlaces(),
+		administrators: map[string]*Administrator{}, loginFailures: map[string]*failedLogin{}, lastLogins: map[string]time.Time{}, logins: newLoginPlaces(),
 	}
 	s.macs = newMACs(&s.cfg)
 	s.consents.ended, s.consents.missed = s.forgetKeys, map[[32]byte]struct{}{}

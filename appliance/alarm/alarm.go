@@ -66,6 +66,7 @@ const (
 	PINLocked       Code = "pin-locked"
 	LoginLocked     Code = "login-locked"
 	UpstreamAway    Code = "upstream-away"
+	ImageLeft       Code = "image-left"
 	Test            Code = "test" // somebody tries whether alarms arrive
 )
 
@@ -100,6 +101,7 @@ var Meanings = map[Code]Meaning{
 	PINLocked:       {Warning, "签名人 PIN 已锁定 (a signer's PIN is locked)", "核实本人后 yinjian signer set-pin；查是谁在试 (ask the signer; find out who tried)"},
 	LoginLocked:     {Warning, "验证失败过多 (too many failed authentications)", "核对该地址上应用的密钥，或问管理员本人；查是否有人在试 (check the application's key, or ask the administrator; does somebody guess?)"},
 	UpstreamAway:    {Warning, "上游时间戳设备不可用 (the upstream timestamp device is away)", "查该设备与网络，见 docs/upstream.md (look at the device and the network)"},
+	ImageLeft:       {Warning, "新映像试过未成，已退回 (a new image was tried and left again)", "签名照常；查明原因后上传新的升级包，或 yinjian update cancel，见 docs/update.md (signing goes on; send another bundle, or cancel)"},
 	Test:            {Notice, "告警测试 (a test alarm)", "无须处理 (nothing to do)"},
 }
 
@@ -109,6 +111,9 @@ type Condition struct {
 	Object   string   `json:"object,omitempty"` // which machine, certificate, signer; "" where there is only one
 	Severity Severity `json:"severity"`         // Normal: the code's own
 	Detail   string   `json:"detail,omitempty"`
+	// Drill names the drill that brought it about on purpose; "": it is what it says. One that outlasts its drill is raised
+	// again without.
+	Drill string `json:"drill,omitempty"`
 }
 
 // fill gives it the severity of its code.

@@ -46,12 +46,15 @@ type key struct {
 type track struct {
 	Condition
 	id          string        // "" while it is not raised
+	told        Severity      // the worst that was told, of late
+	worst       time.Duration // when it was last as bad as that
 	first, last time.Duration // when it was seen, since it was not
 	since       time.Duration // when it was raised
 }
 
 // Look takes what is wrong at now, of a clock that only goes forward, and answers what is new, in the order of codes and
-// objects. An alarm that has become more severe is raised again, under its own id.
+// objects. An alarm that has become more severe, or outlasts the drill that brought it about, is raised again, under its own
+// id; one that goes up and down is not, until it was less severe for as long as it takes to clear.
 func (t *Tracker) Look(now time.Duration, found []Condition) []Event {
 	if t.of == nil {
 		t.of = map[key]*track{}
@@ -64,14 +67,22 @@ func (t *Tracker) Look(now time.Duration, found []Condition) []Event {
 			one = &track{first: now}
 			t.of[k] = one
 		}
-		worse := c.Severity > one.Severity
+		if one.id != "" && one.Drill == "" { // it was there before the drill
+			c.Drill = ""
+		}
+		outlasts := one.Drill != "" && c.Drill == ""
 		one.last, one.Condition = now, c
 		switch {
 		case one.id == "" && now-one.first >= t.Raise:
-			one.id, one.since = newID(), now
+			one.id, one.since, one.told, one.worst = newID(), now, c.Severity, now
 			out = append(out, Event{one.id, Raised, c})
-		case one.id != "" && worse:
+		case one.id != "" && (c.Severity > one.told || outlasts):
+			one.told, one.worst = c.Severity, now
 			out = append(out, Event{one.id, Raised, c})
+		case c.Severity == one.told:
+			one.worst = now
+		case now-one.worst >= t.Clear:
+			one.told, one.worst = c.Severity, now
 		}
 	}
 	for k, one := range t.of {

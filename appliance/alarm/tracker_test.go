@@ -54,6 +54,37 @@ func TestTracker(t *testing.T) {
 
 // The id of what is cleared is that of what was raised; between the two it is active; of one code only so many are told
 // apart, and the rest are one.
+// A severity that goes up and down is told once; when it was lower for long enough, it is told again.
+func TestTrackerFlaps(t *testing.T) {
+	t.Parallel()
+	tr := alarm.Tracker{Clear: 10 * time.Second}
+	raised := 0
+	look := func(at int, s alarm.Severity) {
+		for _, e := range tr.Look(time.Duration(at)*time.Second, []alarm.Condition{{Code: alarm.DiskReserve, Severity: s}}) {
+			if e.Event != alarm.Raised {
+				t.Errorf("at %d s: %+v", at, e)
+			}
+			raised++
+		}
+		if a := tr.Active(); len(a) != 1 || a[0].Severity != s {
+			t.Errorf("at %d s: %+v, want %v", at, a, s)
+		}
+	}
+	for at := range 100 {
+		look(at, alarm.Warning+alarm.Severity(at%2))
+	}
+	if raised != 2 { // as a warning, and as severe
+		t.Errorf("raised %d times", raised)
+	}
+	for at := 100; at < 111; at++ {
+		look(at, alarm.Warning)
+	}
+	look(111, alarm.Severe)
+	if raised != 3 {
+		t.Errorf("after ten seconds as a warning it is raised %d times, want once more", raised-2)
+	}
+}
+
 func TestTrackerBounds(t *testing.T) {
 	t.Parallel()
 	tr := alarm.Tracker{}
@@ -115,6 +146,39 @@ func TestTrackerAtRandom(t *testing.T) {
 	}
 	if len(cleared) < 2 {
 		t.Errorf("only %d objects were ever cleared: the test tries nothing", len(cleared))
+	}
+}
+
+// What a drill brings about says so. What outlasts the drill is raised again for what it is; what was there before is not
+// taken for the drill's.
+func TestTrackerOfDrills(t *testing.T) {
+	t.Parallel()
+	tr := alarm.Tracker{Clear: time.Second}
+	drilled := alarm.Condition{Code: alarm.MachineAway, Object: "b", Drill: "drill-1"}
+	before := alarm.Condition{Code: alarm.DatabaseAway}
+	marked := before
+	marked.Drill = "drill-1"
+	for at, step := range []struct {
+		found []alarm.Condition
+		want  string
+	}{
+		{[]alarm.Condition{before}, "raised database-away "},
+		{[]alarm.Condition{marked, drilled}, "raised machine-away drill-1"},
+		{[]alarm.Condition{marked, drilled}, ""},
+		{[]alarm.Condition{before, {Code: alarm.MachineAway, Object: "b"}}, "raised machine-away "},
+		{nil, ""},
+		{nil, "cleared database-away ; cleared machine-away "},
+		{[]alarm.Condition{drilled}, "raised machine-away drill-1"},
+		{nil, ""},
+		{nil, "cleared machine-away drill-1"},
+	} {
+		var got []string
+		for _, e := range tr.Look(time.Duration(at)*600*time.Millisecond, step.found) {
+			got = append(got, fmt.Sprintf("%s %s %s", e.Event, e.Code, e.Drill))
+		}
+		if all := strings.Join(got, "; "); all != step.want {
+			t.Errorf("step %d: %q, want %q", at, all, step.want)
+		}
 	}
 }
 

@@ -84,12 +84,15 @@ type Report struct {
 	Threats []Threat `json:"threats"`
 }
 
+// NoImage stands in a head for the image of a system that was not started from one.
+const NoImage = "none"
+
 // A Header says of what the report is.
 type Header struct {
 	Product   string `json:"product"`
 	Version   string `json:"version"`
 	Build     string `json:"build_sm3"`       // of the running binary
-	Image     string `json:"image_signature"` // "not built" while there is no image
+	Image     string `json:"image_signature"` // what was started from which root, or [NoImage]
 	Serial    string `json:"serial"`          // SM3 of the log key's SubjectPublicKeyInfo, its first 16 hexadecimal digits
 	Node      string `json:"node"`
 	Campus    string `json:"campus"`
@@ -192,6 +195,7 @@ func statuses(items []Item) map[string]Status {
 // Finish computes rows and score from the items, which it puts in the order of their sections.
 func (r *Report) Finish() {
 	slices.SortStableFunc(r.Items, func(a, b Item) int { return a.Section - b.Section })
-	r.Rows = Map(r.Items, r.Products, r.Header.Ended, r.Header.Mode)
-	r.Score = ScoreOf(r.Rows)
+	exact := mapped(r.Items, r.Products, r.Header.Ended, r.Header.Mode)
+	r.Score = ScoreOf(exact)
+	r.Rows = shownRows(exact)
 }

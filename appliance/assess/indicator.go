@@ -167,6 +167,19 @@ func covered(products []Product, kind, at, mode string) (bool, string) {
 
 // Map puts the items' states beside the 41 indicators. at is RFC 3339, the day at which products' certificates must stand.
 func Map(items []Item, products []Product, at, mode string) []Row {
+	return shownRows(mapped(items, products, at, mode))
+}
+
+// shownRows rounds for people and for the file; the score is computed before.
+func shownRows(rows []Row) []Row {
+	for i := range rows {
+		rows[i].Own, rows[i].Score = rounded(rows[i].Own), rounded(rows[i].Score)
+	}
+	return rows
+}
+
+// mapped is Map, exactly.
+func mapped(items []Item, products []Product, at, mode string) []Row {
 	state := statuses(items)
 	out := make([]Row, 0, len(indicators))
 	for _, in := range indicators {
@@ -215,7 +228,7 @@ func Map(items []Item, products []Product, at, mode string) []Row {
 			row.Own += o.Score
 		}
 		if n := len(row.Objects); n > 0 {
-			row.Own = rounded(row.Own / float64(n))
+			row.Own /= float64(n)
 		} else {
 			tell("未取得证据 (not evidenced)")
 			tell(in.gap)
@@ -253,6 +266,6 @@ func compensate(rows []Row) {
 		if a == nil || b == nil {
 			continue
 		}
-		a.Score, b.Score = rounded(max(a.Own, 0.5*b.Own)), rounded(max(b.Own, 0.5*a.Own))
+		a.Score, b.Score = max(a.Own, 0.5*b.Own), max(b.Own, 0.5*a.Own)
 	}
 }

@@ -36,31 +36,32 @@ const passMark = 60
 const scoreNote = "自评分：按条目状态机械计算，Ra、Rk 取最低值，未取得证据的指标计 0 分，未作不适用裁剪；不是测评结论，不判断高风险。通过线 60 分且无高风险 " +
 	"(a self-assessment, computed from the items' states with the least Ra and Rk; what is not evidenced counts 0 and nothing is called inapplicable. It is no assessor's verdict and judges no risks)"
 
-// ScoreOf sums rows up: a layer's mean over its indicators, times its weight.
+// ScoreOf sums rows up: a layer's mean over its indicators, times its weight. Only what comes of it is rounded.
 func ScoreOf(rows []Row) Score {
 	s := Score{Layers: []LayerScore{}, Note: scoreNote}
 	for _, w := range weights {
 		l := LayerScore{Layer: w.layer, Weight: w.points}
-		n := 0
+		mean, n := 0.0, 0
 		for _, r := range rows {
 			if r.Layer == w.layer {
-				l.Mean += r.Score
+				mean += r.Score
 				n++
 			}
 		}
 		if n > 0 {
-			l.Mean = rounded(l.Mean / float64(n))
+			mean /= float64(n)
 		}
-		l.Points = rounded(l.Mean * l.Weight)
+		points := mean * w.points
+		l.Mean, l.Points = rounded(mean), rounded(points)
 		s.Layers = append(s.Layers, l)
 		if w.technical {
-			s.Technical += l.Points
+			s.Technical += points
 		} else {
-			s.Management += l.Points
+			s.Management += points
 		}
 	}
-	s.Technical, s.Management = rounded(s.Technical), rounded(s.Management)
 	s.Total = rounded(s.Technical + s.Management)
+	s.Technical, s.Management = rounded(s.Technical), rounded(s.Management)
 	return s
 }
 

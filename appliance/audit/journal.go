@@ -486,11 +486,17 @@ func (j *Journal) beginEpoch(fields []Field) error {
 // draftCost is what a draft weighs in the queue beside its payloads.
 const draftCost = 4096
 
+// longestName and longestTime stand for those that an entry may get.
+var (
+	longestName = strings.Repeat("x", MaxNameBytes)
+	longestTime = Time{BoundMicros: 1<<63 - 1, State: ntp.State(strings.Repeat("x", maxStateBytes)), Provenance: strings.Repeat("x", maxProvenanceBytes)}
+)
+
 // prepare checks a draft and hashes its payloads, in the caller's goroutine.
 func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 	r := &request{internal: internal, done: make(chan struct{}), cost: draftCost}
 	d.Ref = bytes.Clone(d.Ref)
-	d.Fields = slices.Clone(d.Fields)
+	d.Fields = append(make([]Field, 0, len(d.Fields)+1), d.Fields...)
 	if !internal {
 		if strings.HasPrefix(d.Kind, "journal.") {
 			return nil, fmt.Errorf("%w: kind %q is kept for the journal", ErrInvalidDraft, d.Kind)
@@ -509,6 +515,18 @@ func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 	}
 	slices.SortFunc(d.Fields, func(a, b Field) int { return strings.Compare(a.Name, b.Name) })
 	var shared int64
+	own, apart := 0, 0 // what r.own will have, if its row has room for all, and how many are not in it
+	for _, p := range d.Payloads {
+		if !p.Shared && len(p.Data) <= maxOwnPayload {
+			own += ownBytes + len(p.Data)
+		} else {
+			apart++
+		}
+	}
+	r.blobs = slices.Grow(r.blobs, apart)
+	if r.payloads = make([]Payload, 0, len(d.Payloads)); own > 0 {
+		r.own = make([]byte, 0, min(own, maxOwn))
+	}
 	for _, p := range d.Payloads {
 		var sum Hash
 		if p.Shared {
@@ -535,9 +553,7 @@ func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 	r.draft = d
 	// A trial, so that a bad draft fails alone and not its batch. The greatest values stand for those to come.
 	trial := &Entry{Kind: d.Kind, Actor: d.Actor, Object: d.Object, Ref: d.Ref, Fields: d.Fields, Payloads: r.payloads}
-	trial.Node, trial.Sequence, trial.Time.BoundMicros = strings.Repeat("x", MaxNameBytes), 1<<63-1, 1<<63-1
-	trial.Time.State = ntp.State(strings.Repeat("x", maxStateBytes))
-	trial.Time.Provenance = strings.Repeat("x", maxProvenanceBytes)
+	trial.Node, trial.Sequence, trial.Time = longestName, 1<<63-1, longestTime
 	if err := trial.check(); err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrInvalidDraft, err)
 	}
@@ -547,11 +563,13 @@ func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 	return r, nil
 }
 
+// entry shares its fields with the draft, but for a change of state, whose number is written into them.
 func (r *request) entry() *Entry {
-	return &Entry{
-		Kind: r.draft.Kind, Actor: r.draft.Actor, Object: r.draft.Object, Ref: r.draft.Ref,
-		Fields: slices.Clone(r.draft.Fields), Payloads: r.payloads,
+	fields := r.draft.Fields
+	if r.draft.State {
+		fields = slices.Clone(fields)
 	}
+	return &Entry{Kind: r.draft.Kind, Actor: r.draft.Actor, Object: r.draft.Object, Ref: r.draft.Ref, Fields: fields, Payloads: r.payloads}
 }
 
 // Append records d and returns when the entry is on disk. Drafts that wait at the same time share one transaction.
@@ -884,11 +902,15 @@ func (j *Journal) commitSome(batch []*request) (int, error) {
 
 // build makes the rows of work on top of h. errs has one element for each request.
 func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) (Batch, head, []error, error) {
-	var b Batch
+	blobs := 0
+	for _, r := range work {
+		blobs += len(r.blobs)
+	}
+	b := Batch{Rows: make([]Row, 0, len(work)), Nodes: make([]Node, 0, 2*len(work)), Blobs: make([]Blob, 0, blobs)} // n leaves complete less than n inner nodes, but for the edge
 	errs := make([]error, len(work))
 	next := h
 	next.frontier = h.frontier.clone()
-	fresh := map[string]uint64{} // refs of this batch
+	fresh := make(map[string]uint64, len(work)) // refs of this batch
 	inTime := true
 	for i, r := range work {
 		if r.draft.Unique {

@@ -54,9 +54,12 @@ const (
 	maxOwn        = 64 << 10 // all of a row, which is read as a whole
 )
 
+// ownBytes are what a payload has in its row beside its own.
+const ownBytes = len(Hash{}) + 4
+
 // appendOwn adds a payload to those of its row: digest, length (4 bytes, big-endian), bytes.
 func appendOwn(own []byte, b Blob) []byte {
-	own = slices.Grow(own, len(b.Sum)+4+len(b.Data))
+	own = slices.Grow(own, ownBytes+len(b.Data))
 	own = append(own, b.Sum[:]...)
 	own = binary.BigEndian.AppendUint32(own, uint32(len(b.Data)))
 	return append(own, b.Data...)

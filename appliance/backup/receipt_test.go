@@ -1,9 +1,11 @@
 package backup_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +16,7 @@ import (
 )
 
 // outcome journals what became of a backup and answers its receipt.
-func outcome(t *testing.T, h *testkit.House) []byte {
+func outcome(t testing.TB, h *testkit.House) []byte {
 	t.Helper()
 	r, err := h.Journal.Append(t.Context(), audit.Draft{
 		Kind: backup.KindOutcome, Actor: "admin", Object: "0123456789abcdef", State: true,
@@ -157,4 +159,23 @@ func TestMissing(t *testing.T) {
 			t.Errorf("%s: %v, %v, %v; want %v, %v", name, got, reaches, err, one.want, one.reaches)
 		}
 	}
+}
+
+// FuzzParseReceipt: whatever is done to a receipt, it proves the entry that was journalled, or nothing.
+func FuzzParseReceipt(f *testing.F) {
+	h := testkit.New(f)
+	b := outcome(f, h)
+	want, err := backup.ParseReceipt(b, h.LogKey.Public())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add(bytes.Replace(b, []byte(`":`), []byte(`":null,"x":`), 1))
+	f.Add([]byte(`{"payloads":{"object":null}}`))
+	key := h.LogKey.Public()
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if e, err := backup.ParseReceipt(in, key); err == nil && !reflect.DeepEqual(e, want) {
+			t.Errorf("%s proves %+v", in, e)
+		}
+	})
 }

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -205,6 +207,41 @@ func FuzzParseMinutes(f *testing.F) {
 		if m, err := custody.ParseMinutes(b); err == nil {
 			if err := m.Verify(); err != nil {
 				t.Error(err)
+			}
+		}
+	})
+}
+
+// FuzzUnlockFiles: of bundles of locked PINs, a person's or a device's, what is read is written and read again as the same.
+func FuzzUnlockFiles(f *testing.F) {
+	l := custody.LockedPINs{Format: "yinjian-unlock/1", Threshold: 2, Commitments: make(custody.Commitments, 2), Holders: []custody.UnlockHolder{
+		{Name: "张三", Salt: make([]byte, 16), Iterations: 600_000}, {Name: "李四", Salt: make([]byte, 16), Iterations: 600_000},
+	}}
+	for _, v := range []any{l, custody.DevicePINs{Format: "yinjian-device-pins/1", Locked: make([]byte, 32), Device: json.RawMessage(`{}`)}} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Add([]byte(`{"threshold":-1,"holders":[{}],"iterations":99999999999}`))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if l, err := custody.ParseLockedPINs(in); err == nil {
+			b, err := json.Marshal(l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := custody.ParseLockedPINs(b)
+			if err != nil || !reflect.DeepEqual(l.Names(), again.Names()) || l.Set() != again.Set() {
+				t.Errorf("%s is written as %s: %v", in, b, err)
+			}
+			if _, err := l.Open(nil); err == nil {
+				t.Errorf("%s opens without shares", in)
+			}
+		}
+		if d, err := custody.ParseDevicePINs(in); err == nil {
+			if _, err := d.Open(make([]byte, custody.SecretSize)); err == nil {
+				t.Errorf("%s opens with a secret of nobody's", in)
 			}
 		}
 	})

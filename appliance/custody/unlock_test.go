@@ -111,3 +111,35 @@ func TestCheckUnlock(t *testing.T) {
 		}
 	}
 }
+
+// The device's secret opens the PINs, another does not, and neither do those of other locked PINs.
+func TestDevicePINs(t *testing.T) {
+	t.Parallel()
+	pins := map[string][]byte{"main/staff": []byte("31415926"), "main/log": []byte("27182818")}
+	secret := custody.NewDeviceSecret()
+	sealed, err := custody.SealToDevice(pins, [32]byte{1}, map[string]int{"pcr": 7}, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := json.Marshal(sealed)
+	if err != nil || bytes.Contains(file, pins["main/log"]) {
+		t.Fatalf("%s, %v", file, err)
+	}
+	read, err := custody.ParseDevicePINs(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := read.Open(secret); err != nil || !maps.EqualFunc(got, pins, bytes.Equal) || string(read.Device) != `{"pcr":7}` {
+		t.Errorf("Open = %q, %v; device %s", got, err, read.Device)
+	}
+	if _, err := read.Open(custody.NewDeviceSecret()); !errors.Is(err, custody.ErrSealed) {
+		t.Errorf("another secret: %v", err)
+	}
+	read.Locked[0] ^= 1
+	if _, err := read.Open(secret); !errors.Is(err, custody.ErrSealed) {
+		t.Errorf("for other locked PINs: %v", err)
+	}
+	if _, err := custody.ParseDevicePINs([]byte(`{"format":"yinjian-device-pins/2"}`)); err == nil {
+		t.Error("another format was read")
+	}
+}

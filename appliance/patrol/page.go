@@ -1,6 +1,8 @@
 package patrol
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -63,6 +65,24 @@ func (r *Report) Page(receipt string) *report.Page {
 		p.Notes = append(p.Notes, "签名："+receipt+" 证明本文件的 SM3 记在设备日志里，由日志密钥签过的检查点覆盖；核对：yinjian report verify --log-key log.pem --receipt "+receipt+" 本文件")
 	}
 	return p
+}
+
+// FileName is how the files of a patrol's report are called, without their ends.
+func FileName(p Period, at time.Time) string {
+	return fmt.Sprintf("patrol-%s-%s", p, at.In(audit.Beijing).Format("20060102T150405"))
+}
+
+// Files are the report's, by name: JSON and the page. receipt is as Page takes it.
+func (r *Report) Files(name, receipt string) (map[string][]byte, error) {
+	body, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	if err := r.Page(receipt).HTML(&b); err != nil {
+		return nil, err
+	}
+	return map[string][]byte{name + ".json": append(body, '\n'), name + ".html": b.Bytes()}, nil
 }
 
 // Exit is the exit status for monitoring.

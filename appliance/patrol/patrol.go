@@ -84,6 +84,8 @@ type LedgerLine struct {
 	Raised   int            `json:"raised"`
 	Open     int            `json:"open"` // not over at the end
 	Last     string         `json:"last"` // RFC 3339
+	// Drill: drills brought these about on purpose; they count as notices.
+	Drill bool `json:"drill,omitempty"`
 }
 
 // A Summary is what the next patrol goes on from.
@@ -101,6 +103,7 @@ type AlarmEntry struct {
 	Object   string
 	Severity alarm.Severity
 	Cleared  bool
+	Drill    string // that brought it about, "" for none
 	At       time.Time
 }
 
@@ -162,6 +165,8 @@ type judge struct {
 	in     *Input
 	report *Report
 	area   *Area
+	// drilled are the alarms that a drill brings about now: no more than notices.
+	drilled []alarm.Code
 }
 
 func (j *judge) begin(name, title string) {
@@ -172,6 +177,10 @@ func (j *judge) begin(name, title string) {
 // say adds a line. Of a code the words of what to do are the alarm's.
 func (j *judge) say(severity alarm.Severity, code alarm.Code, item, format string, args ...any) {
 	l := Line{Item: item, Value: fmt.Sprintf(format, args...), Severity: severity}
+	if severity > alarm.Notice && slices.Contains(j.drilled, code) {
+		severity = alarm.Notice
+		l.Severity, l.Value = severity, l.Value+"（演练进行中，不作为真的异常 a drill is under way）"
+	}
 	if severity > alarm.Normal {
 		l.Next = alarm.Meanings[code].Next
 	}
@@ -257,9 +266,13 @@ func (j *judge) service() {
 		UptimeS    int64 `json:"uptime_s"`
 		Evaluation string
 		Warnings   []string
+		Drill      *struct{ Explains []alarm.Code }
 	}
 	if !j.answer("state", "运行", &s) {
 		return
+	}
+	if s.Drill != nil { // which the warnings name
+		j.drilled = s.Drill.Explains
 	}
 	j.say(when(!s.Ready, alarm.Severe), alarm.SigningStopped, "可签名", "%v（状态 %s，已运行 %s）", s.Ready, s.State, days(time.Duration(s.UptimeS)*time.Second))
 	j.say(when(!strings.HasPrefix(s.Evaluation, "无"), alarm.Notice), alarm.Test, "评估用设置", "%s", s.Evaluation)
@@ -283,12 +296,19 @@ func (j *judge) time() {
 		AccuracyUS int64 `json:"accuracy_us"`
 		LeftS      int64 `json:"left_s"`
 		MinSources int   `json:"min_sources"`
-		Sources    []struct {
+		Round      *struct {
+			AgoS float64 `json:"ago_s"`
+		}
+		Sources []struct {
 			Name, Group, State, Reason string
 			OffsetUS                   int64 `json:"offset_us"`
 		}
 	}
-	if j.answer("time", "现状", &t) {
+	asked := j.answer("time", "现状", &t)
+	if early := j.early(); asked && early > 0 && (t.State == "cold" || t.State == "acquiring" || t.Round != nil && t.Round.AgoS == 0) {
+		j.notChecked("现状", fmt.Sprintf("尚未：启动后 %s，时间源还没有问够（%s），稍后再巡检", days(early), t.State))
+		j.blind()
+	} else if asked {
 		good := (t.State == "trusted" || t.State == "holdover") && t.BoundUS <= t.AccuracyUS
 		level := when(!good, alarm.Severe)
 		if good && t.State == "holdover" {
@@ -332,6 +352,20 @@ func (j *judge) time() {
 
 // slow is a latency beyond which somebody should look: a call's deadline is 5 s by default.
 const slow = 500.0
+
+// soon is how long after a start time may still be on its way.
+const soon = 2 * time.Minute
+
+// early is how long the appliance has run, if that is not long; 0 if it is, or if nobody knows.
+func (j *judge) early() time.Duration {
+	var s struct {
+		UptimeS *int64 `json:"uptime_s"`
+	}
+	if json.Unmarshal(j.in.Answers["state"], &s) != nil || s.UptimeS == nil || time.Duration(*s.UptimeS)*time.Second >= soon {
+		return 0
+	}
+	return time.Duration(max(*s.UptimeS, 1)) * time.Second
+}
 
 func (j *judge) machines() {
 	j.begin("machines", "密码机")
@@ -778,31 +812,41 @@ func (j *judge) ledger() {
 	if j.silent("台账") {
 		return
 	}
-	lines := map[alarm.Code]*LedgerLine{}
-	open := map[string]alarm.Code{}
+	lines := map[string]*LedgerLine{} // by code, those of drills apart
+	open := map[string]string{}       // the line of an alarm's id
 	for _, a := range j.in.Alarms {
-		l := lines[a.Code]
+		name := string(a.Code)
+		if a.Drill != "" {
+			name += "/drill"
+		}
+		l := lines[name]
 		if l == nil {
 			m := alarm.Meanings[a.Code]
-			l = &LedgerLine{Code: a.Code, Title: m.Title, Next: m.Next}
-			lines[a.Code] = l
+			l = &LedgerLine{Code: a.Code, Title: m.Title, Next: m.Next, Drill: a.Drill != ""}
+			if l.Drill {
+				l.Title, l.Next = "演练："+l.Title, "无须处理，见演练报告 (nothing to do; see the drill's report)"
+			}
+			lines[name] = l
 		}
 		if a.Cleared {
 			delete(open, a.ID)
 			continue
 		}
+		if l.Drill {
+			a.Severity = min(a.Severity, alarm.Notice)
+		}
 		l.Severity, l.Last = max(l.Severity, a.Severity), a.At.UTC().Format(time.RFC3339)
-		if _, again := open[a.ID]; !again {
+		if open[a.ID] != name { // one that outlasted its drill is raised again
 			l.Raised++
 		}
-		open[a.ID] = a.Code
+		open[a.ID] = name
 	}
-	for _, code := range open {
-		lines[code].Open++
+	for _, name := range open {
+		lines[name].Open++
 	}
 	counts := map[alarm.Severity]int{}
-	for _, code := range slices.Sorted(maps.Keys(lines)) {
-		l := lines[code]
+	for _, name := range slices.Sorted(maps.Keys(lines)) {
+		l := lines[name]
 		if l.Raised == 0 { // raised before the period
 			continue
 		}

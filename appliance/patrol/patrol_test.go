@@ -68,6 +68,9 @@ func TestJudgement(t *testing.T) {
 			in.Answers[answer] = json.RawMessage(text)
 		}
 	}
+	both := func(a, b func(*patrol.Input)) func(*patrol.Input) {
+		return func(in *patrol.Input) { a(in); b(in) }
+	}
 	for name, c := range map[string]struct {
 		change   func(*patrol.Input)
 		area     string
@@ -77,6 +80,10 @@ func TestJudgement(t *testing.T) {
 		"not ready":            {replace("state", `"ready":true`, `"ready":false`), "service", alarm.Severe},
 		"evaluation":           {replace("state", `无 (none)`, `软件密码机`), "service", alarm.Notice},
 		"untrusted":            {replace("time", `"trusted"`, `"suspect"`), "time", alarm.Severe},
+		"right after a start":  {both(replace("time", `"trusted"`, `"acquiring"`), replace("state", `"uptime_s":90000`, `"uptime_s":7`)), "time", alarm.Warning},
+		"before a first round": {both(replace("time", `"sources":[`, `"round":{"ago_s":0},"sources":[`), replace("state", `"uptime_s":90000`, `"uptime_s":7`)), "time", alarm.Warning},
+		"not after that":       {both(replace("time", `"trusted"`, `"acquiring"`), replace("state", `"uptime_s":90000`, `"uptime_s":121`)), "time", alarm.Severe},
+		"nor suspect":          {both(replace("time", `"trusted"`, `"suspect"`), replace("state", `"uptime_s":90000`, `"uptime_s":7`)), "time", alarm.Severe},
 		"bound":                {replace("time", `"bound_us":1000`, `"bound_us":2000000`), "time", alarm.Severe},
 		"holdover":             {replace("time", `"trusted"`, `"holdover"`), "time", alarm.Warning},
 		"a source away":        {replace("time", `"b","state":"agreed"`, `"b","state":"silent"`), "time", alarm.Severe}, // of two that are needed
@@ -122,6 +129,9 @@ func TestJudgement(t *testing.T) {
 		"alarms": {func(in *patrol.Input) {
 			in.Alarms = []patrol.AlarmEntry{{ID: "1", Code: alarm.MachineAway, Severity: alarm.Severe, At: now}, {ID: "1", Code: alarm.MachineAway, Severity: alarm.Severe, Cleared: true, At: now}}
 		}, "alarms", alarm.Notice},
+		// What a drill brings about is no more than a notice.
+		"drilled":     {replace("state", `"ready":true`, `"drill":{"explains":["signing-stopped"]},"ready":false`), "service", alarm.Notice},
+		"drill apart": {replace("state", `"ready":true`, `"drill":{"explains":["peer-away"]},"ready":false`), "service", alarm.Severe},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := healthy()
@@ -256,5 +266,22 @@ func TestForecast(t *testing.T) {
 		if (why == "") != c.known || c.known && (got-c.want > 0.01 || c.want-got > 0.01) {
 			t.Errorf("%v: %v %q, want %v", c.hours, got, why, c.want)
 		}
+	}
+}
+
+// The ledger tells what drills brought about on purpose from what was real, of one alarm that outlasted its drill, too.
+func TestLedgerOfDrills(t *testing.T) {
+	t.Parallel()
+	in := healthy()
+	in.Alarms = []patrol.AlarmEntry{
+		{ID: "1", Code: alarm.MachineAway, Severity: alarm.Severe, Drill: "d", At: in.To}, {ID: "1", Code: alarm.MachineAway, Severity: alarm.Severe, Drill: "d", Cleared: true, At: in.To},
+		{ID: "2", Code: alarm.MachineAway, Severity: alarm.Warning, Drill: "d", At: in.To}, {ID: "2", Code: alarm.MachineAway, Severity: alarm.Warning, At: in.To},
+	}
+	var got []string
+	for _, l := range patrol.Judge(in).Ledger {
+		got = append(got, fmt.Sprintf("%s %s %v raised %d open %d", l.Code, l.Severity, l.Drill, l.Raised, l.Open))
+	}
+	if want := "[machine-away warning false raised 1 open 1 machine-away notice true raised 2 open 0]"; fmt.Sprint(got) != want {
+		t.Errorf("%v, want %s", got, want)
 	}
 }

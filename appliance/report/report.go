@@ -60,6 +60,10 @@ func Ref(kind string) []byte {
 	return sum[:]
 }
 
+// FieldVerified is the field of an entry about a patrol that says how much of the journal the appliance itself has verified
+// before it filed the patrol. The next one goes on from there, whatever the report says.
+const FieldVerified = "verified"
+
 // Draft is the entry.
 func (s *Statement) Draft(actor string) (audit.Draft, error) {
 	body, err := json.Marshal(s)
@@ -95,8 +99,19 @@ func Parse(e *audit.Entry, body []byte) (*Statement, error) {
 // ErrDiffers means that a file is not the one that the journal has.
 var ErrDiffers = errors.New("文件与日志中的报告不符 (the file is not the one that the journal has)")
 
-// Verify proves a receipt with the log's key, and that files, by name, are those of the report. Files of the report that are
-// not given are not looked at; one that is none of the report's is an error.
+// ErrOtherNode means that a report says of itself that it is about another appliance than the one that signed it.
+var ErrOtherNode = errors.New("报告自称的设备不是签名的设备 (the report is about another appliance than the one that signed it)")
+
+// aboutAnother says whether a file is JSON that names another appliance.
+func aboutAnother(name string, content []byte, node string) bool {
+	var says struct {
+		Node string `json:"node"`
+	}
+	return strings.HasSuffix(name, ".json") && json.Unmarshal(content, &says) == nil && says.Node != "" && says.Node != node
+}
+
+// Verify proves a receipt with the log's key, and that files, by name, are those of the report, about the appliance that
+// signed it. Files of the report that are not given are not looked at; one that is none of the report's is an error.
 func Verify(receipt []byte, logKey crypto.PublicKey, files map[string][]byte) (*Statement, *audit.Entry, error) {
 	e, err := backup.ParseReceipt(receipt, logKey)
 	if err != nil {
@@ -121,6 +136,9 @@ func Verify(receipt []byte, logKey crypto.PublicKey, files map[string][]byte) (*
 		}
 		if FileOf(name, content) != f {
 			return nil, nil, fmt.Errorf("%s: %w", name, ErrDiffers)
+		}
+		if aboutAnother(name, content, e.Node) {
+			return nil, nil, fmt.Errorf("%s: %w", name, ErrOtherNode)
 		}
 	}
 	return s, e, nil

@@ -115,6 +115,9 @@ type Service struct {
 // New makes a service.
 func New(cfg Config) *Service { return &Service{cfg: cfg} }
 
+// mostFields are those of a stamped entry; some have fewer, and few more.
+const mostFields = 25
+
 // RecordID is SM3(application ‖ 0x00 ‖ key): the same at both campuses.
 func RecordID(application, idempotencyKey string) [32]byte {
 	return sm3.Sum([]byte(application + "\x00" + idempotencyKey))
@@ -445,7 +448,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	certHash := audit.Sum(cert.Raw)
 	d := audit.Draft{
 		Kind: Kind, Actor: "application/" + app.ID, Object: signer.ID, Ref: id[:], Unique: true, Absent: absent,
-		Fields: []audit.Field{
+		Fields: append(make([]audit.Field, 0, mostFields), []audit.Field{
 			{Name: "algorithm", Value: audit.Text(q.Algorithm)},
 			{Name: "application", Value: audit.Text(app.ID)},
 			{Name: "campus", Value: audit.Text(app.Campus)},
@@ -469,12 +472,12 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 			{Name: "test", Value: audit.Bool(test)},
 			{Name: "time.bound_us", Value: audit.Int((reading.Bound + time.Microsecond - 1).Microseconds())}, // up: a bound must hold
 			{Name: "time.provenance", Value: audit.Text(reading.Provenance)},
-		},
-		Payloads: []audit.Attachment{
+		}...),
+		Payloads: append(make([]audit.Attachment, 0, 4+len(chain)+len(crls)), []audit.Attachment{
 			{Name: "authorization", MediaType: "application/json", Data: consent.Stored},
 			{Name: "certificate.0", MediaType: "application/pkix-cert", Data: cert.Raw, Shared: true},
 			{Name: "signature", MediaType: map[bool]string{true: "application/cms", false: "application/octet-stream"}[signed != nil], Data: value},
-		},
+		}...),
 	}
 	for i, c := range chain {
 		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("certificate.%d", i+1), MediaType: "application/pkix-cert", Data: c, Shared: true})

@@ -136,9 +136,11 @@ func (r *Reconciler) judge(name, key string, p *reading, margin int64) {
 		return
 	}
 	d := Difference{Slot: name, Key: key, Machine: machine, Log: log, More: more, Reason: Past}
-	// A worker that was killed took what it was signing with it: made, and not recorded. A power cut may put a count back.
-	if s.Crashes > 0 && more <= int64(s.Crashes*r.cfg.Sessions(name)) {
+	// A worker that was killed took what it was signing with it: made, and not recorded. A power cut takes the log's last
+	// second besides; what came of it has entries. It may put a count back, too.
+	if lost := more - int64(s.Crashes*r.cfg.Sessions(name)); s.Crashes > 0 && lost <= int64(r.orphans) {
 		d.Reason = Ended
+		r.orphans -= uint64(max(0, lost)) // each explains one key's
 	}
 	r.apart = append(r.apart, d)
 }

@@ -3,6 +3,8 @@ package uses_test
 import (
 	"context"
 	"maps"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"yinjian/appliance/uses"
@@ -75,6 +77,59 @@ func TestCounters(t *testing.T) {
 	s := b.pass(b.reconciler(machine.config), true)
 	if c := s.Slots["staff"]; c.Elsewhere != 2+1-1+4+9 || s.Alarms != 4 {
 		t.Errorf("summary %+v", s)
+	}
+}
+
+// A power cut takes the log's last records: what came of those signatures has entries, which is why the machine counts
+// more. What has none is named as an alarm all the same.
+func TestCountersAfterPowerCut(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	machine := machineCount{}
+	used := func(from, to int) {
+		for n := from; n < to; n++ {
+			b.record(n)
+			machine["staff/D1"]++
+		}
+	}
+	names := func() string {
+		files, err := filepath.Glob(filepath.Join(b.dir, "staff-*.uses"))
+		if err != nil || len(files) != 1 {
+			t.Fatalf("%v, %v", files, err)
+		}
+		return files[0]
+	}
+	used(0, 3)
+	b.pass(b.reconciler(machine.config), false)
+	life := byte(1)
+	cut := func(past int) uses.Summary {
+		t.Helper()
+		st, err := os.Stat(names())
+		if err != nil {
+			t.Fatal(err)
+		}
+		used(100*int(life), 100*int(life)+30)
+		machine["staff/D1"] += uint64(past)
+		b.log.Close()
+		if err := os.Truncate(names(), st.Size()); err != nil {
+			t.Fatal(err)
+		}
+		life++
+		b.start(life)
+		return b.pass(b.reconciler(machine.config), false)
+	}
+	if s := cut(0); s.Alarms != 0 || s.Slots["staff"].Elsewhere != 30 {
+		t.Errorf("30 with entries: %+v", s)
+	}
+	if s := cut(4); s.Alarms != 0 || s.Slots["staff"].Elsewhere != 30+34 {
+		t.Errorf("30 with entries and 4 that were under way: %+v", s)
+	}
+	if s := cut(9); s.Alarms != 1 || s.Slots["staff"].Elsewhere != 30+34+39 {
+		t.Errorf("9 that nothing explains: %+v", s)
+	}
+	apart := b.verify().Apart
+	if len(apart) != 3 || apart[0].Reason != uses.Ended || apart[1].Reason != uses.Ended || apart[2].Reason != uses.Past {
+		t.Errorf("%+v", apart)
 	}
 }
 

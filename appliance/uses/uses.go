@@ -157,6 +157,8 @@ type Reconciler struct {
 	told    time.Time // of the last total; monotonic
 	counted time.Time // when the cipher machine's counts were read last; monotonic
 	apart   []Difference
+	passed  bool              // once
+	orphans uint64            // signatures that entries hold and whose uses a power cut took; of the first pass after workers crashed
 	first   bool              // there was no total
 	young   bool              // and the journal begins with this start
 	expect  map[string]uint64 // by slot: uses that the last total names, where its state is gone
@@ -396,10 +398,13 @@ func (r *Reconciler) pass(ctx context.Context, final bool) error {
 			return err
 		}
 	}
-	r.judgeCounters(counts)
 	// 3. What accounts for them.
+	crashed := !r.passed && slices.ContainsFunc(r.slots, func(name string) bool { return r.st.Slots[name].Crashes > 0 })
 	account := func(h uselog.Hash, how settled) {
 		if len(r.open[h]) == 0 {
+			if crashed && how == byEntry {
+				r.orphans++
+			}
 			return // of another pass, or of before the log
 		}
 		u := r.open[h][0]
@@ -416,7 +421,7 @@ func (r *Reconciler) pass(ctx context.Context, final bool) error {
 		if life, ok := e.Field(FieldLife).(audit.Octets); ok {
 			r.st.Lives = append(r.st.Lives, hex.EncodeToString(life))
 		}
-		if len(r.open) == 0 {
+		if len(r.open) == 0 && !crashed {
 			return nil
 		}
 		return settle(ctx, r.cfg.Store, e, account)
@@ -446,6 +451,8 @@ func (r *Reconciler) pass(ctx context.Context, final bool) error {
 	if len(mark) > 0 {
 		r.st.Checkpoint = mark[0]
 	}
+	r.judgeCounters(counts)
+	r.passed = true
 	if r.cfg.Append == nil {
 		return nil
 	}

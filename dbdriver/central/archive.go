@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"yinjian/appliance/audit"
@@ -42,6 +43,9 @@ var (
 	leaveRecords   = register("archive.records.leave", `DELETE FROM yj_record`+ofRecords)
 	archiveBatches = register("archive.batches", `INSERT INTO yj_batch_archive (`+batchColumns+`) SELECT `+batchColumns+` FROM yj_batch`+ofBatches)
 	leaveBatches   = register("archive.batches.leave", `DELETE FROM yj_batch`+ofBatches)
+
+	movedRecords = register("archive.records.moved", `SELECT seq_no FROM yj_record_archive`+ofRecords)
+	movedBatches = register("archive.batches.moved", `SELECT first_seq FROM yj_batch_archive`+ofBatches)
 
 	countInUse = register("archive.count", `SELECT COUNT(*) FROM yj_record WHERE node_id = ? AND signed_at_us >= ? AND signed_at_us < ?`)
 )
@@ -99,6 +103,29 @@ func (s *Store) Archive(ctx context.Context, node, epoch string, from uint64, be
 		return Moved{}, fmt.Errorf("central database: archiving from %d of epoch %s: %w", from, epoch, err)
 	}
 	return m, nil
+}
+
+// notMoved looks whether one of the keys that the transaction has just inserted is in the archive: another writer was first,
+// and its rows were moved.
+func (s *Store) notMoved(ctx context.Context, tx *sql.Tx, moved Statement, b audit.ProjectedBatch, keys []int64) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	rows, err := tx.QueryContext(ctx, s.seam.Text(moved.Text), b.Node, b.Epoch, slices.Min(keys), slices.Max(keys))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var key int64
+		if err := rows.Scan(&key); err != nil {
+			return err
+		}
+		if slices.Contains(keys, key) {
+			return fmt.Errorf("%w: %d was written by another and moved to the archive meanwhile", dbdriver.ErrConflict, key)
+		}
+	}
+	return rows.Err()
 }
 
 // closed finds what of the next most rows is to be moved: how many there are up to the last whose time is before before. A

@@ -90,9 +90,10 @@ func classify(seam *Seam, err error) error {
 	return seam.Classify(err)
 }
 
-// inTx runs fn in a transaction. Whatever fails ends it.
+// inTx runs fn in a transaction, each of whose statements sees what was committed before it, whatever the server's own
+// setting is ([Store.Apply] looks a second time). Whatever fails ends it.
 func inTx(ctx context.Context, db *sql.DB, seam *Seam, fn func(*sql.Tx) error) error {
-	tx, err := db.BeginTx(ctx, nil)
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return classify(seam, err)
 	}
@@ -145,7 +146,9 @@ func SeveralRows(insert string, n int) string {
 }
 
 // Apply implements audit.Projection. The keys are read first and missing rows inserted; a unique violation can then
-// only come from another writer, and is an error that the shipper retries.
+// only come from another writer, and is an error that the shipper retries. So is what another writer inserted and
+// [Store.Archive] moved meanwhile: the key of the table in use is free again, and has waited for the one who freed it, so
+// that a second look at the archive finds it.
 func (s *Store) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 	err := inTx(ctx, s.db, s.seam, func(tx *sql.Tx) error {
 		there, err := s.shippedLeaves(ctx, tx, b)
@@ -168,6 +171,13 @@ func (s *Store) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 		if err := s.insert(ctx, tx, missing); err != nil {
 			return err
 		}
+		keys := make([]int64, len(missing))
+		for i, r := range missing {
+			keys[i] = int64(r.Sequence)
+		}
+		if err := s.notMoved(ctx, tx, movedRecords, b, keys); err != nil {
+			return err
+		}
 		if err := s.applyChanges(ctx, tx, b); err != nil {
 			return err
 		}
@@ -185,7 +195,10 @@ func (s *Store) Apply(ctx context.Context, b audit.ProjectedBatch) error {
 		}
 		by, at := b.Rows[0].CreatedBy, b.Rows[len(b.Rows)-1].CreatedAt
 		res, err := tx.ExecContext(ctx, s.seam.Text(insertBatch.Text), b.Node, b.Epoch, int64(b.First), int64(b.Last), b.MAC, b.KeyID, by, at, by, at)
-		return wrote(1, res, err)
+		if err := wrote(1, res, err); err != nil {
+			return err
+		}
+		return s.notMoved(ctx, tx, movedBatches, b, []int64{int64(b.First)})
 	})
 	if err != nil {
 		return fmt.Errorf("central database: applying entries %d to %d: %w", b.First, b.Last, err)

@@ -115,7 +115,7 @@ func TestSoak(t *testing.T) {
 	defer db.Close()
 	var r check.Report
 	done := make(chan error, 1)
-	go func() { done <- check.Run(t.Context(), db, d.Seam(), 3*time.Second, &r) }()
+	go func() { done <- check.Run(t.Context(), db, d.Seam(), 12*time.Second, &r) }()
 	select {
 	case <-killed:
 		c.Kill()

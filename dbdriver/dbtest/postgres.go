@@ -5,8 +5,16 @@ package dbtest
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"database/sql"
+	"encoding/pem"
 	"fmt"
+	"math/big"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -166,6 +174,60 @@ func (c *Cluster) Listen(t testing.TB, addresses ...string) {
 		t.Fatal(err)
 	}
 	c.Args = append(c.Args, "-c", "listen_addresses="+strings.Join(addresses, ","))
+}
+
+// Secure has the running server be reached at 127.0.0.1 as docs/database.md asks, and makes an account and a database of its
+// own for that: TLS with a certificate for the addresses, a password. It answers the database's name and the certificate's
+// file, which is its own CA.
+func (c *Cluster) Secure(t testing.TB, account, password string, addresses ...net.IP) (database, ca string) {
+	t.Helper()
+	database = c.Fresh(t)
+	c.Exec(t, database, "CREATE ROLE "+account+" LOGIN PASSWORD '"+password+"'")
+	c.Exec(t, database, "GRANT ALL ON SCHEMA public TO "+account)
+	c.stop()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "db"}, NotBefore: time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, IPAddresses: append(addresses, net.IPv4(127, 0, 0, 1)),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(c.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	for name, text := range map[string][]byte{"server.crt": cert, "server.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})} {
+		if err := os.WriteFile(filepath.Join(c.Dir, name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		OwnedLike(t, filepath.Join(c.Dir, name), info)
+	}
+	ca = filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Port = l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	c.Args = append(c.Args, "-c", "listen_addresses=127.0.0.1", "-c", "ssl=on", "-c", "ssl_cert_file=server.crt", "-c", "ssl_key_file=server.key")
+	if err := os.WriteFile(filepath.Join(c.Dir, "pg_hba.conf"), []byte("local all all trust\nhostssl all all 0.0.0.0/0 scram-sha-256\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.Start(t)
+	return database, ca
 }
 
 // Open opens a database past our own code.

@@ -288,7 +288,7 @@ func Append(t testing.TB, j *audit.Journal, from, n int) {
 func Suite(t *testing.T, fresh func(t testing.TB) *Database) {
 	for name, f := range map[string]func(*testing.T, func(testing.TB) *Database){
 		"Texts": texts, "Pages": pages, "Apply": apply, "Shipper": shipper, "Fork": fork, "Compare": differences, "Days": days, "Changes": changeLog, "Sweep": sweeps, "Dictionary": dataDictionary, "Authors": authors, "CoveredUp": coveredUp, "EarlierEpochs": earlierEpochs, "Shrunk": shrunk,
-		"Archived": archived, "ArchiveTimeless": archiveTimeless, "ArchiveStopped": archiveStopped, "ArchiveBeside": archiveBeside, "ArchiveTampered": archiveTampered,
+		"Archived": archived, "ArchiveTimeless": archiveTimeless, "ArchiveStopped": archiveStopped, "ArchiveBeside": archiveBeside, "ArchiveTampered": archiveTampered, "ArchiveLate": archiveLate,
 		"Rebuild": rebuild, "RebuildStopped": rebuildStopped, "RebuiltElsewhere": rebuiltElsewhere, "Behind": behind,
 		"AnswersLost": answersLost, "Hang": hang, "Migrations": migrations, "TwoMigrate": twoMigrate, "LaterSchema": laterSchema,
 		"Decisions": decisions, "DecisionFaults": decisionFaults, "DecisionLate": decisionLate, "Duplicates": duplicates, "Sealed": sealed, "Search": search,

@@ -216,7 +216,7 @@ var wishes = []wish{
 	wanted("client_encoding", "UTF8", central.Unfit, "须为 UTF8 (UTF8 is wanted)"),
 	wanted("standard_conforming_strings", "on", central.Unfit, "须为 on：否则反斜线有特殊含义 (otherwise backslashes mean something)"),
 	wanted("default_transaction_read_only", "off", central.Unfit, "此库或此账户只读 (this database or account reads only)"),
-	wanted("default_transaction_isolation", "read committed", central.Doubtful, "按 read committed 写成；更严的级别会多些重试 (written for read committed; stricter levels mean more retries)"),
+	wanted("default_transaction_isolation", "read committed", central.Doubtful, "本系统写入的事务自行要求 read committed；此设置只及于查询 (what is written asks for read committed itself; this concerns queries only)"),
 	wanted("fsync", "on", central.Doubtful, "断电可能损坏整个库 (a power cut may damage the database)"),
 	wanted("full_page_writes", "on", central.Doubtful, "断电可能损坏整个库 (a power cut may damage the database)"),
 	wanted("synchronous_commit", "on", central.Doubtful, "断电或切换可能丢失最后的提交；投递会补上 (the last commits may go with a power cut or a switch; they are shipped again)"),

@@ -1,18 +1,8 @@
 package postgres_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
-	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -252,23 +242,7 @@ func TestOtherTables(t *testing.T) {
 func TestPasswordAndTLS(t *testing.T) {
 	t.Parallel()
 	c := dbtest.StartPostgres(t)
-	name := c.Fresh(t)
-	c.Exec(t, name, `CREATE ROLE app LOGIN PASSWORD 'right-Pass_1'`)
-	c.Exec(t, name, `GRANT ALL ON SCHEMA public TO app`)
-	c.Kill()
-	cert, ca := serverCertificate(t, c.Dir)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Port = l.Addr().(*net.TCPAddr).Port
-	l.Close()
-	c.Args = append(c.Args, "-c", "listen_addresses=127.0.0.1", "-c", "ssl=on", "-c", "ssl_cert_file="+cert, "-c", "ssl_key_file="+strings.Replace(cert, ".crt", ".key", 1))
-	hba := filepath.Join(c.Dir, "pg_hba.conf")
-	if err := os.WriteFile(hba, []byte("local all all trust\nhost all all 0.0.0.0/0 scram-sha-256\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c.Start(t)
+	name, ca := c.Secure(t, "app", "right-Pass_1")
 	dsn := fmt.Sprintf("postgres://app@127.0.0.1:%d/%s?sslmode=", c.Port, name)
 	for what, k := range map[string]struct {
 		dsn, password string
@@ -290,44 +264,6 @@ func TestPasswordAndTLS(t *testing.T) {
 			s.Close()
 		}
 	}
-}
-
-// serverCertificate writes a self-signed certificate with all addresses and its key into the cluster's folder, owned as
-// the folder is.
-func serverCertificate(t *testing.T, dir string) (cert, ca string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "db"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert = filepath.Join(dir, "server.crt")
-	for name, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, filepath.Join(dir, "server.key"): {Type: "PRIVATE KEY", Bytes: pkcs8}} {
-		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		dbtest.OwnedLike(t, name, info)
-	}
-	ca = filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return cert, ca
 }
 
 // A DSN with a password is refused, and not repeated in the error; so is one that cannot be read.

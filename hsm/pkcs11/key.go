@@ -371,7 +371,7 @@ var onToken = p11.NewAttribute(p11.CKA_TOKEN, true)
 // Keys implements hsm.Token. Keys of kinds that the profile does not describe are left out, and logged.
 func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 	var infos []hsm.KeyInfo
-	err := t.run(ctx, false, func(s p11.SessionHandle, _ uint64) error {
+	list := func(s p11.SessionHandle, _ uint64) error {
 		infos = nil
 		if err := t.loggedIn(s); err != nil {
 			return err
@@ -421,7 +421,12 @@ func (t *Token) Keys(ctx context.Context) ([]hsm.KeyInfo, error) {
 			}
 		}
 		return nil
-	})
+	}
+	err := t.run(ctx, false, list)
+	// Where the token does not say whether it lost the session or the key is gone, keys that go while they are listed look like the former.
+	for try := 0; try < 3 && t.cfg.Profile.noSessionInfo && hsm.ClassifyError(err) == hsm.ClassRefind; try++ {
+		err = t.run(ctx, false, list)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("hsm/pkcs11: listing keys: %w", err)
 	}

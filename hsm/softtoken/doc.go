@@ -36,7 +36,9 @@
 //
 // A unix stream socket, mode 0600. The peer's uid (SO_PEERCRED) must be the daemon's own or root. The module makes
 // one connection at C_Initialize (control) and one for each session; a session lives and dies with its connection,
-// so no session handle crosses the wire. All integers are big-endian, except inside attribute values, which are the
+// so no session handle crosses the wire. For modules on other machines the same runs over TCP, inside TLS 1.3 (RFC 8446)
+// in which both sides show the very certificates that the daemon made when it first listened there (link-server.pem,
+// link-client.pem); who has the latter counts as a process of the daemon's user, and all of them as one. All integers are big-endian, except inside attribute values, which are the
 // raw bytes PKCS#11 has in memory (CK_ULONG: 8 bytes, native order).
 //
 //	hello    "YJP1" (4) | application id (16)              answered with a reply without results
@@ -60,7 +62,8 @@
 // room in it, CK_UNAVAILABLE_INFORMATION when only its length is asked for, and the results u8 1 | s, or u8 0 | u64 room
 // that is needed; then nothing has happened. Bytes left over, counts above 256 and unknown shapes end the connection. The first byte of a
 // request may be awaited for ever; the rest must follow within ten seconds, and a reply must be taken within ten to
-// twenty. There are at most 4096 connections, of one process 2048; more are answered CKR_SESSION_COUNT. Two key pairs
+// twenty. There are at most 4096 connections, of one process 2048; more are answered CKR_SESSION_COUNT. Beside them 256
+// of the network may be at their handshake, which must end within ten seconds; others wait. Two key pairs
 // are made at a time, others wait. All peers are of one user, so these limits contain mistakes and not malice: who may
 // connect may also create objects until the disk is full, and enter wrong PINs until the token is locked.
 //
@@ -71,6 +74,8 @@
 //	slot-N/SERIAL/pins.rec  how often a wrong PIN was entered since the last right one
 //	slot-N/SERIAL/ID.obj    one object, or the two objects of a key pair
 //	slot-N/SERIAL/uses.cnt  how often each private key has signed; not sealed
+//	link-server.pem         key and certificate for the network, where it listens there; not sealed
+//	link-client.pem         what a module on another machine needs: its key and certificate, ours; not sealed
 //	lock                    flock of the daemon that uses the folder
 //
 // Sealing is SM4-GCM with a random 96-bit nonce and a 128-bit tag. Keys:

@@ -115,8 +115,19 @@ func (s *Server) ServeFrame(frame []byte, inSession bool) (reply []byte, err err
 	return finishReply(w, p.serve(spec, &r, w)), nil
 }
 
-// MaxOfProcess is how many connections one process may have.
-const MaxOfProcess = maxOfProcess
+// MaxOfProcess is how many connections one process may have, MaxConnections how many all may, MaxHandshakes how many strangers.
+const (
+	MaxOfProcess   = maxOfProcess
+	MaxConnections = maxConnections
+	MaxHandshakes  = maxHandshakes
+)
+
+// Peers counts the connections that were taken, strangers' too.
+func (s *Server) Peers() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.peers)
+}
 
 // OccupyGeneration takes all places for making key pairs.
 func (s *Server) OccupyGeneration() (release func()) {

@@ -71,7 +71,7 @@ func runDaemon() int {
 	iterations, _ := strconv.Atoi(os.Getenv("SOFTTOKEN_TEST_ITERATIONS"))
 	softtoken.UsePBKDF2Iterations(iterations)
 	dir := os.Getenv("SOFTTOKEN_TEST_DIR")
-	s, err := softtoken.Open(softtoken.Config{Dir: dir, PassphraseFile: filepath.Join(filepath.Dir(dir), "passphrase")})
+	s, err := softtoken.Open(softtoken.Config{Dir: dir, PassphraseFile: filepath.Join(filepath.Dir(dir), "passphrase"), Address: os.Getenv("SOFTTOKEN_TEST_ADDRESS")})
 	if err != nil {
 		fmt.Println(err)
 		return 1
@@ -157,7 +157,7 @@ func (m *machine) startProcess(t testing.TB) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), "SOFTTOKEN_TEST_DIR="+m.dir, fmt.Sprintf("SOFTTOKEN_TEST_ITERATIONS=%d", softtoken.PBKDF2Iterations()))
+	cmd.Env = append(os.Environ(), "SOFTTOKEN_TEST_DIR="+m.dir, "SOFTTOKEN_TEST_ADDRESS="+m.cfg.Address, fmt.Sprintf("SOFTTOKEN_TEST_ITERATIONS=%d", softtoken.PBKDF2Iterations()))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

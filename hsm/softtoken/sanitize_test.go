@@ -79,11 +79,19 @@ func TestModuleReplyCorpus(t *testing.T) {
 // killed. Sanitizers watch; no signature that was answered is wrong.
 func TestModuleUnderStress(t *testing.T) {
 	t.Parallel()
-	for name, sanitizers := range map[string]string{"memory": "address,undefined", "threads": "thread", "forks": "undefined"} {
+	kinds := map[string]string{"memory": "address,undefined", "threads": "thread", "forks": "undefined"}
+	if os.Getenv("YINJIAN_LONG") == "1" {
+		kinds["memory, network"], kinds["forks, network"] = kinds["memory"], kinds["forks"]
+	}
+	for name, sanitizers := range kinds {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			exe := sanitized(t, "stress", sanitizers)
 			m := newFolder(t)
+			over := strings.HasSuffix(name, "network")
+			if over {
+				m.cfg.Address = freeAddress(t)
+			}
 			m.startProcess(t)
 			p := m.module(t)
 			initToken(t, p, 0, "stress")
@@ -94,7 +102,7 @@ func TestModuleUnderStress(t *testing.T) {
 			env := []string{"TSAN_OPTIONS=exitcode=66 halt_on_error=1"}
 			// A child of many threads is beyond the thread sanitizer, and gcc 12's address sanitizer does not take its
 			// allocator's locks before a fork: the child then waits for ever for a thread that it does not have.
-			if name == "forks" {
+			if strings.HasPrefix(name, "forks") {
 				env = append(env, "FORK=1")
 			}
 			done, killed := make(chan struct{}), make(chan struct{})
@@ -112,7 +120,11 @@ func TestModuleUnderStress(t *testing.T) {
 				}
 			}()
 			defer func() { close(done); <-killed }()
-			out := runFor(t, 60*time.Second, env, exe, m.socket, "0", userPIN, "3500")
+			place := "socket='" + m.socket + "'"
+			if over {
+				place = m.elsewhere()
+			}
+			out := runFor(t, 60*time.Second, env, exe, place, "0", userPIN, "3500")
 			t.Log(strings.TrimSpace(out))
 			if strings.HasPrefix(out, "0 signatures") {
 				t.Error("nothing was signed: the test means nothing")
@@ -127,5 +139,8 @@ func TestModuleAtTheEdge(t *testing.T) {
 	exe := sanitized(t, "edges", "address,undefined")
 	m, p, s := loggedIn(t)
 	generateSM2(t, p, s, "k")
-	runFor(t, 30*time.Second, nil, exe, m.socket, "0", userPIN)
+	runFor(t, 30*time.Second, nil, exe, "socket='"+m.socket+"'", "0", userPIN)
+	m.cfg.Address = "127.0.0.1:0"
+	m.restart(t)
+	runFor(t, 30*time.Second, nil, exe, m.elsewhere(), "0", userPIN)
 }

@@ -2,6 +2,7 @@ package softtoken
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ const (
 	maxConnections = 4096
 	maxOfProcess   = 2048            // connections of one process; one that leaks sessions leaves room for others
 	maxHalfOpen    = 256             // of one process beyond those, which are only told so
+	maxHandshakes  = 256             // connections over the network that have not shown who they are; others wait in the kernel
 	maxGenerating  = 2               // key pairs that are made at a time; others wait, and signatures have processors
 	stopGrace      = 5 * time.Second // for requests that are being served when the daemon stops
 )
@@ -38,6 +40,9 @@ type Config struct {
 	Dir string
 	// SocketPath is the unix socket, by default Dir/p11.sock; mode 0600; at most 107 bytes.
 	SocketPath string
+	// Address is an IP:port for modules on other machines, "" is none: TLS 1.3, both sides known by the certificates that
+	// are made in Dir. Who has its link-client.pem may use the machine as a process of this user may.
+	Address string
 	// PassphraseFile holds the passphrase that unseals Dir: 8 to 4096 bytes, closed to group and others. The first
 	// Open of an empty Dir seals it with this passphrase.
 	PassphraseFile string
@@ -61,6 +66,7 @@ type Server struct {
 	tokens   []*token
 	service  time.Duration
 	listener *net.UnixListener
+	network  net.Listener  // nil: none
 	stopping chan struct{} // closed when Serve is to end
 	stopOnce sync.Once
 	freeOnce sync.Once
@@ -71,8 +77,10 @@ type Server struct {
 	apps      map[[16]byte]*application
 	peers     map[*peer]struct{}
 	processes map[int32]int // connections by pid
+	known     int           // connections whose pid is known: all that count
 
 	generating chan struct{} // holds a token for each key pair being made
+	handshakes chan struct{} // and for each connection over the network that may be a stranger's
 }
 
 // Open unseals the folder, checks every record in it, and binds the socket. It fails if the folder is in use, the
@@ -114,6 +122,7 @@ func Open(cfg Config) (_ *Server, err error) {
 
 		processes:  map[int32]int{},
 		generating: make(chan struct{}, maxGenerating),
+		handshakes: make(chan struct{}, maxHandshakes),
 	}
 	if cfg.Impersonate != "" && cfg.Impersonate != neutralProfile.name {
 		if s.profile, err = impersonate(cfg.Impersonate); err != nil {
@@ -151,6 +160,11 @@ func Open(cfg Config) (_ *Server, err error) {
 	}
 	if s.listener, err = listen(cfg.SocketPath); err != nil {
 		return nil, err
+	}
+	if cfg.Address != "" {
+		if s.network, err = listenNetwork(s.store, cfg.Address); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }
@@ -202,8 +216,20 @@ func (s *Server) Serve(ctx context.Context) error {
 	var peers sync.WaitGroup
 	unhook := context.AfterFunc(ctx, s.stop)
 	defer unhook()
-	err := s.accept(&peers)
+	listeners := []net.Listener{s.listener}
+	if s.network != nil {
+		listeners = append(listeners, s.network)
+		s.log.WithField("address", s.network.Addr().String()).Warn("it is reached over the network by who has link-client.pem")
+	}
+	ended := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { ended <- s.accept(l, &peers) }()
+	}
+	err := <-ended
 	s.stop()
+	for range listeners[1:] {
+		err = errors.Join(err, <-ended)
+	}
 	finished := make(chan struct{})
 	go func() { peers.Wait(); close(finished) }()
 	select {
@@ -216,19 +242,39 @@ func (s *Server) Serve(ctx context.Context) error {
 	return err
 }
 
-// accept takes connections until the listener is closed by stop.
-func (s *Server) accept(peers *sync.WaitGroup) error {
+// Addr is where modules on other machines reach it; nil if they do not.
+func (s *Server) Addr() net.Addr {
+	if s.network == nil {
+		return nil
+	}
+	return s.network.Addr()
+}
+
+// accept takes connections until the listener is closed by stop. Strangers on the network fill no more than maxHandshakes, and
+// never the room of those who are known.
+func (s *Server) accept(l net.Listener, peers *sync.WaitGroup) error {
+	shown := func() {}
+	if l == s.network {
+		shown = func() { <-s.handshakes }
+	}
 	for {
-		nc, err := s.listener.AcceptUnix()
+		if l == s.network {
+			select {
+			case s.handshakes <- struct{}{}:
+			case <-s.stopping:
+				return nil
+			}
+		}
+		nc, err := l.Accept()
 		if err == nil {
 			p := &peer{srv: s, frames: frameConn{nc: nc}}
 			s.mu.Lock()
 			s.peers[p] = struct{}{}
-			crowded := len(s.peers) > maxConnections
 			s.mu.Unlock()
-			peers.Go(func() { p.run(nc, crowded) })
+			peers.Go(func() { p.run(nc, shown) })
 			continue
 		}
+		shown()
 		select {
 		case <-s.stopping:
 			return nil
@@ -251,6 +297,9 @@ func (s *Server) stop() {
 	s.stopOnce.Do(func() {
 		close(s.stopping)
 		s.listener.Close()
+		if s.network != nil {
+			s.network.Close()
+		}
 		s.eachPeer(func(p *peer) { p.frames.nc.SetReadDeadline(time.Unix(1, 0)) })
 	})
 }
@@ -278,6 +327,9 @@ func (s *Server) free() {
 		if s.listener != nil {
 			s.listener.Close()
 		}
+		if s.network != nil {
+			s.network.Close()
+		}
 		for _, t := range s.tokens {
 			t.close()
 		}
@@ -302,20 +354,21 @@ func (p *peer) log() logrus.FieldLogger {
 	return l
 }
 
-// run serves the connection until it ends.
-func (p *peer) run(nc *net.UnixConn, crowded bool) {
+// run serves the connection until it ends. shown is called once it is known whose it is.
+func (p *peer) run(nc net.Conn, shown func()) {
 	s := p.srv
 	defer func() {
 		nc.Close()
 		s.leave(p)
 	}()
 	cred, err := peerCredentials(nc)
+	shown()
 	if err != nil {
 		s.log.WithError(err).Warn("a peer's credentials cannot be had; refused")
 		return
 	}
 	log := s.log.WithFields(logrus.Fields{"pid": cred.Pid, "uid": cred.Uid})
-	if cred.Pid <= 0 || cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+	if cred.Pid <= 0 && cred.Pid != elsewhere || cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
 		log.Warn("a peer of another user, or not of this process space, was refused")
 		return
 	}
@@ -323,6 +376,8 @@ func (p *peer) run(nc *net.UnixConn, crowded bool) {
 	p.pid = cred.Pid
 	s.processes[p.pid]++
 	of := s.processes[p.pid]
+	s.known++
+	crowded := s.known > maxConnections || of > maxOfProcess
 	s.mu.Unlock()
 	if of == maxOfProcess+1 {
 		log.WithField("connections", maxOfProcess).Warn("a process has too many connections; more are refused")
@@ -330,7 +385,6 @@ func (p *peer) run(nc *net.UnixConn, crowded bool) {
 	if of > maxOfProcess+maxHalfOpen {
 		return
 	}
-	crowded = crowded || of > maxOfProcess
 	id, err := p.frames.hello()
 	if err != nil {
 		if !errors.Is(err, io.EOF) {
@@ -354,7 +408,25 @@ func (p *peer) run(nc *net.UnixConn, crowded bool) {
 	}
 }
 
-func peerCredentials(nc *net.UnixConn) (*unix.Ucred, error) {
+// elsewhere stands in the place of the pid of who comes over the network: all of them are one process, with its limits.
+const elsewhere int32 = -1
+
+// peerCredentials are those of the process at the other end, or, over the network, ours: it has proved, within peerTimeout,
+// that it has what we gave out.
+func peerCredentials(conn net.Conn) (*unix.Ucred, error) {
+	if over, ok := conn.(*tls.Conn); ok {
+		if err := over.SetDeadline(time.Now().Add(peerTimeout)); err != nil { // interval
+			return nil, err
+		}
+		if err := over.Handshake(); err != nil {
+			return nil, err
+		}
+		return &unix.Ucred{Pid: elsewhere, Uid: uint32(os.Geteuid())}, over.SetDeadline(time.Time{})
+	}
+	nc, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil, fmt.Errorf("softtoken: a connection of type %T", conn)
+	}
 	raw, err := nc.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -395,6 +467,7 @@ func (s *Server) leave(p *peer) {
 	defer s.mu.Unlock()
 	delete(s.peers, p)
 	if p.pid != 0 {
+		s.known--
 		if s.processes[p.pid]--; s.processes[p.pid] == 0 {
 			delete(s.processes, p.pid)
 		}

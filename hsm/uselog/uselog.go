@@ -8,8 +8,9 @@
 // what the journal says of it. Nothing is secret here, and nothing proves who wrote: whoever can write the files can
 // make a chain of his own from any point on.
 //
-// A record is not synced to disk. The end of a process loses none; a power cut may lose the last ones, and then
-// signatures have entries and no record, which is harmless.
+// A record is synced to disk within a second ([syncEvery]), not before its signature is handed out. The end of a process
+// loses none; a power cut may lose those of the last second, and then signatures have entries and no record: what is
+// held against the log takes that into account.
 package uselog
 
 import (
@@ -70,6 +71,12 @@ const (
 
 // fileUses is how many uses a file takes: some 12 MB. A variable for the tests.
 var fileUses uint64 = 1 << 16
+
+// syncEvery is after how long a record is on the disk at the latest, if the disk keeps up. A variable for the tests, as syncFile is.
+var (
+	syncEvery = time.Second
+	syncFile  = (*os.File).Sync
+)
 
 var operations = []hsm.Operation{"", hsm.SignSM2E, hsm.SignRSASHA256}
 
@@ -184,6 +191,10 @@ type Log struct {
 	counters map[string]uint64
 	buf      []byte
 	err      error // the file can be neither continued nor put right
+	dirty    bool  // a sync is due
+
+	closing sync.Once
+	closed  chan struct{}
 }
 
 // Open opens slot's log in dir for writing, making both where they are missing, and records a Start that names life. One
@@ -201,16 +212,45 @@ func Open(dir, slot string, life Hash) (*Log, error) {
 		lock.Close()
 		return nil, fmt.Errorf("hsm/uselog: slot %s: another process writes its log: %w", slot, err)
 	}
-	l := &Log{dir: dir, slot: slot, lock: lock, begun: time.Now(), counters: map[string]uint64{}} // interval
+	l := &Log{dir: dir, slot: slot, lock: lock, begun: time.Now(), counters: map[string]uint64{}, closed: make(chan struct{})} // interval
 	err = l.resume()
 	if err == nil {
 		err = l.append(Record{Kind: Start, Number: l.number, Signed: life})
+	}
+	if err == nil {
+		err = syncFile(l.file) // that there was a worker is known over a power cut
 	}
 	if err != nil {
 		l.Close()
 		return nil, fmt.Errorf("hsm/uselog: slot %s: %w", slot, err)
 	}
+	go l.sync()
 	return l, nil
+}
+
+// sync puts on the disk what was added, until the log is closed. One that fails is tried again: the journal, on the same
+// disk, is what stops signing then.
+func (l *Log) sync() {
+	for tick := time.NewTicker(syncEvery); ; {
+		select {
+		case <-l.closed:
+			tick.Stop()
+			return
+		case <-tick.C:
+		}
+		l.mu.Lock()
+		f, due := l.file, l.dirty
+		l.dirty = false
+		l.mu.Unlock()
+		if !due || f == nil {
+			continue
+		}
+		if err := syncFile(f); err != nil && !errors.Is(err, os.ErrClosed) { // closed: a file that is complete was synced then
+			l.mu.Lock()
+			l.dirty = true
+			l.mu.Unlock()
+		}
+	}
 }
 
 // resume finds the end of the log, or begins one.
@@ -266,6 +306,11 @@ func torn(s *scan, b []byte) bool {
 
 // roll begins the next file. It is complete before it has its name.
 func (l *Log) roll() error {
+	if l.file != nil {
+		if err := syncFile(l.file); err != nil {
+			return err
+		}
+	}
 	r := Record{Kind: Begin, Number: l.number, Signature: l.chain}
 	b, chain := r.appendTo(nil, l.chain)
 	labels := make([]string, 0, len(l.counters))
@@ -291,7 +336,7 @@ func (l *Log) roll() error {
 		return err
 	}
 	if l.file != nil {
-		l.file.Close() // everything is with the kernel already
+		l.file.Close() // everything is on the disk already
 	}
 	l.file, l.size, l.first, l.chain = f, int64(len(b)), l.number, chain
 	return nil
@@ -312,7 +357,7 @@ func (l *Log) append(r Record) error {
 		return err
 	}
 	l.size += int64(len(b))
-	l.number, l.chain = r.Number, chain
+	l.number, l.chain, l.dirty = r.Number, chain, true
 	return nil
 }
 
@@ -345,11 +390,12 @@ func (l *Log) Add(label string, op hsm.Operation, signed, signature []byte) erro
 
 // Close closes the log. What was added stays.
 func (l *Log) Close() error {
+	l.closing.Do(func() { close(l.closed) })
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	err := l.lock.Close()
 	if l.file != nil {
-		err = errors.Join(l.file.Close(), err)
+		err = errors.Join(syncFile(l.file), l.file.Close(), err)
 	}
 	l.file, l.err = nil, errors.New("hsm/uselog: the log is closed")
 	return err

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/emmansun/gmsm/sm2"
 
@@ -356,5 +357,63 @@ func BenchmarkAdd(b *testing.B) {
 		if err := l.Add("signer/D001/sm2", hsm.SignSM2E, digest, sig); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// What was added is synced soon, also where a sync fails at first, and a file before the next one takes its place.
+func TestSync(t *testing.T) { // not parallel: it changes how logs are synced
+	var mu sync.Mutex
+	synced := map[string]int64{} // sizes
+	failures := 2
+	undo := uselog.SetSync(5*time.Millisecond, func(f *os.File) error {
+		mu.Lock()
+		defer mu.Unlock()
+		st, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if len(synced) > 0 && failures > 0 {
+			failures--
+			return syscall.EIO
+		}
+		synced[filepath.Base(f.Name())] = st.Size()
+		return nil
+	})
+	defer undo()
+	dir := t.TempDir()
+	l := open(t, dir)
+	size := func(name string) (int64, int64) {
+		st, err := os.Stat(filepath.Join(dir, strings.TrimSuffix(name, ".new")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		return synced[name], st.Size()
+	}
+	first := fmt.Sprintf("staff-%020d.uses.new", 0) // as it was opened
+	if got, want := size(first); got != want {
+		t.Errorf("%d of %d bytes are on the disk, and the log is open", got, want)
+	}
+	add(t, l, 0, 10)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		got, want := size(first)
+		if got == want {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d bytes are on the disk", got, want)
+		}
+	}
+	add(t, l, 10, 101)
+	if got, want := size(first); got != want {
+		t.Errorf("%d of %d bytes are on the disk, and there is a second file", got, want)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second := fmt.Sprintf("staff-%020d.uses.new", 100)
+	if got, want := size(second); got != want {
+		t.Errorf("%d of %d bytes are on the disk, and the log is closed", got, want)
 	}
 }

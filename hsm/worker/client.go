@@ -130,6 +130,7 @@ type Client struct {
 	proc     *process      // the ready child, nil while there is none
 	changed  chan struct{} // closed and replaced when phase or proc changes
 	latch    chan struct{} // closed when latched is set
+	severed  *time.Timer   // ends what Sever began; nil: it is not
 
 	brought broughtKeys // wrapped keys whose blobs the ready child has had
 }
@@ -189,7 +190,34 @@ func (c *Client) State() State {
 	if c.proc != nil {
 		s.Sessions, s.PID = cap(c.proc.slots), c.proc.pid
 	}
+	if c.severed != nil && s.Phase == Ready {
+		s.Phase, s.LastError = Restarting, errSevered
+	}
 	return s
+}
+
+var errSevered = errors.New("a drill keeps calls from this machine")
+
+// Sever has no call go to the child for as long as d, as if its machine were away: calls wait as they do for a child that is
+// being started, those under way finish. It ends by itself, with Mend, or with the process. It is for drills.
+func (c *Client) Sever(d time.Duration) {
+	c.Mend()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.severed = time.AfterFunc(d, c.Mend)
+}
+
+// Mend ends what [Client.Sever] began.
+func (c *Client) Mend() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.severed == nil {
+		return
+	}
+	c.severed.Stop()
+	c.severed = nil
+	close(c.changed)
+	c.changed = make(chan struct{})
 }
 
 // Replace has a new child take the present one's place, which finishes what it has; extension is what the new one's is told.
@@ -687,6 +715,9 @@ func (c *Client) ready(ctx context.Context) (*process, error) {
 	for {
 		c.mu.Lock()
 		p, changed, latched, last := c.proc, c.changed, c.latched, c.lastErr
+		if c.severed != nil {
+			p, last = nil, errSevered
+		}
 		c.mu.Unlock()
 		if latched != nil {
 			return nil, latched

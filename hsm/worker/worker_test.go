@@ -687,6 +687,37 @@ func TestDeviceAway(t *testing.T) {
 	}
 }
 
+// TestSever: a drill keeps calls from a machine that is well. It is as if it were away, and its child goes on.
+func TestSever(t *testing.T) {
+	t.Parallel()
+	cfg := config(t, t.TempDir(), "right")
+	cfg.RestartWait = time.Second
+	c := start(t, cfg)
+	pid := c.State().PID
+	call := func() error { _, err := c.Do(t.Context(), "echo", hsm.SignSM2E, nil); return err }
+	c.Sever(time.Hour)
+	if err := call(); !errors.Is(err, hsm.ErrUnavailable) {
+		t.Errorf("a call went to a severed machine: %v", err)
+	}
+	if s := c.State(); s.Phase != worker.Restarting || s.LastError == nil {
+		t.Errorf("State = %+v", s)
+	}
+	c.Mend()
+	c.Mend()
+	if err := call(); err != nil {
+		t.Error(err)
+	}
+	// It ends by itself, and who waits is not told that it was away.
+	c.Sever(time.Hour)
+	c.Sever(5 * time.Millisecond)
+	if err := call(); err != nil {
+		t.Error(err)
+	}
+	if s := c.State(); s.Phase != worker.Ready || s.PID != pid || s.Restarts != 0 {
+		t.Errorf("State = %+v, want the same child", s)
+	}
+}
+
 func TestStartErrors(t *testing.T) {
 	t.Parallel()
 	good := config(t, t.TempDir(), "right")

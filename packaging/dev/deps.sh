@@ -1,9 +1,9 @@
 #!/bin/sh
 # Installs what the named step needs from Debian, and says so. Does nothing when everything is there.
-#   packaging/dev/deps.sh build|demo|test
+#   packaging/dev/deps.sh build|demo|test|image|load|packages
 # As root it calls apt-get, with sudo where sudo works without asking; otherwise it prints the one command to run.
 set -eu
-step=${1:?usage: deps.sh build|demo|test}
+step=${1:?usage: deps.sh build|demo|test|image|packages}
 
 # One package a line, and a file that shows that it is installed (faster than dpkg, and true for other sources too).
 need() {
@@ -22,7 +22,13 @@ need() {
 		;;
 	test)
 		need demo
+		echo "squashfs-tools /usr/bin/mksquashfs"
 		echo "softhsm2 /usr/lib/softhsm/libsofthsm2.so"
+		echo "swtpm /usr/bin/swtpm"
+		echo "rpm /usr/bin/rpmbuild"
+		echo "createrepo-c /usr/bin/createrepo_c"
+		echo "dnf /usr/bin/dnf"
+		echo "dnf-plugins-core /usr/lib/python3/dist-packages/dnf-plugins/download.py"
 		echo "opensc /usr/bin/pkcs11-tool"
 		echo "opencryptoki /usr/sbin/pkcsslotd"
 		echo "curl /usr/bin/curl"
@@ -44,6 +50,57 @@ need() {
 		echo "mono-mcs /usr/bin/mcs"
 		echo "mono-runtime /usr/bin/mono"
 		echo "libmono-btls-interface4.0-cil /usr/lib/mono/4.5/Mono.Btls.Interface.dll"
+		need units
+		;;
+	load) # loaders beside our own: JMeter here, k6 below
+		need demo
+		echo "jmeter /usr/share/jmeter/bin/ApacheJMeter.jar"
+		echo "jmeter-java /usr/share/jmeter/lib/ext/ApacheJMeter_java.jar"
+		command -v python3 >/dev/null 2>&1 || echo "python3 /usr/bin/python3"
+		command -v javac >/dev/null 2>&1 || echo "default-jdk-headless /usr/bin/javac"
+		;;
+	units) # judges of packaging's units, rules and of what the image is made of
+		echo "systemd /usr/bin/systemd-analyze"
+		echo "nftables /usr/sbin/nft"
+		echo "systemd-boot-efi /usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+		echo "sbsigntool /usr/bin/sbverify"
+		echo "efitools /usr/bin/sign-efi-sig-list"
+		echo "cryptsetup-bin /usr/sbin/veritysetup"
+		echo "fdisk /usr/sbin/sfdisk"
+		;;
+	image)
+		need build
+		need units
+		echo "openssl /usr/bin/openssl"
+		echo "osslsigncode /usr/bin/osslsigncode"
+		echo "squashfs-tools /usr/bin/mksquashfs"
+		echo "kmod /usr/sbin/depmod"
+		echo "xz-utils /usr/bin/xz"
+		echo "dosfstools /usr/sbin/mkfs.vfat"
+		echo "mtools /usr/bin/mcopy"
+		echo "curl /usr/bin/curl"
+		echo "xorriso /usr/bin/xorriso"
+		echo "cpio /usr/bin/cpio"
+		echo "qemu-system-x86 /usr/bin/qemu-system-x86_64"
+		echo "ovmf /usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+		echo "swtpm /usr/bin/swtpm"
+		echo "swtpm-tools /usr/bin/swtpm_setup"
+		# What stands outside of a virtual machine: its tokens are made by pkcs11-tool, its database is PostgreSQL's.
+		echo "opensc /usr/bin/pkcs11-tool"
+		echo "softhsm2 /usr/lib/softhsm/libsofthsm2.so" # a maker's library, in a pack
+		ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo "postgresql /usr/lib/postgresql/initdb"
+		echo "rpm /usr/bin/rpmbuild"
+		echo "createrepo-c /usr/bin/createrepo_c"
+		echo "dnf /usr/bin/dnf"
+		echo "dnf-plugins-core /usr/lib/python3/dist-packages/dnf-plugins/download.py"
+		;;
+	packages)
+		need build
+		echo "mmdebstrap /usr/bin/mmdebstrap"
+		echo "systemd-container /usr/bin/systemd-nspawn"
+		echo "gcc-aarch64-linux-gnu /usr/bin/aarch64-linux-gnu-gcc"
+		echo "libc6-dev-arm64-cross /usr/aarch64-linux-gnu/include/stdio.h"
+		echo "qemu-user-static /usr/bin/qemu-aarch64-static"
 		;;
 	esac
 }
@@ -82,8 +139,14 @@ command -v go >/dev/null 2>&1 || {
 	echo "找不到 go：请安装 go.mod 所写版本 Go is missing: install the version that go.mod names" >&2
 	exit 1
 }
-if [ ! -e build/.modules ] || [ go.sum -nt build/.modules ]; then
+if [ -d vendor ]; then
+	echo "==> Go 模块在 vendor/ 内 modules are in vendor/"
+elif [ ! -e build/.modules ] || [ go.sum -nt build/.modules ]; then
 	echo "==> 下载 Go 模块 downloading Go modules"
 	go mod download
 	mkdir -p build && touch build/.modules
+fi
+if [ "$step" = load ] && ! [ -x build/k6 ] && ! command -v k6 >/dev/null 2>&1; then
+	echo "==> 构建 k6 building k6"
+	GOBIN="$PWD/build" GOFLAGS= go install go.k6.io/k6@v1.8.1
 fi

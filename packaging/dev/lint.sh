@@ -3,7 +3,7 @@
 set -eu
 bad=0
 files() { # tracked and new files in a checkout, all files in an unpacked archive
-	git ls-files -co --exclude-standard "$1" 2>/dev/null || find . -path ./out -prune -o -path ./build -prune -o -name "$1" -print
+	git ls-files -co --exclude-standard "$1" 2>/dev/null || find . -path ./out -prune -o -path ./build -prune -o -path ./vendor -prune -o -name "$1" -print
 }
 out=$(files '*.go' | xargs gofmt -l)
 [ -z "$out" ] || { echo "gofmt would change:"; echo "$out"; bad=1; }

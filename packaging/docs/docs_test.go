@@ -19,8 +19,9 @@ const root = "../.."
 // The pages that are generated are what is generated.
 func TestPagesAreCurrent(t *testing.T) {
 	for name, write := range map[string]func(io.Writer) error{
-		"api.md":         func(w io.Writer) error { return writeAPI(w, filepath.Join(root, "api/openapi.json")) },
-		"third-party.md": func(w io.Writer) error { return writeLicences(w, root) },
+		"api.md":           func(w io.Writer) error { return writeAPI(w, filepath.Join(root, "api/openapi.json")) },
+		"configuration.md": func(w io.Writer) error { return writeConfiguration(w, root) },
+		"third-party.md":   func(w io.Writer) error { return writeLicences(w, root) },
 	} {
 		var b bytes.Buffer
 		if err := write(&b); err != nil {
@@ -77,6 +78,38 @@ func TestSBOM(t *testing.T) {
 	}
 	if found["github.com/google/licensecheck"] || found["github.com/getkin/kin-openapi"] || found["yinjian"] {
 		t.Error("something is listed that is not part of the programs")
+	}
+}
+
+// Every module of the product has a row that says where it comes from, and every row is of one that is in the product.
+func TestOrigins(t *testing.T) {
+	parts, err := productParts(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(filepath.Join(root, "docs", "xinchuang.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\|").FindAllStringSubmatch(string(page), -1) {
+		used[m[1]] = false
+	}
+	for _, p := range parts {
+		found := false
+		for folder := p.Path; folder != "."; folder = path.Dir(folder) {
+			if _, ok := used[folder]; ok {
+				used[folder], found = true, true
+			}
+		}
+		if !found {
+			t.Errorf("docs/xinchuang.md does not say where %s comes from", p.Path)
+		}
+	}
+	for row, ok := range used {
+		if !ok {
+			t.Errorf("docs/xinchuang.md has %s, which is no part", row)
+		}
 	}
 }
 

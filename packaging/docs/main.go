@@ -1,4 +1,4 @@
-// Command docs writes what is generated of the documentation: `go run ./packaging/docs api|licences|sbom|report`, from the
+// Command docs writes what is generated of the documentation: `go run ./packaging/docs api|configuration|licences|sbom|report`, from the
 // top of the repository, to standard output. It is no part of the product.
 package main
 
@@ -11,10 +11,11 @@ import (
 )
 
 var commands = map[string]func(w io.Writer) error{
-	"api":      func(w io.Writer) error { return writeAPI(w, "api/openapi.json") },
-	"licences": func(w io.Writer) error { return writeLicences(w, ".") },
-	"sbom":     func(w io.Writer) error { return writeSBOM(w, ".") },
-	"report":   func(w io.Writer) error { return writeReport(w, os.Stdin) },
+	"api":           func(w io.Writer) error { return writeAPI(w, "api/openapi.json") },
+	"configuration": func(w io.Writer) error { return writeConfiguration(w, ".") },
+	"licences":      func(w io.Writer) error { return writeLicences(w, ".") },
+	"sbom":          func(w io.Writer) error { return writeSBOM(w, ".") },
+	"report":        func(w io.Writer) error { return writeReport(w, os.Stdin) },
 }
 
 func main() {

@@ -144,20 +144,21 @@ func (b *Browser) Look(where string) {
 	}
 }
 
-// Keyboard goes through the page with Tab: each control that is seen is reached, and shows it.
+// Keyboard goes through the page with Tab, what is folded away opened: each control is reached, and shows it.
 func (b *Browser) Keyboard(where string) {
 	b.t.Helper()
 	var total int
 	b.Run(chromedp.Evaluate(`document.activeElement && document.activeElement.blur(); window.scrollTo(0, 0);
+		document.querySelectorAll('details').forEach(d => d.open = true);
 		[...document.querySelectorAll('a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex="0"]')].filter(e => e.offsetParent !== null || e.classList.contains('skip')).length`, &total))
 	seen := map[string]bool{}
-	for range total + 3 {
+	for pressed := 0; len(seen) < total && pressed < 4*total; pressed++ { // a time is one control with several stops
 		var at struct {
 			Path    string `json:"path"`
 			Outline string `json:"outline"`
 		}
 		b.Run(chromedp.KeyEvent(kb.Tab), chromedp.Evaluate(`(() => { const e = document.activeElement; const all = [...document.querySelectorAll('*')];
-			const s = getComputedStyle(e); return {path: e === document.body ? '' : e.tagName + all.indexOf(e), outline: s.outlineStyle + ' ' + s.outlineWidth}; })()`, &at))
+			const s = getComputedStyle(e); e.setAttribute('data-reached', ''); return {path: e === document.body ? '' : e.tagName + all.indexOf(e), outline: s.outlineStyle + ' ' + s.outlineWidth}; })()`, &at))
 		if at.Path == "" {
 			continue // past the end, it begins anew
 		}
@@ -167,6 +168,9 @@ func (b *Browser) Keyboard(where string) {
 		seen[at.Path] = true
 	}
 	if len(seen) < total {
-		b.t.Errorf("%s: %d of %d controls are reached by the keyboard", where, len(seen), total)
+		var missed string
+		b.Run(chromedp.Evaluate(`[...document.querySelectorAll('a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex="0"]')].filter(e =>
+			e.offsetParent !== null && !e.hasAttribute('data-reached')).map(e => e.outerHTML.slice(0, 120)).join('\n')`, &missed))
+		b.t.Errorf("%s: %d of %d controls are reached by the keyboard, not\n%s", where, len(seen), total, missed)
 	}
 }

@@ -5,16 +5,21 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"yinjian/api"
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/appliance/alarm"
 )
 
 // A clerk is an administrator at a command line of his own.
@@ -58,7 +63,7 @@ func (k *clerk) login(t *testing.T, flags ...string) {
 // together has one propose what the arguments say and another approve it, and answers how the first one's command ended.
 func (k *clerk) together(t *testing.T, second *clerk, args ...string) outcome {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, built.binary, append(args, "--dir", k.m.dir)...)
 	cmd.Env = append(os.Environ(), k.env...)
@@ -80,7 +85,7 @@ func (k *clerk) together(t *testing.T, second *clerk, args ...string) outcome {
 		}
 		for _, p := range list.Proposals {
 			if p.State == "pending" {
-				k.refused(t, "提出者不能批准", "approval", "approve", p.Proposal.Proposal, "--sm3", p.SM3)
+				k.refused(t, "不能批准", "approval", "approve", p.Proposal.Proposal, "--sm3", p.SM3)
 				second.must(t, "approval", "approve", p.Proposal.Proposal, "--sm3", p.SM3)
 				return true
 			}
@@ -115,6 +120,8 @@ func TestAdministrators(t *testing.T) {
 	m.changeOf(t, "/admin/v1/administrators/:id/start", "account.administrator/outcome", "sun", `"stopped":true`, `"stopped":false`)
 	mustRun(t, "admin", "reset", "sun", "--dir", dir, "--password-file", pinFile(t, "Sun-guanli-27"))
 	m.changeOf(t, "/admin/v1/administrators/:id/password", "account.administrator/outcome", "sun", `"password":"sm3:`, `"password":"sm3:`)
+	refused(t, 1, []string{"唯一在任的 audit 管理员", "须两人"}, "admin", "stop", "wang", "--dir", dir, "--reason", "调离")
+	mustRun(t, "admin", "add", "qian", "--dir", dir, "--name", "钱八", "--role", "audit", "--password-file", pinFile(t, "Shenji-guanli-26"))
 	// Who is an administrator at both campuses, registered on its own at each, keeps them from being paired: the card says so.
 	local := m.admin()
 	defer local.Close()
@@ -136,6 +143,7 @@ func TestAdministrators(t *testing.T) {
 	m.changeOf(t, "/admin/v1/administrators/:id/certificate", "account.administrator/outcome", "wang", `"version":1`, `"certificate":"`)
 
 	configure(t, dir, func(c *appliance.Config) { c.Admin.Local = "login" })
+	configure(t, dir, quick)
 	m.stop(t)
 	m = serve(t, dir)
 	zhang.m, li.m, wang.m = m, m, m
@@ -239,6 +247,13 @@ func TestAdministrators(t *testing.T) {
 	if o := li.must(t, "admin", "list", "-o", "json"); !strings.Contains(o.stdout, `"locked": true`) {
 		t.Errorf("%s", o.stdout)
 	}
+	locked := func() bool { return strings.Contains(li.must(t, "alarm", "list").stdout, string(alarm.LoginLocked)) }
+	eventually(t, time.Minute, "the lock is an alarm", locked)
+	zhang.login(t)
+	if o := li.together(t, zhang, "admin", "reset", "sun", "--password-file", pinFile(t, "Sun-chongzhi-29")); o.code != 0 {
+		t.Errorf("%v", o)
+	}
+	eventually(t, time.Minute, "the alarm is over", func() bool { return !locked() })
 	// No file and no log has a password.
 	err = filepath.WalkDir(filepath.Dir(dir), func(name string, d os.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
@@ -254,6 +269,88 @@ func TestAdministrators(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+	m.stop(t)
+}
+
+// Whoever provisions names the three administrators: nobody does anything without a login from the first start on, and the
+// passwords that were told once are good for one.
+func TestFirstAdministrators(t *testing.T) {
+	t.Parallel()
+	server := startTimeServer(t)
+	dir, file := filepath.Join(tempDir(t), "a"), filepath.Join(tempDir(t), "answers.toml")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m := launch(t, dir)
+	m.stands(t, api.Uninitialised)
+	write := func(three string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(fmt.Sprintf("time_sources = ['%s']\n[administrators]\n%s", server.address, three)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for what, three := range map[string]string{
+		"administrators.audit: 三员":     "system = 'zhang:张三'\nsecurity = 'li:李四'\n",
+		"administrators.security: 登录名": "system = 'zhang:张三'\nsecurity = 'zhang:张三'\naudit = 'wang:王五'\n",
+		"administrators.system: 登录名":   "system = '张三'\nsecurity = 'li:李四'\naudit = 'wang:王五'\n",
+	} {
+		write(three)
+		refused(t, 1, []string{what}, "provision", "--dir", dir, "--answers", file)
+	}
+	if !appliance.Blank(dir) {
+		t.Fatal("a refusal left something in the folder")
+	}
+	write("system = 'zhang:张三'\nsecurity = 'li:李四'\naudit = 'wang:王五'\n")
+	// Whoever calls it may read more than who owns the folder that the file is in: no other file is read in its place.
+	link, fifo := file+".link", file+".fifo"
+	if err := errors.Join(os.Symlink(file, link), syscall.Mkfifo(fifo, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, 2, []string{"symbolic links"}, "provision", "--dir", dir, "--answers", link)
+	refused(t, 2, []string{"不是普通文件"}, "provision", "--dir", dir, "--answers", fifo)
+	var said wire.Provisioned
+	if err := json.Unmarshal([]byte(mustRun(t, "provision", "--dir", dir, "--answers", file, "-o", "json").stdout), &said); err != nil || len(said.Administrators) != 3 {
+		t.Fatalf("%+v, %v", said, err)
+	}
+	m.await(t)
+	m.trusted(t)
+	refused(t, 1, []string{"login_required"}, "app", "list", "--dir", dir)
+	other := pinFile(t, "Bieren-mima-26")
+	refused(t, 1, []string{"已有管理员"}, "admin", "bootstrap", "--dir", dir, "--system", "x1:某:"+other, "--security", "x2:某:"+other, "--audit", "x3:某:"+other)
+	clerks := map[string]*clerk{}
+	for i, p := range said.Administrators {
+		k := m.clerk(t, p.ID, p.Password)
+		clerks[p.ID] = k
+		k.login(t)
+		k.refused(t, "password_ended", "admin", "list")
+		fresh := fmt.Sprintf("Zijide-guanli-%d", i)
+		k.must(t, "admin", "password", "--old-password-file", pinFile(t, k.password), "--password-file", pinFile(t, fresh))
+		k.refused(t, "login_failed", "login", "--name", p.ID, "--password-file", pinFile(t, p.Password))
+		k.password = fresh
+		k.login(t)
+	}
+	if o := clerks["li"].together(t, clerks["zhang"], "app", "register", "his", "--name", "门诊", "--campus", "本部"); o.code != 0 {
+		t.Error(o)
+	}
+	o := clerks["wang"].must(t, "change", "list", "--kind", "account.administrator/outcome", "-o", "json")
+	if n := strings.Count(o.stdout, `"appliance init"`); n != 3 {
+		t.Errorf("%d changes by init, want 3: %s", n, o.stdout)
+	}
+	err := filepath.WalkDir(filepath.Dir(dir), func(name string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil // it came and went
+		}
+		b, _ := os.ReadFile(name)
+		for _, p := range said.Administrators {
+			if bytes.Contains(b, []byte(p.Password)) {
+				t.Errorf("%s has a one-time password", name)
+			}
+		}
+		return nil
+	})
+	if _, left := os.Stat(appliance.FirstAdministratorsFile(dir)); err != nil || left == nil {
+		t.Errorf("%v; the file that init left is there: %v", err, left == nil)
 	}
 	m.stop(t)
 }

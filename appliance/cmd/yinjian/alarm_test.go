@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -79,6 +80,72 @@ func receiveAlarms(t *testing.T, dir string) *alarmReceiver {
 		}
 	})
 	return r
+}
+
+// raises waits until an alarm of a code is active, clears until none is. TestEveryAlarmIsRaisedAndCleared looks for both.
+func (m *machine) raises(t *testing.T, code alarm.Code) {
+	t.Helper()
+	eventually(t, time.Minute, "the alarm "+string(code), func() bool { return m.alarmed(t, code) })
+}
+
+func (m *machine) clears(t *testing.T, code alarm.Code) {
+	t.Helper()
+	eventually(t, time.Minute, "the end of the alarm "+string(code), func() bool { return !m.alarmed(t, code) })
+}
+
+func (m *machine) alarmed(t *testing.T, code alarm.Code) bool {
+	t.Helper()
+	var s struct{ Active []struct{ Code alarm.Code } }
+	if err := json.Unmarshal([]byte(mustRun(t, "alarm", "list", "--dir", m.dir, "-o", "json").stdout), &s); err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(s.Active, func(l struct{ Code alarm.Code }) bool { return l.Code == code })
+}
+
+// rang holds that alarms were raised and are over, by the journal of an appliance that was stopped.
+func rang(t *testing.T, dir string, codes ...alarm.Code) {
+	t.Helper()
+	raised, cleared := map[string]alarm.Code{}, map[alarm.Code]bool{}
+	for _, e := range entries(t, dir, "alarm.raised", "alarm.cleared") {
+		if code := alarm.Code(e.Text("code")); e.Kind == "alarm.raised" {
+			raised[e.Text("id")] = code
+		} else if raised[e.Text("id")] == code {
+			cleared[code] = true
+		}
+	}
+	for _, code := range codes {
+		if !cleared[code] {
+			t.Errorf("the alarm %s was not raised, or not cleared: raised %v", code, raised)
+		}
+	}
+}
+
+// Each alarm is raised by a test, and cleared where it can be while the appliance runs.
+func TestEveryAlarmIsRaisedAndCleared(t *testing.T) {
+	t.Parallel()
+	unit := map[string]string{ // by the appliance's own tests, of its parts
+		"CertificateDue": "TestCertificateDue", "BackupOverdue": "TestBackupOverdue", "TimeWorker": "TestTimeWorkerAlarm",
+	}
+	told := map[string]string{"MachineAway": "TestAlarms", "PINLocked": "TestAlarms", "Test": "TestAlarms", "LoginLocked": "TestAdministrators"} // by what the receiver was sent
+	stays := map[string]string{"JournalFailed": "until a restart", "UnaccountedUse": "for good: it is counted"}
+	tests := ""
+	for _, file := range slices.Concat(glob(t, "*_test.go"), glob(t, "../../*_test.go")) {
+		tests += readFile(t, file)
+	}
+	rings := regexp.MustCompile(`(?s)rang\(t, [^)]*?\)`).FindAllString(tests, -1)
+	names := regexp.MustCompile(`(?m)^\t(\w+) +Code = "([a-z-]+)"`).FindAllStringSubmatch(readFile(t, "../../alarm/alarm.go"), -1)
+	if len(names) != len(alarm.Meanings) {
+		t.Fatalf("%d names, of %d alarms", len(names), len(alarm.Meanings))
+	}
+	for _, n := range names {
+		name := "alarm." + n[1]
+		rung := slices.ContainsFunc(rings, func(r string) bool { return regexp.MustCompile(`\b` + name + `\b`).MatchString(r) })
+		raised, cleared := strings.Contains(tests, ".raises(t, "+name+")"), strings.Contains(tests, ".clears(t, "+name+")")
+		byTest := unit[n[1]] != "" && strings.Contains(tests, "func "+unit[n[1]]+"(") || told[n[1]] != ""
+		if !rung && !byTest && !(raised && (cleared || stays[n[1]] != "")) {
+			t.Errorf("%s: no test raises and clears it", n[2])
+		}
+	}
 }
 
 // of are the messages about an alarm.
@@ -180,7 +247,7 @@ func TestAlarms(t *testing.T) {
 
 	// 5. All of it is in the journal, and what was refused is summed up with the hour.
 	m.stop(t)
-	text := mustRun(t, "audit", "verify", "--dir", dir).stdout
+	text := audited(t, dir).stdout
 	if !strings.Contains(text, "未发现改动") {
 		t.Error(text)
 	}

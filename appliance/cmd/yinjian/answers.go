@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +17,9 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/appliance/account"
 	"yinjian/appliance/custody"
 	"yinjian/hsm"
 )
@@ -30,11 +34,21 @@ type answers struct {
 	Module          string   `toml:"module"`           // PKCS#11 module; "" is the one beside this program
 	TimeSources     []string `toml:"time_sources"`     // host:port of NTP servers, each a group of its own
 	SimulatedBeidou bool     `toml:"simulated_beidou"` // for demonstrations
-	PINSource       string   `toml:"pin_source"`       // "file" or "unlock"
+	PINSource       string   `toml:"pin_source"`       // "file", "unlock" or "tpm"
 	Unlock          struct {
 		Threshold int      `toml:"threshold"`
 		Holders   []string `toml:"holders"`
 	} `toml:"unlock"`
+	// Administrators are the first three, as "id:name"; with them everybody logs in from the beginning. None: "" in all.
+	Administrators struct {
+		System   string `toml:"system"`
+		Security string `toml:"security"`
+		Audit    string `toml:"audit"`
+	} `toml:"administrators"`
+	// Settings are keys of config.toml that the other answers do not make, or make otherwise; each but node, campus and hsm.pin_source.
+	Settings map[string]any `toml:"settings"`
+	// Secrets are files of the folder secrets, by their names: what the settings name by file.
+	Secrets map[string]string `toml:"secrets"`
 }
 
 // defaultAnswers are those of an evaluation on one machine.
@@ -44,12 +58,16 @@ func defaultAnswers() answers {
 
 // readAnswers reads an answers file (TOML). Unknown keys are errors; what is left out is its default.
 func readAnswers(name string) (answers, error) {
-	a := defaultAnswers()
 	b, err := os.ReadFile(name)
 	if err != nil {
-		return a, err
+		return defaultAnswers(), err
 	}
-	err = toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&a)
+	return parseAnswers(name, b)
+}
+
+func parseAnswers(name string, b []byte) (answers, error) {
+	a := defaultAnswers()
+	err := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields().Decode(&a)
 	var strict *toml.StrictMissingError
 	var wrong *toml.DecodeError
 	switch {
@@ -67,6 +85,11 @@ func readAnswers(name string) (answers, error) {
 		return a, fmt.Errorf("%s: %w", name, err)
 	}
 	return a, nil
+}
+
+// locked says whether people hold the PINs.
+func (a *answers) locked() bool {
+	return a.PINSource == appliance.PINFromUnlock || a.PINSource == appliance.PINFromTPM
 }
 
 // time is the policy for the sources given. Two groups have to agree where there are two.
@@ -87,8 +110,82 @@ func (a *answers) time() appliance.Time {
 	return t
 }
 
+// A namedRole is who is to administer in a role: "id:name", or "".
+type namedRole struct {
+	role account.Role
+	text string
+}
+
+func (a *answers) three() []namedRole {
+	return []namedRole{{account.System, a.Administrators.System}, {account.Security, a.Administrators.Security}, {account.Auditor, a.Administrators.Audit}}
+}
+
+// named says whether there are administrators among the answers.
+func (a *answers) named() bool {
+	return slices.ContainsFunc(a.three(), func(one namedRole) bool { return one.text != "" })
+}
+
+// setOrNone takes an answer, or back that there are administrators.
+func (a *answers) setOrNone(to *string, s string) error {
+	if s == "-" {
+		a.Administrators = answers{}.Administrators
+	} else {
+		*to = s
+	}
+	return nil
+}
+
+func administratorField(role account.Role) string { return "administrators." + string(role) }
+
+// administratorFaults are those of the three, by answer.
+func (a *answers) administratorFaults(out map[string][]error) {
+	if !a.named() {
+		return
+	}
+	seen := map[string]bool{}
+	for _, one := range a.three() {
+		field := administratorField(one.role)
+		if one.text == "" {
+			out[field] = append(out[field], errors.New("三员须一并给出：登录名:姓名 (all three: id:name)"))
+			continue
+		}
+		n := newFirst(one.role, one.text)
+		if err := n.Check(); err != nil {
+			out[field] = append(out[field], fmt.Errorf("登录名:姓名 (id:name)：%w", err))
+		} else if seen[n.ID] {
+			out[field] = append(out[field], fmt.Errorf("登录名 %s 重复：三员须为三人 (given twice)", n.ID))
+		}
+		seen[n.ID] = true
+	}
+}
+
+func newFirst(role account.Role, text string) account.NewAdministrator {
+	id, name, _ := strings.Cut(text, ":")
+	return account.NewAdministrator{ID: id, Name: name, Role: role}
+}
+
+// firstAdministrators draws the passwords of those that are named.
+func (a *answers) firstAdministrators() (three []account.NewAdministrator, told []wire.FirstPassword) {
+	if !a.named() {
+		return nil, nil
+	}
+	for _, one := range a.three() {
+		n := newFirst(one.role, one.text)
+		var password string
+		password, n.First = account.NewFirstPassword()
+		three = append(three, n)
+		told = append(told, wire.FirstPassword{ID: n.ID, Name: n.Name, Role: string(n.Role), Password: password})
+	}
+	return three, told
+}
+
 // module is the one given, or the one beside this program.
 func (a *answers) module() (string, error) {
+	if of, ok := a.Settings["hsm"].(map[string]any); ok {
+		if m, ok := of["module"].(string); ok {
+			return m, nil
+		}
+	}
 	if a.Module != "" {
 		return filepath.Abs(a.Module)
 	}
@@ -100,12 +197,12 @@ func (a *answers) config(module string) appliance.Config {
 	slots := map[string]appliance.Slot{}
 	for _, class := range hsm.Classes {
 		s := appliance.Slot{TokenLabel: "yinjian-" + string(class), PINFile: "secrets/" + string(class) + ".pin", Sessions: 8}
-		if a.PINSource == appliance.PINFromUnlock {
+		if a.locked() {
 			s.PINFile = ""
 		}
 		slots[string(class)] = s
 	}
-	return appliance.Config{
+	c := appliance.Config{
 		Node: a.Node, Campus: a.Campus,
 		Listen:     appliance.Listen{API: a.Listen, TSAPlain: a.TSAPlain, Admin: a.Admin},
 		HSM:        appliance.HSM{Module: module, Profile: "neutral", Slots: slots, PINSource: a.PINSource, CallDeadline: appliance.Duration(5 * time.Second)},
@@ -113,6 +210,165 @@ func (a *answers) config(module string) appliance.Config {
 		Time:       a.time(),
 		Policy:     appliance.Policy{ReserveBytes: 256 << 20, TSAReservePercent: 2, SegmentEntries: 1_000_000, MaxBodyBytes: 16 << 20},
 	}
+	if a.named() {
+		c.Admin.Local = appliance.LocalLogin
+	}
+	return c
+}
+
+// file is config.toml as the answers and the settings make it, for an appliance in dir, which need not be there. What is
+// wrong with it is told by the code that will read it.
+func (a *answers) file(module, dir string) ([]byte, *appliance.Config, error) {
+	b, err := toml.Marshal(a.config(module))
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(a.Settings) > 0 {
+		var all map[string]any
+		if err := toml.Unmarshal(b, &all); err != nil {
+			return nil, nil, err
+		}
+		if times, ok := a.Settings["time"].(map[string]any); ok && times["policy_note"] == nil {
+			delete(all["time"].(map[string]any), "policy_note") // it tells of the sources that the answers made
+		}
+		if machines, ok := a.Settings["hsm"].(map[string]any); ok && machines["slots"] != nil {
+			delete(all["hsm"].(map[string]any), "slots") // the tokens of another machine are all others
+		}
+		overlay(all, a.Settings)
+		if b, err = toml.Marshal(all); err != nil {
+			return nil, nil, err
+		}
+	}
+	look, done, err := a.withCertificates(b, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer done()
+	cfg, err := appliance.ParseConfig(look, dir)
+	return b, cfg, err
+}
+
+// withCertificates is the configuration as it can be looked at before the secrets are in their folder: what a DSN names of
+// them, a CA's certificate, is read with it, from somewhere else until done is called. No other secret is written anywhere.
+func (a *answers) withCertificates(text []byte, dir string) (look []byte, done func(), err error) {
+	done = func() {}
+	of, _ := a.Settings["database"].(map[string]any)
+	dsn, _ := of["dsn"].(string)
+	scratch := ""
+	elsewhere, err := dsnFiles(dsn, func(place string) (string, error) {
+		name, err := filepath.Rel(filepath.Join(dir, "secrets"), place)
+		secret, given := a.Secrets[name]
+		if err != nil || !given || !secretName.MatchString(name) {
+			return place, nil
+		}
+		if scratch == "" {
+			if scratch, err = os.MkdirTemp("", "yinjian"); err != nil {
+				return "", err
+			}
+			done = func() { _ = os.RemoveAll(scratch) } // at worst a certificate stays there
+		}
+		file := filepath.Join(scratch, name)
+		return file, os.WriteFile(file, []byte(secret), 0o600)
+	})
+	if err != nil || elsewhere == dsn {
+		done()
+		return text, func() {}, err
+	}
+	var all map[string]any
+	if err = toml.Unmarshal(text, &all); err == nil {
+		all["database"].(map[string]any)["dsn"] = elsewhere // the settings have it, and so has what they made
+		look, err = toml.Marshal(all)
+	}
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	return look, done, nil
+}
+
+// dsnValue is a parameter of a DSN, as an URL has it or libpq's keywords.
+var dsnValue = regexp.MustCompile(`(=\s*)('[^']*'|[^&\s']+)`)
+
+// dsnFiles puts place's answer where a parameter of the DSN has an absolute path as its whole value, and leaves everything else.
+func dsnFiles(dsn string, place func(path string) (string, error)) (string, error) {
+	var failed error
+	isURL := strings.Contains(dsn, "://")
+	out := dsnValue.ReplaceAllStringFunc(dsn, func(found string) string {
+		m := dsnValue.FindStringSubmatch(found)
+		path := strings.Trim(m[2], "'")
+		if plain, err := url.QueryUnescape(path); isURL && err == nil {
+			path = plain
+		}
+		if !filepath.IsAbs(path) {
+			return found
+		}
+		to, err := place(path)
+		failed = errors.Join(failed, err)
+		if to == path {
+			return found
+		}
+		if isURL {
+			to = url.QueryEscape(to)
+		}
+		return m[1] + to
+	})
+	return out, failed
+}
+
+// overlay puts every key of with into all: tables into tables, everything else in the place of what was there.
+func overlay(all, with map[string]any) {
+	for key, value := range with {
+		if in, ok := value.(map[string]any); ok {
+			if table, ok := all[key].(map[string]any); ok {
+				overlay(table, in)
+				continue
+			}
+		}
+		all[key] = value
+	}
+}
+
+var secretName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+
+// ownSecrets are files of the folder secrets that the appliance makes itself.
+var ownSecrets = []string{"administrators.json", "pins.locked", "pins.tpm", "softtoken.passphrase", "tls.key", "unlock-tries.json"}
+
+// secretFaults are those of the secrets, and of what the settings say of them. cfg may be nil.
+func (a *answers) secretFaults(cfg *appliance.Config, dir string) (errs []error) {
+	drawn := func(name string) bool { // by init, for its own cipher machine
+		return cfg != nil && cfg.Evaluation.Softtoken && slices.ContainsFunc(hsm.Classes, func(c hsm.SlotClass) bool { return name == string(c)+".pin" || name == string(c)+".so-pin" })
+	}
+	for name, text := range a.Secrets {
+		switch {
+		case !secretName.MatchString(name) || slices.Contains(ownSecrets, name) || drawn(name):
+			errs = append(errs, fmt.Errorf("%s：不能用这个文件名：须为小写字母、数字、点、连字符、下划线，且不是设备自己写的文件 (not this name: lower-case letters, digits, dots, hyphens, underscores, and no file of the appliance's own)", name))
+		case strings.TrimSpace(text) == "":
+			errs = append(errs, fmt.Errorf("%s：是空的 (is empty)", name))
+		}
+	}
+	if cfg == nil {
+		return errs
+	}
+	for path, key := range cfg.Files() {
+		name, err := filepath.Rel(filepath.Join(dir, "secrets"), path)
+		if err != nil || !filepath.IsLocal(name) || drawn(name) || slices.Contains(ownSecrets, name) {
+			continue
+		}
+		if _, given := a.Secrets[name]; !given {
+			errs = append(errs, fmt.Errorf("%s 所指的 %s 不在 [secrets] 里 (names a file that [secrets] has not)", key, name))
+		}
+	}
+	if !cfg.Evaluation.Softtoken && a.locked() {
+		for class := range cfg.HSM.Slots {
+			if _, given := a.Secrets[class+".pin"]; !given {
+				errs = append(errs, fmt.Errorf("缺少 %s.pin：pin_source 为 unlock 或 tpm 时由持有人的口令封存 (is missing: it is sealed by the holders' passphrases)", class))
+			}
+		}
+		if len(cfg.HSM.Machines) > 0 {
+			errs = append(errs, errors.New("pin_source 为 unlock 或 tpm 时，其他密码机请在初始化之后添加 (add other machines afterwards where PINs are unlocked)"))
+		}
+	}
+	return errs
 }
 
 // answerOf is which answer a key of the configuration comes from.
@@ -125,6 +381,9 @@ var answerOf = []struct{ key, field string }{
 // to none.
 func (a *answers) faults(dir string) map[string][]error {
 	out := map[string][]error{}
+	if whole, err := filepath.Abs(dir); err == nil {
+		dir = whole // as the settings name it
+	}
 	module, err := a.module()
 	if err == nil {
 		_, err = os.Stat(module)
@@ -133,16 +392,25 @@ func (a *answers) faults(dir string) map[string][]error {
 		out["module"] = append(out["module"], err)
 		module = "absent"
 	}
-	if a.PINSource == appliance.PINFromUnlock {
+	if a.locked() {
 		if err := custody.CheckUnlock(a.Unlock.Holders, a.Unlock.Threshold); err != nil {
 			out["unlock"] = append(out["unlock"], err)
 		}
 	} else if len(a.Unlock.Holders) > 0 || a.Unlock.Threshold != 0 {
-		out["unlock"] = append(out["unlock"], errors.New("只在 pin_source = \"unlock\" 时有意义 (means nothing unless pin_source is unlock)"))
+		out["unlock"] = append(out["unlock"], errors.New("只在 pin_source 为 unlock 或 tpm 时有意义 (means nothing unless pin_source is unlock or tpm)"))
 	}
-	b, err := toml.Marshal(a.config(module))
-	if err == nil {
-		_, err = appliance.ParseConfig(b, dir)
+	a.administratorFaults(out)
+	for _, key := range []string{"node", "campus"} {
+		if a.Settings[key] != nil {
+			out["settings"] = append(out["settings"], fmt.Errorf("%s：请写在 [settings] 之外 (belongs outside of it)", key))
+		}
+	}
+	if of, ok := a.Settings["hsm"].(map[string]any); ok && of["pin_source"] != nil { // who holds the PINs decides what else is asked
+		out["settings"] = append(out["settings"], errors.New("hsm.pin_source：请写在 [settings] 之外的 pin_source (belongs outside of it)"))
+	}
+	_, cfg, err := a.file(module, dir)
+	if faults := a.secretFaults(cfg, dir); len(faults) > 0 {
+		out["secrets"] = faults
 	}
 	var list interface{ Unwrap() []error }
 	all := []error{err}
@@ -153,16 +421,42 @@ func (a *answers) faults(dir string) map[string][]error {
 		if err == nil {
 			continue
 		}
+		// Lines are told of a file that nobody has written.
+		said := lines.ReplaceAllString(err.Error(), "")
 		field := ""
+		if len(a.Settings) > 0 && (said != err.Error() || a.sets(said)) {
+			field = "settings"
+		}
 		for _, m := range answerOf {
-			if strings.HasPrefix(err.Error(), m.key) {
+			if field == "" && strings.HasPrefix(said, m.key) {
 				field = m.field
-				break
 			}
 		}
-		out[field] = append(out[field], err)
+		out[field] = append(out[field], errors.New(said))
 	}
 	return out
+}
+
+var lines = regexp.MustCompile(`^\d+:\d+: `)
+
+// sets says whether what a complaint begins with, a key of config.toml, was given or asked for by the settings: the key or
+// one above it, but for the outermost, which the other answers fill too.
+func (a *answers) sets(complaint string) bool {
+	key, _, _ := strings.Cut(complaint, ": ")
+	parts := strings.FieldsFunc(key, func(r rune) bool { return r == '.' || r == '[' })
+	at := a.Settings
+	for i, part := range parts {
+		value, ok := at[part]
+		if !ok {
+			return false
+		}
+		table, ok := value.(map[string]any)
+		if !ok || i > 0 && part == "slots" {
+			return true
+		}
+		at = table
+	}
+	return true
 }
 
 // check joins the faults, each with the answer that it belongs to.
@@ -221,20 +515,26 @@ var questions = []question{
 	}, nil},
 	{"time_sources", "NTP 源 host:port，空格隔开，建议至少两个 (NTP servers, separated by spaces)", func(a *answers) string { return strings.Join(a.TimeSources, " ") }, func(a *answers, s string) error { a.TimeSources = words(s); return nil }, nil},
 	{"module", "PKCS#11 模块，空为程序旁的软件密码机模块 (PKCS#11 module; empty: the one beside this program)", func(a *answers) string { return a.Module }, func(a *answers, s string) error { a.Module = s; return nil }, nil},
-	{"pin_source", "密码机口令：file 存于文件，unlock 由多人口令解锁 (PINs: file, or unlock by several people)", func(a *answers) string { return a.PINSource }, func(a *answers, s string) error { a.PINSource = s; return nil }, nil},
+	{"pin_source", "密码机口令：file 存于文件，unlock 由多人口令解锁，tpm 另可由 TPM 无人值守解锁 (PINs: file, unlock by several people, or by this machine's TPM too)", func(a *answers) string { return a.PINSource }, func(a *answers, s string) error { a.PINSource = s; return nil }, nil},
 	{"unlock", "解锁持有人姓名，空格隔开，至少三人 (holders, three at least)", func(a *answers) string { return strings.Join(a.Unlock.Holders, " ") }, func(a *answers, s string) error {
 		a.Unlock.Holders = words(s)
 		if a.Unlock.Threshold == 0 {
 			a.Unlock.Threshold = 2
 		}
 		return nil
-	}, func(a *answers) bool { return a.PINSource == appliance.PINFromUnlock }},
+	}, func(a *answers) bool { return a.locked() }},
 	{"unlock", "其中几人即可解锁 (how many of them unlock)", func(a *answers) string { return strconv.Itoa(a.Unlock.Threshold) }, func(a *answers, s string) (err error) {
 		if a.Unlock.Threshold, err = strconv.Atoi(s); err != nil {
 			return errors.New("须为数字 (a number)")
 		}
 		return nil
-	}, func(a *answers) bool { return a.PINSource == appliance.PINFromUnlock }},
+	}, func(a *answers) bool { return a.locked() }},
+	{administratorField(account.System), "系统管理员 登录名:姓名，三员设立之后人人登录；空为不设，仅供评估 (system administrator, id:name; with the three everybody logs in; empty: none, for evaluation)", func(a *answers) string { return a.Administrators.System },
+		func(a *answers, s string) error { a.Administrators.System = s; return nil }, nil},
+	{administratorField(account.Security), "安全管理员 登录名:姓名；- 为三员都不设 (security administrator; -: none of the three)", func(a *answers) string { return a.Administrators.Security },
+		func(a *answers, s string) error { return a.setOrNone(&a.Administrators.Security, s) }, (*answers).named},
+	{administratorField(account.Auditor), "审计管理员 登录名:姓名；- 为三员都不设 (audit administrator; -: none of the three)", func(a *answers) string { return a.Administrators.Audit },
+		func(a *answers, s string) error { return a.setOrNone(&a.Administrators.Audit, s) }, (*answers).named},
 }
 
 // errDeclined means that the summary was not confirmed.

@@ -67,13 +67,14 @@ valid_until = "2099-01-31"
 	}
 	for id, want := range map[string]assess.Status{
 		"kat.software": assess.Shown, "kat.token.log.main": assess.Shown, "kat.token.staff.main": assess.Shown, "kat.token.tsa.main": assess.Shown,
-		"kat.token.ca.main": assess.Shown, "kat.sm1": assess.NotEvidenced, "keys.inventory": assess.Shown, "keys.uses": assess.Shown,
+		"kat.token.ca.main": assess.Shown, "kat.sm1": assess.NotEvidenced, "keys.inventory": assess.Shown, "keys.uses": assess.Shown, "keys.pins": assess.NotEvidenced,
 		"certificates.lists": assess.Shown, "certificates.own": assess.NotEvidenced, "certificates.staff": assess.NotEvidenced,
 		"integrity.journal": assess.Shown, "integrity.directory": assess.Shown, "integrity.rows": assess.Shown, "integrity.samples": assess.Shown,
 		"integrity.drill.segment": assess.Shown, "integrity.drill.row": assess.Shown, "integrity.drill.evidence": assess.Shown, "integrity.heads": assess.NotEvidenced,
 		"channels.listener.api": assess.Shown, "channels.refused.api": assess.Shown, "channels.listener.tsa_plain": assess.Failed, "channels.tlcp": assess.NotEvidenced,
 		"software.parts": assess.Shown, "software.files": assess.Shown, "software.image": assess.NotEvidenced, "software.ports": assess.Shown,
-		"time.status": assess.NotEvidenced, "identity.applications": assess.Shown, "identity.signers": assess.Shown, "identity.administrators": assess.NotEvidenced,
+		"software.packs": assess.NotEvidenced,
+		"time.status":    assess.NotEvidenced, "identity.applications": assess.Shown, "identity.signers": assess.Shown, "identity.administrators": assess.NotEvidenced,
 		"header.mode": assess.NotEvidenced, "header.image": assess.NotEvidenced,
 	} {
 		if state[id] != want {
@@ -185,6 +186,72 @@ valid_until = "2099-01-31"
 		t.Error(err)
 	}
 	m.mustBeClean(t)
+}
+
+// Of two paired campuses over one PostgreSQL, where everybody logs in at listen.admin: the auditor has a pack made over TLS, and
+// what such a set-up shows beyond a lone appliance is shown.
+func TestAssessPaired(t *testing.T) {
+	t.Parallel()
+	need(t, "openssl")
+	_, a, _ := twoCampuses(t)
+	work := tempDir(t)
+	three := []string{"admin", "bootstrap", "--dir", a.dir}
+	clerks := map[string]*clerk{}
+	for _, c := range [][3]string{{"zhang", "--system", "Xt-guanli-2026"}, {"li", "--security", "Aq-guanli-2026"}, {"wang", "--audit", "Sj-guanli-2026"}} {
+		clerks[c[0]] = a.clerk(t, c[0], c[2])
+		three = append(three, c[1], c[0]+":姓"+c[0]+":"+pinFile(t, c[2]))
+	}
+	mustRun(t, three...)
+	keys := map[string]string{}
+	for id := range clerks {
+		keys[id] = filepath.Join(work, id+".key")
+		cert := filepath.Join(work, id+".pem")
+		command(t, nil, "openssl", "genpkey", "-algorithm", "SM2", "-out", keys[id])
+		if o := command(t, nil, "openssl", "req", "-x509", "-new", "-key", keys[id], "-sm3", "-sigopt", "distid:1234567812345678", "-subj", "/CN="+id, "-days", "30", "-out", cert); o.code != 0 {
+			t.Fatal(o)
+		}
+		if err := os.Chmod(keys[id], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		mustRun(t, "admin", "certificate", id, "--dir", a.dir, "--file", cert)
+	}
+	configure(t, a.dir, func(c *appliance.Config) {
+		c.Admin.Local, c.Listen.Admin = "login", c.Listen.API[:strings.LastIndex(c.Listen.API, ":")]+":0"
+	})
+	a.stop(t)
+	a.serve(t)
+	a.trusted(t)
+	for _, k := range clerks {
+		k.m = a.machine
+	}
+	wang := clerks["wang"]
+	wang.login(t, "--key", keys["wang"])
+	eventually(t, time.Minute, "the other campus is in touch and has cosigned", func() bool {
+		var s struct{ Peer *peerOf }
+		o := wang.must(t, "peer", "status", "-o", "json")
+		return json.Unmarshal([]byte(o.stdout), &s) == nil && s.Peer != nil && s.Peer.Up && s.Peer.Gotten > 0
+	})
+	out := filepath.Join(work, "pack")
+	said := wang.must(t, "assess", "--nonce", assessNonce, "--assessor", "测评机构", "--out", out)
+	_, r, err := assess.Parse([]byte(readFile(t, out+".json")))
+	if err != nil {
+		t.Fatal(err, said)
+	}
+	for id, want := range map[string]assess.Status{
+		"identity.administrators": assess.Shown, "integrity.heads": assess.Shown, "integrity.rows": assess.Shown, "integrity.journal": assess.Shown,
+		"integrity.directory": assess.Shown, "integrity.drill.row": assess.Shown, "integrity.drill.segment": assess.Shown,
+		"channels.listener.api": assess.Shown, "channels.refused.api": assess.Shown, "channels.listener.admin": assess.Shown, "channels.refused.admin": assess.Shown,
+		"channels.listener.peer": assess.Shown, "certificates.lists": assess.Shown, "software.ports": assess.Shown,
+		"software.packs": assess.NotEvidenced,
+	} {
+		i := slices.IndexFunc(r.Items, func(it assess.Item) bool { return it.ID == id })
+		if i < 0 {
+			t.Errorf("%s is not there", id)
+		} else if it := r.Items[i]; it.Status != want {
+			t.Errorf("%s is %q, want %q: %s: %.600s", id, it.Status, want, it.Why, it.Raw)
+		}
+	}
+	mustRun(t, "assess", "verify", "--anchors", a.dir, "--log-key", filepath.Join(a.dir, "log.pem"), "--nonce", assessNonce, out+".json")
 }
 
 // The long form of a pack takes longer than any request of the API may.

@@ -14,11 +14,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/emmansun/gmsm/sm3"
 	"github.com/spf13/cobra"
 
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance/account"
+	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
 	"yinjian/hsm"
 	"yinjian/ntp/sysclock"
@@ -51,7 +53,22 @@ stamped   a timestamp token over the signature value goes into the same entry: t
                                without stamp makes them, its reference looked up first, sealed in this process   floor 0.030 ms
                    fsync       beside it: 4 KiB appended and fsynced in the same folder, one after the other
 
+  (f) numerator    batch-1     POST /v1/batches, 100 documents each, one client
+      denominator  sign-1      as below, one document after the other                                                floor 3.0
+      numerator    batch       the same at 64 clients at once
+      denominator  sign        as above, 64 clients                                                                  floor 1.5
+
+  (g) numerator    rsa         POST /v1/sign with RSA-2048 at 64 clients, no stamp                                 floor 0.85
+      denominator  csign-rsa   C_Sign of an RSA-2048 key through worker process, module and socket, 16 goroutines
+  (h)              sign-500    p99 of POST /v1/sign at 500 connections over (500 ÷ its rate), which is its mean; make load has
+                               the loader in a process of its own                                                  most 3
+  (i)              allocated   kB that the appliance's process allocates for one sign, with --profile             most 20
+
   sign-1, stamped-1  one client, one connection: latency
+  sign-16, -500      16 and 500 connections
+  digest             CMS over a digest, 64 clients
+  mb                 documents of 1 MB, 16 clients
+  verify             POST /v1/verify of a raw signature, its chain and document, 64 clients
 
 (b)'s denominator grows when (a) does better; (a)·(b) is the same numerator over gmsm, with the product of both floors. The
 second table has the ratios by processor time, which other load on the machine disturbs less than it does the rates.`
@@ -143,6 +160,7 @@ type bench struct {
 	appliance int            // its pid
 	closers   []func() error
 	profiled  []profileTable
+	alone     *audit.Journal // of journalAlone
 }
 
 func (b *bench) close() {
@@ -155,6 +173,7 @@ func (b *bench) close() {
 type benchCase struct {
 	Name    string   `json:"name"`
 	Conns   int      `json:"goroutines"`
+	Records int      `json:"records,omitempty"` // that one call of op makes, each counted as an operation; 0: one
 	Samples []sample `json:"samples"`
 	op      func(ctx context.Context, client int) error
 	journal bool // leaves entries that the appliance ships
@@ -167,6 +186,8 @@ type sample struct {
 	CPU     map[string]float64 `json:"cpu_seconds"` // by role; until the projection has caught up, too
 	Others  float64            `json:"other_cores"` // processors that others kept busy
 	Lag     uint64             `json:"lag"`         // entries that the projection was behind at the end
+	P50     float64            `json:"p50_ms"`      // of one call
+	P99     float64            `json:"p99_ms"`
 }
 
 func (s sample) rate() float64 { return float64(s.Ops) / s.Seconds }
@@ -193,10 +214,11 @@ func (b *bench) measure(ctx context.Context, c *benchCase) error {
 	}
 	s := sample{CPU: map[string]float64{}}
 	begun := time.Now() // interval
-	if s.Ops, err = c.run(ctx, b.each); err != nil {
+	var took histogram
+	if s.Ops, err = c.timed(ctx, b.each, &took); err != nil {
 		return err
 	}
-	s.Seconds = time.Since(begun).Seconds()
+	s.Seconds, s.P50, s.P99 = time.Since(begun).Seconds(), took.quantile(0.5), took.quantile(0.99)
 	if c.journal {
 		if s.Lag, err = b.shipped(ctx); err != nil {
 			return err
@@ -218,18 +240,33 @@ func (b *bench) measure(ctx context.Context, c *benchCase) error {
 
 // run calls the operation on each goroutine for about each and answers how often it came back.
 func (c *benchCase) run(ctx context.Context, each time.Duration) (int64, error) {
+	return c.timed(ctx, each, nil)
+}
+
+// timed is run, and adds how long each call took.
+func (c *benchCase) timed(ctx context.Context, each time.Duration, took *histogram) (int64, error) {
+	var mu sync.Mutex
 	begun := time.Now() // interval
 	var done atomic.Int64
 	var failed atomic.Pointer[error]
 	var wg sync.WaitGroup
 	for client := range c.Conns {
 		wg.Go(func() {
-			for time.Since(begun) < each && failed.Load() == nil {
+			var own histogram
+			for since := time.Since(begun); since < each && failed.Load() == nil; {
 				if err := c.op(ctx, client); err != nil {
 					failed.CompareAndSwap(nil, &err)
 					return
 				}
-				done.Add(1)
+				done.Add(int64(max(1, c.Records)))
+				now := time.Since(begun)
+				own.add(now - since)
+				since = now
+			}
+			if took != nil {
+				mu.Lock()
+				took.merge(&own)
+				mu.Unlock()
 			}
 		})
 	}
@@ -265,19 +302,76 @@ func (b *bench) shipped(ctx context.Context) (uint64, error) {
 	}
 }
 
-// benchSign signs as the clients in turn, each document under a key of its own.
+// benchSign signs documents of 2 KiB as the clients in turn, each under a key of its own.
 func benchSign(clients []*client.Client) func(context.Context, int) error {
+	return benchSignAs(clients, 2048, func(*wire.SignRequest) {})
+}
+
+// benchSignAs is that with documents of so many bytes and another request.
+func benchSignAs(clients []*client.Client, bytes int, change func(*wire.SignRequest)) func(context.Context, int) error {
+	content := make([]byte, bytes)
+	rand.Read(content) // never fails (crypto/rand)
+	var n atomic.Int64
+	run := time.Now().UnixNano() // interval: only makes keys of this run differ from another's
+	return func(ctx context.Context, i int) error {
+		req := &wire.SignRequest{
+			Signer: "D10023", Algorithm: "SM2", Form: "raw", Content: content, Role: "主治医师",
+			Document: wire.Document{ID: "ZY20261118000731", Type: "discharge-summary", MediaType: "application/octet-stream"},
+			Consent:  wire.Consent{Method: string(evidence.AppAsserted), Assertion: "测量 bench"},
+		}
+		change(req)
+		_, err := clients[i%benchApps].Sign(ctx, fmt.Sprintf("bench-%d-%d", run, n.Add(1)), req)
+		return err
+	}
+}
+
+// benchVerify has one signature verified again and again.
+func benchVerify(ctx context.Context, clients []*client.Client) (func(context.Context, int) error, error) {
+	content := make([]byte, 2048)
+	rand.Read(content)                                                                                       // never fails (crypto/rand)
+	s, err := clients[0].Sign(ctx, fmt.Sprintf("bench-verify-%d", time.Now().UnixNano()), &wire.SignRequest{ // interval: only makes the key differ
+		Signer: "D10023", Algorithm: "SM2", Form: "raw", Content: content, Role: "主治医师", Document: loadDocument,
+		Consent: wire.Consent{Method: string(evidence.AppAsserted), Assertion: "测量 bench"},
+	})
+	if err != nil {
+		return nil, err
+	}
+	req := &wire.VerifyRequest{Raw: &wire.RawSignature{Algorithm: "SM2", Value: s.Signature, Certificate: s.Certificates[0], Chain: s.Certificates[1:]}, Document: content}
+	return func(ctx context.Context, i int) error {
+		_, err := clients[i%benchApps].Verify(ctx, req)
+		return err
+	}, nil
+}
+
+// benchBatchSize is how many documents one batch has.
+const benchBatchSize = 100
+
+// benchBatch signs batches as the clients in turn.
+func benchBatch(clients []*client.Client) func(context.Context, int) error {
 	content := make([]byte, 2048)
 	rand.Read(content) // never fails (crypto/rand)
 	var n atomic.Int64
 	run := time.Now().UnixNano() // interval: only makes keys of this run differ from another's
 	return func(ctx context.Context, i int) error {
-		_, err := clients[i%benchApps].Sign(ctx, fmt.Sprintf("bench-%d-%d", run, n.Add(1)), &wire.SignRequest{
-			Signer: "D10023", Algorithm: "SM2", Form: "raw", Content: content, Role: "主治医师",
-			Document: wire.Document{ID: "ZY20261118000731", Type: "discharge-summary", MediaType: "application/octet-stream"},
-			Consent:  wire.Consent{Method: string(evidence.AppAsserted), Assertion: "测量 bench"},
-		})
-		return err
+		b := &wire.BatchRequest{
+			Signer: "D10023", Algorithm: "SM2", Form: "raw", Role: "主治医师", Consent: wire.Consent{Method: string(evidence.AppAsserted), Assertion: "测量 bench"},
+		}
+		for range benchBatchSize {
+			b.Items = append(b.Items, wire.BatchItem{
+				IdempotencyKey: fmt.Sprintf("batch-%d-%d", run, n.Add(1)), Content: content,
+				Document: wire.Document{ID: "ZY20261118000731", Type: "discharge-summary", MediaType: "application/octet-stream"},
+			})
+		}
+		out, err := clients[i%benchApps].Batch(ctx, b)
+		if err != nil {
+			return err
+		}
+		for _, o := range out.Items {
+			if o.Problem != nil {
+				return fmt.Errorf("%s: %s %s", o.IdempotencyKey, o.Problem.Code, o.Problem.Detail)
+			}
+		}
+		return nil
 	}
 }
 
@@ -309,16 +403,23 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	csign, err := b.workerSign(ctx)
+	csign, csignRSA, err := b.workerSign(ctx)
 	if err != nil {
 		return err
 	}
+	verify, err := benchVerify(ctx, plain)
+	if err != nil {
+		return err
+	}
+	digest := make([]byte, sm3.Size)
+	rand.Read(digest) // never fails (crypto/rand)
 	journal, fsync, err := b.journalAlone(ctx)
 	if err != nil {
 		return err
 	}
 	add("gmsm", 16, false, raw)
 	add("csign", 16, false, csign)
+	add("csign-rsa", 16, false, csignRSA)
 	hit, miss, mixed, err := b.custody(ctx)
 	if err != nil {
 		return err
@@ -330,6 +431,18 @@ func (b *bench) prepare(ctx context.Context) error {
 	add("stamped", 64, true, benchSign(stamped))
 	add("sign-1", 1, true, benchSign(plain))
 	add("stamped-1", 1, true, benchSign(stamped))
+	add("sign-16", 16, true, benchSign(plain))
+	add("sign-500", 500, true, benchSign(plain))
+	add("rsa", 64, true, benchSignAs(plain, 2048, func(r *wire.SignRequest) { r.Algorithm = string(hsm.RSA2048) }))
+	add("digest", 64, true, benchSignAs(plain, 1, func(r *wire.SignRequest) {
+		r.Form, r.Content, r.Digest = "cms", nil, &wire.Digest{Algorithm: "SM3", Value: digest}
+	}))
+	add("mb", 16, true, benchSignAs(plain, 1_000_000, func(*wire.SignRequest) {}))
+	add("verify", 64, false, verify)
+	add("batch-1", 1, true, benchBatch(plain))
+	b.byName["batch-1"].Records = benchBatchSize
+	add("batch", 64, true, benchBatch(plain))
+	b.byName["batch"].Records = benchBatchSize
 	add("raw-cpu", 1, false, raw)
 	for _, verify := range []bool{false, true} {
 		name := map[bool]string{false: "token", true: "token-verified"}[verify]
@@ -362,8 +475,8 @@ func (d *demo) attach() error {
 	return err
 }
 
-// signerKey is the label of the doctor's SM2 key.
-func (d *demo) signerKey(ctx context.Context) (string, error) {
+// signerKey is the label of the doctor's key.
+func (d *demo) signerKey(ctx context.Context, alg hsm.Algorithm) (string, error) {
 	answer, err := d.admin.ListSigners(ctx)
 	if err != nil {
 		return "", explain(err)
@@ -374,12 +487,12 @@ func (d *demo) signerKey(ctx context.Context) (string, error) {
 	}
 	for _, s := range signers {
 		for _, k := range s.Keys {
-			if k.Algorithm == string(hsm.SM2) {
+			if k.Algorithm == string(alg) {
 				return k.Label, nil
 			}
 		}
 	}
-	return "", errors.New("no SM2 key is enrolled")
+	return "", fmt.Errorf("no %s key is enrolled", alg)
 }
 
 // open registers an application and answers a client for it.
@@ -392,6 +505,11 @@ func (d *demo) open(ctx context.Context, id, name, campus, stamp string, consent
 	if err != nil {
 		return nil, err
 	}
+	return d.clientOf(file, id, client.Retry{})
+}
+
+// clientOf answers a client with the credential in the file.
+func (d *demo) clientOf(file, id string, retry client.Retry) (*client.Client, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -404,5 +522,5 @@ func (d *demo) open(ctx context.Context, id, name, campus, stamp string, consent
 	if err != nil {
 		return nil, err
 	}
-	return client.New(client.Config{BaseURL: d.ends.API, AppID: id, Key: key, RootCAs: d.roots, Clock: d.now})
+	return client.New(client.Config{BaseURL: d.ends.API, AppID: id, Key: key, RootCAs: d.roots, Clock: d.now, Retry: retry})
 }

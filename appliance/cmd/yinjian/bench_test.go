@@ -59,12 +59,12 @@ func TestBench(t *testing.T) {
 			t.Errorf("case %s: %v", c.Name, c.Samples)
 		}
 	}
-	for _, name := range []string{"gmsm", "csign", "sign", "stamped", "sign-1", "stamped-1", "raw-cpu", "token", "token-verified", "journal", "fsync"} {
+	for _, name := range []string{"gmsm", "csign", "sign", "stamped", "sign-1", "stamped-1", "batch-1", "batch", "raw-cpu", "token", "token-verified", "journal", "fsync", "csign-rsa", "sign-16", "sign-500", "rsa", "digest", "mb", "verify"} {
 		if !names[name] {
 			t.Errorf("case %s is not measured", name)
 		}
 	}
-	if len(found.Floors) != 10 || found.Machine["cores"] == nil {
+	if len(found.Floors) != 15 || found.Machine["cores"] == nil {
 		t.Errorf("floors %v, machine %v", found.Floors, found.Machine)
 	}
 	for _, f := range found.Floors {
@@ -83,6 +83,18 @@ func TestBench(t *testing.T) {
 	}
 	if len(found.Profiles) != 2 {
 		t.Errorf("%d profiles, want 2", len(found.Profiles))
+	}
+	var pictures strings.Builder // a short run has few samples
+	for _, load := range []string{"sign", "stamped"} {
+		picture := readFile(t, filepath.Join(results, "flame-"+load+".svg"))
+		if !strings.Contains(picture, "<title>") {
+			t.Errorf("the flame graph of %s is empty", load)
+		}
+		pictures.WriteString(picture)
+		wellFormed(t, filepath.Join(results, "flame-"+load+".svg"), 0)
+	}
+	if !strings.Contains(pictures.String(), "<title>yinjian/appliance/sign.(*Service).Sign, ") {
+		t.Error("the flame graphs have no signing")
 	}
 }
 
@@ -236,5 +248,30 @@ func TestBenchDatabase(t *testing.T) {
 	}
 	if page, err := os.ReadFile(filepath.Join(results, "database.md")); err != nil || strings.Count(string(page), "\n| (") != 3 {
 		t.Errorf("database.md: %v\n%s", err, page)
+	}
+}
+
+func TestBenchConsole(t *testing.T) {
+	t.Parallel()
+	results := tempDir(t)
+	mustRun(t, "bench-console", "--dir", filepath.Join(tempDir(t), "bench"), "--few", "20", "--many", "60", "--rounds", "1", "--each", "200ms", "--results", results)
+	raw, err := os.ReadFile(filepath.Join(results, "console.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []struct {
+		Name    string
+		Samples []float64
+	}
+	if err := json.Unmarshal(raw, &found); err != nil {
+		t.Fatal(err)
+	}
+	if len(found) != 5 {
+		t.Fatalf("%d ratios, want 5: %s", len(found), raw)
+	}
+	for _, r := range found {
+		if len(r.Samples) != 1 || r.Samples[0] <= 0 {
+			t.Errorf("%s: %v", r.Name, r.Samples)
+		}
 	}
 }

@@ -42,45 +42,59 @@ func rawSign() (func(context.Context, int) error, error) {
 	}, nil
 }
 
-// workerSign is C_Sign as the appliance calls it, by a worker of our own on the appliance's staff token.
-func (b *bench) workerSign(ctx context.Context) (func(context.Context, int) error, error) {
-	label, err := b.signerKey(ctx)
-	if err != nil {
-		return nil, err
-	}
+// workerSign is C_Sign as the appliance calls it, by a worker of our own on the appliance's staff token: of SM2, and of RSA-2048.
+func (b *bench) workerSign(ctx context.Context) (sm2, rsa func(context.Context, int) error, err error) {
 	w, err := b.staffWorker(0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	e := sm3.Sum(nil)
-	return func(ctx context.Context, _ int) error {
-		_, err := w.Do(ctx, label, hsm.SignSM2E, e[:])
-		return err
-	}, nil
+	sign := func(alg hsm.Algorithm, op hsm.Operation) (func(context.Context, int) error, error) {
+		label, err := b.signerKey(ctx, alg)
+		return func(ctx context.Context, _ int) error {
+			_, err := w.Do(ctx, label, op, e[:])
+			return err
+		}, err
+	}
+	if sm2, err = sign(hsm.SM2, hsm.SignSM2E); err != nil {
+		return nil, nil, err
+	}
+	rsa, err = sign(hsm.RSA2048, hsm.SignRSASHA256)
+	return sm2, rsa, err
 }
 
 // staffWorker starts a worker of our own on the appliance's staff token, which keeps so many custody keys unwrapped.
-func (b *bench) staffWorker(wrapped int) (*worker.Client, error) {
+func (b *bench) staffWorker(wrapped int) (*worker.Client, error) { return b.staffWorkerOf(wrapped, 16) }
+
+func (b *bench) staffWorkerOf(wrapped, sessions int) (*worker.Client, error) {
+	params, err := b.staffParams(wrapped, sessions)
+	if err != nil {
+		return nil, err
+	}
+	return b.startWorker(hsm.Staff, params)
+}
+
+// staffParams are those of the appliance's staff token. The PIN is to be cleared.
+func (b *bench) staffParams(wrapped, sessions int) (worker.StartParams, error) {
 	pin, err := appliance.ReadSecret(filepath.Join(b.dir, "secrets", "staff.pin"))
 	if err != nil {
-		return nil, err
+		return worker.StartParams{}, err
 	}
-	defer clear(pin)
 	module, err := defaultModule()
-	if err != nil {
-		return nil, err
-	}
+	return worker.StartParams{
+		Module: module, ModuleArgs: "socket='" + appliance.SofttokenSocket(b.dir) + "'", TokenLabel: "yinjian-staff", PIN: pin,
+		Profile: "neutral", MaxSessions: sessions, WrappedKeys: wrapped,
+	}, err
+}
+
+// startWorker starts a worker of our own, and clears the PIN.
+func (b *bench) startWorker(class hsm.SlotClass, params worker.StartParams) (*worker.Client, error) {
+	defer clear(params.PIN)
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	w, err := worker.Start(worker.Config{
-		Command: []string{self, "worker"}, Class: hsm.Staff, Log: newLog(logrus.WarnLevel),
-		Params: worker.StartParams{
-			Module: module, ModuleArgs: "socket='" + appliance.SofttokenSocket(b.dir) + "'", TokenLabel: "yinjian-staff", PIN: pin,
-			Profile: "neutral", MaxSessions: 16, WrappedKeys: wrapped,
-		},
-	})
+	w, err := worker.Start(worker.Config{Command: []string{self, "worker"}, Class: class, Log: newLog(logrus.WarnLevel), Params: params})
 	if err != nil {
 		return nil, err
 	}
@@ -197,6 +211,7 @@ func (b *bench) journalAlone(ctx context.Context) (appendOne, fsync func(context
 	if err != nil {
 		return nil, nil, err
 	}
+	b.alone = j
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() { ended <- j.Run(run) }()

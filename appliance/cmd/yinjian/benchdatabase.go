@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
 
 	"yinjian/api/client"
@@ -89,7 +88,7 @@ func (b *databaseBench) run(ctx context.Context) (err error) {
 	if err := b.fresh(ctx); err != nil {
 		return err
 	}
-	if err := setDatabase(filepath.Join(b.dir, "config.toml"), b.server.dsn()); err != nil {
+	if err := changeConfig(filepath.Join(b.dir, "config.toml"), func(c *appliance.Config) { c.Database.DSN = b.server.dsn() }); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.stopServer()) }()
@@ -123,23 +122,6 @@ func (b *databaseBench) run(ctx context.Context) (err error) {
 	}
 	return errors.Join(os.MkdirAll(b.results, 0o755), os.WriteFile(filepath.Join(b.results, "database.md"), []byte(page), 0o644),
 		os.WriteFile(filepath.Join(b.results, "database.json"), append(j, '\n'), 0o644))
-}
-
-// setDatabase writes the DSN into a configuration.
-func setDatabase(file, dsn string) error {
-	var c appliance.Config
-	text, err := os.ReadFile(file)
-	if err == nil {
-		err = toml.Unmarshal(text, &c)
-	}
-	c.Database.DSN = dsn
-	if err == nil {
-		text, err = toml.Marshal(c)
-	}
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(file, text, 0o600)
 }
 
 func (b *databaseBench) prepare(ctx context.Context) error {

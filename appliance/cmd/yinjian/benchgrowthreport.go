@@ -14,7 +14,6 @@ import (
 	"github.com/emmansun/gmsm/sm3"
 
 	"yinjian/appliance/audit"
-	"yinjian/dbdriver/sqlite"
 	"yinjian/ntp/sysclock"
 )
 
@@ -158,7 +157,7 @@ func bytesOf(dir string, entries uint64) (float64, error) {
 
 // verify answers the cost of an entry, and how many bytes a second that is over raw SM3's.
 func (g *growthJournal) verify(ctx context.Context) (growthCost, float64, error) {
-	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: g.dir, ReadOnly: true})
+	store, err := openJournal(ctx, g.dir)
 	if err != nil {
 		return growthCost{}, 0, err
 	}

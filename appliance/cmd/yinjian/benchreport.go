@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -18,8 +16,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"yinjian/hsm"
 )
 
 // Roles of processes in the results. Workers are "worker" and their slot's class.
@@ -88,13 +84,18 @@ func (b *bench) processes() (map[int]string, error) {
 		roles[pid] = role
 	}
 	for class, slot := range state.HSM {
-		roles[slot.PID] = "worker " + class
+		if slot.PID == 0 {
+			continue // it is being started
+		}
+		stat, err := readStat(slot.PID)
+		if err != nil {
+			return nil, err
+		}
+		roles[slot.PID], b.appliance = "worker "+class, stat.parent
 	}
-	staff, err := readStat(state.HSM[string(hsm.Staff)].PID)
-	if err != nil {
-		return nil, err
+	if b.appliance == 0 {
+		return nil, errors.New("no process of the appliance is found")
 	}
-	b.appliance = staff.parent
 	roles[b.appliance] = roleAppliance
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -222,7 +223,19 @@ func (b *bench) floors() (byRate, byTime []floor) {
 		ratio("(e) hit", "wrapped-hit ÷ csign", 0.870, rates, "wrapped-hit", "csign"),
 		ratio("(e) miss", "wrapped-miss ÷ csign", 0.400, rates, "wrapped-miss", "csign"),
 		ratio("(e) Zipf", "wrapped-zipf ÷ csign", 0, rates, "wrapped-zipf", "csign"),
+		ratio("(f) one client", "batch-1 ÷ sign-1", 3, rates, "batch-1", "sign-1"),
+		ratio("(f) 64 clients", "batch ÷ sign", 1.5, rates, "batch", "sign"),
 	)
+	list = append(list, ratio("(g) RSA", "rsa ÷ csign-rsa", 0.85, rates, "rsa", "csign-rsa"))
+	waits := ratio("(h) 500 connections", "p99 ÷ (500 ÷ rate)", 3, func(a, _ sample) float64 { return a.P99 / 1000 * a.rate() / 500 }, "sign-500", "sign-500")
+	waits.Upper = true
+	list = append(list, waits)
+	for _, p := range b.profiled {
+		if p.Load == "sign" {
+			kB := p.AllocBytes / 1000
+			list = append(list, floor{Name: "(i) allocated", Of: "kB a sign", Floor: 20, Upper: true, spread: spread{kB, kB, kB}})
+		}
+	}
 	journal := ratio("(d)", "journal, ms a record", 0.030, func(a, _ sample) float64 { return 1000 / a.rate() }, "journal", "journal")
 	journal.Upper = true
 	list = append(list, journal)
@@ -288,17 +301,15 @@ func (b *bench) report() error {
 			name, median("csign", "")/least, median("csign", ""), least, median(name, ""), median(name, "")-median(name, roleClient))
 	}
 
-	fmt.Fprintf(&out, "\n## Rates\n\n| case | goroutines | ops/s median | min – max | ms each at one | other processes, cores | projection behind at the end |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
+	fmt.Fprintf(&out, "\n## Rates\n\n| case | goroutines | ops/s median | min – max | p50 ms | p99 ms | other processes, cores | projection behind at the end |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n")
 	for _, c := range b.cases {
 		r := spreadOf(each(c.Samples, sample.rate))
-		latency, lag := "", ""
-		if c.Conns == 1 {
-			latency = fmt.Sprintf("%.3f", 1000/r.Median)
-		}
+		lag := ""
 		if c.journal {
 			lag = fmt.Sprintf("%.0f entries", spreadOf(each(c.Samples, func(s sample) float64 { return float64(s.Lag) })).Median)
 		}
-		fmt.Fprintf(&out, "| %s | %d | %.0f | %.0f – %.0f | %s | %.2f | %s |\n", c.Name, c.Conns, r.Median, r.Least, r.Most, latency,
+		fmt.Fprintf(&out, "| %s | %d | %.0f | %.0f – %.0f | %.3f | %.3f | %.2f | %s |\n", c.Name, c.Conns, r.Median, r.Least, r.Most,
+			spreadOf(each(c.Samples, func(s sample) float64 { return s.P50 })).Median, spreadOf(each(c.Samples, func(s sample) float64 { return s.P99 })).Median,
 			spreadOf(each(c.Samples, func(s sample) float64 { return s.Others })).Median, lag)
 	}
 
@@ -346,6 +357,12 @@ func (b *bench) report() error {
 	if err != nil {
 		return err
 	}
+	for _, p := range b.profiled {
+		picture := flame("处理器时间：设备进程 (the appliance's processor time): "+p.Load, p.stacks)
+		if err := os.WriteFile(filepath.Join(b.results, "flame-"+p.Load+".svg"), picture, 0o644); err != nil {
+			return err
+		}
+	}
 	return errors.Join(
 		os.WriteFile(filepath.Join(b.results, "bench.md"), []byte(out.String()), 0o644),
 		os.WriteFile(filepath.Join(b.results, "bench.json"), append(data, '\n'), 0o644),
@@ -358,175 +375,4 @@ func each[T any](in []T, f func(T) float64) []float64 {
 		out[i] = f(v)
 	}
 	return out
-}
-
-// Parts of the appliance that a profile is divided among: a sample belongs to the innermost of its frames that is one of
-// ours or of those named here. The first prefix that fits decides.
-var profileParts = []struct{ part, prefix string }{
-	{"memory: allocation and garbage collection", "runtime.mallocgc"},
-	{"memory: allocation and garbage collection", "runtime.gc"},
-	{"memory: allocation and garbage collection", "runtime.bgsweep"},
-	{"memory: allocation and garbage collection", "runtime.(*mheap)"},
-	{"journal: SQLite", "yinjian/dbdriver/sqlite.(*Journal)"},
-	{"journal: SQLite", "yinjian/dbdriver/sqlite.(*refIndex)"},
-	{"projection: SQLite", "yinjian/dbdriver/sqlite.(*Central)"},
-	{"projection: rows and MAC", "yinjian/appliance/audit.(*Shipper)"},
-	{"projection: rows and MAC", "yinjian/appliance/audit.(*ProjectedBatch)"},
-	{"projection: rows and MAC", "yinjian/appliance/audit.(*ProjectedRow)"},
-	{"projection: rows and MAC", "yinjian/appliance/audit.Project"},
-	{"projection: reading entries back", "yinjian/appliance/audit.(*Journal).Range"},
-	{"journal: entries, hashes, tree", "yinjian/appliance/audit."},
-	{"verification of the fresh signature", "github.com/emmansun/gmsm/sm2."},
-	{"key: e = SM3(ZA, M), encoding", "yinjian/hsm."},
-	{"worker: calls over the pipe", "yinjian/hsm/worker."},
-	{"timestamp token and CMS", "yinjian/tsa."},
-	{"timestamp token and CMS", "yinjian/appliance/cms."},
-	{"certificates and CRLs", "yinjian/appliance/pki"},
-	{"certificates and CRLs", "github.com/emmansun/gmsm/smx509."},
-	{"consent and directory", "yinjian/appliance/account."},
-	{"consent and directory", "yinjian/appliance/evidence."},
-	{"signing procedure", "yinjian/appliance/sign."},
-	{"request: JSON", "encoding/json."},
-	{"request: JSON", "yinjian/api.decode"},
-	{"request: JSON", "yinjian/api.(*decoder)"},
-	{"request: HMAC", "yinjian/api/wire."},
-	{"request: limits, nonce, routing", "yinjian/api."},
-	{"request: limits, nonce, routing", "github.com/labstack/"},
-	{"TLS", "crypto/tls."},
-	{"HTTP", "net/http."},
-	{"", "yinjian/dbdriver/sqlite."}, // used by several: whoever called it
-	{"appliance, other", "yinjian/"},
-	{"scheduler and idle", "runtime."},
-}
-
-// A profileTable says where the appliance's processor time went under one load.
-type profileTable struct {
-	Load  string        `json:"load"`
-	Total float64       `json:"seconds"`
-	Ops   int64         `json:"ops"`
-	Parts []profilePart `json:"parts"`
-}
-
-type profilePart struct {
-	Part  string  `json:"part"`
-	Share float64 `json:"share"`
-}
-
-func (p profileTable) print(out *strings.Builder) {
-	fmt.Fprintf(out, "\n## Where the appliance's time goes: %s\n\n%d operations, %.2f s of samples.\n\n| part | share | µs each |\n| --- | ---: | ---: |\n", p.Load, p.Ops, p.Total)
-	for _, part := range p.Parts {
-		if part.Share >= 0.005 {
-			fmt.Fprintf(out, "| %s | %.1f %% | %.1f |\n", part.Part, 100*part.Share, 1e6*part.Share*p.Total/float64(p.Ops))
-		}
-	}
-}
-
-// profiles loads the appliance while it profiles itself.
-func (b *bench) profiles(ctx context.Context) error {
-	file := filepath.Join(b.dir, "serve-cpu.prof")
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", b.appliance))
-	if err != nil {
-		return err
-	}
-	if !bytes.Contains(line, []byte("\x00--profile\x00"+strings.TrimSuffix(file, "-cpu.prof")+"\x00")) { // the signal would end it
-		return usageError{fmt.Errorf("设备须以 serve --profile %s 启动 (start the appliance with that flag)", strings.TrimSuffix(file, "-cpu.prof"))}
-	}
-	for _, name := range []string{"sign", "stamped"} {
-		t, err := profileOf(ctx, name, b.appliance, file, func() (int64, error) {
-			ops, err := b.byName[name].run(ctx, b.profile)
-			if err == nil {
-				_, err = b.shipped(ctx)
-			}
-			return ops, err
-		})
-		if err != nil {
-			return err
-		}
-		b.profiled = append(b.profiled, t)
-	}
-	return nil
-}
-
-// profileOf runs the load while the process of this program with that pid profiles itself into file.
-func profileOf(ctx context.Context, name string, pid int, file string, load func() (int64, error)) (profileTable, error) {
-	var none profileTable
-	_ = os.Remove(file) // there may be none
-	if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
-		return none, err
-	}
-	ops, err := load()
-	if err != nil {
-		return none, err
-	}
-	if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
-		return none, err
-	}
-	for try := 0; ; try++ { // it is renamed when it is whole
-		if _, err := os.Stat(file); err == nil {
-			break
-		} else if try == 500 {
-			return none, fmt.Errorf("no profile was written: %w", err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return none, err
-	}
-	traces, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-traces", "-unit=us", self, file).Output()
-	if err != nil {
-		return none, fmt.Errorf("go tool pprof: %w", err)
-	}
-	t := divide(string(traces))
-	t.Load, t.Ops = name, ops
-	return t, nil
-}
-
-// divide reads what `go tool pprof -traces` prints: stacks divided by dashed lines, each with its time in µs before the
-// innermost frame.
-func divide(traces string) profileTable {
-	t := profileTable{}
-	shares := map[string]float64{}
-	value, part := 0.0, ""
-	end := func() {
-		if value > 0 {
-			if part == "" {
-				part = "other"
-			}
-			shares[part] += value
-			t.Total += value / 1e6
-		}
-		value, part = 0, ""
-	}
-	inside := false
-	for line := range strings.SplitSeq(traces, "\n") {
-		if strings.HasPrefix(line, "-----------") {
-			end()
-			inside = true
-			continue
-		}
-		frame := strings.TrimSpace(line)
-		if !inside || frame == "" {
-			continue
-		}
-		if n, rest, ok := strings.Cut(frame, "us "); ok && value == 0 {
-			if v, err := strconv.ParseFloat(strings.TrimSpace(n), 64); err == nil {
-				value, frame = v, strings.TrimSpace(rest)
-			}
-		}
-		if part == "" || part == "scheduler and idle" {
-			for _, p := range profileParts {
-				if strings.HasPrefix(frame, p.prefix) {
-					part = p.part
-					break
-				}
-			}
-		}
-	}
-	end()
-	for name, v := range shares {
-		t.Parts = append(t.Parts, profilePart{name, v / 1e6 / math.Max(t.Total, 1e-9)})
-	}
-	slices.SortFunc(t.Parts, func(a, b profilePart) int { return int(math.Copysign(1, b.Share-a.Share)) })
-	return t
 }

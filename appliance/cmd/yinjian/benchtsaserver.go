@@ -4,13 +4,18 @@ import (
 	"bufio"
 	"context"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"os"
 	"os/signal"
 	"syscall"
@@ -41,7 +46,7 @@ import (
 // the product's too, and believes this machine's: what it stamps is worth nothing.
 type stampServer struct {
 	key, listen, journal, profile string
-	verify                        bool
+	verify, secure                bool
 	module, moduleArgs, pinFile   string
 	sessions                      int
 
@@ -63,6 +68,7 @@ func benchTSAServerCommand() *cobra.Command {
 	f.StringVar(&s.journal, "journal", "", "日志目录，缺省不记 (folder of a journal)")
 	f.StringVar(&s.profile, "profile", "", "SIGUSR1 时写处理器剖面 (profile at SIGUSR1)")
 	f.BoolVar(&s.verify, "verify", false, "先验证再交出 (verify after signing)")
+	f.BoolVar(&s.secure, "tls", false, "TLS 1.3，证书自签 (TLS 1.3 with a certificate of its own)")
 	f.StringVar(&s.module, "module", "", "PKCS#11")
 	f.StringVar(&s.moduleArgs, "module-args", "", "PKCS#11")
 	f.StringVar(&s.pinFile, "pin-file", "", "PIN")
@@ -107,6 +113,14 @@ func (s *stampServer) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	scheme := "http"
+	if s.secure {
+		cert, err := benchCertificate(clock.Now().Time)
+		if err != nil {
+			return err
+		}
+		scheme, ln = "https", tls.NewListener(ln, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}})
+	}
 	if s.profile != "" {
 		go profileOnSignal(ctx, s.profile, s.log)
 	}
@@ -115,7 +129,7 @@ func (s *stampServer) run(ctx context.Context) (err error) {
 	served := make(chan error, 1)
 	go func() { served <- api.Serve(ctx, server.NewHTTPServer(server.TSAPlainHandler()), ln, time.Second) }()
 	out := json.NewEncoder(os.Stdout)
-	if err := out.Encode(map[string]string{"url": "http://" + ln.Addr().String() + "/tsa/bench"}); err != nil {
+	if err := out.Encode(map[string]string{"url": scheme + "://" + ln.Addr().String() + "/tsa/bench"}); err != nil {
 		return err
 	}
 	s.obey(ctx, out)
@@ -408,6 +422,17 @@ func (s *stampServer) openJournal(ctx context.Context, clock *ntp.Clock) (*audit
 	return j, nil
 }
 
+// benchCertificate is a self-signed one for P-256, as the appliance's own is for.
+func benchCertificate(now time.Time) (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: now.AddDate(0, 0, -1), NotAfter: now.AddDate(0, 0, 1), DNSNames: []string{"bench"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
+}
+
 // memoryRSA is [memoryToken] with an RSA key.
 type memoryRSA struct {
 	hsm.Token // nothing else is called
@@ -442,7 +467,7 @@ func benchChain(ctx context.Context, root crypto.Signer, public crypto.PublicKey
 // flags are those of the child process.
 func (s *stampServer) flags() []string {
 	return []string{
-		"bench-tsa-server", "--key", s.key, "--listen", s.listen, "--journal", s.journal, "--profile", s.profile, fmt.Sprintf("--verify=%t", s.verify),
+		"bench-tsa-server", "--key", s.key, "--listen", s.listen, "--journal", s.journal, "--profile", s.profile, fmt.Sprintf("--verify=%t", s.verify), fmt.Sprintf("--tls=%t", s.secure),
 		"--module", s.module, "--module-args", s.moduleArgs, "--pin-file", s.pinFile, "--sessions", fmt.Sprint(max(1, s.sessions)),
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"yinjian/api/client"
 	"yinjian/api/wire"
+	"yinjian/appliance/problem"
 	"yinjian/dbdriver/dbtest"
 )
 
@@ -167,6 +168,16 @@ func TestTwoCampuses(t *testing.T) {
 		}
 		if o := yinjian(t, append([]string{args[0], "--cosigner-key", filepath.Join(c.dir, "log.pem")}, args[1:]...)...); o.code != 1 {
 			t.Errorf("a cosignature verifies under the log's own key: %v", o)
+		}
+		// The other campus finds its row, and has no evidence of it: its console says where that is.
+		other := ends[1-j].admin()
+		defer other.Close()
+		eventually(t, time.Minute, "the row is in the central database", func() bool {
+			found, err := other.SearchRecords(t.Context(), wire.SearchRecords{RecordID: record})
+			return err == nil && len(found.Records) == 1 && found.Records[0].Node == [2]string{"benbu-1", "binhai-1"}[j]
+		})
+		if _, err := other.ExamineRecord(t.Context(), wire.ExamineRecord{ID: record}); !client.Is(err, problem.NotFound) {
+			t.Errorf("examined at the other campus: %v", err)
 		}
 	}
 

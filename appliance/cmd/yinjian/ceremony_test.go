@@ -264,6 +264,7 @@ func TestCustody(t *testing.T) {
 		}
 	}
 	inventory()
+	m.keysByPages(t)
 	label, trusted := "", false
 	for _, k := range list.Keys {
 		if strings.HasPrefix(k.Owner, "signer:") {

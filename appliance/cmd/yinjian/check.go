@@ -117,6 +117,11 @@ func readKnown(name string, key crypto.PublicKey) (audit.Checkpoint, error) {
 	return *c, nil
 }
 
+// openJournal opens a journal's folder to read it, beside a running appliance if there is one. The caller closes it.
+func openJournal(ctx context.Context, dir string) (*sqlite.Journal, error) {
+	return sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: dir, ReadOnly: true})
+}
+
 // verifyWait is what a running appliance has for signing a checkpoint over what is there.
 const verifyWait = 2 * time.Second
 
@@ -144,7 +149,7 @@ func auditVerify(ctx context.Context, w io.Writer, journal, logKey, usesDir stri
 		}
 		opt.Known = append(opt.Known, c)
 	}
-	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: journal, ReadOnly: true})
+	store, err := openJournal(ctx, journal)
 	if err != nil {
 		return err
 	}

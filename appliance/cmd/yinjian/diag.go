@@ -26,7 +26,6 @@ import (
 	"yinjian/appliance"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/diag"
-	"yinjian/dbdriver/sqlite"
 	"yinjian/ntp/sysclock"
 )
 
@@ -236,7 +235,7 @@ func (b *bundle) files(dir string) error {
 
 // journal says how far the journal is.
 func (b *bundle) journal(ctx context.Context, dir string) error {
-	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: filepath.Join(dir, "journal"), ReadOnly: true})
+	store, err := openJournal(ctx, filepath.Join(dir, "journal"))
 	if err != nil {
 		return err
 	}

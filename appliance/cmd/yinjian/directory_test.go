@@ -12,6 +12,7 @@ import (
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/appliance/alarm"
 	"yinjian/dbdriver/dbtest"
 )
 
@@ -44,7 +45,7 @@ func TestCampusAdministration(t *testing.T) {
 	l := newLand(t)
 	pg := dbtest.StartPostgres(t)
 	database := pg.Fresh(t)
-	a, b := newCampus(t, l, 0, pg.DSN(database)), newCampus(t, l, 1, pg.DSN(database))
+	a, b := newCampus(t, l, 0, pg.DSN(database), quick), newCampus(t, l, 1, pg.DSN(database), quick)
 	ends := [2]*campus{a, b}
 	for i, c := range ends {
 		c.serve(t)
@@ -173,8 +174,10 @@ func TestCampusAdministration(t *testing.T) {
 	file, print := b.card(t)
 	a.believe(t, file, print)
 	eventually(t, time.Minute, "the other campus freezes it", func() bool { return len(b.directory(t).Frozen) == 1 })
+	b.raises(t, alarm.DirectoryFrozen)
 	mustRun(t, "directory", "thaw", "--kind", "signer", "--id", "A1001", "--reason", "核实", "--dir", b.dir)
 	b.changeOf(t, "/admin/v1/directory/thaw", "account.signer/outcome", "A1001", `"stopped":false`, `"stopped":true`)
+	b.clears(t, alarm.DirectoryFrozen)
 	eventually(t, time.Minute, "both directories are the same", same)
 	for _, c := range ends {
 		mustRun(t, "signer", "start", "A1001", "--dir", c.dir, "--reason", "补卡")

@@ -28,7 +28,7 @@ import (
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/evidence/show"
 	"yinjian/appliance/pki"
-	"yinjian/dbdriver/sqlite"
+	"yinjian/appliance/report"
 	"yinjian/ntp/sysclock"
 )
 
@@ -51,16 +51,57 @@ type drillReport struct {
 	// OldSame: the restored evidence stands on the same leaf of the journal as the original's.
 	OldSame bool   `json:"old_same,omitempty"`
 	Epoch   string `json:"epoch"` // that the drill began; its entries end with it
+
+	Node    string   `json:"node"`
+	Campus  string   `json:"campus"`
+	At      string   `json:"at"` // when it was finished; RFC 3339, the machine's clock
+	Persons []string `json:"persons,omitempty"`
+	Passed  bool     `json:"passed"`
+	Failed  string   `json:"failed,omitempty"`
+}
+
+// fill adds what is known of every drill.
+func (r *drillReport) fill(cfg *appliance.Config, backup string, who []string, failed error) {
+	if r.Backup == "" {
+		r.Backup = backup
+	}
+	r.Node, r.Campus, r.Persons, r.Passed = cfg.Node, cfg.Campus, who, failed == nil
+	if failed != nil {
+		r.Failed = failed.Error()
+	}
+}
+
+func (r *drillReport) summary() (part, at string, passed bool) { return "restore", r.At, r.Passed }
+
+// page is the report for people.
+func (r *drillReport) page(receipt string) *report.Page {
+	found := report.Section{Title: "恢复了什么，看到了什么", Mark: map[bool]string{true: "normal", false: "severe"}[r.Passed], Head: []string{"项目", "情况"}}
+	for _, l := range [][2]string{
+		{"备份", r.Backup + "，SM3 " + r.SM3}, {"日志", fmt.Sprintf("%d 条，证明属于本机：%v", r.Entries, r.Proved)},
+		{"恢复并核验用时", ms(r.RestoredMS).String()}, {"启动用时", ms(r.ServingMS).String()}, {"首个签名并验证用时", ms(r.SignedMS).String()},
+		{"测试签名", r.NewRecord + " " + r.NewVerdict}, {"备份之前的签名", fmt.Sprintf("%s %s，与原设备同一叶：%v", r.OldRecord, r.OldVerdict, r.OldSame)},
+	} {
+		found.Rows = append(found.Rows, []report.Cell{{Text: l[0]}, {Text: l[1]}})
+	}
+	words := "演练通过 (the drill passed)"
+	if !r.Passed {
+		words = "演练未通过 (the drill FAILED)：" + r.Failed
+	}
+	return &report.Page{
+		Title: "演练报告：restore", Subtitle: words, Sections: []report.Section{found},
+		Facts: [][2]string{{"设备", r.Node + "（" + r.Campus + "）"}, {"时间", r.At + "（本机时钟）"}, {"当事人", strings.Join(r.Persons, "、")}},
+		Notes: []string{signedBy(receipt)},
+	}
 }
 
 func drillCommand() *cobra.Command {
 	c := group(&cobra.Command{Use: "drill", Short: "演练 (drills)"})
 	var o opening
-	var dir, scratch, secrets, output string
+	var dir, scratch, secrets, out, output string
 	var who []string
 	restore := &cobra.Command{Use: "restore --dir DIR FILE…", Short: "灾难恢复演练：把备份恢复到临时设备，签名、验证、计时，报告入日志 (restore a backup beside the appliance and prove that it works)",
 		Long: `把备份恢复到临时目录，以自己的端口启动，用测试应用与测试账号签一次名并离线验证，再验证备份之前的一份证据；全程计时，报告记入运行中设备的
-日志，然后停下并删除。生产设备照常运行，其日志只多出这份报告。
+日志，并写入 reports/（JSON、HTML、回执），然后停下并删除。生产设备照常运行，其日志只多出这份报告。
 
 演练的设备不连中心库、上游、其他密码机；它用备份里的软件密码机。用真正的密码机者须在另一台密码机上手工演练，见 docs/backup.md。
 
@@ -71,6 +112,13 @@ offline, measures, files the report in the running appliance's journal, and clea
 				return err
 			}
 			if err := checkPersons(session(dir) != "", who); err != nil {
+				return err
+			}
+			cfg, err := appliance.LoadConfig(dir)
+			if err == nil {
+				err = appliance.MayDrillRestore(cfg)
+			}
+			if err != nil {
 				return err
 			}
 			f := adminFlags{dir: dir, output: "json"}
@@ -86,23 +134,33 @@ offline, measures, files the report in the running appliance's journal, and clea
 			if err := guard(os.Stderr); err != nil {
 				return err
 			}
-			report, err := drill(cmd.Context(), &o, a, dir, scratch, secrets, who)
-			if err = errors.Join(err, fileReport(cmd.Context(), dir, "drill", idOf(args), who, report, err)); err != nil {
+			done, err := drill(cmd.Context(), &o, a, dir, scratch, secrets, who)
+			if done != nil {
+				done.fill(cfg, idOf(args), who, err)
+			}
+			if err = errors.Join(err, fileReport(cmd.Context(), dir, "drill", idOf(args), who, done, err)); done != nil {
+				err = errors.Join(err, fileDrill(cmd.Context(), a, done, dir, out, who))
+			}
+			if err != nil {
 				return err
 			}
 			if output == "json" {
-				return json.NewEncoder(os.Stdout).Encode(report)
+				return json.NewEncoder(os.Stdout).Encode(done)
 			}
-			report.print()
+			done.print()
 			return nil
 		}}
 	restore.Flags().StringArrayVar(&o.shares, "share", nil, "保管人份额的文件，每份一次，须达门限 (file with a custodian's share; once for each, as many as it takes)")
 	restore.Flags().StringVar(&scratch, "scratch", "", "临时目录建在哪里，路径要短；缺省为系统的 (where the scratch folder is made, with a short path; default the system's)")
 	restore.Flags().StringVar(&secrets, "secrets", "", "口令文件所在，缺省为设备的 secrets (where the PINs and passphrases are; default the appliance's)")
 	required(restore, &dir, "dir", "运行中设备的目录 (the running appliance's folder)")
+	restore.Flags().StringVar(&out, "out", "", "报告写到哪里，缺省为设备目录下的 reports (where the report is written)")
 	persons(restore, &who)
 	restore.Flags().StringVarP(&output, "output", "o", "text", "text 或 json")
-	c.AddCommand(restore, drillMachineCommand())
+	c.AddCommand(restore)
+	for _, f := range drillKinds() {
+		c.AddCommand(faultCommand(f))
+	}
 	return c
 }
 
@@ -125,7 +183,7 @@ func ms(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
 
 // drill is the procedure. What it started is stopped and what it wrote is removed, however it ends but by a kill, which
 // leaves the scratch folder; its server ends with it.
-func drill(ctx context.Context, o *opening, production *client.Admin, dir, scratch, secrets string, who []string) (report *drillReport, err error) {
+func drill(ctx context.Context, o *opening, production *client.Admin, dir, scratch, secrets string, who []string) (done *drillReport, err error) {
 	begun := time.Now() // interval
 	since := func() int64 { return time.Since(begun).Milliseconds() }
 	folder, err := os.MkdirTemp(scratch, "yjdrill")
@@ -139,6 +197,15 @@ func drill(ctx context.Context, o *opening, production *client.Admin, dir, scrat
 	if err != nil {
 		return nil, err
 	}
+	clock, err := sysclock.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if done != nil {
+			done.At = clock.Realtime().UTC().Format(time.RFC3339)
+		}
+	}()
 	r := &drillReport{Backup: found.Backup, SM3: found.SM3, Entries: found.Entries, Proved: found.Proved, RestoredMS: since()}
 	if !found.Softtoken {
 		return r, errors.New("备份里没有密码机的密钥，演练不能在本机进行：软件密码机请用 --softtoken 做的备份；真正的密码机见 docs/backup.md (the backup has no cipher machine's keys: take one made with --softtoken; for a real machine see docs/backup.md)")
@@ -195,7 +262,7 @@ func drill(ctx context.Context, o *opening, production *client.Admin, dir, scrat
 
 // lastSigned is the record id of the last signature of the journal that was restored; "": there is none in its last part.
 func lastSigned(ctx context.Context, dir string, entries uint64) (string, error) {
-	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: filepath.Join(dir, "journal"), ReadOnly: true})
+	store, err := openJournal(ctx, filepath.Join(dir, "journal"))
 	if err != nil {
 		return "", err
 	}
@@ -332,7 +399,7 @@ type tester struct {
 func newTester(ctx context.Context, admin *client.Admin, ends endpoints, name string, retry client.Retry) (*tester, error) {
 	suffix := make([]byte, 4)
 	rand.Read(suffix) // never fails (crypto/rand)
-	id := "drill-" + hex.EncodeToString(suffix)
+	id := account.DrillPrefix + hex.EncodeToString(suffix)
 	app, err := admin.RegisterApplication(ctx, wire.RegisterApplication{
 		ID: id, Name: name, Campus: "drill", Rights: []string{account.RightSign}, Consent: []string{string(evidence.AppAsserted)}, Stamp: account.StampRequired, Test: true,
 	})
@@ -342,6 +409,11 @@ func newTester(ctx context.Context, admin *client.Admin, ends endpoints, name st
 	if _, err := admin.EnrolSigner(ctx, wire.EnrolSigner{ID: id, Name: name, Department: "drill", Campus: "drill", Algorithms: []string{"SM2"}, Test: true}); err != nil {
 		return nil, explain(err)
 	}
+	return connectTester(ctx, ends, id, app.Key, retry)
+}
+
+// connectTester speaks for one that is registered and enrolled.
+func connectTester(ctx context.Context, ends endpoints, id string, key []byte, retry client.Retry) (*tester, error) {
 	clock, err := sysclock.Open()
 	if err != nil {
 		return nil, err
@@ -357,7 +429,7 @@ func newTester(ctx context.Context, admin *client.Admin, ends endpoints, name st
 		return nil, err
 	}
 	c, err := client.New(client.Config{
-		BaseURL: ends.API, AppID: id, Key: app.Key, Clock: clock.Realtime, Retry: retry,
+		BaseURL: ends.API, AppID: id, Key: key, Clock: clock.Realtime, Retry: retry,
 		TLS: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: trusted, ServerName: host, Time: clock.Realtime},
 	})
 	if err != nil {

@@ -49,6 +49,10 @@ func TestDrill(t *testing.T) {
 	if left, _ := os.ReadDir(scratch); len(left) > 0 {
 		t.Errorf("the drill left %v", left)
 	}
+	receipt := glob(t, filepath.Join(dir, "reports", "drill-restore-*.receipt.json"))[0]
+	page := strings.TrimSuffix(receipt, ".receipt.json")
+	mustRun(t, "report", "verify", "--log-key", filepath.Join(dir, "log.pem"), "--receipt", receipt, page+".json", page+".html")
+	m.changeOf(t, "/admin/v1/reports", "report.filed", "drill/restore", "", `"outcome":"passed"`)
 	// What cannot be opened is a drill that failed, and filed as such.
 	refused(t, 1, []string{"只有 1 份"}, args(1, file)...)
 	refused(t, 1, []string{"备份文件已损坏"}, args(2, damaged(t, file))...)

@@ -24,7 +24,6 @@ import (
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver/central"
 	"yinjian/dbdriver/connect"
-	"yinjian/dbdriver/sqlite"
 )
 
 func handoverCommand() *cobra.Command {
@@ -32,9 +31,9 @@ func handoverCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "handover --dir DIR --out FOLDER",
 		Short: "移交：医院应得的资料，不含任何秘密 (what the hospital is entitled to, in one folder, without secrets)",
-		Long: `写出一个文件夹：账户与权限、中心库的结构与数据字典、配置（不含口令）、密钥与证书清单、公开的证书与日志公钥、最新检查点、各部件的版本，
-附校验清单 SHA256SUMS 与 SM3SUMS；清单由设备的时间戳单元签名（SM3SUMS.tsr），盖章一事记入日志。设备须在运行。
-口令、密钥、PIN 的核验值、应用凭据都不在其中。核验：sha256sum -c SHA256SUMS；yinjian ts verify --anchors DIR --crls DIR --document SM3SUMS SM3SUMS.tsr`,
+		Long: `写出一个文件夹：管理员、应用、签名人及其权限与状态、中心库的结构与数据字典、配置（不含口令）、密钥与证书清单、公开的证书与日志公钥、最新检查点、各部件的版本，
+附校验清单 SHA256SUMS 与 SM3SUMS；清单由设备的时间戳单元签名（SM3SUMS.tsr），盖章一事记入日志。设备须在运行；
+登录方式下以安全管理员登录后执行，盖章一项由系统管理员另做（届时写明“未签名”）。口令、密钥、PIN 的核验值、应用凭据都不在其中。核验：sha256sum -c SHA256SUMS；yinjian ts verify --anchors DIR --crls DIR --document SM3SUMS SM3SUMS.tsr`,
 		Args: exactArgs(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if dir == "" || out == "" {
@@ -110,7 +109,7 @@ func (h *handover) write(ctx context.Context) error {
 	for name, ask := range map[string]func(context.Context) (json.RawMessage, error){
 		"applications.json": h.admin.ListApplications, "signers.json": h.admin.ListSigners, "keys.json": h.admin.ListKeys,
 		"certificates.json": h.admin.ListCertificates, "anchors.json": h.admin.ListAnchors, "crls.json": h.admin.ListCRLs, "machines.json": h.admin.ListMachines,
-		"state.json": h.admin.State,
+		"administrators.json": h.admin.ListAdministrators, "state.json": h.admin.State,
 	} {
 		answer, err := ask(ctx)
 		if err != nil {
@@ -264,7 +263,7 @@ func (h *handover) public(context.Context) error {
 
 // checkpoint writes the journal's last one, from which on nothing before it can be rewritten unseen.
 func (h *handover) checkpoint(ctx context.Context) error {
-	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: filepath.Join(h.dir, "journal"), ReadOnly: true})
+	store, err := openJournal(ctx, filepath.Join(h.dir, "journal"))
 	if err != nil {
 		return err
 	}
@@ -294,6 +293,14 @@ func (h *handover) versions(context.Context) error {
 	return h.table("versions.csv", lines)
 }
 
+// administration says who administers, as far as the configuration tells.
+func (h *handover) administration() string {
+	if h.cfg.Admin.Local == appliance.LocalLogin {
+		return "管理设备的是 administrators.json 里的人，人人登录；能以 root 或设备服务用户改 config.toml 的人可以改回不登录。"
+	}
+	return "本机管理套接字不要求登录：操作系统的 root 与设备服务用户可做一切；administrators.json 里的人经登录地址管理。"
+}
+
 func (h *handover) readme(context.Context) error {
 	text := fmt.Sprintf(`# 移交资料 (handover)
 
@@ -303,6 +310,7 @@ func (h *handover) readme(context.Context) error {
 | --- | --- |
 | applications.json | 应用（业务系统）及其权限、策略、限额 |
 | signers.json | 签名人及其密钥、状态；不含 PIN 的核验值 |
+| administrators.json | 管理员：登录名、姓名、角色、停用、锁定、口令到期、登录证书的 SHA-256、最后变更；没有设立的为空 |
 | keys.json、certificates.json、anchors.json、crls.json | 密钥、证书、信任锚、吊销列表的清单 |
 | machines.json | 密码机 |
 | state.json | 移交时的状态与警告 |
@@ -314,9 +322,9 @@ func (h *handover) readme(context.Context) error {
 | versions.csv | 程序与各部件的版本、校验值 |
 | SHA256SUMS、SM3SUMS、SM3SUMS.tsr | 校验清单，设备的时间戳覆盖 SM3SUMS |
 
-管理本机的是操作系统的 root 与设备服务用户，没有别的管理账户，没有缺省口令。应用凭据、口令、密钥不在其中。
+%s没有别的管理账户，没有缺省口令。应用凭据、口令、密钥不在其中。
 变更日志用 yinjian change list --csv 导出，日志与证据的备份见 yinjian backup。
-`, h.cfg.Node, h.cfg.Campus, appliance.Version)
+`, h.cfg.Node, h.cfg.Campus, appliance.Version, h.administration())
 	for _, m := range h.missing {
 		text += "\n缺 (missing)：" + m + "\n"
 	}

@@ -38,6 +38,9 @@ func TestHandover(t *testing.T) {
 	m.trusted(t)
 	m.register(t, "his", "--consent", "app-asserted")
 	m.enrol(t, "D1", "482913")
+	mustRun(t, "admin", "bootstrap", "--dir", dir, "--system", "zhang:张三:"+pinFile(t, "Xt-guanli-2026"), "--security", "li:李四:"+pinFile(t, "Aq-guanli-2026"), "--audit", "wang:王五:"+pinFile(t, "Sj-guanli-2026"))
+	mustRun(t, "admin", "add", "zhao", "--dir", dir, "--name", "赵六", "--role", "operator", "--password-file", pinFile(t, "Mima-guanli-26"))
+	mustRun(t, "admin", "stop", "zhao", "--dir", dir, "--reason", "调离")
 	m.mustBeClean(t)
 	refused(t, 2, []string{"--out"}, "handover", "--dir", dir)
 	mustRun(t, "handover", "--dir", dir, "--out", out)
@@ -45,7 +48,7 @@ func TestHandover(t *testing.T) {
 
 	files := glob(t, filepath.Join(out, "*"))
 	secrets := secretsOf(t, dir)
-	secrets["PIN"], secrets["canary"] = "482913", canary
+	secrets["PIN"], secrets["canary"], secrets["an administrator's password"] = "482913", canary, "Aq-guanli-2026"
 	for _, file := range files {
 		b := []byte(readFile(t, file))
 		for what, secret := range secrets {
@@ -73,13 +76,17 @@ func TestHandover(t *testing.T) {
 	}
 	has("applications.json", `"id": "his"`, `"rights"`)
 	has("signers.json", `"D1"`)
+	has("administrators.json", `"id": "li"`, `"role": "security"`, `"password_ends"`)
+	if b := readFile(t, filepath.Join(out, "administrators.json")); strings.Count(b, `"stopped": true`) != 1 || strings.Count(b, `"id": "`) != 4 {
+		t.Errorf("the administrators are %s", b)
+	}
 	has("keys.json", `"log/checkpoint"`)
 	has("config.toml", "password_file", "min_sources")
 	has("schema.sql", "CREATE TABLE yj_change (")
 	has("data-dictionary.csv", "改前")
 	has("database-rights.csv", "yj_record,SELECT", "SUPERUSER")
 	has("versions.csv", "yinjian,"+appliance.Version, "github.com/emmansun/gmsm")
-	has("README.md", "检查点")
+	has("README.md", "检查点", "administrators.json", "不要求登录")
 	if o := command(t, nil, "sh", "-c", `cd "$1" && sha256sum -c --quiet SHA256SUMS && test $(wc -l < SHA256SUMS) -eq $(($(ls | wc -l) - 3))`, "sh", out); o.code != 0 {
 		t.Errorf("SHA256SUMS: %v", o)
 	}

@@ -2,10 +2,13 @@ package main_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"yinjian/appliance"
 )
 
 // refusesToServe starts serve and wants it to end by itself with words.
@@ -134,6 +137,28 @@ func TestInitUnfinished(t *testing.T) {
 	}
 	refusesToServe(t, dir, "init 没有完成")
 	refused(t, 2, []string{"init 没有完成"}, "init", "--dir", dir, "--simulated-beidou")
+}
+
+// What init made is on the disk before its mark goes: a power cut right after it would leave files without content.
+func TestInitReachesTheDisk(t *testing.T) {
+	t.Parallel()
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed")
+	}
+	trace := filepath.Join(tempDir(t), "trace")
+	cmd := exec.Command(strace, "-f", "-o", trace, "-e", "trace=syncfs,unlink,unlinkat", built.init, "init", "--dir", filepath.Join(tempDir(t), "a"), "--simulated-beidou")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	calls, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, _, ok := strings.Cut(string(calls), appliance.InitUnfinished)
+	if !ok || !strings.Contains(before, "syncfs(") {
+		t.Errorf("the mark goes before what was made is on the disk: %s", calls)
+	}
 }
 
 // run/ may be lost: it is made again. What a kill has left of a file that was being written is removed.

@@ -28,6 +28,7 @@ import (
 	"yinjian/api/peer"
 	"yinjian/appliance"
 	"yinjian/appliance/account"
+	"yinjian/appliance/alarm"
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver/sqlite"
 	"yinjian/ntp"
@@ -134,6 +135,7 @@ func TestHostilePeer(t *testing.T) {
 	own := freePort(t)
 	dir := initAppliance(t, startTimeServer(t))
 	configure(t, dir, func(c *appliance.Config) { c.Listen.Peer = own })
+	configure(t, dir, quick)
 	m := serve(t, dir)
 	m.trusted(t)
 
@@ -314,12 +316,14 @@ func TestHostilePeer(t *testing.T) {
 	m = serve(t, dir)
 	eventually(t, time.Minute, "a second history is an alarm", func() bool { return m.peer(t).Split != "" })
 	p.feed.Store(&given)
+	m.raises(t, alarm.SplitView)
 	asked := p.asked.Load()
 	if s := m.peer(t); s.Split == "" || known("ris") || p.asked.Load() != asked {
 		t.Errorf("after two histories: %+v", s)
 	}
 	// Paired anew it asks for one cosignature after another: each costs a signature and an entry.
 	mustRun(t, "peer", "remove", "--dir", dir, "--reason", "查明", "--confirmed-by", "张三", "--confirmed-by", "李四")
+	m.clears(t, alarm.SplitView)
 	m.believe(t, file, appliance.PeerCardFingerprint(text))
 	asks := peer.NewClient(peer.ClientConfig{Address: own, Certificate: func() (*tls.Certificate, error) { return p.line, nil }, SPKI: theirs.PeerKey})
 	defer asks.Close()

@@ -6,19 +6,22 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
-	"github.com/pelletier/go-toml/v2"
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
+	"golang.org/x/sys/unix"
 
+	"yinjian/api/wire"
 	"yinjian/appliance"
 	"yinjian/appliance/custody"
 	"yinjian/hsm"
@@ -29,20 +32,22 @@ type initOptions struct {
 	dir string
 	answers
 	passphrases [][]byte // of the holders that unlock the PINs, in their order
+	firstFD     int      // where the administrators' first passwords are written, as JSON; negative: standard output, for people
 }
 
 func initCommand() *cobra.Command {
-	o := initOptions{answers: defaultAnswers()}
+	o := initOptions{answers: defaultAnswers(), firstFD: -1}
 	var file string
-	var asked bool
+	var asked, check bool
 	passphraseFD := -1
 	c := &cobra.Command{
 		Use:   "init --dir DIR",
 		Short: "新建一台评估用设备：配置、口令、密码机令牌 (make a new evaluation appliance: configuration, PINs, tokens)",
 		Long: `新建一台评估用设备：在空目录中写配置、生成口令、初始化软件密码机的五个令牌（签名人、时间戳、日志、CA、TLS）。
-在终端上只给 --dir 即逐项询问，每答一项当即核对，最后列出全部请您确认；--answers 取自应答文件（TOML），无人值守；其余参数为评估之用。
+在终端上只给 --dir 即逐项询问，每答一项当即核对，最后列出全部请您确认；--answers 取自应答文件（TOML），无人值守；--check 只核对；
+其余参数为评估之用。
 密钥与证书在首次 serve、时间可信之后生成，并记入日志。每个目录只能新建一次。
-仅供评估：pin_source 为 file 时口令与密文在同一磁盘上，偷盘者两者兼得；为 unlock 时口令须多人解锁，见 docs/states.md。
+仅供评估：pin_source 为 file 时口令与密文在同一磁盘上，偷盘者两者兼得；为 unlock、tpm 时口令须多人解锁（tpm：封给 TPM 之后由它打开），见 docs/states.md。
 
 Makes a new evaluation appliance in an empty folder, once. With --dir alone on a terminal it asks, and looks at each answer at
 once; --answers takes them from a file (TOML). Keys and certificates are made at the first serve, once time is trusted.
@@ -55,11 +60,11 @@ Evaluation only: with pin_source "file" PIN files and sealed keys are on one dis
 				if o.answers, err = readAnswers(file); err != nil {
 					return usageError{err}
 				}
-			case asked, alone && term.IsTerminal(int(os.Stdin.Fd())):
+			case asked, alone && onTerminal():
 				if err := mayInit(o.dir); err != nil {
 					return err
 				}
-				in := bufio.NewReader(os.Stdin)
+				in := bufio.NewReader(interruptible{c.Context(), os.Stdin})
 				if err := o.ask(o.dir, in, os.Stdout); err != nil {
 					return err
 				}
@@ -70,8 +75,11 @@ Evaluation only: with pin_source "file" PIN files and sealed keys are on one dis
 			if err := o.check(o.dir); err != nil {
 				return usageError{err}
 			}
-			if o.PINSource == appliance.PINFromUnlock {
-				if o.passphrases, err = readPassphrases(passphraseFD, o.Unlock.Holders, true); err != nil {
+			if check {
+				return nil
+			}
+			if o.locked() {
+				if o.passphrases, err = readPassphrases(c.Context(), passphraseFD, o.Unlock.Holders, true); err != nil {
 					return err
 				}
 			}
@@ -81,8 +89,10 @@ Evaluation only: with pin_source "file" PIN files and sealed keys are on one dis
 	f := c.Flags()
 	f.StringVar(&o.dir, "dir", "", "设备目录，须为空或不存在 (folder, empty or absent)")
 	f.StringVar(&file, "answers", "", "应答文件 TOML，见 docs/states.md (file with the answers)")
+	f.BoolVar(&check, "check", false, "只核对应答，什么也不写 (look at the answers alone, write nothing)")
 	f.BoolVar(&asked, "ask", false, "逐项询问，即使标准输入不是终端 (ask, even where standard input is no terminal)")
 	f.IntVar(&passphraseFD, "passphrase-fd", -1, "从该文件描述符读持有人口令，每行一个 (read the holders' passphrases from this file descriptor, a line each)")
+	f.IntVar(&o.firstFD, "first-passwords-fd", -1, "首批管理员的一次性口令写到该文件描述符（JSON），不显示 (write the administrators' one-time passwords to this file descriptor, as JSON)")
 	f.StringVar(&o.Node, "node", o.Node, "节点名，写入全部证据，以后不可改 (name of this node, for ever)")
 	f.StringVar(&o.Campus, "campus", o.Campus, "院区 (campus)")
 	f.StringVar(&o.Module, "module", "", "PKCS#11 模块；缺省为程序旁的 libyinjian-p11.so (default: beside this program)")
@@ -131,11 +141,8 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 		return err
 	}
 	// 1. Configuration, checked by the code that will read it, before anything is written.
-	b, err := toml.Marshal(o.config(module))
+	b, cfg, err := o.file(module, dir)
 	if err != nil {
-		return err
-	}
-	if _, err := appliance.ParseConfig(b, dir); err != nil {
 		return usageError{err}
 	}
 	if err := mayInit(dir); err != nil { // again: another may have made it while the passphrases were typed
@@ -164,7 +171,11 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 			}
 		}
 	}()
-	for _, d := range []string{dir, filepath.Join(dir, "secrets"), filepath.Join(dir, "run"), filepath.Join(dir, "softtoken")} {
+	folders := []string{dir, filepath.Join(dir, "secrets"), filepath.Join(dir, "run")}
+	if cfg.Evaluation.Softtoken {
+		folders = append(folders, filepath.Join(dir, "softtoken"))
+	}
+	for _, d := range folders {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
@@ -176,16 +187,30 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 			clear(pin)
 		}
 	}()
-	for _, class := range hsm.Classes {
-		pins[appliance.PINName(appliance.FirstMachine, class)], pins[soPINName(appliance.FirstMachine, class)] = newSecret(), newSecret()
-	}
 	secret := func(name string, value []byte) error {
 		return os.WriteFile(filepath.Join(dir, "secrets", name), append(value, '\n'), 0o600)
 	}
-	if err := secret("softtoken.passphrase", newSecret()); err != nil {
-		return err
+	if cfg.Evaluation.Softtoken {
+		for _, class := range hsm.Classes {
+			pins[appliance.PINName(appliance.FirstMachine, class)], pins[soPINName(appliance.FirstMachine, class)] = newSecret(), newSecret()
+		}
+		if err := secret("softtoken.passphrase", newSecret()); err != nil {
+			return err
+		}
+	} else if o.locked() {
+		for class := range cfg.HSM.Slots {
+			pins[appliance.PINName(appliance.FirstMachine, hsm.SlotClass(class))] = []byte(strings.TrimSpace(o.Secrets[class+".pin"]))
+		}
 	}
-	if o.PINSource == appliance.PINFromUnlock {
+	for name, text := range o.Secrets {
+		if !cfg.Evaluation.Softtoken && o.locked() && slices.ContainsFunc(hsm.Classes, func(c hsm.SlotClass) bool { return name == string(c)+".pin" }) {
+			continue // sealed below, and on no disk in the clear
+		}
+		if err := secret(name, []byte(strings.TrimRight(text, "\r\n"))); err != nil {
+			return err
+		}
+	}
+	if o.locked() {
 		locked, err := custody.LockPINs(pins, o.Unlock.Holders, o.passphrases, o.Unlock.Threshold)
 		if err == nil {
 			err = appliance.WriteLockedPINs(dir, locked)
@@ -193,7 +218,7 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 		if err != nil {
 			return err
 		}
-	} else {
+	} else if cfg.Evaluation.Softtoken {
 		for _, class := range hsm.Classes {
 			err := errors.Join(secret(string(class)+".pin", bytes.Clone(pins[appliance.PINName(appliance.FirstMachine, class)])),
 				secret(string(class)+".so-pin", bytes.Clone(pins[soPINName(appliance.FirstMachine, class)])))
@@ -202,19 +227,66 @@ func runInit(ctx context.Context, o initOptions) (err error) {
 			}
 		}
 	}
+	three, first := o.firstAdministrators()
+	if len(three) > 0 {
+		if err := appliance.WriteFirstAdministrators(dir, three); err != nil {
+			return err
+		}
+	}
 	head := "# 印鉴配置。各项含义见 docs/configuration.md；未知的键会被拒绝。Unknown keys are errors.\n"
 	if err := os.WriteFile(filepath.Join(dir, "config.toml"), append([]byte(head), b...), 0o600); err != nil {
 		return err
 	}
 
-	// 3. Tokens, through PKCS#11 like any machine's.
-	if err := provision(ctx, dir, module, pins); err != nil {
-		return fmt.Errorf("初始化令牌 (initialising tokens): %w", err)
+	// 3. Tokens, through PKCS#11 like any machine's. Those of another machine its maker's tools have made.
+	if cfg.Evaluation.Softtoken {
+		if err := provision(ctx, dir, module, pins); err != nil {
+			return fmt.Errorf("初始化令牌 (initialising tokens): %w", err)
+		}
+	}
+	// Without the mark it counts: first all of it is on the disk, or a power cut would leave files without content.
+	if err := syncAll(dir); err != nil {
+		return err
 	}
 	if err := os.Remove(filepath.Join(dir, appliance.InitUnfinished)); err != nil {
 		return err
 	}
+	if err := syncDir(dir); err != nil {
+		return err
+	}
 	fmt.Printf("已新建 (made): %s\n节点 node: %s  院区 campus: %s\n下一步 next: yinjian serve --dir %s\n", dir, o.Node, o.Campus, o.dir)
+	return tellFirst(o.firstFD, first)
+}
+
+// tellFirst says the first passwords, once: they are kept nowhere.
+func tellFirst(fd int, first []wire.FirstPassword) error {
+	if len(first) == 0 {
+		return nil
+	}
+	if fd >= 0 {
+		f := os.NewFile(uintptr(fd), "first passwords")
+		if f == nil {
+			return usageError{fmt.Errorf("--first-passwords-fd %d：不是打开的文件 (is no open file)", fd)}
+		}
+		return errors.Join(json.NewEncoder(f).Encode(first), f.Close())
+	}
+	fmt.Println("\n首批管理员的一次性口令，只显示这一次，首次登录须更改，请分别交给本人 (one-time passwords, shown once; each is changed at the first login):")
+	for _, p := range first {
+		fmt.Printf("  %s  %s  %s  %s\n", p.Role, p.ID, p.Name, p.Password)
+	}
+	return nil
+}
+
+// syncAll returns when all of the file system that dir is on stands on its disk.
+func syncAll(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("syncfs %s: %w", dir, err)
+	}
 	return nil
 }
 
@@ -273,6 +345,7 @@ func provision(ctx context.Context, dir, module string, pins map[string][]byte) 
 func serveCommand() *cobra.Command {
 	var dir, profile string
 	var verbose, once bool
+	var service time.Duration
 	c := &cobra.Command{
 		Use:   "serve --dir DIR",
 		Short: "运行设备，直到收到停止信号 (run the appliance until it is told to stop)",
@@ -292,7 +365,7 @@ when the start fails.`,
 			if profile != "" {
 				go profileOnSignal(c.Context(), profile+"-cpu.prof", log)
 			}
-			return serve(c.Context(), dir, once, log)
+			return serve(c.Context(), dir, once, service, log)
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", "设备目录 (folder)")
@@ -300,6 +373,8 @@ when the start fails.`,
 	c.Flags().BoolVar(&once, "once", false, "启动失败即结束，不等待、不再试 (end when the start fails)")
 	c.Flags().StringVar(&profile, "profile", "", "测量用：SIGUSR1 开始与结束处理器剖面 (for bench: SIGUSR1 begins and ends a processor profile)")
 	_ = c.Flags().MarkHidden("profile")
+	c.Flags().DurationVar(&service, "service-time", 0, "测量用：软件密码机每次签名至少耗时 (for bench: least time of a signature in the software cipher machine)")
+	_ = c.Flags().MarkHidden("service-time")
 	_ = c.MarkFlagRequired("dir")
 	return c
 }

@@ -32,9 +32,9 @@ func TestRunningLog(t *testing.T) {
 	if s := status(); s.Folder != filepath.Join(dir, "logs") || s.Level != "info" || s.KeepDays != 365 || s.Files != 1 || s.Decided != "config.toml" {
 		t.Errorf("%+v", s)
 	}
-	if !strings.Contains(readFile(t, filepath.Join(dir, "logs", "yinjian.log")), "appliance is operational") {
-		t.Error("the start is not in the file")
-	}
+	eventually(t, 10*time.Second, "the start is in the file", func() bool {
+		return strings.Contains(readFile(t, filepath.Join(dir, "logs", "yinjian.log")), "appliance is operational")
+	})
 	refused(t, 1, []string{"keep_days"}, "log", "set", "--dir", dir, "--keep-days", "30", "--reason", "腾空间")
 	refused(t, 1, []string{"directory"}, "log", "set", "--dir", dir, "--directory", "journal", "--reason", "试")
 	mustRun(t, "log", "set", "--dir", dir, "--directory", "logs/new", "--level", "debug", "--keep-days", "200", "--reason", "换目录")
@@ -75,9 +75,10 @@ func TestRunningLog(t *testing.T) {
 	if s := status(); s.Folder != folder || s.Level != "debug" || s.Files != 2 {
 		t.Errorf("after a restart: %+v", s)
 	}
-	if o := mustRun(t, "log", "lines", "--dir", dir, "-n", "10000"); !strings.Contains(o.stdout, "appliance is operational") || !strings.Contains(o.stdout, "old files of the running log were deleted") {
-		t.Errorf("the last lines:\n%s", o.stdout)
-	}
+	eventually(t, 10*time.Second, "the last lines tell of it", func() bool {
+		o := mustRun(t, "log", "lines", "--dir", dir, "-n", "10000")
+		return strings.Contains(o.stdout, "appliance is operational") && strings.Contains(o.stdout, "old files of the running log were deleted")
+	})
 	m.stop(t)
 	found := false
 	for _, e := range entries(t, dir, "log.purged") {

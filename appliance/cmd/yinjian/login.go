@@ -58,11 +58,15 @@ func awaiting(p wire.Proposed) {
 func loginCommand() *cobra.Command {
 	var f adminFlags
 	var name, passwordFile, keyFile string
-	c := &cobra.Command{Use: "login --name NAME --password-file FILE", Short: "管理员登录，此后的管理命令以其身份执行 (log in; later commands are this administrator's)", Args: exactArgs(0),
+	var u ukey
+	c := &cobra.Command{Use: "login --name NAME", Short: "管理员登录，此后的管理命令以其身份执行 (log in; later commands are this administrator's)", Args: exactArgs(0),
 		Long: `会话存于 $XDG_RUNTIME_DIR（没有时在设备目录的 run 下），权限 600；空闲 15 分钟、至多 8 小时，设备重启、口令更改或停用即结束。
-管理员登记了登录证书的，须同时给出其私钥文件（PKCS#8 PEM，SM2；仅供评估）。
+口令在终端上输入，不显示；或取自 --password-file。
+管理员登记了登录证书的，另以其私钥签名：在 UKey 里（--module，厂商的 PKCS#11 模块；口令只出示一次，错了不再试），或在文件里（--key，PKCS#8 PEM，
+SM2；仅供评估）。
 
-The session ends after 15 minutes idle or 8 hours, and with a restart or any change of the administrator.`,
+The password is asked for on the terminal, or read from a file. A login that has to be signed is signed by a UKey through its
+vendor's PKCS#11 module (its PIN is presented once), or with a key file, for evaluation. The session ends after 15 minutes idle or 8 hours, and with a restart or any change of the administrator.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			a, err := f.client()
 			if err != nil {
@@ -70,11 +74,20 @@ The session ends after 15 minutes idle or 8 hours, and with a restart or any cha
 			}
 			defer a.Close()
 			a = a.WithSession("", nil)
-			password, err := appliance.ReadSecret(passwordFile)
+			password, err := secretOf(c.Context(), passwordFile, "password-file", name+" 的口令 (password)", false)
 			if err != nil {
 				return err
 			}
 			req := wire.Login{Name: name, Password: string(password)}
+			if u.module != "" {
+				req.Signature, err = u.sign(c.Context(), func(ctx context.Context) (_ []byte, err error) {
+					req.Challenge, err = a.LoginChallenge(ctx)
+					return req.Challenge, err
+				})
+				if err != nil {
+					return explain(err)
+				}
+			}
 			if keyFile != "" {
 				if err := signLogin(c.Context(), a, keyFile, &req); err != nil {
 					return explain(err)
@@ -96,8 +109,10 @@ The session ends after 15 minutes idle or 8 hours, and with a restart or any cha
 		}}
 	f.add(c)
 	required(c, &name, "name", "登录名 (the administrator's id)")
-	required(c, &passwordFile, "password-file", "口令文件，权限 600 (file with the password, mode 600)")
+	c.Flags().StringVar(&passwordFile, "password-file", "", "口令文件，权限 600；缺省在终端输入 (file with the password, mode 600; default: asked for on the terminal)")
 	c.Flags().StringVar(&keyFile, "key", "", "登录证书的私钥，PKCS#8 PEM，权限 600；仅供评估 (private key of the login certificate; evaluation)")
+	u.add(c)
+	c.MarkFlagsMutuallyExclusive("module", "key")
 	return c
 }
 
@@ -114,23 +129,34 @@ func keepSession(name, token string) error {
 	return errors.Join(err, file.Close())
 }
 
-// signLogin has the administrator's key sign a challenge of the appliance's.
-func signLogin(ctx context.Context, a *client.Admin, keyFile string, req *wire.Login) error {
+// readSM2Private reads a private key, PKCS#8 in PEM, that nobody else may read.
+func readSM2Private(keyFile string) (*sm2.PrivateKey, error) {
 	b, err := appliance.ReadSecret(keyFile)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	defer clear(b)
 	block, _ := pem.Decode(b)
 	if block == nil {
-		return fmt.Errorf("%s: 不是 PEM (not PEM)", keyFile)
+		return nil, fmt.Errorf("%s: 不是 PEM (not PEM)", keyFile)
 	}
+	defer clear(block.Bytes)
 	parsed, err := smx509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return fmt.Errorf("%s: %w", keyFile, err)
+		return nil, fmt.Errorf("%s: %w", keyFile, err)
 	}
 	key, ok := parsed.(*sm2.PrivateKey)
 	if !ok {
-		return fmt.Errorf("%s: 不是 SM2 私钥 (not an SM2 key)", keyFile)
+		return nil, fmt.Errorf("%s: 不是 SM2 私钥 (not an SM2 key)", keyFile)
+	}
+	return key, nil
+}
+
+// signLogin has the administrator's key sign a challenge of the appliance's.
+func signLogin(ctx context.Context, a *client.Admin, keyFile string, req *wire.Login) error {
+	key, err := readSM2Private(keyFile)
+	if err != nil {
+		return err
 	}
 	if req.Challenge, err = a.LoginChallenge(ctx); err != nil {
 		return err
@@ -167,7 +193,10 @@ func administratorCommand() *cobra.Command {
 	var none bool
 	why := func(c *cobra.Command) { required(c, &reason, "reason", "原因，记入日志 (why, for the journal)") }
 	secret := func(c *cobra.Command) {
-		required(c, &passwordFile, "password-file", "口令文件，权限 600 (file with the password, mode 600)")
+		c.Flags().StringVar(&passwordFile, "password-file", "", "口令文件，权限 600；缺省在终端输入两次 (file with the password, mode 600; default: asked for on the terminal, twice)")
+	}
+	fresh := func(ctx context.Context, who string) ([]byte, error) {
+		return secretOf(ctx, passwordFile, "password-file", who+" 的新口令 (new password)", true)
 	}
 	change := func(act string) func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
 		return func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
@@ -185,7 +214,7 @@ func administratorCommand() *cobra.Command {
 			required(c, &add.Role, "role", "system、security、audit 或 operator (role)")
 			c.Flags().StringVar(&certificate, "certificate", "", "登录证书文件，SM2 (certificate that logins are signed with)")
 		}, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
-			b, err := appliance.ReadSecret(passwordFile)
+			b, err := fresh(ctx, args[0])
 			if err != nil {
 				return nil, err
 			}
@@ -200,7 +229,7 @@ func administratorCommand() *cobra.Command {
 		adminCommand("stop ID", "停用，其会话立即结束 (stop; sessions end at once)", 1, why, change("stop")),
 		adminCommand("start ID", "启用 (start)", 1, why, change("start")),
 		adminCommand("reset ID", "重置别人的口令，解除锁定；其登录后须更改 (set another's password, end a lock-out)", 1, secret, func(ctx context.Context, a *client.Admin, args []string) (json.RawMessage, error) {
-			b, err := appliance.ReadSecret(passwordFile)
+			b, err := fresh(ctx, args[0])
 			if err != nil {
 				return nil, err
 			}
@@ -208,13 +237,13 @@ func administratorCommand() *cobra.Command {
 		}),
 		adminCommand("password", "更改本人口令，之后须重新登录 (change one's own password, then log in again)", 0, func(c *cobra.Command) {
 			secret(c)
-			required(c, &oldFile, "old-password-file", "现有口令的文件 (file with the present password)")
+			c.Flags().StringVar(&oldFile, "old-password-file", "", "现有口令的文件；缺省在终端输入 (file with the present password; default: asked for on the terminal)")
 		}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
-			old, err := appliance.ReadSecret(oldFile)
+			old, err := secretOf(ctx, oldFile, "old-password-file", "现有口令 (present password)", false)
 			if err != nil {
 				return nil, err
 			}
-			b, err := appliance.ReadSecret(passwordFile)
+			b, err := fresh(ctx, "本人")
 			if err != nil {
 				return nil, err
 			}
@@ -245,16 +274,16 @@ func bootstrapCommand() *cobra.Command {
 	c := adminCommand("bootstrap", "设立首批三员，只能一次，经本机套接字 (the first three administrators, once, over the local socket)", 0, func(c *cobra.Command) {
 		for _, role := range roles {
 			of[role] = new(string)
-			required(c, of[role], role, "登录名:姓名:口令文件 (id:name:password file)")
+			required(c, of[role], role, "登录名:姓名[:口令文件]，缺省在终端输入两次 (id:name[:password file]; default: asked for on the terminal, twice)")
 		}
 	}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
 		var req wire.BootstrapAdministrators
 		for _, role := range roles {
-			part := strings.SplitN(*of[role], ":", 3)
-			if len(part) != 3 {
-				return nil, usageError{fmt.Errorf("--%s 须为 登录名:姓名:口令文件 (id:name:password file)", role)}
+			part := append(strings.SplitN(*of[role], ":", 3), "")
+			if len(part) < 3 {
+				return nil, usageError{fmt.Errorf("--%s 须为 登录名:姓名[:口令文件] (id:name[:password file])", role)}
 			}
-			b, err := appliance.ReadSecret(part[2])
+			b, err := secretOf(ctx, part[2], role+" 登录名:姓名:口令文件", part[0]+" 的新口令 (new password)", true)
 			if err != nil {
 				return nil, err
 			}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"yinjian/api/client"
+	"yinjian/api/wire"
 	"yinjian/appliance"
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver/sqlite"
@@ -72,6 +73,49 @@ func startCopy(t *testing.T, dir, passphrase string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	return cmd
+}
+
+// keysByPages holds the keys as they are found by pages against the list of all: the same is said of each that the directory
+// knows.
+func (m *machine) keysByPages(t *testing.T) {
+	t.Helper()
+	type page struct {
+		Keys []struct {
+			Label, Owner, Kind, State string
+			Machines                  []string
+		}
+		Next string
+	}
+	a := m.admin()
+	defer a.Close()
+	read := func(b json.RawMessage, err error) (out page) {
+		t.Helper()
+		if err == nil {
+			err = json.Unmarshal(b, &out)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	listed := map[string]string{}
+	for _, k := range read(a.ListKeys(t.Context())).Keys {
+		listed[k.Label] = fmt.Sprint(k.Owner, k.Kind, k.State, k.Machines)
+	}
+	found := 0
+	for req := (wire.SearchKeys{Most: 1}); found == 0 || req.After != ""; {
+		p := read(a.SearchKeys(t.Context(), req))
+		for _, k := range p.Keys {
+			found++
+			if got := fmt.Sprint(k.Owner, k.Kind, k.State, k.Machines); got != listed[k.Label] {
+				t.Errorf("%s: by pages %q, in the list %q", k.Label, got, listed[k.Label])
+			}
+		}
+		req.After = p.Next
+	}
+	if found < 5 {
+		t.Errorf("%d keys were found by pages", found)
+	}
 }
 
 // A second machine is added while the appliance signs, killed, started again, and drained; the first one's daemon is
@@ -241,6 +285,7 @@ func TestTwoMachines(t *testing.T) {
 			gone = k.Label
 		}
 	}
+	m.keysByPages(t)
 	refused(t, 1, []string{"hsm_unavailable", "away"}, because("destroy", gone)...)
 	// It comes, and refuses its PIN: the next start will not present it again.
 	startCopy(t, third, filepath.Join(dir, "secrets", "softtoken.passphrase"))

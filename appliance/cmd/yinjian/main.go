@@ -22,6 +22,12 @@ import (
 // usageError is a mistake in the call, not a failure of the work.
 type usageError struct{ error }
 
+// A verdictError is what a command has found: it did its work, and its exit status says what came of it.
+type verdictError struct {
+	error
+	code int
+}
+
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
@@ -29,12 +35,19 @@ func run(args []string) int {
 	defer stop()
 	root := newRoot()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	err := appliance.Harden() // many a command reads a secret
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
 	var usage usageError
 	var exit exitError
+	var verdict verdictError
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &verdict):
+		fmt.Fprintln(os.Stderr, err)
+		return verdict.code
 	case errors.As(err, &exit):
 		fmt.Fprintln(os.Stderr, "失败 (failed):", err)
 		return exit.code
@@ -76,15 +89,15 @@ func newRoot() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		initCommand(), serveCommand(), unlockCommand(), startCommand(), provisionCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(), benchPoolCommand(), benchDatabaseCommand(), benchGrowthCommand(), benchTSACommand(), benchTSAServerCommand(), benchTSAWorkerCommand(),
+		initCommand(), serveCommand(), unlockCommand(), startCommand(), provisionCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(), benchPoolCommand(), benchDatabaseCommand(), benchConsoleCommand(), benchGrowthCommand(), benchTSACommand(), benchTSAServerCommand(), benchTSAWorkerCommand(), benchLoadCommand(), benchLoaderCommand(), benchSoakCommand(), benchPriceCommand(), benchTargetsCommand(), benchCapacityCommand(),
 		applicationCommand(), directoryCommand(), signerCommand(), ceremonyCommand(), certificateCommand(), crlCommand(), statusCommand(),
-		auditCommand(), databaseCommand(), changeCommand(), handoverCommand(), verifyCommand(), preserveCommand(), backupCommand(), restoreCommand(), drillCommand(), timestampCommand(), timeCommand(), stampingCommand(),
+		auditCommand(), databaseCommand(), changeCommand(), handoverCommand(), verifyCommand(), preserveCommand(), backupCommand(), restoreCommand(), drillCommand(), updateCommand(), updateAgentCommand(), packCommand(), packAgentCommand(), timestampCommand(), timeCommand(), stampingCommand(),
 		historyCommand(),
 		peerCommand(),
-		loginCommand(), logoutCommand(), administratorCommand(), approvalCommand(),
+		loginCommand(), logoutCommand(), ukeyCommand(), administratorCommand(), approvalCommand(),
 		logCommand(),
 		alarmCommand(), reportCommand(), patrolCommand(), diagCommand(),
-		assessCommand(), assessRandomCommand(),
+		assessCommand(), assessRandomCommand(), originReportCommand(),
 		referenceCommand(),
 	)
 	return root

@@ -166,6 +166,11 @@ func TestOpenAPIAgainstTheRunningServer(t *testing.T) {
 	signing := good("/v1/sign", asJSON(asserted("D1", "one")))
 	signing.key = "one"
 	answers(signing, &signed)
+	one := asserted("D1", "one")
+	batch := good("/v1/batches", asJSON(wire.BatchRequest{
+		Signer: one.Signer, Algorithm: one.Algorithm, Form: one.Form, Role: one.Role, Consent: one.Consent,
+		Items: []wire.BatchItem{{IdempotencyKey: "of-many", Content: one.Content, Document: one.Document}},
+	}))
 	evidenceOf := good("/v1/evidence/"+signed.RecordID, nil)
 	_, bundle := p.do(t, evidenceOf)
 	verifying := good("/v1/verify", asJSON(map[string]any{"evidence": json.RawMessage(bundle), "document": documentOf("one")}))
@@ -194,7 +199,7 @@ func TestOpenAPIAgainstTheRunningServer(t *testing.T) {
 	}
 	tsaRoute := send{method: "POST", path: "/tsa/sm2", as: &his, media: "application/timestamp-query", body: query}
 	state := good("/health/state", nil)
-	authenticated := []send{signing, verifying, stamping, authorizing, creating, responding, stfVerify, stfInfo, stfDetail, evidenceOf, certificate, tsaRoute, state}
+	authenticated := []send{signing, batch, verifying, stamping, authorizing, creating, responding, stfVerify, stfInfo, stfDetail, evidenceOf, certificate, tsaRoute, state}
 	for _, s := range authenticated {
 		answers(s, nil)
 	}
@@ -243,6 +248,10 @@ func TestOpenAPIAgainstTheRunningServer(t *testing.T) {
 	unknown := signing
 	unknown.key, unknown.body = "unknown", asJSON(asserted("D404", "unknown"))
 	refuses(422, unknown)
+	refuses(422, good("/v1/batches", asJSON(wire.BatchRequest{ // a digest is not enough for a raw signature
+		Signer: one.Signer, Algorithm: one.Algorithm, Form: one.Form, Role: one.Role, Consent: one.Consent,
+		Items: []wire.BatchItem{{IdempotencyKey: "digest", Digest: &wire.Digest{Algorithm: "SM3", Value: make([]byte, 32)}, Document: one.Document}},
+	})))
 	refuses(422, good("/v1/authorizations", asJSON(wire.AuthorizationRequest{Signer: "D404", PIN: officePIN, Count: 1, Seconds: 60})))
 	refuses(404, good("/v1/evidence/"+strings.Repeat("0a", 32), nil))
 	refuses(404, good("/v1/certs/0123456789", nil))

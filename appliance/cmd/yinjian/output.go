@@ -23,6 +23,7 @@ var labels = map[string]string{
 	"rate": "每秒请求数", "ready": "可签名", "reason": "原因", "restarts": "重启次数", "revocation": "吊销状态", "revoked_at": "吊销时间",
 	"rights": "权限", "role": "岗位", "serial": "序列号", "served": "已受理", "sessions": "会话数", "shipped": "已投递", "since": "自（UTC）", "since_s": "已持续（秒）", "slot": "槽位", "slots": "槽位", "sources": "来源", "stamp": "时间戳策略",
 	"state": "状态", "status": "状态", "stopped": "已停用", "subject": "主题", "test": "测试", "time": "时间", "timestamp_sources": "时间戳来源", "tsa_plain": "明文时间戳",
+	"entries_per_s": "每秒条目", "outcome": "结论", "over_s": "所计秒数", "reports": "最近的报告", "signatures_per_s": "每秒签名", "throughput": "近一分钟", "timestamps_per_s": "每秒时间戳", "work": "正在进行",
 	"unaccounted": "无记录", "under_way": "在途", "unlisted": "未登记", "uptime_s": "已运行（秒）", "use": "用途", "uses": "密钥使用", "version": "版本", "waiting": "等待", "warnings": "警告", "weight": "份额", "withdrawn": "已撤回", "workers": "时间戳进程",
 }
 

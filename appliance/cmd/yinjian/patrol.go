@@ -1,15 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,18 +12,14 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"yinjian/api/client"
 	"yinjian/appliance"
 	"yinjian/appliance/alarm"
 	"yinjian/appliance/audit"
-	"yinjian/appliance/backup"
 	"yinjian/appliance/evidence/show"
 	"yinjian/appliance/patrol"
 	"yinjian/appliance/report"
-	"yinjian/dbdriver/sqlite"
-	"yinjian/ntp/ledger"
 	"yinjian/ntp/sysclock"
 )
 
@@ -78,7 +69,7 @@ journal, and says what was not looked at. Exit status: 0 normal, 1 warning, 2 se
 				printPatrol(os.Stdout, r)
 			}
 			if code := r.Exit(); code != 0 {
-				return exitError{fmt.Errorf("巡检结论：%s (%s)", r.Severity.Chinese(), r.Severity), code}
+				return verdictError{fmt.Errorf("巡检结论：%s (%s)", r.Severity.Chinese(), r.Severity), code}
 			}
 			return nil
 		},
@@ -134,22 +125,10 @@ func inspect(ctx context.Context, dir, out string, period patrol.Period) (*patro
 		in.Journal = nil
 	}
 	// 3. Its volumes.
-	folders := map[string]string{"设备目录所在的卷": dir, "临时目录所在的卷": os.TempDir()}
-	if d := cfg.Log.Directory; filepath.IsAbs(d) {
-		folders["运行日志所在的卷"] = d
-	}
-	for _, name := range slices.Sorted(maps.Keys(folders)) {
-		v := patrol.Volume{Name: name}
-		var fs unix.Statfs_t
-		if err := unix.Statfs(folders[name], &fs); err != nil {
-			v.Error = err.Error()
-		}
-		v.Free, v.Total = fs.Bavail*uint64(fs.Bsize), fs.Blocks*uint64(fs.Bsize)
-		in.Volumes = append(in.Volumes, v)
-	}
+	in.Volumes = appliance.PatrolVolumes(dir, cfg.Log.Directory)
 	r := &patrolled{Report: patrol.Judge(in)}
 	if out == "" {
-		out = filepath.Join(dir, "reports")
+		out = appliance.ReportsFolder(dir)
 	}
 	return r, r.write(ctx, a, out, in.To)
 }
@@ -159,7 +138,7 @@ func ask(ctx context.Context, a *client.Admin, in *patrol.Input) {
 	questions := map[string]func(context.Context) (json.RawMessage, error){
 		"state": a.State, "time": a.TimeStatus, "certificates": a.ListCertificates, "crls": a.ListCRLs, "backups": a.ListBackups,
 	}
-	if in.Period == patrol.Monthly || in.Period == patrol.Quarterly {
+	if appliance.WholeJournal(in.Period) {
 		questions["compare"] = a.Compare
 	}
 	if in.Period == patrol.Quarterly {
@@ -182,205 +161,28 @@ func ask(ctx context.Context, a *client.Admin, in *patrol.Input) {
 	}
 }
 
-// samples are how many spans of the older journal a weekly patrol reads again, and sampleEntries how long each is.
-const (
-	samples       = 8
-	sampleEntries = 5000
-)
-
 // readJournal verifies the journal as deep as the period asks, and reads what it says of the period.
 func readJournal(ctx context.Context, dir string, in *patrol.Input) error {
 	key, err := show.ReadPublicKey(filepath.Join(dir, "log.pem"))
 	if err != nil {
 		return err
 	}
-	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: filepath.Join(dir, "journal"), ReadOnly: true})
+	store, err := openJournal(ctx, filepath.Join(dir, "journal"))
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	j := &patrol.Journal{}
-	in.Journal = j
-	if j.Entries, _, err = store.Head(ctx); err != nil {
-		return err
-	}
-	last, err := store.LastCheckpoint(ctx)
-	if err == nil {
-		j.Last, err = audit.ParseCheckpoint(last.Note, last.Signature)
-	} else if errors.Is(err, audit.ErrNotFound) {
-		err = nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := verifyJournal(ctx, dir, store, key, in); err != nil {
-		return err
-	}
-	if err := readPeriod(ctx, store, in); err != nil { // of one that was changed, perhaps
-		in.Missing["period"] = err.Error()
-	}
-	return nil
-}
-
-// readPeriod reads what the journal says of the period.
-func readPeriod(ctx context.Context, store audit.Store, in *patrol.Input) error {
-	err := appliance.Filed(ctx, store, appliance.FiledAlarms, in.From, in.To, func(e *audit.Entry) error {
-		one := patrol.AlarmEntry{ID: e.Text("id"), Code: alarm.Code(e.Text("code")), Object: e.Object, Cleared: e.Kind == "alarm.cleared", At: e.Time.UTC()}
-		if within(one.At, in) {
-			_ = one.Severity.UnmarshalText([]byte(e.Text("severity"))) // a later version's counts as normal
-			in.Alarms = append(in.Alarms, one)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if err := hoursOf(ctx, store, appliance.FiledHours, in, func(h patrol.Hour) { in.Hours = append(in.Hours, h) }); err != nil {
-		return err
-	}
-	if err := hoursOf(ctx, store, appliance.FiledClock, in, func(h ledger.Hour) { in.Clock = append(in.Clock, h) }); err != nil {
-		return err
-	}
-	return store.Changes(ctx, 0, func(r audit.Row) error {
-		if r.Kind != backup.KindVerified {
-			return nil
-		}
-		e, err := audit.ParseEntry(r.DER)
-		if err != nil {
-			return err
-		}
-		if passed, _ := e.Field("passed").(audit.Bool); bool(passed) {
-			in.BackupVerified = e.Time.UTC()
-		}
-		return nil
-	})
-}
-
-func within(at time.Time, in *patrol.Input) bool { return !at.Before(in.From) && !at.After(in.To) }
-
-// hoursOf reads the hours of one kind that ended in the period.
-func hoursOf[H any](ctx context.Context, store audit.Store, what string, in *patrol.Input, fn func(H)) error {
-	return appliance.Filed(ctx, store, what, in.From, in.To, func(e *audit.Entry) error {
-		if !within(e.Time.UTC(), in) {
-			return nil
-		}
-		body, err := audit.ReadPayload(ctx, store, e, "hour")
-		if err != nil {
-			return err
-		}
-		var h H
-		if err := json.Unmarshal(body, &h); err != nil {
-			return fmt.Errorf("entry %d: %w", e.Sequence, err)
-		}
-		fn(h)
-		return nil
-	})
-}
-
-// verifyJournal verifies what the period asks for.
-func verifyJournal(ctx context.Context, dir string, store *sqlite.Journal, key crypto.PublicKey, in *patrol.Input) error {
-	j := in.Journal
-	if in.Period == patrol.Monthly || in.Period == patrol.Quarterly {
+	opt := audit.Options{LogKey: key, Wait: verifyWait, Workers: runtime.NumCPU()}
+	if appliance.WholeJournal(in.Period) {
 		units, err := timestampUnits(nil, filepath.Join(dir, "log.pem"))
 		if err != nil {
 			return err
 		}
 		shown, end := verifyProgress()
 		defer end()
-		j.Whole, err = audit.Verify(ctx, store, audit.Options{LogKey: key, Wait: verifyWait, CheckToken: appliance.CheckpointToken(units...), Progress: shown, Workers: runtime.NumCPU()})
-		return err
+		opt.CheckToken, opt.Progress = appliance.CheckpointToken(units...), shown
 	}
-	if j.Last == nil {
-		j.Previous = "没有检查点"
-		return nil
-	}
-	from, err := lastPatrolled(ctx, store, j.Last.Size)
-	if err != nil {
-		return err
-	}
-	if from == nil {
-		from, j.Previous = &audit.Checkpoint{}, "没有可接续的巡检"
-	}
-	s, err := audit.VerifySpan(ctx, store, key, *from, *j.Last)
-	if err != nil {
-		return err
-	}
-	j.Spans = append(j.Spans, *s)
-	if in.Period != patrol.Weekly || from.Size == 0 {
-		return nil
-	}
-	for range samples {
-		begin, err := checkpointFrom(ctx, store, rand.Uint64N(from.Size)+1)
-		if err != nil {
-			return err
-		}
-		end, err := checkpointFrom(ctx, store, min(begin.Size+sampleEntries, j.Last.Size))
-		if err != nil {
-			return err
-		}
-		if s, err = audit.VerifySpan(ctx, store, key, *begin, *end); err != nil {
-			return err
-		}
-		j.Spans = append(j.Spans, *s)
-	}
-	return nil
-}
-
-// errFirst ends a walk over checkpoints.
-var errFirst = errors.New("first")
-
-// checkpointFrom is the first checkpoint of that size or more.
-func checkpointFrom(ctx context.Context, store audit.Store, size uint64) (*audit.Checkpoint, error) {
-	var out *audit.Checkpoint
-	err := store.Checkpoints(ctx, size, func(c audit.StoredCheckpoint) error {
-		var err error
-		if out, err = audit.ParseCheckpoint(c.Note, c.Signature); err != nil {
-			return err
-		}
-		return errFirst
-	})
-	if errors.Is(err, errFirst) {
-		return out, nil
-	}
-	if err == nil {
-		err = audit.ErrNotFound
-	}
-	return nil, err
-}
-
-// lastPatrolled is the checkpoint up to which the last patrol that found no change has verified the journal, nil without one.
-func lastPatrolled(ctx context.Context, store audit.Store, most uint64) (*audit.Checkpoint, error) {
-	filed, err := store.FindRef(ctx, report.Ref(report.Patrol), 1_000_000)
-	if err != nil {
-		return nil, err
-	}
-	for _, sequence := range slices.Backward(filed) {
-		row, err := store.Row(ctx, sequence)
-		if err != nil {
-			return nil, err
-		}
-		e, err := audit.ParseEntry(row.DER)
-		if err != nil {
-			return nil, err
-		}
-		body, err := audit.ReadPayload(ctx, store, e, "object")
-		if err != nil {
-			return nil, err
-		}
-		s, err := report.Parse(e, body)
-		if err != nil {
-			continue
-		}
-		var was patrol.Summary
-		if json.Unmarshal(s.Summary, &was) != nil || was.Entries == 0 || was.Entries > most {
-			continue
-		}
-		c, err := checkpointFrom(ctx, store, was.Entries)
-		if err == nil && c.Size == was.Entries && c.Root.String() == was.Root {
-			return c, nil
-		}
-	}
-	return nil, nil
+	return appliance.ReadPatrol(ctx, store, opt, in)
 }
 
 // write writes the report's files, and has the appliance sign them.
@@ -388,31 +190,21 @@ func (r *patrolled) write(ctx context.Context, a *client.Admin, out string, at t
 	if err := os.MkdirAll(out, 0o700); err != nil {
 		return err
 	}
-	name := fmt.Sprintf("patrol-%s-%s", r.Period, at.In(audit.Beijing).Format("20060102T150405"))
-	body, err := json.MarshalIndent(r.Report, "", "  ")
-	if err != nil {
-		return err
-	}
+	name := patrol.FileName(r.Period, at)
 	receipt := name + ".receipt.json"
-	page := func(receipt string) ([]byte, error) {
-		var b bytes.Buffer
-		err := r.Page(receipt).HTML(&b)
-		return b.Bytes(), err
-	}
 	if !r.Running {
 		r.unsigned = "设备没有应答 (the appliance does not answer)"
 		receipt = ""
 	}
-	html, err := page(receipt)
+	files, err := r.Files(name, receipt)
 	if err != nil {
 		return err
 	}
-	files := map[string][]byte{name + ".json": append(body, '\n'), name + ".html": html}
 	if r.Running {
 		err := signReport(ctx, a, report.Patrol, string(r.Period), r.Severity.String(), nil, r.Summary, files, filepath.Join(out, receipt))
 		if err != nil {
 			r.unsigned = err.Error()
-			if files[name+".html"], err = page(""); err != nil {
+			if files, err = r.Files(name, ""); err != nil {
 				return err
 			}
 		} else {

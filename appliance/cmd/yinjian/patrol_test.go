@@ -2,13 +2,21 @@ package main_test
 
 import (
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/emmansun/gmsm/sm3"
+
+	"yinjian/api/client"
+	"yinjian/api/wire"
 	"yinjian/appliance/patrol"
+	"yinjian/appliance/problem"
+	"yinjian/appliance/report"
 )
 
 // patrolOf runs a patrol and answers its report.
@@ -98,16 +106,21 @@ func TestPatrol(t *testing.T) {
 		}
 	}
 	text := yinjian(t, "patrol", "--dir", dir)
-	if text.code != 1 || !strings.Contains(text.stdout, "【备份】警告") || !strings.Contains(text.stdout, "没有查的") {
+	if text.code != 1 || !strings.Contains(text.stdout, "【备份】警告") || !strings.Contains(text.stdout, "没有查的") || strings.Contains(text.stderr, "失败") {
 		t.Errorf("%v", text)
 	}
-	// 5. It stands still: severe, and not signed; the journal is read all the same.
+	// What somebody files in a patrol's name is taken for one only as far as the appliance finds the same; the next goes on from
+	// what the appliance has verified.
+	lies(t, m)
+	// 5. The appliance patrols itself, finds the same, and keeps what it signed; what was changed since is not given out.
+	itself(t, m)
+	// 6. It stands still: severe, and not signed; the journal is read all the same.
 	m.stop(t)
 	still := patrolOf(t, dir, 2)
 	if still.Running || !strings.Contains(words(areaOf(t, still, "journal")), "未发现改动") || !strings.Contains(strings.Join(still.NotChecked, "\n"), "设备未在运行") {
 		t.Errorf("of one that stands still: %+v", still)
 	}
-	// 6. Somebody changes an entry that a patrol has not read yet: the next one says so; a daily one does not read what was
+	// 7. Somebody changes an entry that a patrol has not read yet: the next one says so; a daily one does not read what was
 	// verified before, and says that.
 	segments := glob(t, filepath.Join(dir, "journal", "*.db"))
 	changed := false
@@ -129,7 +142,135 @@ func TestPatrol(t *testing.T) {
 	if got := words(areaOf(t, patrolOf(t, dir, 2), "journal")); !strings.Contains(got, "发现改动") || strings.Contains(got, "未发现改动") {
 		t.Errorf("of a changed journal:\n%s", got)
 	}
-	// 7. Nothing to look at.
+	// 8. Nothing to look at.
 	refused(t, 3, []string{"没能巡检"}, "patrol", "--dir", filepath.Join(dir, "none"))
 	refused(t, 2, nil, "patrol", "--dir", dir, "--daily", "--weekly")
+}
+
+// lies has somebody file patrols that nobody made.
+func lies(t *testing.T, m *machine) {
+	t.Helper()
+	a := m.admin()
+	defer a.Close()
+	file := func(summary patrol.Summary) error {
+		b, err := json.Marshal(summary)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = a.SignReport(t.Context(), wire.SignReport{Kind: "patrol", Name: "daily", Outcome: "normal", Summary: b})
+		return err
+	}
+	before := patrolOf(t, m.dir, 1)
+	for name, summary := range map[string]patrol.Summary{
+		"another root":   {Entries: before.Summary.Entries, Root: strings.Repeat("00", 32)},
+		"no checkpoint":  {Entries: before.Summary.Entries + 1_000_000, Root: before.Summary.Root},
+		"another size":   {Entries: before.Summary.Entries - 1, Root: before.Summary.Root},
+		"without a root": {Entries: before.Summary.Entries},
+	} {
+		if err := file(summary); !client.Is(err, problem.InvalidRequest) {
+			t.Errorf("%s is filed: %v", name, err)
+		}
+	}
+	// A report that another appliance made is not this one's, though this one has signed it.
+	content := []byte(`{"format":"yinjian-patrol/1","node":"binhai-1"}`)
+	receipt, err := a.SignReport(t.Context(), wire.SignReport{Kind: "patrol", Name: "daily", Outcome: "normal", Files: []wire.ReportFile{wire.ReportFile(report.FileOf("other.json", content))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	work := tempDir(t)
+	for name, b := range map[string][]byte{"receipt": receipt, "other.json": content} {
+		if err := os.WriteFile(filepath.Join(work, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused(t, 1, []string{"不是签名的设备"}, "report", "verify", "--log-key", filepath.Join(m.dir, "log.pem"), "--receipt", filepath.Join(work, "receipt"), filepath.Join(work, "other.json"))
+	// Nor does the next patrol believe it.
+	if next := patrolOf(t, m.dir, 1); !strings.Contains(words(areaOf(t, next, "journal")), "自上次巡检以来") || next.Summary.Entries <= before.Summary.Entries {
+		t.Errorf("after that: %+v", next.Summary)
+	}
+}
+
+// itself has the appliance patrol over the route of the console.
+func itself(t *testing.T, m *machine) {
+	t.Helper()
+	a := m.admin()
+	defer a.Close()
+	into := func(out any) func(json.RawMessage, error) {
+		return func(b json.RawMessage, err error) {
+			t.Helper()
+			if err == nil {
+				err = json.Unmarshal(b, out)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var done wire.Patrolled
+	into(&done)(a.RunPatrol(t.Context(), wire.RunPatrol{Period: "monthly"}))
+	r := new(patrol.Report)
+	if err := json.Unmarshal(done.Report, r); err != nil || !r.Running || !r.Trusted || !strings.Contains(words(areaOf(t, r, "journal")), "全部核验") || !strings.Contains(words(areaOf(t, r, "database")), "0 处不符") {
+		t.Errorf("%v: %s", err, done.Report)
+	}
+	m.changeOf(t, "/admin/v1/patrols", "report.filed", "patrol/monthly", "", `"outcome":"warning"`)
+	var list wire.FiledReports
+	into(&list)(a.ListReports(t.Context(), wire.ListReports{Kind: "patrol", Most: 6}))
+	if len(list.Reports) != 6 || list.Omitted != 2 || !reflect.DeepEqual(list.Reports[0], done.Filed) || list.Reports[0].Outcome != "warning" || !list.Reports[0].Files[0].Kept || list.Reports[5].Files[0].Kept { // the sixth was written elsewhere
+		t.Errorf("%+v", list)
+	}
+	var state struct {
+		Reports map[string]struct{ Name, Outcome string }
+		Work    []any
+	}
+	into(&state)(a.State(t.Context()))
+	if got := state.Reports["patrol"]; got.Name != "monthly" || got.Outcome != "warning" || len(state.Work) != 0 {
+		t.Errorf("%+v", state)
+	}
+	work := tempDir(t)
+	verify := []string{"report", "verify", "--log-key", filepath.Join(m.dir, "log.pem"), "--receipt", filepath.Join(work, "receipt")}
+	for _, file := range append([]wire.FiledFile{{}}, done.Filed.Files...) {
+		var c wire.ReportContent
+		into(&c)(a.ReadReport(t.Context(), wire.ReadReport{Sequence: done.Filed.Sequence, File: file.Name}))
+		name := filepath.Join(work, c.Name)
+		if file.Name == "" {
+			name = filepath.Join(work, "receipt")
+		} else {
+			verify = append(verify, name)
+		}
+		if err := os.WriteFile(name, c.Content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustRun(t, verify...)
+	kept := filepath.Join(m.dir, "reports", done.Filed.Files[0].Name)
+	if err := os.WriteFile(kept, []byte(strings.Replace(readFile(t, kept), "<", " ", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{done.Filed.Files[0].Name, "../config.toml", "x"} {
+		if _, err := a.ReadReport(t.Context(), wire.ReadReport{Sequence: done.Filed.Sequence, File: file}); !client.Is(err, problem.NotFound) {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	if _, err := a.ReadReport(t.Context(), wire.ReadReport{}); !client.Is(err, problem.NotFound) {
+		t.Errorf("the first entry as a report: %v", err)
+	}
+	var system struct {
+		Config    struct{ SM3, Started string }
+		Program   struct{ SM3 string }
+		Listeners []struct {
+			Name        string
+			Certificate *struct {
+				Subject string
+				Days    int `json:"days_left"`
+			}
+		}
+		Disks []any
+	}
+	into(&system)(a.System(t.Context()))
+	if sum := sm3.Sum([]byte(readFile(t, filepath.Join(m.dir, "config.toml")))); system.Config.SM3 != hex.EncodeToString(sum[:]) || system.Config.Started != system.Config.SM3 || len(system.Program.SM3) != 64 || len(system.Disks) < 2 {
+		t.Errorf("%+v", system)
+	}
+	if l := system.Listeners[0]; l.Name != "api" || l.Certificate == nil || l.Certificate.Subject == "" || l.Certificate.Days < 1 {
+		t.Errorf("%+v", l)
+	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"yinjian/api/client"
 	"yinjian/appliance"
+	"yinjian/appliance/alarm"
 	"yinjian/dbdriver/dbtest"
 )
 
@@ -131,7 +132,9 @@ func TestDatabaseSwitchover(t *testing.T) {
 	dir := initAppliance(t, startTimeServer(t))
 	configure(t, dir, func(cfg *appliance.Config) {
 		cfg.Database.DSN = fmt.Sprintf("host=%s,%s user=yinjian dbname=%s", primary.Run, standby.Run, name)
+		cfg.Alarms.Lag = 1
 	})
+	configure(t, dir, quick)
 	m := serve(t, dir)
 	m.trusted(t)
 	m.enrol(t, "D1001", "")
@@ -152,8 +155,10 @@ func TestDatabaseSwitchover(t *testing.T) {
 	if m.state(t).Projection.Lag == 0 {
 		t.Error("a frozen database has everything")
 	}
+	m.raises(t, alarm.DatabaseLag)
 	primary.Thaw()
 	whole()
+	m.clears(t, alarm.DatabaseLag)
 
 	primary.Exec(t, "postgres", `ALTER DATABASE `+name+` SET default_transaction_read_only = on`)
 	primary.Exec(t, "postgres", `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'yinjian'`)

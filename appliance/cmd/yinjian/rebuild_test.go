@@ -12,6 +12,7 @@ import (
 
 	"yinjian/api/client"
 	"yinjian/appliance"
+	"yinjian/appliance/alarm"
 	"yinjian/dbdriver/dbtest"
 )
 
@@ -62,7 +63,8 @@ func TestForkAndRebuild(t *testing.T) {
 	had := query(west)
 
 	m := withPostgres(t, c, name)
-	configure(t, m.dir, func(cfg *appliance.Config) { cfg.Database.Nodes = []string{"binhai-1"} })
+	configure(t, m.dir, func(cfg *appliance.Config) { cfg.Database.Nodes = []string{"binhai-1"} }) // counts from the next start on
+	configure(t, m.dir, quick)
 	his := m.register(t, "his", "--consent", "app-asserted")
 	signs(t, his, "first", 5)
 	signs(t, m.register(t, "try", "--consent", "app-asserted", "--test"), "test", 2)
@@ -80,6 +82,7 @@ func TestForkAndRebuild(t *testing.T) {
 	m.trusted(t)
 	his = m.client(t, "his")
 	eventually(t, time.Minute, "the fork is found", func() bool { return m.state(t).Projection.Fork })
+	m.raises(t, alarm.Fork)
 	signs(t, his, "forked", 1)
 	seen := map[string]string{"status": mustRun(t, "status", "--dir", m.dir).stdout}
 	state, err := his.State(t.Context())
@@ -118,9 +121,11 @@ func TestForkAndRebuild(t *testing.T) {
 		t.Errorf("rebuild: %v", o)
 	}
 	m.mustBeClean(t)
-	if out := metrics(); !strings.Contains(out, "yinjian_projection_fork 0") || !strings.Contains(out, "yinjian_projection_lag_entries 0") {
-		t.Errorf("metrics after the rebuild: %s", out)
-	}
+	m.clears(t, alarm.Fork)
+	eventually(t, time.Minute, "metrics say that all is shipped, the alarm's end too", func() bool {
+		out := metrics()
+		return strings.Contains(out, "yinjian_projection_fork 0") && strings.Contains(out, "yinjian_projection_lag_entries 0")
+	})
 	mustRun(t, "db", "sweep", "--dir", m.dir)
 
 	// 3. The tables are gone, both nodes' rows with them.

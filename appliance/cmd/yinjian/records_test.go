@@ -16,6 +16,7 @@ import (
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/appliance/alarm"
 )
 
 // changes lists what was changed, once all of it has been shipped.
@@ -55,15 +56,17 @@ func TestEveryAdministrativeRouteLeavesAChange(t *testing.T) {
 	nothing := map[string]string{
 		"/admin/v1/audit/verify": "looks", "/admin/v1/compare": "looks", "/admin/v1/sweep": "looks; what it saw is journalled", "/admin/v1/changes": "looks",
 		"/admin/v1/preserve/record": "looks", "/admin/v1/time/history": "looks", "/admin/v1/tsa/log": "looks", "/admin/v1/log/lines": "looks",
+		"/admin/v1/log/file": "looks", "/admin/v1/reports/list": "looks", "/admin/v1/reports/read": "looks",
 		"/admin/v1/rebuild": "rows are made again as the journals say; intent and outcome are journalled", "/admin/v1/reports/year": "looks",
 		"/admin/v1/archive":         "rows move from one table to another, as they are; intent and outcome, with how many, are journalled",
 		"/admin/v1/history/records": "records of older systems, each an entry and a row", "/admin/v1/history/totals": "counts them, journalled", "/admin/v1/history/record": "looks",
 		"/admin/v1/assessments": "looks; intent, outcome and the report's digest are journalled",
-		"/admin/v1/peer/card":   "shows public keys, journalled", "/admin/v1/signers/search": "looks", "/admin/v1/records/search": "looks", "/admin/v1/records/:id/examine": "looks",
+		"/admin/v1/peer/card":   "shows public keys, journalled", "/admin/v1/signers/search": "looks", "/admin/v1/keys/search": "looks", "/admin/v1/certificates/search": "looks", "/admin/v1/records/search": "looks", "/admin/v1/records/:id/examine": "looks",
 		"/admin/v1/login": "a session, journalled", "/admin/v1/login/challenge": "a number", "/admin/v1/logout": "a session, journalled",
 		"/admin/v1/password":              "one's own, as a session alone can; TestAdministrators and account.TestPasswords",
 		"/admin/v1/approvals/:id/approve": "the act itself leaves the change; the approval is journalled", "/admin/v1/approvals/:id/decline": "nothing is done; journalled",
-		"/admin/v1/stamps": "a token, journalled as every token is", "/admin/v1/alarms/test": "sends a message",
+		"/admin/v1/approvals/:id/confirm": "an answer is forgotten",
+		"/admin/v1/stamps":                "a token, journalled as every token is", "/admin/v1/alarms/test": "sends a message",
 		"/admin/v1/unlock": "journalled by the start that follows", "/admin/v1/provision": "there is no journal yet", "/admin/v1/start": "tries again",
 	}
 	routes := map[string]bool{}
@@ -111,6 +114,7 @@ func TestChangesAndSweep(t *testing.T) {
 	clock := startTimeServer(t)
 	dir := initAppliance(t, clock)
 	configure(t, dir, func(c *appliance.Config) { c.Database.SweepEvery = appliance.Duration(time.Second) })
+	configure(t, dir, quick)
 	m := serve(t, dir)
 	m.trusted(t)
 	a := m.admin()
@@ -233,6 +237,7 @@ func TestChangesAndSweep(t *testing.T) {
 	if o := mustRun(t, "change", "list", "--dir", dir, "--object", "old"); !strings.Contains(o.stdout, "✗ 该行被改动") {
 		t.Errorf("change list: %s", o.stdout)
 	}
+	m.raises(t, alarm.DatabaseChanged)
 	eventually(t, time.Minute, "the state warns", func() bool { return strings.Contains(strings.Join(m.state(t).Warnings, "\n"), "yinjian db sweep") })
 	// Last week's copy of the whole database, while the appliance is away: it is fed again, and named.
 	mustRun(t, "app", "limit", "his", "--dir", dir, "--rate", "78", "--reason", "再扩")
@@ -258,6 +263,7 @@ func TestChangesAndSweep(t *testing.T) {
 	eventually(t, time.Minute, "the older copy is named", told("an older copy"))
 	clock.silent.Store(false)
 	m.mustBeClean(t)
+	m.clears(t, alarm.DatabaseChanged)
 	// The whole change log is removed, as if it had never been there.
 	m.trusted(t)
 	mustRun(t, "db", "sweep", "--dir", dir)

@@ -21,7 +21,6 @@ import (
 	"yinjian/appliance/backup"
 	"yinjian/appliance/evidence/show"
 	"yinjian/dbdriver"
-	"yinjian/dbdriver/sqlite"
 	"yinjian/ntp/sysclock"
 )
 
@@ -98,7 +97,7 @@ func (o *opening) open(ctx context.Context, dir string) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := sqlite.OpenJournal(ctx, sqlite.JournalConfig{Dir: filepath.Join(dir, "journal"), ReadOnly: true})
+	store, err := openJournal(ctx, filepath.Join(dir, "journal"))
 	if err != nil {
 		return nil, err
 	}

@@ -9,12 +9,13 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
-	"runtime/pprof"
 	"syscall"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"yinjian/api/wire"
 	"yinjian/appliance"
 	"yinjian/hsm"
 	"yinjian/hsm/pkcs11"
@@ -46,7 +47,7 @@ func setMemory() {
 	}
 }
 
-func serve(ctx context.Context, dir string, once bool, log *logrus.Logger) error {
+func serve(ctx context.Context, dir string, once bool, service time.Duration, log *logrus.Logger) error {
 	setMemory()
 	self, err := os.Executable()
 	if err != nil {
@@ -55,13 +56,21 @@ func serve(ctx context.Context, dir string, once bool, log *logrus.Logger) error
 	if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
+	if err := becomePack(ctx, dir); err != nil {
+		return err
+	}
 	ready := filepath.Join(dir, "endpoints.json")
 	started := false
 	err = appliance.Run(ctx, appliance.Options{
-		Dir: dir, Log: log, Worker: []string{self, "worker"}, Softtoken: []string{self, "softtoken", "--dir", dir}, Once: once,
+		Dir: dir, Log: log, Worker: []string{self, "worker"}, Softtoken: []string{self, "softtoken", "--dir", dir, "--service-time", service.String()}, Once: once,
 		RandomTests: []string{self, "assess-random"},
-		Provision: func(ctx context.Context, answers []byte, passphrases []string) error {
+		Provision: func(ctx context.Context, answers []byte, passphrases []string) ([]wire.FirstPassword, error) {
 			return provisionBy(ctx, self, dir, answers, passphrases)
+		},
+		OnAttended: func() {
+			if err := notifyReady(); err != nil {
+				log.WithError(err).Error("the service manager could not be told")
+			}
 		},
 		OnStart: func() {
 			started = true
@@ -92,36 +101,6 @@ func serve(ctx context.Context, dir string, once bool, log *logrus.Logger) error
 	return err
 }
 
-// profileOnSignal begins a processor profile at SIGUSR1 and writes it to file at the next.
-func profileOnSignal(ctx context.Context, file string, log *logrus.Logger) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGUSR1)
-	defer signal.Stop(signals)
-	next := func() bool {
-		select {
-		case <-signals:
-			return true
-		case <-ctx.Done():
-			return false
-		}
-	}
-	for next() {
-		f, err := os.Create(file + ".new")
-		if err == nil {
-			err = pprof.StartCPUProfile(f)
-		}
-		if err != nil {
-			log.WithError(err).Error("no profile")
-			return
-		}
-		next()
-		pprof.StopCPUProfile()
-		if err := errors.Join(f.Close(), os.Rename(f.Name(), file)); err != nil {
-			log.WithError(err).Error("no profile")
-		}
-	}
-}
-
 func credentialFiles(dir string) map[string]string {
 	out := map[string]string{}
 	files, _ := filepath.Glob(filepath.Join(dir, "credentials", "*.json")) // the pattern is well-formed
@@ -141,6 +120,7 @@ func softtokenCommand() *cobra.Command {
 		Short: "软件密码机（仅供评估，非认证产品）(software cipher machine: evaluation only, not a certified product)",
 		Long: `软件密码机：经 PKCS#11 模块 libyinjian-p11.so 提供 SM2、RSA、SM3、HMAC-SM3。仅供评估，非商用密码认证产品。
 任何 PKCS#11 程序都可使用：export YINJIAN_P11_SOCKET=套接字；pkcs11-tool --module build/libyinjian-p11.so -L
+--listen 时其他机器上的也可使用：YINJIAN_P11_ADDRESS=IP:端口 YINJIAN_P11_CREDENTIALS=link-client.pem 的绝对路径；那台机器上要有 OpenSSL 3。
 
 The software cipher machine behind libyinjian-p11.so, for any PKCS#11 program. For evaluation only; not a certified product.`,
 		Args: exactArgs(0),
@@ -163,6 +143,7 @@ The software cipher machine behind libyinjian-p11.so, for any PKCS#11 program. F
 	f.StringVar(&cfg.Dir, "state", "", "独立使用：状态目录，权限 700 (by itself: folder for its state)")
 	f.StringVar(&cfg.PassphraseFile, "passphrase-file", "", "口令文件，权限 600 (file with the passphrase)")
 	f.StringVar(&cfg.SocketPath, "socket", "", "套接字，缺省为状态目录下的 p11.sock (unix socket)")
+	f.StringVar(&cfg.Address, "listen", "", "另供其他机器使用的地址 IP:端口：TLS 1.3，凭状态目录下的 link-client.pem (also for other machines, IP:port, with link-client.pem of its folder)")
 	f.IntVar(&cfg.Slots, "slots", len(hsm.Classes), "槽位数 (slots)")
 	f.DurationVar(&cfg.ServiceTime, "service-time", 0, "每次签名至少耗时，模拟较慢的设备 (least time of a signature, to stand for a slower device)")
 	f.StringVar(&cfg.Impersonate, "impersonate", "", "按厂商档案应答（名称或文件），供联调；仍非该厂商产品 (answer to a vendor profile, by name or file)")

@@ -44,7 +44,7 @@ type staffImport struct {
 	campus, ca, quarantine string
 	algorithms             []string
 	departments, roles     map[string]bool // nil: any
-	trial                  bool
+	trial, digest          bool
 
 	head []string
 
@@ -84,10 +84,12 @@ func signerImportCommand() *cobra.Command {
 字符集自动识别：UTF-8（有无 BOM）或 GB18030（GBK），并说明是哪一种。至多 20000 行、8 MiB。
 
 先 --dry-run 判断每一行而不写入。不好的行连同原因写进隔离表，其余照常登记；改好后直接导入隔离表即可。已登记且一致的行跳过；与目录不同的行只指出差异，
-从不改动目录。中断（包括断电）后重新运行同一文件即接着做，不会重复登记或重复生成密钥。
+从不改动目录。登录方式下整张表是一项待批事项（每 10000 行一项）：第二人看到行数、首行、末行与请求的 SM3，用同一文件、同样的参数加 --digest 算出 SM3，相同才批准。
+中断（包括断电）后重新运行同一文件即接着做，不会重复登记或重复生成密钥。
 
 Enrols signers from a table. Rows that are wrong go to a quarantine file with the reason; who is enrolled already is never changed.
-Run it again with the same file after any interruption.`,
+Run it again with the same file after any interruption. Where administrators log in, a table is one proposal (one for each 10,000
+rows): with --digest the second person computes its SM3 of the same file, and compares.`,
 		Args: exactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			var err error
@@ -105,6 +107,9 @@ Run it again with the same file after any interruption.`,
 			if in.quarantine == args[0] {
 				return usageError{errors.New("隔离表不能就是所导入的表 (the quarantine file would replace the table)")}
 			}
+			if in.digest {
+				return in.tellDigest(args[0], charset)
+			}
 			a, err := f.client()
 			if err != nil {
 				return err
@@ -116,6 +121,8 @@ Run it again with the same file after any interruption.`,
 	f.add(c)
 	fl := c.Flags()
 	fl.BoolVar(&in.trial, "dry-run", false, "只判断，不写入 (judge, and write nothing)")
+	fl.BoolVar(&in.digest, "digest", false, "只算出待批事项的 SM3，供第二人核对；不连设备 (compute the SM3 of what is to be approved, and nothing else)")
+	c.MarkFlagsMutuallyExclusive("dry-run", "digest")
 	fl.StringVar(&in.campus, "campus", "", "表中未写院区者的院区 (campus of rows that name none)")
 	fl.StringSliceVar(&in.algorithms, "algorithms", []string{string(hsm.SM2)}, "表中未写算法者的算法 (algorithms of rows that name none)")
 	fl.StringVar(&in.ca, "ca", "evaluation", "证书由谁签发：evaluation 或 external (who issues: the evaluation CA, or another)")
@@ -149,33 +156,60 @@ func loadList(name string, c column) (map[string]bool, error) {
 	return out, nil
 }
 
-func (in *staffImport) run(ctx context.Context, a *client.Admin, name, charset string, asJSON bool) error {
+// load reads the table, and answers its rows and those among them that can be asked for.
+func (in *staffImport) load(name, charset string) (rows []row, good []person, err error) {
 	data, err := readLimited(name, maxTableBytes)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	data, charset, err = toUTF8(data, charset)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
 	}
 	rows, ignored, err := readTable(data, staffTable)
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
 	}
 	if in.head, err = csv.NewReader(bytes.NewReader(data)).Read(); err != nil {
-		return err // readTable has read it
+		return nil, nil, err // readTable has read it
 	}
 	fmt.Fprintf(os.Stderr, "字符集 (character set): %s；%d 行，第一行 (first row): %s %s %s\n", charset, len(rows), rows[0].cells["id"], rows[0].cells["name"], rows[0].cells["department"])
 	if len(ignored) > 0 {
 		fmt.Fprintf(os.Stderr, "忽略的列 (columns ignored): %s\n", strings.Join(ignored, "、"))
 	}
 	in.counts, in.reasons = map[string]int{}, map[string]int{}
-	good := in.sift(rows)
+	return rows, in.sift(rows), nil
+}
 
+// tellDigest says which proposals the table makes.
+func (in *staffImport) tellDigest(name, charset string) error {
+	_, good, err := in.load(name, charset)
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(good, account.MaxImport) {
+		body, err := json.Marshal(in.request(part))
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%s  %d 行 (rows)  %s … %s\n", wire.RequestSM3("POST", "/admin/v1/signers/import", body), len(part), part[0].asked.ID, part[len(part)-1].asked.ID)
+	}
+	return nil
+}
+
+func (in *staffImport) run(ctx context.Context, a *client.Admin, name, charset string, asJSON bool) error {
+	rows, good, err := in.load(name, charset)
+	if err != nil {
+		return err
+	}
 	bar := newProgress(len(good))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(staffRequests)
-	for part := range slices.Chunk(good, staffPerRequest) {
+	most := staffPerRequest
+	if a.LoggedIn() && !in.trial {
+		most = account.MaxImport // one approval
+	}
+	for part := range slices.Chunk(good, most) {
 		if gctx.Err() != nil {
 			break
 		}
@@ -280,13 +314,17 @@ func (in *staffImport) reject(r row, result, code, why string) {
 	in.bad = append(in.bad, badRow{r, code, why})
 }
 
-// send has one part enrolled, or judged.
-func (in *staffImport) send(ctx context.Context, a *client.Admin, part []person) error {
+func (in *staffImport) request(part []person) wire.ImportSigners {
 	req := wire.ImportSigners{CA: in.ca, Trial: in.trial}
 	for _, p := range part {
 		req.Signers = append(req.Signers, p.asked)
 	}
-	answer, err := a.ImportSigners(ctx, req)
+	return req
+}
+
+// send has one part enrolled, or judged.
+func (in *staffImport) send(ctx context.Context, a *client.Admin, part []person) error {
+	answer, err := a.ImportSigners(ctx, in.request(part))
 	if err != nil {
 		return explain(err)
 	}

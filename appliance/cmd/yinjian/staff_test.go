@@ -18,6 +18,8 @@ import (
 
 	_ "github.com/mattn/go-sqlite3"
 	"golang.org/x/text/encoding/simplifiedchinese"
+
+	"yinjian/appliance"
 )
 
 // A staffSummary is what `signer import -o json` prints.
@@ -271,5 +273,65 @@ func (m *machine) checkTestAccounts(t *testing.T, number func(int) string, tests
 		if err := db.QueryRow(`SELECT COUNT(*) FROM yj_record WHERE kind_name = 'sign.v1' AND status_code = ?`, status).Scan(&n); err != nil || n != want {
 			t.Errorf("%d signatures with status %s, want %d: %v", n, status, want, err)
 		}
+	}
+}
+
+// Where administrators log in, one approval covers a table: the second person computes what he approves of the same file, and
+// what runs is that.
+func TestStaffImportApproved(t *testing.T) {
+	t.Parallel()
+	server := startTimeServer(t)
+	dir := initAppliance(t, server)
+	configure(t, dir, func(c *appliance.Config) { c.Admin.Local = appliance.LocalLogin })
+	m := serve(t, dir)
+	m.trusted(t)
+	zhang, li := m.clerk(t, "zhang", "Xt-guanli-2026"), m.clerk(t, "li", "Aq-guanli-2026")
+	mustRun(t, "admin", "bootstrap", "--dir", dir, "--system", "zhang:张三:"+pinFile(t, zhang.password), "--security", "li:李四:"+pinFile(t, li.password), "--audit", "wang:王五:"+pinFile(t, "Sj-guanli-2026"))
+	zhang.login(t)
+	li.login(t)
+	const people = 150
+	table := "工号,姓名,科室,院区\n"
+	for i := range people {
+		table += fmt.Sprintf("D%04d,王%d,内科,本部\n", i, i)
+	}
+	file := filepath.Join(tempDir(t), "staff.csv")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(table)
+	digest := func() string {
+		t.Helper()
+		o := mustRun(t, "signer", "import", file, "--digest", "--dir", "/nowhere")
+		sum, rest, _ := strings.Cut(o.stdout, " ")
+		if len(sum) != 64 || strings.Count(o.stdout, "\n") != 1 || !strings.Contains(rest, "150 行") {
+			t.Fatalf("%v", o)
+		}
+		return sum
+	}
+	sum := digest()
+	write(strings.Replace(table, "D0077,王77", "D0077,赵77", 1))
+	if digest() == sum {
+		t.Error("another table has the same SM3")
+	}
+	write(table)
+	if o := li.must(t, "signer", "import", file, "--dry-run"); !strings.Contains(o.stdout, fmt.Sprint(people)) {
+		t.Errorf("%v", o)
+	}
+	if o := li.together(t, zhang, "signer", "import", file, "-o", "json"); o.code != 0 || !strings.Contains(o.stdout, fmt.Sprintf(`"enrolled": %d`, people)) || !strings.Contains(o.stderr, sum) {
+		t.Fatalf("%v", o)
+	}
+	if o := li.together(t, zhang, "signer", "import", file, "-o", "json"); o.code != 0 || !strings.Contains(o.stdout, fmt.Sprintf(`"present": %d`, people)) {
+		t.Errorf("again: %v", o)
+	}
+	m.stop(t)
+	var made []string
+	for _, e := range entries(t, dir, "administration.proposal/made") {
+		made = append(made, e.Text("request.sm3"))
+	}
+	if len(made) != 2 || made[0] != sum || made[1] != sum {
+		t.Errorf("proposals %v, want %s twice", made, sum)
 	}
 }

@@ -114,5 +114,5 @@ func TestTimestampWorker(t *testing.T) {
 	}
 	m.mustBeClean(t)
 	m.stop(t)
-	mustRun(t, "audit", "verify", "--dir", dir)
+	audited(t, dir)
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,7 +38,12 @@ type standing struct {
 		Holders   []string
 		Given     []string
 		Waits     map[string]int
+		TPM       *struct {
+			Sealed bool
+			Why    string
+		}
 	}
+	Warnings []string
 }
 
 // standing asks the command line; it answers nothing while nobody listens.
@@ -121,6 +127,37 @@ func (m *machine) holdsTo(t *testing.T, state api.State) {
 	}
 }
 
+// A service manager that waits for the word (Type=notify) hears it when the local socket answers.
+func TestServiceManagerIsTold(t *testing.T) {
+	t.Parallel()
+	dir, socket := tempDir(t), filepath.Join(tempDir(t), "notify")
+	ln, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	cmd := exec.Command(built.binary, "serve", "--dir", dir)
+	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+socket)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
+	go func() { // nothing is to be heard of a process that ended
+		<-ended
+		ln.Close()
+	}()
+	word := make([]byte, 100)
+	n, err := ln.Read(word)
+	if err != nil || string(word[:n]) != "READY=1" {
+		t.Fatalf("%q, %v", word[:n], err)
+	}
+	if o := mustRun(t, "status", "--dir", dir, "-o", "json"); !strings.Contains(o.stdout, "uninitialised") {
+		t.Errorf("%v", o)
+	}
+}
+
 // From an empty folder to an appliance that people unlock after each start, whose PINs are in no file.
 func TestFromEmptyFolderToUnlocked(t *testing.T) {
 	t.Parallel()
@@ -165,11 +202,20 @@ func TestFromEmptyFolderToUnlocked(t *testing.T) {
 				t.Errorf("%s: want a refusal with %q: %v", what, w, o)
 			}
 		}
+		if what == "short" || what == "the same" { // no fault of the answers'
+			continue
+		}
+		if o := says(t, nil, "init", "--check", "--dir", dir, "--answers", file); o.code != 2 || !strings.Contains(o.stderr, c.words[0]) {
+			t.Errorf("%s: looked at alone: %v", what, o)
+		}
 		if !appliance.Blank(dir) {
 			t.Fatalf("%s: a refusal left something in the folder", what)
 		}
 	}
 	write(good)
+	if o := says(t, nil, "init", "--check", "--dir", dir, "--answers", file); o.code != 0 || !appliance.Blank(dir) {
+		t.Errorf("good answers, looked at alone: %v", o)
+	}
 	if o := says(t, words, "provision", "--dir", dir, "--answers", file); o.code != 0 {
 		t.Fatalf("provision: %v", o)
 	}
@@ -520,6 +566,24 @@ func TestFailedStarts(t *testing.T) {
 	})
 }
 
+// Whoever stops an appliance whose cipher machine hangs while it starts is told of no failure.
+func TestStopDuringStart(t *testing.T) {
+	t.Parallel()
+	dir := initAppliance(t, startTimeServer(t))
+	m := launch(t, dir)
+	var soft process
+	eventually(t, 30*time.Second, "the software cipher machine is there", func() bool {
+		for _, p := range descendants(t, m.cmd.Process.Pid) {
+			if strings.Contains(p.args, "softtoken --dir") {
+				soft = p
+			}
+		}
+		return soft.pid != 0
+	})
+	soft.signal(t, syscall.SIGSTOP)
+	m.stop(t)
+}
+
 // Whoever still types passphrases when another has made the appliance leaves it as it is.
 func TestInitOvertaken(t *testing.T) {
 	t.Parallel()
@@ -577,6 +641,7 @@ func TestInitAsks(t *testing.T) {
 		"", "nohost", "127.0.0.1:1, 127.0.0.1:2", // time sources
 		"/nonexistent.so", "", // module
 		"paper", "file", // PINs
+		"zhang", "xitong:张三", "anquan:李四", "-", // administrators: taken back
 	}
 	ask := func(last string) outcome {
 		t.Helper()
@@ -609,17 +674,26 @@ func TestInitAsks(t *testing.T) {
 	if err != nil || c.Node != "benbu-9" || c.Campus != "本部" || len(c.Time.Sources) != 2 {
 		t.Errorf("%+v, %v", c, err)
 	}
+	if c.Admin.Local == appliance.LocalLogin || strings.Contains(o.stdout, "一次性口令") {
+		t.Errorf("administrators that were taken back: %s", o.stdout)
+	}
 	refused(t, 2, []string{"不是空目录"}, "init", "--dir", dir, "--ask")
 
 	// On a terminal it asks by itself.
 	need(t, "script")
 	dir = filepath.Join(tempDir(t), "b")
 	cmd := exec.Command("script", "-qec", built.init+" init --dir "+dir, "/dev/null")
-	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n是\n")
-	if out, err := cmd.CombinedOutput(); err != nil {
+	cmd.Stdin = strings.NewReader(strings.Join(lines[:len(lines)-2], "\n") + "\n\nxitong:李四\nanquan:李四\nshenji:王五（内科）\nshenji:王五\n是\n")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	if _, err := appliance.LoadConfig(dir); err != nil {
-		t.Error(err)
+	for _, w := range []string{"✗ 三员须一并给出", "✗ 登录名 xitong 重复", "不得含括号", "system  xitong  张三  ", "security  anquan  李四  ", "audit  shenji  王五  "} {
+		if !bytes.Contains(out, []byte(w)) {
+			t.Errorf("the dialogue does not say %q:\n%s", w, out)
+		}
+	}
+	if c, err := appliance.LoadConfig(dir); err != nil || c.Admin.Local != appliance.LocalLogin {
+		t.Errorf("%+v, %v", c, err)
 	}
 }

@@ -173,5 +173,5 @@ func TestConfiguredUnits(t *testing.T) {
 	}
 	m.mustBeClean(t)
 	m.stop(t)
-	mustRun(t, "audit", "verify", "--dir", dir)
+	audited(t, dir)
 }

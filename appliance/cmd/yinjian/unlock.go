@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"yinjian/api/client"
 	"yinjian/api/wire"
@@ -28,7 +27,7 @@ import (
 // readPassphrases reads one passphrase for each of the people: from the file descriptor, a line each, or, with fd negative,
 // from the terminal, which does not show them; new ones are asked for twice there. Never from arguments or the environment,
 // which other processes see. The caller wipes them.
-func readPassphrases(fd int, people []string, fresh bool) ([][]byte, error) {
+func readPassphrases(ctx context.Context, fd int, people []string, fresh bool) ([][]byte, error) {
 	var out [][]byte
 	if fd >= 0 {
 		f := os.NewFile(uintptr(fd), "passphrases")
@@ -48,39 +47,21 @@ func readPassphrases(fd int, people []string, fresh bool) ([][]byte, error) {
 		}
 		return out, nil
 	}
-	if !term.IsTerminal(int(os.Stdin.Fd())) {
+	if !onTerminal() {
 		return nil, usageError{errors.New("标准输入不是终端：用 --passphrase-fd N 给出口令 (standard input is no terminal: give --passphrase-fd N)")}
 	}
-	ask := func(prompt string) ([]byte, error) {
-		fmt.Fprintf(os.Stderr, "%s: ", prompt)
-		p, err := term.ReadPassword(int(os.Stdin.Fd()))
-		fmt.Fprintln(os.Stderr)
-		return p, err
-	}
 	for _, name := range people {
-		for {
-			p, err := ask(name + " 的口令 (passphrase)")
-			if err != nil {
-				return nil, err
-			}
-			if !fresh {
-				out = append(out, p)
-				break
-			}
-			if err := custody.CheckPassphrase(p); err != nil {
-				fmt.Fprintf(os.Stderr, "  ✗ %v\n", err)
-				continue
-			}
-			again, err := ask(name + " 再输一次 (again)")
-			if err != nil {
-				return nil, err
-			}
-			if bytes.Equal(p, again) {
-				out = append(out, p)
-				break
-			}
-			fmt.Fprintln(os.Stderr, "  ✗ 两次不同 (they differ)")
+		who := name + " 的口令 (passphrase)"
+		p, err := []byte(nil), error(nil)
+		if fresh {
+			p, err = typedTwice(ctx, who, custody.CheckPassphrase)
+		} else {
+			p, err = typed(ctx, who)
 		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
 	}
 	return out, nil
 }
@@ -91,30 +72,41 @@ func wipeAll(secrets [][]byte) {
 	}
 }
 
-// provisionBy runs init as a child: making tokens loads a vendor's module, which this process does not. Answers and
-// passphrases go through pipes.
-func provisionBy(ctx context.Context, self, dir string, answers []byte, passphrases []string) error {
+// provisionBy runs init as a child: making tokens loads a vendor's module, which this process does not. Answers,
+// passphrases and the administrators' first passwords go through pipes.
+func provisionBy(ctx context.Context, self, dir string, answers []byte, passphrases []string) ([]wire.FirstPassword, error) {
 	// The child reads the answers first, and whole.
 	a, err := pipeOf(answers)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer a.Close()
 	p, err := pipeOf([]byte(strings.Join(append(slices.Clone(passphrases), ""), "\n")))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer p.Close()
-	cmd := exec.CommandContext(ctx, self, "init", "--dir", dir, "--answers", "/dev/fd/3", "--passphrase-fd", "4")
-	cmd.ExtraFiles = []*os.File{a, p}
+	r, w, err := os.Pipe() // has room for what is said
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	cmd := exec.CommandContext(ctx, self, "init", "--dir", dir, "--answers", "/dev/fd/3", "--passphrase-fd", "4", "--first-passwords-fd", "5")
+	cmd.ExtraFiles = []*os.File{a, p, w}
 	said := new(bytes.Buffer)
 	cmd.Stderr = said
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // killed it would leave a half that only a person removes
 	cmd.WaitDelay = time.Minute
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s", strings.TrimSpace(said.String()))
+	err = cmd.Run()
+	_ = w.Close() // nothing was written through it here
+	if err != nil {
+		return nil, fmt.Errorf("%s", strings.TrimSpace(said.String()))
 	}
-	return nil
+	var first []wire.FirstPassword
+	if err := json.NewDecoder(r).Decode(&first); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return first, nil
 }
 
 // pipeOf is a pipe that holds data, which must fit into it.
@@ -148,17 +140,17 @@ func provisionCommand() *cobra.Command {
 		required(c, &file, "answers", "应答文件 TOML (file with the answers)")
 		c.Flags().IntVar(&fd, "passphrase-fd", -1, "从该文件描述符读持有人口令，每行一个 (read the holders' passphrases from this file descriptor, a line each)")
 	}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
-		said, err := readAnswers(file) // what is wrong with the file is told before anything is asked
+		text, err := readOwn(file)
 		if err != nil {
 			return nil, usageError{err}
 		}
-		text, err := os.ReadFile(file)
+		said, err := parseAnswers(file, text) // what is wrong with the file is told before anything is asked
 		if err != nil {
-			return nil, err
+			return nil, usageError{err}
 		}
 		req := wire.Provision{Answers: text}
-		if said.PINSource == appliance.PINFromUnlock {
-			secrets, err := readPassphrases(fd, said.Unlock.Holders, true)
+		if said.locked() {
+			secrets, err := readPassphrases(ctx, fd, said.Unlock.Holders, true)
 			if err != nil {
 				return nil, err
 			}
@@ -172,6 +164,21 @@ func provisionCommand() *cobra.Command {
 	return c
 }
 
+// readOwn reads a file, once, and no other in its place: who owns the folder that it is in may not have us read what he may not.
+func readOwn(name string) ([]byte, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0) // a FIFO makes nobody wait
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s 不是普通文件 (is no regular file)", name)
+	}
+	return io.ReadAll(f)
+}
+
 func unlockCommand() *cobra.Command {
 	var f adminFlags
 	var holder string
@@ -179,7 +186,7 @@ func unlockCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "unlock --dir DIR --holder NAME",
 		Short: "解锁：持有人给出口令 (unlock: a holder's passphrase)",
-		Long: `解锁一台 hsm.pin_source = "unlock" 的设备：重启后它等待，直到 N 位持有人中的 M 位各给出自己的口令。口令从终端读取，或从 --passphrase-fd
+		Long: `解锁一台 hsm.pin_source = "unlock"（或 "tpm" 而 TPM 没有打开）的设备：重启后它等待，直到 N 位持有人中的 M 位各给出自己的口令。口令从终端读取，或从 --passphrase-fd
 读取，从不作为命令参数。输错有限制，计数写在磁盘上；谁解的锁记入日志。
 
 Unlocks an appliance whose PINs people hold: after a restart it waits until M of N holders have given their passphrases, which
@@ -191,7 +198,7 @@ are read from the terminal or from a file descriptor, never from the arguments.`
 				return err
 			}
 			defer a.Close()
-			secrets, err := readPassphrases(fd, []string{holder}, false)
+			secrets, err := readPassphrases(c.Context(), fd, []string{holder}, false)
 			if err != nil {
 				return err
 			}
@@ -218,8 +225,39 @@ are read from the terminal or from a file descriptor, never from the arguments.`
 	f.add(c)
 	required(c, &holder, "holder", "持有人姓名 (the holder's name)")
 	c.Flags().IntVar(&fd, "passphrase-fd", -1, "从该文件描述符读口令 (read the passphrase from this file descriptor)")
-	c.AddCommand(unlockEnrolCommand(), unlockRekeyCommand(), unlockOpenCommand())
+	c.AddCommand(unlockEnrolCommand(), unlockRekeyCommand(), unlockOpenCommand(), unlockSealCommand(), unlockUnsealCommand())
 	return c
+}
+
+func unlockSealCommand() *cobra.Command {
+	var req wire.SealUnlock
+	var toTPM bool
+	c := adminCommand("seal", "由本机 TPM 无人值守解锁：把已解锁的口令封给 TPM (have this machine's TPM unlock from the next start on)", 0, func(c *cobra.Command) {
+		c.Flags().BoolVar(&toTPM, "tpm", false, "封给配置 hsm.tpm 所指的 TPM 2.0 (to the TPM that hsm.tpm names)")
+		_ = c.MarkFlagRequired("tpm")
+		required(c, &req.Reason, "reason", "原因，记入日志 (why, for the journal)")
+		persons(c, &req.Persons)
+	}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+		if err := checkPersons(a.LoggedIn(), req.Persons); err != nil {
+			return nil, err
+		}
+		return a.SealUnlock(ctx, req)
+	})
+	c.Long = `config.toml 先写 hsm.pin_source = "tpm"，由持有人解锁一次，再用本命令。须两人。此后重启由 TPM 打开；TPM 换了、被清除，或配置的 PCR 变了，
+设备停在已锁定，说明原因，等待持有人。防的是偷盘，不防偷整机：见 docs/states.md。更新固件、启动配置之后须重新封。
+
+Write hsm.pin_source = "tpm" into config.toml first, and have the holders unlock once. Two persons. It is made for a stolen disk;
+a machine that is stolen whole starts as it did.`
+	return c
+}
+
+func unlockUnsealCommand() *cobra.Command {
+	var req wire.UnsealUnlock
+	return adminCommand("unseal", "取消无人值守解锁：下次启动由持有人解锁 (have people unlock again from the next start on)", 0, func(c *cobra.Command) {
+		required(c, &req.Reason, "reason", "原因，记入日志 (why, for the journal)")
+	}, func(ctx context.Context, a *client.Admin, _ []string) (json.RawMessage, error) {
+		return a.UnsealUnlock(ctx, req)
+	})
 }
 
 // holderFlags say who will unlock.
@@ -244,26 +282,26 @@ func unlockEnrolCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "enrol --dir DIR --holder NAME …",
 		Short: "把口令文件封入口令包，由多人解锁 (seal the PIN files into locked PINs that several people open)",
-		Long: `config.toml 先写 hsm.pin_source = "unlock"。本命令读各槽位的口令文件（及同名 .so-pin），封入 secrets/pins.locked，核对能打开之后删除
+		Long: `config.toml 先写 hsm.pin_source = "unlock"（或 "tpm"）。本命令读各槽位的口令文件（及同名 .so-pin），封入 secrets/pins.locked，核对能打开之后删除
 这些文件。运行中的设备不受影响，下次启动起须解锁。
 
-Write hsm.pin_source = "unlock" into config.toml first. The slots' PIN files are sealed into secrets/pins.locked, and removed
+Write hsm.pin_source = "unlock" (or "tpm") into config.toml first. The slots' PIN files are sealed into secrets/pins.locked, and removed
 when it was seen that they can be opened again.`,
 		Args: exactArgs(0),
-		RunE: func(*cobra.Command, []string) error { return enrolUnlock(h) },
+		RunE: func(c *cobra.Command, _ []string) error { return enrolUnlock(c.Context(), h) },
 	}
 	h.add(c, "至少三人")
 	c.Flags().IntVar(&h.threshold, "threshold", 2, "其中几人即可解锁 (how many of them unlock)")
 	return c
 }
 
-func enrolUnlock(h holderFlags) error {
+func enrolUnlock(ctx context.Context, h holderFlags) error {
 	cfg, err := appliance.LoadConfig(h.dir)
 	if err != nil {
 		return err
 	}
-	if cfg.HSM.PINSource != appliance.PINFromUnlock {
-		return errors.New(`config.toml 须先写 hsm.pin_source = "unlock" (write that into config.toml first)`)
+	if s := cfg.HSM.PINSource; s != appliance.PINFromUnlock && s != appliance.PINFromTPM {
+		return errors.New(`config.toml 须先写 hsm.pin_source = "unlock" 或 "tpm" (write one of these into config.toml first)`)
 	}
 	if err := custody.CheckUnlock(h.holders, h.threshold); err != nil {
 		return usageError{err}
@@ -305,7 +343,7 @@ func enrolUnlock(h holderFlags) error {
 			}
 		}
 	}
-	secrets, err := readPassphrases(h.fd, h.holders, true)
+	secrets, err := readPassphrases(ctx, h.fd, h.holders, true)
 	if err != nil {
 		return err
 	}
@@ -390,7 +428,7 @@ func unlockRekeyCommand() *cobra.Command {
 The present holders (--with, as many as the threshold) give their passphrases, then the new ones theirs. A copy of the old
 disk is still opened by the old passphrases.`,
 		Args: exactArgs(0),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(c *cobra.Command, _ []string) error {
 			if err := custody.CheckUnlock(h.holders, h.threshold); err != nil {
 				return usageError{err}
 			}
@@ -398,11 +436,11 @@ disk is still opened by the old passphrases.`,
 			var err error
 			if h.fd >= 0 { // one file has them all
 				var all [][]byte
-				if all, err = readPassphrases(h.fd, append(slices.Clone(with), h.holders...), true); err == nil {
+				if all, err = readPassphrases(c.Context(), h.fd, append(slices.Clone(with), h.holders...), true); err == nil {
 					old, fresh = all[:len(with)], all[len(with):]
 				}
 			} else {
-				old, err = readPassphrases(-1, with, false)
+				old, err = readPassphrases(c.Context(), -1, with, false)
 			}
 			if err != nil {
 				return err
@@ -413,7 +451,7 @@ disk is still opened by the old passphrases.`,
 				return err
 			}
 			if fresh == nil {
-				if fresh, err = readPassphrases(-1, h.holders, true); err != nil {
+				if fresh, err = readPassphrases(c.Context(), -1, h.holders, true); err != nil {
 					return err
 				}
 			}
@@ -439,8 +477,8 @@ func unlockOpenCommand() *cobra.Command {
 		Use:   "open --dir DIR --holder NAME … --out DIR",
 		Short: "取出口令为文件，供密钥仪式、更换密码机口令之用；用毕删除 (write the PINs to files, for ceremonies; remove them afterwards)",
 		Args:  exactArgs(0),
-		RunE: func(*cobra.Command, []string) error {
-			secrets, err := readPassphrases(h.fd, h.holders, false)
+		RunE: func(c *cobra.Command, _ []string) error {
+			secrets, err := readPassphrases(c.Context(), h.fd, h.holders, false)
 			if err != nil {
 				return err
 			}

@@ -23,6 +23,7 @@ import (
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/appliance/alarm"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/evidence"
 	"yinjian/appliance/pki"
@@ -170,6 +171,7 @@ func TestUpstream(t *testing.T) {
 			Failures: 2, Probe: appliance.Duration(time.Second),
 		}
 	})
+	configure(t, dir, quick)
 	m := serve(t, dir)
 	m.trusted(t)
 	m.enrol(t, "D1", "")
@@ -206,6 +208,7 @@ func TestUpstream(t *testing.T) {
 	// 1. Nobody has admitted its CA.
 	eventually(t, time.Minute, "the device is refused", func() bool { s := m.upstream(t); return s.State == "down" && strings.Contains(s.Reason, "untrusted") })
 	wants("foreign", sign("foreign"), "unit/sm2", "upstream/old-tsa: down, untrusted")
+	m.raises(t, alarm.UpstreamAway)
 	if o := mustRun(t, "status", "--dir", dir); !strings.Contains(o.stdout, "上游时间戳设备 old-tsa 不可用") {
 		t.Errorf("%v", o)
 	}
@@ -219,6 +222,7 @@ func TestUpstream(t *testing.T) {
 	}
 	up := func() bool { return m.upstream(t).State == "up" }
 	eventually(t, time.Minute, "the device is used", up)
+	m.clears(t, alarm.UpstreamAway)
 	r := sign("with")
 	wants("with", r, "upstream/old-tsa", "")
 	if token, err := tsa.ParseToken(r.Token); err != nil || !token.Certificates()[0].Equal(old.cert) && !token.Certificates()[1].Equal(old.cert) {

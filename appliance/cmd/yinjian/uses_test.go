@@ -18,6 +18,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"yinjian/appliance"
+	"yinjian/appliance/alarm"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/uses"
 	"yinjian/dbdriver/sqlite"
@@ -254,6 +255,7 @@ func TestStolenSignature(t *testing.T) {
 	if !m.warned(t) {
 		t.Error("the state does not warn")
 	}
+	m.raises(t, alarm.UnaccountedUse)
 	if b, _ := os.ReadFile(m.log); !strings.Contains(string(b), "ALARM") {
 		t.Error("the log has no alarm")
 	}

@@ -17,6 +17,7 @@ import (
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
+	"yinjian/appliance/alarm"
 )
 
 // tmpfs mounts a small file system that is really full when it is full.
@@ -98,6 +99,7 @@ func TestVolumeFull(t *testing.T) {
 		})
 	}
 	reserve(3 << 20)
+	configure(t, dir, quick)
 	m := serve(t, dir)
 	m.trusted(t)
 	var configs []client.Config
@@ -126,10 +128,14 @@ func TestVolumeFull(t *testing.T) {
 	}
 	o := &operations{T: t, all: t, m: m, his: his}
 	o.stampRefused("system failure")
+	m.raises(t, alarm.DiskLow)
 	free()
+	m.clears(t, alarm.DiskLow)
 	free = fill(t, dir, 2<<20)
 	wantCode(t, signs("no-room"), "disk_reserve")
+	m.raises(t, alarm.DiskReserve)
 	free()
+	m.clears(t, alarm.DiskReserve)
 	if err := errors.Join(signs("no-room"), stamps()); err != nil {
 		t.Errorf("with room again: %v", err)
 	}

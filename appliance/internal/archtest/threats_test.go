@@ -89,8 +89,41 @@ func TestThreats(t *testing.T) {
 		}
 		return string(b)
 	}
+	page := read("docs/threats.md")
+	for _, f := range checkThreats(page, read("ARCHITECTURE.md"), testsOfTree(t)) {
+		t.Error(f)
+	}
+	if n := len(reProof.FindAllString(page, -1)); n < 20 {
+		t.Errorf("%d tests are named", n)
+	}
+}
+
+// Every test that a page names is there.
+func TestNamedTests(t *testing.T) {
+	t.Parallel()
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	if err != nil || len(pages) < 30 {
+		t.Fatalf("%d pages, %v", len(pages), err)
+	}
+	pages = append(pages, filepath.Join(root, "ARCHITECTURE.md"), filepath.Join(root, "CHANGELOG.md"), filepath.Join(root, "bench", "PROFILE.md"))
+	exists := testsOfTree(t)
+	for _, page := range pages {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range reProof.FindAllStringSubmatch(string(b), -1) {
+			if !exists(m[1], m[2]) {
+				t.Errorf("%s names %s, which is not there", filepath.Base(page), m[0])
+			}
+		}
+	}
+}
+
+// testsOfTree says of a folder and a name whether that test is there.
+func testsOfTree(t *testing.T) func(folder, test string) bool {
 	tests := map[string][]string{} // by folder
-	exists := func(folder, test string) bool {
+	return func(folder, test string) bool {
 		if tests[folder] == nil {
 			tests[folder] = []string{""}
 			files, err := filepath.Glob(filepath.Join(root, filepath.FromSlash(folder), "*_test.go"))
@@ -108,13 +141,6 @@ func TestThreats(t *testing.T) {
 			}
 		}
 		return slices.Contains(tests[folder], test)
-	}
-	page := read("docs/threats.md")
-	for _, f := range checkThreats(page, read("ARCHITECTURE.md"), exists) {
-		t.Error(f)
-	}
-	if n := len(reProof.FindAllString(page, -1)); n < 20 {
-		t.Errorf("%d tests are named", n)
 	}
 }
 

@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <limits.h>
+#include <netdb.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,12 +15,41 @@
 #define MIN_TIMEOUT_MS 100u
 #define MAX_TIMEOUT_MS 60000u
 
-static bool set_path(struct config *c, const char *value, size_t size)
+static bool set_path(char *path, size_t room, const char *value, size_t size)
 {
-    if (size == 0 || size >= sizeof c->path || value[0] != '/' || memchr(value, '\0', size) != NULL)
+    if (size == 0 || size >= room || value[0] != '/' || memchr(value, '\0', size) != NULL)
         return false;
-    memcpy(c->path, value, size);
-    c->path[size] = '\0';
+    memcpy(path, value, size);
+    path[size] = '\0';
+    return true;
+}
+
+/* A numeric address and a port: nothing is asked that may not answer. */
+static bool set_address(struct config *c, const char *value, size_t size)
+{
+    static const struct addrinfo numeric = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM};
+    char text[80], *host = text, *port;
+    struct addrinfo *found;
+    size_t end;
+
+    if (size == 0 || size >= sizeof text || memchr(value, '\0', size) != NULL)
+        return false;
+    memcpy(text, value, size);
+    text[size] = '\0';
+    port = strrchr(text, ':');
+    if (port == NULL)
+        return false;
+    *port++ = '\0';
+    end = strlen(host);
+    if (end > 2 && host[0] == '[' && host[end - 1] == ']') {
+        host[end - 1] = '\0';
+        host++;
+    }
+    if (*host == '\0' || *port == '\0' || getaddrinfo(host, port, &numeric, &found) != 0)
+        return false;
+    memcpy(&c->address, found->ai_addr, found->ai_addrlen);
+    c->address_size = found->ai_addrlen;
+    freeaddrinfo(found);
     return true;
 }
 
@@ -44,7 +74,11 @@ static bool set_timeout(struct config *c, const char *value, size_t size)
 static bool set(struct config *c, const char *key, size_t key_size, const char *value, size_t value_size)
 {
     if (key_size == 6 && memcmp(key, "socket", 6) == 0)
-        return set_path(c, value, value_size);
+        return set_path(c->path, sizeof c->path, value, value_size);
+    if (key_size == 7 && memcmp(key, "address", 7) == 0)
+        return set_address(c, value, value_size);
+    if (key_size == 11 && memcmp(key, "credentials", 11) == 0)
+        return set_path(c->credentials, sizeof c->credentials, value, value_size);
     if (key_size == 10 && memcmp(key, "timeout_ms", 10) == 0)
         return set_timeout(c, value, value_size);
     return false;
@@ -126,22 +160,41 @@ static bool load_file(struct config *c)
     return ok;
 }
 
+/* One daemon, and never another machine's without what both know each other by. */
+static bool complete(const struct config *c)
+{
+    return (c->path[0] != '\0') != (c->address_size != 0) && (c->address_size != 0) == (c->credentials[0] != '\0');
+}
+
+static bool configured(const struct config *c)
+{
+    return c->path[0] != '\0' || c->address_size != 0 || c->credentials[0] != '\0';
+}
+
+static bool load_environment(struct config *c)
+{
+    static const char *const keys[][2] = {
+        {"YINJIAN_P11_SOCKET", "socket"}, {"YINJIAN_P11_ADDRESS", "address"}, {"YINJIAN_P11_CREDENTIALS", "credentials"}};
+    size_t i;
+
+    for (i = 0; i < sizeof keys / sizeof *keys; i++) {
+        const char *value = secure_getenv(keys[i][0]);
+
+        if (value != NULL && !set(c, keys[i][1], strlen(keys[i][1]), value, strlen(value)))
+            return false;
+    }
+    return true;
+}
+
 CK_RV config_load(struct config *c, const char *reserved)
 {
-    const char *environment;
-
     memset(c, 0, sizeof *c);
     c->timeout_ms = DEFAULT_TIMEOUT_MS;
-    if (reserved != NULL && !parse_words(c, reserved))
+    if (reserved != NULL && (!parse_words(c, reserved) || (configured(c) && !complete(c))))
         return CKR_ARGUMENTS_BAD;
-    if (c->path[0] != '\0')
-        return CKR_OK;
-    if (!load_file(c))
+    if (!configured(c) && !load_file(c))
         return CKR_GENERAL_ERROR;
-    if (c->path[0] != '\0')
-        return CKR_OK;
-    environment = secure_getenv("YINJIAN_P11_SOCKET");
-    if (environment == NULL || !set_path(c, environment, strlen(environment)))
+    if (!configured(c) && !load_environment(c))
         return CKR_GENERAL_ERROR;
-    return CKR_OK;
+    return complete(c) ? CKR_OK : CKR_GENERAL_ERROR;
 }

@@ -4,6 +4,8 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -51,19 +53,36 @@ static bool send_all(int fd, const unsigned char *p, size_t n, long long deadlin
     return true;
 }
 
-static bool receive_all(int fd, unsigned char *p, size_t n, long long deadline)
+/* At least one byte, 0 when the connection or its time has ended. */
+static size_t receive_some(int fd, unsigned char *p, size_t n, long long deadline)
 {
-    while (n > 0) {
+    while (now_ms() <= deadline) {
         ssize_t k = recv(fd, p, n, 0);
 
-        if (k == 0 || (k < 0 && errno != EINTR))
+        if (k > 0)
+            return (size_t)k;
+        if (k == 0 || errno != EINTR)
+            return 0;
+    }
+    return 0;
+}
+
+static const struct tls_wire wire = {send_all, receive_some};
+
+static bool put(struct link *l, const unsigned char *p, size_t n, long long deadline)
+{
+    return l->tls != NULL ? tls_send(l->tls, p, n, deadline) : send_all(l->fd, p, n, deadline);
+}
+
+static bool get(struct link *l, unsigned char *p, size_t n, long long deadline)
+{
+    while (n > 0) {
+        size_t k = l->tls != NULL ? tls_receive(l->tls, p, n, deadline) : receive_some(l->fd, p, n, deadline);
+
+        if (k == 0)
             return false;
-        if (k > 0) {
-            p += k;
-            n -= (size_t)k;
-        }
-        if (n > 0 && now_ms() > deadline)
-            return false;
+        p += k;
+        n -= k;
     }
     return true;
 }
@@ -72,6 +91,7 @@ void link_init(struct link *l)
 {
     pthread_mutex_init(&l->lock, NULL);
     l->fd = -1;
+    l->tls = NULL;
     atomic_store(&l->dead, false);
     l->hung = false;
     l->timeout_ms = 0;
@@ -79,7 +99,15 @@ void link_init(struct link *l)
 
 void link_close(struct link *l)
 {
+    tls_free(l->tls);
+    link_abandon(l);
+}
+
+void link_abandon(struct link *l)
+{
     int fd = l->fd;
+
+    l->tls = NULL;
 
     /* First forgotten, then closed: a fork between the two leaks a descriptor and never closes somebody else's. */
     l->fd = -1;
@@ -99,14 +127,14 @@ static CK_RV receive_reply(struct link *l, struct frame *f, long long deadline)
     uint32_t size;
 
     frame_start(f);
-    if (!receive_all(l->fd, (unsigned char *)&size, sizeof size, deadline))
+    if (!get(l, (unsigned char *)&size, sizeof size, deadline))
         return CKR_DEVICE_REMOVED;
     size = be32toh(size);
     if (size < 8 || size > MAX_FRAME)
         return CKR_DEVICE_REMOVED;
     if (!frame_reserve(f, size))
         return CKR_HOST_MEMORY;
-    if (!receive_all(l->fd, f->data, size, deadline))
+    if (!get(l, f->data, size, deadline))
         return CKR_DEVICE_REMOVED;
     f->size = size;
     return CKR_OK;
@@ -114,29 +142,44 @@ static CK_RV receive_reply(struct link *l, struct frame *f, long long deadline)
 
 CK_RV link_dial(struct link *l, const struct config *c, const unsigned char *app_id)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct sockaddr_un path = {.sun_family = AF_UNIX};
+    const struct sockaddr *address = (const struct sockaddr *)&path;
+    socklen_t size = sizeof path;
     unsigned char hello[4 + APP_ID_SIZE];
     struct frame reply;
     long long deadline = now_ms() + c->timeout_ms;
     CK_RV rv;
 
-    memcpy(address.sun_path, c->path, sizeof c->path);
+    memcpy(path.sun_path, c->path, sizeof c->path);
+    if (c->path[0] == '\0') {
+        address = (const struct sockaddr *)&c->address;
+        size = c->address_size;
+    }
     memcpy(hello, HELLO_MAGIC, 4);
     memcpy(hello + 4, app_id, APP_ID_SIZE);
     frame_start(&reply);
     link_close(l);
     l->timeout_ms = c->timeout_ms;
-    l->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    l->fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (l->fd < 0)
         return CKR_HOST_MEMORY;
     rv = CKR_DEVICE_REMOVED;
     /* The timeout for sending also bounds connect(), which waits while the daemon's queue is full. */
     if (!set_timeout(l->fd, SO_SNDTIMEO, c->timeout_ms) || !set_timeout(l->fd, SO_RCVTIMEO, c->timeout_ms))
         goto fail;
-    while (connect(l->fd, (struct sockaddr *)&address, sizeof address) != 0)
+    while (connect(l->fd, address, size) != 0)
         if (errno != EINTR || now_ms() > deadline)
             goto fail;
-    if (!send_all(l->fd, hello, sizeof hello, deadline))
+    if (c->path[0] == '\0') {
+        int on = 1;
+
+        if (setsockopt(l->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0)
+            goto fail;
+        l->tls = tls_open(l->fd, c->credentials, &wire, deadline);
+        if (l->tls == NULL)
+            goto fail;
+    }
+    if (!put(l, hello, sizeof hello, deadline))
         goto fail;
     rv = receive_reply(l, &reply, deadline);
     if (rv == CKR_OK)
@@ -168,7 +211,7 @@ CK_RV link_exchange(struct link *l, struct frame *request, struct frame *reply, 
     memcpy(request->data, &size, sizeof size);
     if (longer && !set_timeout(l->fd, SO_RCVTIMEO, SLOW_TIMEOUT_MS))
         goto fail;
-    if (!send_all(l->fd, request->data, request->size, deadline))
+    if (!put(l, request->data, request->size, deadline))
         goto fail;
     rv = receive_reply(l, reply, deadline);
     if (rv != CKR_OK)

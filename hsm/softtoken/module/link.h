@@ -13,10 +13,12 @@
 
 #include "config.h"
 #include "frame.h"
+#include "tls.h"
 
 struct link {
     pthread_mutex_t lock; /* held for one exchange; guards fd */
     int fd;               /* -1: not connected */
+    struct tls *tls;      /* NULL: a unix socket */
     atomic_bool dead;
     bool hung; /* it died of a timeout, not of a closed connection */
     unsigned timeout_ms;
@@ -45,5 +47,8 @@ void link_interrupt(struct link *l);
 
 /* Closes the connection. The caller holds the lock, or is the last who knows the link. */
 void link_close(struct link *l);
+
+/* Closes the connection in a child of fork, where memory must not be touched: what TLS holds is left. */
+void link_abandon(struct link *l);
 
 #endif

@@ -63,10 +63,10 @@ static void after_fork(void)
 
     for (i = 0; i < MAX_SESSIONS; i++) {
         if (places[i].session != NULL)
-            link_close(&places[i].session->link);
+            link_abandon(&places[i].session->link);
         places[i].session = NULL;
     }
-    link_close(&control);
+    link_abandon(&control);
     ready = false;
     atomic_store(&owner, 0);
     pthread_mutex_init(&life, NULL);

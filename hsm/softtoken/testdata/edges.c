@@ -57,7 +57,7 @@ int main(int argc, char **argv)
 
     if (argc != 4)
         return 2;
-    snprintf(setting, sizeof setting, "socket='%s' timeout_ms=5000", argv[1]);
+    snprintf(setting, sizeof setting, "%s timeout_ms=5000", argv[1]);
     slot = strtoul(argv[2], NULL, 10);
     C_GetFunctionList(&p11);
 

@@ -188,7 +188,7 @@ int main(int argc, char **argv)
         return 2;
     slot = strtoul(argv[2], NULL, 10);
     pin = argv[3];
-    snprintf(setting, sizeof setting, "socket='%s' timeout_ms=2000", argv[1]);
+    snprintf(setting, sizeof setting, "%s timeout_ms=2000", argv[1]);
     args.pReserved = setting;
     C_GetFunctionList(&p11);
     (void)see(p11->C_Initialize(&args), "C_Initialize");

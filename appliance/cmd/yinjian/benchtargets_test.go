@@ -1,0 +1,52 @@
+package main_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Each target is met or missed by its median and its side, and what has no result is named.
+func TestBenchTargets(t *testing.T) {
+	t.Parallel()
+	dir := tempDir(t)
+	err := errors.Join(
+		os.WriteFile(filepath.Join(dir, "bench.json"), []byte(`{"floors":[{"name":"(b) unstamped","median":0.36,"least":0.2,"most":0.5},{"name":"(b) stamped","median":0.24},{"name":"(i) allocated","median":20.5}]}`), 0o600),
+		os.WriteFile(filepath.Join(dir, "load.json"), []byte(`{"errors":0,"limits":[{"name":"(1) sign p99","samples":[4,2.5,2]},{"name":"(2) sign","samples":[2.1]}]}`), 0o600),
+		os.WriteFile(filepath.Join(dir, "soak.json"), []byte(`{"errors":{"":{}},"severe":["lost"],"rss_ratio":1.05,"rss_judged":true}`), 0o600),
+		os.WriteFile(filepath.Join(dir, "tsa.json"), []byte(`{"floors":[{"name":"(a)","of":"x","floor":0.5,"median":0.6,"holds":true},{"name":"(z)","floor":0}]}`), 0o600),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := mustRun(t, "bench-targets", "--results", dir).stdout
+	for _, want := range []string{
+		"| SM2 unstamped, 64 clients ÷ C_Sign | 0.360 | 0.200 – 0.500 | ≥ 0.35 | 达到 met |", "| SM2 stamped, 64 clients ÷ C_Sign | 0.240 | 0.000 – 0.000 | ≥ 0.25 | **未达到 missed** |",
+		"| kB allocated for a sign | 20.500 | 0.000 – 0.000 | ≤ 20 | **未达到 missed** |", "| p99 at 500 users ÷ (500 ÷ rate) | 2.500 | 2.000 – 4.000 | ≤ 3 | 达到 met |",
+		"other processor | 2.100 | 2.100 – 2.100 | ≤ 2 | **未达到 missed** |", "| errors at 500 users | 0.000 | 0.000 – 0.000 | ≤ 0 | 达到 met |",
+		"| severe failures of the soak | 1.000 | 1.000 – 1.000 | ≤ 0 | **未达到 missed** |", "first minute | 1.050 | 1.050 – 1.050 | ≤ 1.1 | 达到 met |",
+		"machine of 1 ms | | | ≥ 0.95 | 未测 not measured |", "| 时间戳 token (a): x | 0.600 |",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "(z)") {
+		t.Error("a ratio without a floor is among the targets")
+	}
+}
+
+// The price list in small; five appliances, so with the long tests alone.
+func TestBenchPrice(t *testing.T) {
+	if os.Getenv("YINJIAN_LONG") == "" {
+		t.Skip("five appliances: YINJIAN_LONG=1")
+	}
+	dir := tempDir(t)
+	mustRun(t, "bench-price", "--dir", filepath.Join(dir, "bench"), "--rounds", "1", "--each", "100ms", "--results", dir, "--page", filepath.Join(dir, "price-list.md"))
+	page, err := os.ReadFile(filepath.Join(dir, "price-list.md"))
+	if err != nil || strings.Count(string(page), "\n| ") != 2+7+2+2 {
+		t.Errorf("price-list.md: %v\n%s", err, page)
+	}
+}

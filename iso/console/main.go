@@ -1,0 +1,146 @@
+// Command yinjian-console shows, on the screen and on the serial line of a machine that runs the sealed image, what state
+// the appliance is in. It reads nothing from there: there is nobody to log in.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"yinjian/api/client"
+	"yinjian/iso/layout"
+)
+
+// between is how often the appliance is asked. Something is written only when the answer changed.
+const between = 5 * time.Second
+
+func main() {
+	text, err := os.ReadFile(layout.ImageFile)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "yinjian-console:", err)
+		os.Exit(1)
+	}
+	image, err := layout.ParseImage(text)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "yinjian-console:", err)
+		os.Exit(1)
+	}
+	admin := client.NewAdmin(filepath.Join(layout.Dir, "run", "admin.sock"))
+	last := ""
+	for {
+		ctx, stop := context.WithTimeout(context.Background(), between)
+		answer, err := admin.State(ctx)
+		stop()
+		if page := page(image, answer, err, addresses()); page != last {
+			last = page
+			// A serial line sends carriage returns of its own only where somebody set it so.
+			fmt.Print(strings.ReplaceAll(page, "\n", "\r\n"))
+		}
+		time.Sleep(between)
+	}
+}
+
+// addresses are those at which the machine can be reached.
+func addresses() []string {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, a := range all {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.IsGlobalUnicast() {
+			out = append(out, ip.IP.String())
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// status is what is shown of the body of /admin/v1/state, in any state.
+type status struct {
+	State     string            `json:"state"`
+	Ready     bool              `json:"ready"`
+	Node      string            `json:"node"`
+	Campus    string            `json:"campus"`
+	Step      string            `json:"step"`
+	Next      string            `json:"next"`
+	Warnings  []string          `json:"warnings"`
+	Listeners map[string]string `json:"listeners"`
+}
+
+var states = map[string]string{
+	"uninitialised": "未初始化", "locked": "已锁定，等待解锁", "starting": "正在启动", "operational": "运行", "failed": "启动失败", "stopping": "正在停机",
+}
+
+// mostWarnings fit on a screen; `yinjian status` has all.
+const mostWarnings = 5
+
+// page is what is written. Of the appliance's words only printable characters are let through: a name must not become a
+// terminal's command.
+func page(image layout.Image, answer json.RawMessage, err error, addresses []string) string {
+	var b strings.Builder
+	line := func(format string, args ...any) {
+		text := strings.Map(func(r rune) rune {
+			if !unicode.IsPrint(r) {
+				return -1
+			}
+			return r
+		}, fmt.Sprintf(format, args...))
+		b.WriteString(text + "\n")
+	}
+	b.WriteString("\n")
+	line("印鉴 Yinjian %s，镜像 image %d", image.Version, image.Index)
+	if image.Variant == layout.Evaluation {
+		line("评估版：软件密码机，未经认证，不得用于生产 (EVALUATION: software cipher machine, not certified)")
+	}
+	if addresses == nil {
+		addresses = []string{"没有 (none)"}
+	}
+	line("地址 address: %s", strings.Join(addresses, " "))
+	var s status
+	if err == nil {
+		err = json.Unmarshal(answer, &s)
+	}
+	if err != nil {
+		line("状态 STATE: 没有应答 (no answer)")
+		return b.String()
+	}
+	name := states[s.State]
+	if s.State == "operational" && !s.Ready {
+		name += "，现在不能签名 (not ready)"
+	}
+	line("状态 STATE: %s %s", s.State, name)
+	if s.Node != "" {
+		line("节点 node: %s  院区 campus: %s", s.Node, s.Campus)
+	}
+	for _, at := range slices.Sorted(func(yield func(string) bool) {
+		for what, address := range s.Listeners {
+			if !yield(what + " " + address) {
+				return
+			}
+		}
+	}) {
+		line("监听 listens: %s", at)
+	}
+	if s.Step != "" {
+		line("进行到 step: %s", s.Step)
+	}
+	for i, w := range s.Warnings {
+		if i == mostWarnings {
+			line("…… 另有 %d 条 (more)", len(s.Warnings)-i)
+			break
+		}
+		line("! %s", w)
+	}
+	if s.Next != "" {
+		line("下一步 next: %s", s.Next)
+	}
+	return b.String()
+}
