@@ -124,24 +124,30 @@ func (b *bench) profiles(ctx context.Context) error {
 // profileOf runs the load while the process of this program with that pid profiles itself into file.
 func profileOf(ctx context.Context, name string, pid int, file string, load func() (int64, error)) (profileTable, error) {
 	var none profileTable
-	_ = os.Remove(file) // there may be none
-	if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
+	// signalled waits for the file that answers the signal: a process that has no time now begins and ends later.
+	signalled := func(answer string) error {
+		_ = os.Remove(answer) // there may be none
+		if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
+			return err
+		}
+		for try := 0; ; try++ {
+			if _, err := os.Stat(answer); err == nil {
+				return nil
+			} else if try == 3000 {
+				return fmt.Errorf("no profile was made: %w", err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	if err := signalled(file + profileBegun); err != nil {
 		return none, err
 	}
 	ops, err := load()
 	if err != nil {
 		return none, err
 	}
-	if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
+	if err := signalled(file); err != nil { // renamed when it is whole
 		return none, err
-	}
-	for try := 0; ; try++ { // it is renamed when it is whole
-		if _, err := os.Stat(file); err == nil {
-			break
-		} else if try == 500 {
-			return none, fmt.Errorf("no profile was written: %w", err)
-		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	t := profileTable{Load: name, Ops: ops}
 	if t.stacks, err = stacksOf(ctx, "-unit=us", file); err != nil {

@@ -18,6 +18,8 @@ const (
 	allocBefore = ".alloc0"
 	allocAfter  = ".alloc"
 	allocTotals = ".json"
+	// profileBegun is there once the profile runs: the load waits for it.
+	profileBegun = ".begun"
 )
 
 // allocated is what a process asked for while it was profiled.
@@ -48,6 +50,9 @@ func profileOnSignal(ctx context.Context, file string, log *logrus.Logger) {
 		}
 		if err == nil {
 			err = pprof.StartCPUProfile(f)
+		}
+		if err == nil {
+			err = os.WriteFile(file+profileBegun, nil, 0o600)
 		}
 		if err != nil {
 			log.WithError(err).Error("no profile")
