@@ -86,6 +86,32 @@ func TestSeal(t *testing.T) {
 	}
 }
 
+// What is sealed to a register does not open any more once an event was added to it, until the machine starts again.
+func TestExtend(t *testing.T) {
+	t.Parallel()
+	chip := hsmtest.StartTPM(t)
+	secret := []byte("0123456789abcdef0123456789abcdef")
+	sealed, err := tpm.Seal(chip.Socket, []int{11}, secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tpm.Extend(chip.Socket, 11, "opened"); err != nil {
+		t.Fatal(err)
+	}
+	var changed *tpm.ChangedError
+	if _, err := sealed.Open(chip.Socket); !errors.As(err, &changed) || !slices.Equal(changed.PCRs, []int{11}) {
+		t.Errorf("after an event: %v", err)
+	}
+	chip.Restart(t)
+	if got, err := sealed.Open(chip.Socket); err != nil || !bytes.Equal(got, secret) {
+		t.Errorf("after a restart: %v", err)
+	}
+	chip.Stop(t)
+	if err := tpm.Extend(chip.Socket, 11, "opened"); !errors.Is(err, tpm.ErrUnavailable) {
+		t.Errorf("without a TPM: %v", err)
+	}
+}
+
 // Whoever listens between the process and its TPM does not see the secret.
 func TestSecretIsNotOnTheWires(t *testing.T) {
 	t.Parallel()

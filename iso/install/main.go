@@ -355,7 +355,15 @@ func data(ctx context.Context, con *console) error {
 	if err := useMachine(); err != nil {
 		return err
 	}
-	con.say("%s 数据卷已打开 (open)", markData)
+	// It is open, and the machine is to come back by itself: a TPM that fails here is told of, and nothing more.
+	switch shut, err := v.shut(ctx); {
+	case err != nil:
+		con.say("%s 数据卷已打开；TPM 未能停止交出它的密钥 (open; the TPM did not stop giving its key away): %v", markData, err)
+	case shut:
+		con.say("%s 数据卷已打开；下次启动之前 TPM 不再交出密钥 (open; the TPM gives its key to nobody until the next start)", markData)
+	default:
+		con.say("%s 数据卷已打开 (open)", markData)
+	}
 	return nil
 }
 

@@ -36,6 +36,7 @@ const (
 	purposeData      = "data-volume" // of the recovery key's shares
 	pcrSignature     = "/run/systemd/tpm2-pcr-signature.json"
 	tpmDevice        = "/dev/tpmrm0"
+	pcrOfKernel      = 11 // measured by systemd-stub; what its signed policy speaks of
 	leastPassphrase  = 12
 	wrongPassphrases = 3
 	recoverySlot     = "7" // of the volume's header; the others are what the volume is sealed to
@@ -101,7 +102,7 @@ func (v *volume) sealTPM(ctx context.Context, key string) error {
 	}
 	v.forgive()
 	_, err := v.run(ctx, nil, cryptenroll, "--unlock-key-file="+key, "--tpm2-device=auto", "--tpm2-pcrs=7",
-		"--tpm2-public-key="+layout.PCRKey, "--tpm2-public-key-pcrs=11", v.device)
+		"--tpm2-public-key="+layout.PCRKey, fmt.Sprintf("--tpm2-public-key-pcrs=%d", pcrOfKernel), v.device)
 	return err
 }
 
@@ -111,6 +112,16 @@ func (v *volume) forgive() {
 	if err := tpm.ForgiveStarts(tpmDevice); err != nil && !errors.Is(err, tpm.ErrUnavailable) {
 		v.con.say("TPM 的防猜计数未能清零：连续几次断电后可能需等待或用恢复密钥 (the TPM counts power cuts as guesses and did not forget them): %v", err)
 	}
+}
+
+// shut has the TPM give the volume's key to nobody until the machine starts anew: whoever is root later cannot ask for it. It answers
+// whether it did; a volume that is not sealed to the TPM has nothing to ask for.
+func (v *volume) shut(ctx context.Context) (bool, error) {
+	m, err := v.header(ctx)
+	if err != nil || !m.tpm() {
+		return false, err
+	}
+	return true, tpm.Extend(tpmDevice, pcrOfKernel, "yinjian: data volume open")
 }
 
 func (v *volume) sealPassphrase(ctx context.Context, key string) error {

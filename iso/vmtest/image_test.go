@@ -159,7 +159,7 @@ func (s *site) boot(t *testing.T) *vmtest.VM {
 	v := vmtest.Start(t, s.firmware(t, "boot"))
 	v.Wait("verified ")
 	record(t, "root verified", v)
-	v.Wait("数据卷已打开")
+	v.Wait("下次启动之前 TPM 不再交出密钥")
 	record(t, "data volume open", v)
 	return v
 }

@@ -162,7 +162,7 @@ func TestImage(t *testing.T) {
 			t.Fatal(err)
 		}
 		kernel -= since
-		v.Wait("数据卷已打开")
+		v.Wait("下次启动之前 TPM 不再交出密钥")
 		open := v.Elapsed() - kernel
 		// The status page comes when everything else is up: on a machine without the appliance it would say so.
 		v.Wait("STATE:")
