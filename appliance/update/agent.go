@@ -58,6 +58,8 @@ const (
 type Hooks struct {
 	// Keep has a floor on the disk when it returns; the next run begins with it.
 	Keep func(floor uint64) error
+	// Least has it on the disk when it returns that no image below the floor is to start any more: one that is good is there.
+	Least func(floor uint64) error
 	// Want has it on the disk when it returns that the image of that index brings a floor once it is good; the next run finds it in
 	// [Config].
 	Want func(index, floor uint64) error
@@ -190,7 +192,7 @@ func answerOne(ctx context.Context, conn net.Conn, u *Updater, m *mounts, up upl
 		case "good":
 			var floor uint64
 			if floor, err = u.MarkGood(hooks.Keep); err == nil {
-				err = u.settle(hooks.Trial)
+				err = errors.Join(hooks.Least(floor), u.settle(hooks.Trial))
 			}
 			r.Floor = &floor
 		default:

@@ -30,8 +30,9 @@ func agent(t *testing.T, m *machine, trial ...func(bool) error) (*update.Client,
 	ended := make(chan error, 1)
 	go func() {
 		ended <- update.Serve(ctx, ln, u, update.Hooks{
-			Keep: func(floor uint64) error { *kept = append(*kept, floor); return nil },
-			Want: func(index, floor uint64) error { m.wanted[index] = floor; return nil }, Trial: trial[0], Restart: func() error { return nil },
+			Keep:  func(floor uint64) error { *kept = append(*kept, floor); return nil },
+			Least: func(uint64) error { return nil },
+			Want:  func(index, floor uint64) error { m.wanted[index] = floor; return nil }, Trial: trial[0], Restart: func() error { return nil },
 		})
 	}()
 	t.Cleanup(func() {

@@ -714,3 +714,21 @@ func TestHospitalKey(t *testing.T) {
 		}
 	}
 }
+
+// An image below what a good one has allowed does not start; nor does any when that cannot be read.
+func TestNotBelow(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "least")
+	image := layout.Image{Index: 2}
+	if err := notBelow(image, file); err != nil {
+		t.Errorf("nothing was ever kept: %v", err)
+	}
+	for text, want := range map[string]bool{"1\n": true, "2\n": true, "3\n": false, "": false, "two": false} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := notBelow(image, file); (err == nil) != want {
+			t.Errorf("image 2 and %q: %v", text, err)
+		}
+	}
+}

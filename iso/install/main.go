@@ -352,8 +352,10 @@ func data(ctx context.Context, con *console) error {
 			return err
 		}
 	}
-	if err := useMachine(); err != nil {
-		return err
+	if err := useMachine(image); err != nil {
+		_, shutErr := v.shut(ctx) // an older image that was put back on the disk is to get nothing else of it
+		_, closeErr := v.run(ctx, nil, cryptsetup, "close", layout.DataName)
+		return errors.Join(err, shutErr, closeErr)
 	}
 	// It is open, and the machine is to come back by itself: a TPM that fails here is told of, and nothing more.
 	switch shut, err := v.shut(ctx); {
@@ -489,9 +491,12 @@ func writeFile(name string, text []byte, uid, gid int) error {
 }
 
 // useMachine gives systemd what it has to know of the machine, before the network starts.
-func useMachine() error {
+func useMachine(image layout.Image) error {
 	var text []byte
 	err := mounted(0, func() (err error) {
+		if err := notBelow(image, filepath.Join(volumeDir, strings.TrimPrefix(layout.LeastFile, layout.DataMount))); err != nil {
+			return err
+		}
 		if text, err = os.ReadFile(filepath.Join(volumeDir, machineFile)); err != nil {
 			return err
 		}
@@ -524,6 +529,15 @@ func useMachine() error {
 		return nil
 	}
 	return os.WriteFile(filepath.Join(place, "receiver"), []byte(m.Receiver.environment()), 0o644)
+}
+
+// notBelow refuses an image that is older than what a good image has allowed: it was put back on the disk by hand, past the update agent.
+func notBelow(image layout.Image, file string) error {
+	least, err := layout.ReadFloor(file)
+	if err == nil && image.Index < least {
+		err = fmt.Errorf("映像 %d 低于下限 %d，有已知缺陷，不再启动；请重装较新的映像，由备份恢复 (image %d is below the floor: it has known defects and starts no more; install a newer one and restore a backup)", image.Index, least, image.Index)
+	}
+	return err
 }
 
 // beginAnew takes away what a provisioning that was cut off has left in the appliance's folder: half an appliance, or a

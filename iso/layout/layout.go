@@ -8,8 +8,12 @@ package layout
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -37,6 +41,7 @@ const (
 	DataDev     = "/dev/mapper/" + DataName          // the opened data volume
 	BootRecord  = "/run/yinjian-boot.json"           // where init leaves a [Booted]
 	HospitalKey = DataMount + "/update/hospital.pem" // public SM2 key, PKIX, that signs update bundles as well, where there is one
+	LeastFile   = DataMount + "/update/least"        // the least image that may start, see [ReadFloor]
 	MachineID   = DataMount + "/etc/machine-id"      // kept over updates, since /etc is of the image
 	Journal     = DataMount + "/log/journal"         // what systemd-journald keeps
 	SlotBytes   = 64 << 20                           // each of the two roots: budget of the root and room to grow
@@ -113,4 +118,20 @@ type Booted struct {
 	Disk  string `json:"disk"`  // whole disk, or the installation medium, such as /dev/sda
 	Root  string `json:"root"`  // device under verity
 	Slot  int    `json:"slot"`  // NumberRootA or NumberRootB; 0 on the installation medium
+}
+
+// ReadFloor reads the number of an image, in decimal, from a file: the least that counts. No file is 0.
+func ReadFloor(name string) (uint64, error) {
+	text, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", name, err)
+	}
+	return n, nil
 }

@@ -178,6 +178,9 @@ func TestUpdate(t *testing.T) {
 		})
 	}
 	noTrial()
+	if least := readFile(t, filepath.Join(d.dir, "state", filepath.Base(layout.LeastFile))); least != "2\n" {
+		t.Errorf("the least image that may start: %q", least)
+	}
 	refused(t, 1, []string{"不高于"}, "update", "stage", d.bundle(t, updatetest.New(t, 2)), "--dir", dir)
 
 	// One that was tried and left.

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -62,7 +61,7 @@ func (p *agentPlace) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	hooks := update.Hooks{Keep: p.keep, Want: p.want, Trial: p.trial, Restart: p.restart}
+	hooks := update.Hooks{Keep: p.keep, Least: p.least, Want: p.want, Trial: p.trial, Restart: p.restart}
 	if p.esp == "" {
 		hooks.Mount = p.mount
 	}
@@ -141,30 +140,26 @@ func readSM2Public(name string) (*ecdsa.PublicKey, error) {
 
 func (p *agentPlace) floorFile() string { return filepath.Join(p.state, "floor") }
 
-func (p *agentPlace) floor() (uint64, error) {
-	text, err := os.ReadFile(p.floorFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", p.floorFile(), err)
-	}
-	return n, nil
+func (p *agentPlace) floor() (uint64, error) { return layout.ReadFloor(p.floorFile()) }
+
+func (p *agentPlace) keep(floor uint64) error { return p.raise(p.floorFile(), floor) }
+
+// least keeps the floor for [layout.LeastFile], which is read at each start before anything else: it follows the floor once the image
+// that brought it is good, so that no cut of the power leaves nothing that may start.
+func (p *agentPlace) least(floor uint64) error {
+	return p.raise(filepath.Join(p.state, filepath.Base(layout.LeastFile)), floor)
 }
 
-func (p *agentPlace) keep(floor uint64) error {
-	before, err := p.floor()
+// raise keeps a number that only grows.
+func (p *agentPlace) raise(name string, floor uint64) error {
+	before, err := layout.ReadFloor(name)
 	if err != nil || floor <= before {
 		return err
 	}
 	if err := os.MkdirAll(p.state, 0o755); err != nil {
 		return err
 	}
-	if err := replaceFile(p.floorFile(), []byte(strconv.FormatUint(floor, 10)+"\n")); err != nil {
+	if err := replaceFile(name, []byte(strconv.FormatUint(floor, 10)+"\n")); err != nil {
 		return err
 	}
 	return p.syncState()
