@@ -25,6 +25,9 @@ var overlays = []struct{ from, to string }{
 	{"iso/rootfs", ""},
 }
 
+// defaultTarget is what systemd starts; the medium's command line names another.
+const defaultTarget = "usr/lib/systemd/system/default.target"
+
 // assemble makes the root of what the base's packages have, our programs and the overlays.
 func assemble(cfg *Config, b *Base, t Tree, k *kernel, modules []string, programs map[string][]byte, keys Keys) error {
 	for _, dir := range []string{"bin", "sbin", "lib", "lib64"} {
@@ -36,6 +39,7 @@ func assemble(cfg *Config, b *Base, t Tree, k *kernel, modules []string, program
 			return err
 		}
 	}
+	t.Symlink(defaultTarget, "multi-user.target", "made") // here, since not everything that carries sources carries links
 	for name, data := range programs {
 		t.Put(name, 0o755, data, "yinjian="+cfg.Version)
 	}

@@ -93,6 +93,8 @@ func good() Tree {
 	t.Put("usr/bin/systemctl", 0o755, []byte("\x7fELF"), "systemd=252")
 	t.Put("usr/lib/modules/6.1/kernel/ext4.ko", 0o644, nil, "linux=6.1")
 	t.Symlink("etc/resolv.conf", "/run/x", "x")
+	t.Put("usr/lib/systemd/system/multi-user.target", 0o644, nil, "x")
+	t.Symlink("usr/lib/systemd/system/default.target", "multi-user.target", "x")
 	return t
 }
 
@@ -116,7 +118,10 @@ func TestCheck(t *testing.T) {
 		"without a password field":  func(t Tree) { t.Put("etc/shadow", 0o600, []byte("root::1::::::\n"), "x") },
 		"no password and no shell":  func(t Tree) { t["etc/passwd"].Data = []byte("root:x:0:0:root:/root:/bin/sh\n") },
 		"etc/passwd is missing":     func(t Tree) { delete(t, "etc/passwd") },
-		"software cipher machine":   func(t Tree) { t.Put("usr/lib/yinjian/libyinjian-p11.so", 0o644, nil, "x") },
+		"nothing would start": func(t Tree) { // as where links were lost on the way here
+			t.Put("usr/lib/systemd/system/default.target", 0o644, []byte("multi-user.target"), "x")
+		},
+		"software cipher machine": func(t Tree) { t.Put("usr/lib/yinjian/libyinjian-p11.so", 0o644, nil, "x") },
 	} {
 		tree := good()
 		spoil(tree)
@@ -237,8 +242,8 @@ func TestSBOM(t *testing.T) {
 		have = append(have, c.Type+" "+c.Name+" "+c.Version)
 	}
 	if got := strings.Join(have, "; "); got != "library linux 6.1; library systemd 252; "+
-		"file /etc/passwd ; file /usr/bin/systemctl ; file /usr/lib/modules/6.1/kernel/ext4.ko " &&
-		got != "library systemd 252; library linux 6.1; file /etc/passwd ; file /usr/bin/systemctl ; file /usr/lib/modules/6.1/kernel/ext4.ko " {
+		"file /etc/passwd ; file /usr/bin/systemctl ; file /usr/lib/modules/6.1/kernel/ext4.ko ; file /usr/lib/systemd/system/multi-user.target " &&
+		got != "library systemd 252; library linux 6.1; file /etc/passwd ; file /usr/bin/systemctl ; file /usr/lib/modules/6.1/kernel/ext4.ko ; file /usr/lib/systemd/system/multi-user.target " {
 		t.Errorf("SBOM lists %s", got)
 	}
 	if !strings.Contains(string(text), "yinjian:sm3") {
