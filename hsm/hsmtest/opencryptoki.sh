@@ -3,10 +3,10 @@
 set -eu
 mount --make-rprivate /
 mount -t proc proc /proc
-for d in /run /var/lib/opencryptoki /var/log/opencryptoki /dev/shm; do
+for d in /run /var/lib/opencryptoki /var/log /dev/shm; do
 	mount -t tmpfs -o mode=755 tmpfs $d
 done
-mkdir -p /run/lock/opencryptoki/swtok /var/lib/opencryptoki/swtok/TOK_OBJ
+mkdir -p /run/lock/opencryptoki/swtok /var/lib/opencryptoki/swtok/TOK_OBJ /var/log/opencryptoki # the package leaves the last to a boot
 chown -R root:pkcs11 /run/lock /var/lib/opencryptoki /var/log/opencryptoki
 chmod -R 770 /run/lock/opencryptoki /var/lib/opencryptoki
 printf 'version opencryptoki-3.1\nslot 3\n{\nstdll = libpkcs11_sw.so\n}\n' >/run/opencryptoki.conf

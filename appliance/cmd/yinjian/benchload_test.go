@@ -68,7 +68,8 @@ func TestBenchLoad(t *testing.T) {
 			if name == "batch" {
 				want *= 10
 			}
-			if c.Requests > 0 != asked || c.Documents != want || c.P50 > c.P99 || c.P99 > c.Most || (c.P50 > 0) != asked {
+			// Of a few requests, on a busy machine, none need be of a tenth's class.
+			if c.Requests > 0 && !asked || c.Requests == 0 && asked && (name == "sign" || one.All.Requests > 200) || c.Documents != want || c.P50 > c.P99 || c.P99 > c.Most || c.P50 > 0 != (c.Requests > 0) {
 				t.Errorf("%s: %s: %+v", s.Name, name, c)
 			}
 		}

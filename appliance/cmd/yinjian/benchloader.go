@@ -501,6 +501,13 @@ func (l *loader) classes() (all []*loadTally) {
 	return all
 }
 
+// warm says whether somebody was answered.
+func (l *loader) warm() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.result.WarmUp.Requests > 0
+}
+
 // measureFor is a warm-up and a measurement. said is told when each of "measuring" and "measured" is reached, under load.
 func (l *loader) measureFor(ctx context.Context, warm, long time.Duration, said func(string)) (*loadResult, error) {
 	if err := l.prepare(); err != nil {
@@ -520,6 +527,11 @@ func (l *loader) measureFor(ctx context.Context, warm, long time.Duration, said 
 	}
 	if err := wait(warm); err != nil {
 		return nil, err
+	}
+	for !l.warm() { // a machine that had no time for a single answer yet is not warm
+		if err := wait(10 * time.Millisecond); err != nil {
+			return nil, err
+		}
 	}
 	said("measuring")
 	l.measure()

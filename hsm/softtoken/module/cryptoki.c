@@ -374,7 +374,7 @@ CK_RV C_InitPIN(CK_SESSION_HANDLE hSession, CK_UTF8CHAR_PTR pPin, CK_ULONG ulPin
         return rv;
     c.secret = true;
     frame_put_string(&c.request, pPin, ulPinLen);
-    return call_end(&c, call_run(&c, false));
+    return call_end(&c, call_run(&c, true));
 }
 
 CK_RV C_SetPIN(CK_SESSION_HANDLE hSession, CK_UTF8CHAR_PTR pOldPin, CK_ULONG ulOldLen, CK_UTF8CHAR_PTR pNewPin,
@@ -391,7 +391,7 @@ CK_RV C_SetPIN(CK_SESSION_HANDLE hSession, CK_UTF8CHAR_PTR pOldPin, CK_ULONG ulO
     c.secret = true;
     frame_put_string(&c.request, pOldPin, ulOldLen);
     frame_put_string(&c.request, pNewPin, ulNewLen);
-    return call_end(&c, call_run(&c, false));
+    return call_end(&c, call_run(&c, true));
 }
 
 /* --- sessions ------------------------------------------------------------------------------------------------- */

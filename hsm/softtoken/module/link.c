@@ -14,7 +14,7 @@
 
 #include "protocol.h"
 
-/* Generating an RSA key pair is a matter of luck; it is given at least this long. */
+/* Generating an RSA key pair is a matter of luck, and a PIN that is set is stretched and stored: they are given at least this long. */
 #define SLOW_TIMEOUT_MS 30000u
 
 static long long now_ms(void)
