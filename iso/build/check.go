@@ -61,8 +61,10 @@ func Check(t Tree, variant string, modules []string) error {
 			say("%s: this module is not on the base's list", name)
 		}
 	}
-	if f := t[defaultTarget]; f == nil || f.Link != "multi-user.target" {
-		say("%s is no link to multi-user.target: nothing would start", defaultTarget)
+	for name, to := range links {
+		if f := t[name]; f == nil || f.Link != to {
+			say("%s is no link to %s", name, to)
+		}
 	}
 	for _, name := range []string{"etc/shadow", "etc/gshadow"} {
 		if f := t[name]; f != nil {

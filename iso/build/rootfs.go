@@ -25,8 +25,13 @@ var overlays = []struct{ from, to string }{
 	{"iso/rootfs", ""},
 }
 
-// defaultTarget is what systemd starts; the medium's command line names another.
-const defaultTarget = "usr/lib/systemd/system/default.target"
+// links are made here, since not everything that carries sources carries links: what systemd starts (the medium's command line
+// names another), the time of the day that people read, and the name servers of the answers.
+var links = map[string]string{
+	"usr/lib/systemd/system/default.target": "multi-user.target",
+	"etc/localtime":                         "/usr/share/zoneinfo/PRC",
+	"etc/resolv.conf":                       "/run/yinjian/resolv.conf",
+}
 
 // assemble makes the root of what the base's packages have, our programs and the overlays.
 func assemble(cfg *Config, b *Base, t Tree, k *kernel, modules []string, programs map[string][]byte, keys Keys) error {
@@ -39,7 +44,9 @@ func assemble(cfg *Config, b *Base, t Tree, k *kernel, modules []string, program
 			return err
 		}
 	}
-	t.Symlink(defaultTarget, "multi-user.target", "made") // here, since not everything that carries sources carries links
+	for name, to := range links {
+		t.Symlink(name, to, "made")
+	}
 	for name, data := range programs {
 		t.Put(name, 0o755, data, "yinjian="+cfg.Version)
 	}
