@@ -371,7 +371,7 @@ func (u *Updater) drop() error {
 			return err
 		}
 	}
-	return syncDir(filepath.Dir(u.own("")))
+	return syncDir(u.own(""))
 }
 
 // Commit publishes what was staged under that manifest's SM3: the next start tries it, [layout.Tries] times at most. before is
@@ -407,7 +407,7 @@ func (u *Updater) Commit(sm3 string, before func(*Offer) error) (*Offer, error) 
 	if err := os.Rename(u.own(stagedKernel), filepath.Join(u.entryDir(), layout.NewEntry(s.Staged.Index).String())); err != nil {
 		return nil, err
 	}
-	return s.Staged, errors.Join(syncDir(u.entryDir()), syncDir(filepath.Dir(u.own(""))))
+	return s.Staged, errors.Join(syncDir(u.entryDir()), syncDir(u.own("")))
 }
 
 // committed is what the next start tries; a refusal if there is nothing to restart for.
