@@ -33,6 +33,7 @@ import (
 
 	"yinjian/api/notify"
 	"yinjian/appliance/alarm"
+	"yinjian/packaging/porttest"
 )
 
 func quiet() logrus.FieldLogger {
@@ -146,12 +147,7 @@ func newRsyslog(t *testing.T, p *testPKI) *rsyslog {
 			t.Skip("rsyslog with rsyslog-gnutls is not installed")
 		}
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln.Close()
-	return &rsyslog{t: t, pki: p, address: ln.Addr().String(), out: filepath.Join(t.TempDir(), "received")}
+	return &rsyslog{t: t, pki: p, address: porttest.Free(t), out: filepath.Join(t.TempDir(), "received")}
 }
 
 func (s *rsyslog) start() {
@@ -205,7 +201,7 @@ func (s *rsyslog) received() []string {
 	}
 	var out []string
 	for line := range strings.Lines(string(b)) {
-		if strings.Contains(line, "|yinjian|") { // rsyslogd tells of itself, too
+		if strings.Contains(line, "|yinjian|") && strings.HasSuffix(line, "\n") { // rsyslogd tells of itself, too, and may be at a line
 			out = append(out, line)
 		}
 	}
@@ -284,12 +280,7 @@ func TestSyslogTrust(t *testing.T) {
 // how many were lost.
 func TestBoundedQueue(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := ln.Addr().String()
-	ln.Close()
+	address := porttest.Free(t)
 	if _, err := notify.NewSyslog(notify.Syslog{Address: "tcp://" + address}, quiet()); err == nil {
 		t.Error("plain text without insecure was taken")
 	}
@@ -305,8 +296,9 @@ func TestBoundedQueue(t *testing.T) {
 	if kept == 0 || kept > 1000 || r.State().Dropped != uint64(many-kept) {
 		t.Fatalf("%+v", r.State())
 	}
-	if ln, err = net.Listen("tcp", address); err != nil {
-		t.Skip(err) // somebody took the port meanwhile
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
 	}
 	defer ln.Close()
 	var mu sync.Mutex

@@ -28,6 +28,8 @@ import (
 	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib" // registers "pgx"
+
+	"yinjian/packaging/porttest"
 )
 
 // A Cluster is a PostgreSQL server of a test's own, in a temporary folder, on a Unix socket there. It runs as an
@@ -216,12 +218,13 @@ func (c *Cluster) Secure(t testing.TB, account, password string, addresses ...ne
 	if err := os.WriteFile(ca, cert, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	_, port, err := net.SplitHostPort(porttest.Free(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Port = l.Addr().(*net.TCPAddr).Port
-	l.Close()
+	if c.Port, err = strconv.Atoi(port); err != nil {
+		t.Fatal(err)
+	}
 	c.Args = append(c.Args, "-c", "listen_addresses=127.0.0.1", "-c", "ssl=on", "-c", "ssl_cert_file=server.crt", "-c", "ssl_key_file=server.key")
 	if err := os.WriteFile(filepath.Join(c.Dir, "pg_hba.conf"), []byte("local all all trust\nhostssl all all 0.0.0.0/0 scram-sha-256\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"yinjian/packaging/porttest"
 )
 
 // A Distant is the software cipher machine as its own program, reached over the network alone, as a maker's machine is.
@@ -32,12 +34,7 @@ func NewDistant(t testing.TB, binary, module string, labels ...string) *Distant 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &Distant{Address: l.Addr().String(), Credentials: filepath.Join(root, "state", "link-client.pem"), module: module, slots: map[string]int{}}
-	l.Close()
+	d := &Distant{Address: porttest.Free(t), Credentials: filepath.Join(root, "state", "link-client.pem"), module: module, slots: map[string]int{}}
 	phrase := filepath.Join(root, "passphrase")
 	if err := os.WriteFile(phrase, []byte("correct horse battery\n"), 0o600); err != nil {
 		t.Fatal(err)

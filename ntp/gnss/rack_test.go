@@ -24,6 +24,7 @@ import (
 	"yinjian/ntp/gnss"
 	"yinjian/ntp/source"
 	"yinjian/ntp/sysclock"
+	"yinjian/packaging/porttest"
 )
 
 var kernel = func() *sysclock.Clock {
@@ -80,12 +81,10 @@ func lanServer(t *testing.T, name string) *source.Source {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	address, err := net.ResolveUDPAddr("udp4", porttest.Free(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := c.LocalAddr().(*net.UDPAddr)
-	c.Close()
 	dir := t.TempDir()
 	conf := fmt.Sprintf("local stratum 3\nport %d\nbindaddress 127.0.0.1\nallow 127.0.0.0/8\ncmdport 0\nbindcmdaddress /\npidfile chronyd.pid\nuser %s\n", address.Port, me.Username)
 	if err := os.WriteFile(filepath.Join(dir, "chrony.conf"), []byte(conf), 0o600); err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"yinjian/ntp/source"
+	"yinjian/packaging/porttest"
 )
 
 // startChronyd runs a chronyd that serves its machine's time as stratum 3 and touches no clock, and returns its address.
@@ -28,12 +29,10 @@ func startChronyd(t *testing.T, dir string, conf string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	addr, err := net.ResolveUDPAddr("udp4", porttest.Free(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := c.LocalAddr().(*net.UDPAddr)
-	c.Close()
 	conf = fmt.Sprintf("local stratum 3\nport %d\nbindaddress 127.0.0.1\nallow 127.0.0.0/8\ncmdport 0\nbindcmdaddress /\npidfile chronyd.pid\nuser %s\n%s", addr.Port, me.Username, conf)
 	if err := os.WriteFile(filepath.Join(dir, "chrony.conf"), []byte(conf), 0o600); err != nil {
 		t.Fatal(err)

@@ -24,6 +24,7 @@ import (
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/hsm"
+	"yinjian/packaging/porttest"
 )
 
 // tools that a trial on servers needs, beside root.
@@ -489,15 +490,10 @@ func testServer(t *testing.T, w way, packages string) {
 	}
 }
 
-// freePort is an address on loopback that nobody listens on at present.
+// freePort is an address on loopback that nobody listens on.
 func freePort(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
+	return porttest.Free(t)
 }
 
 // A business is a business system outside of the server.

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"io"
 	"math/big"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -28,6 +27,7 @@ import (
 	"yinjian/appliance/cms"
 	"yinjian/appliance/cms/cmstest"
 	"yinjian/ntp"
+	"yinjian/packaging/porttest"
 	"yinjian/tsa"
 	"yinjian/tsa/upstream"
 )
@@ -492,12 +492,7 @@ func TestMisbehaviour(t *testing.T) {
 	}
 	t.Run("nobody there", func(t *testing.T) {
 		t.Parallel()
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		ln.Close()
-		c, err := stampclient.New(stampclient.Config{URL: "http://" + ln.Addr().String(), Now: time.Now})
+		c, err := stampclient.New(stampclient.Config{URL: "http://" + porttest.Free(t), Now: time.Now})
 		if err != nil {
 			t.Fatal(err)
 		}

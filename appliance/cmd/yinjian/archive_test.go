@@ -57,7 +57,7 @@ func TestArchive(t *testing.T) {
 	his := m.later(t, server, ahead, "his")
 	signs(t, his, "second", 2)
 	month := time.Now().Add(ahead).In(audit.Beijing).Format("2006-01")
-	next := time.Now().Add(ahead).In(audit.Beijing).AddDate(0, 0, 31).Format("2006-01")
+	next := time.Now().Add(ahead).In(audit.Beijing).AddDate(0, 0, 62).Format("2006-01")
 	db := c.Open(t, name)
 	defer db.Close()
 	count := func(table string) (n uint64) {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -20,7 +21,7 @@ import (
 // time servers and whoever administers, and between the two, which alone is cut. The database is reached over its Unix
 // socket, which namespaces of the network do not part.
 type land struct {
-	net      string       // 198.18.N or 198.19.N: RFC 2544's, which nobody routes
+	base     int          // of its 32 addresses in 198.18.0.0/15: RFC 2544's, which nobody routes
 	names    [2]string    // of the namespaces
 	peerLine [2]string    // ends of the line between them
 	dataLine [2][2]string // ends of the lines to the database here and in either namespace; "" before databaseLines
@@ -36,7 +37,7 @@ func newLand(t *testing.T) *land {
 	var id [3]byte
 	rand.Read(id[:])
 	tag := hex.EncodeToString(id[:])
-	l := &land{net: fmt.Sprintf("198.%d.%d", 18+int(id[0]&1), id[1])}
+	l := &land{base: vacantAddresses(t)}
 	ip := func(args ...string) error {
 		out, err := exec.Command("ip", args...).CombinedOutput()
 		if err != nil {
@@ -101,7 +102,24 @@ func (l *land) findPackets(t *testing.T, i int) {
 // nobodys is the address of a station that is not there.
 const nobodys = "02:00:00:00:00:99"
 
-func (l *land) address(n int) string { return fmt.Sprintf("%s.%d", l.net, n) }
+func (l *land) address(n int) string {
+	return fmt.Sprintf("198.%d.%d.%d", 18+l.base>>16, l.base>>8&255, l.base&255+n)
+}
+
+// vacantAddresses is a block of 32 addresses that no other land has until the test has ended, of this run or of another on this
+// machine: two lands with the same addresses here would get each other's packets.
+func vacantAddresses(t *testing.T) int {
+	t.Helper()
+	for range 1000 {
+		base := mathrand.IntN(1<<17/32) * 32
+		if claim, err := net.Listen("unix", fmt.Sprintf("@yinjian-test-land-%d", base)); err == nil {
+			t.Cleanup(func() { claim.Close() })
+			return base
+		}
+	}
+	t.Fatal("no addresses are free")
+	return 0
+}
 
 // here is this namespace's address as campus i sees it, at is the campus's as this namespace sees it, and peer the one that
 // the other campus sees.

@@ -19,7 +19,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -42,6 +41,7 @@ import (
 	"yinjian/api/wire"
 	"yinjian/appliance"
 	"yinjian/appliance/cms/cmstest"
+	"yinjian/packaging/porttest"
 )
 
 // built is what TestMain makes, once.
@@ -137,10 +137,10 @@ func (o outcome) String() string {
 	return fmt.Sprintf("exit %d\nstdout: %s\nstderr: %s", o.code, o.stdout, o.stderr)
 }
 
-// command runs a program to its end, for two minutes at most.
+// command runs a program to its end, for ten minutes at most.
 func command(t *testing.T, env []string, argv ...string) outcome {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), env...)
@@ -356,7 +356,7 @@ func serve(t *testing.T, dir string, more ...string) *machine {
 }
 
 // readyWithin is for a cold start with gpsd and chronyd on a busy machine; 4 s is usual.
-const readyWithin = 90 * time.Second
+const readyWithin = patience
 
 func (m *machine) await(t *testing.T) {
 	t.Helper()
@@ -395,8 +395,8 @@ func (m *machine) stop(t *testing.T) {
 	}
 	select {
 	case <-m.ended:
-	case <-time.After(60 * time.Second):
-		t.Fatal("serve did not stop within 60 s of SIGTERM")
+	case <-time.After(patience):
+		t.Fatalf("serve did not stop within %v of SIGTERM", patience)
 	}
 	if code := m.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Fatalf("serve stopped with exit %d", code)
@@ -721,10 +721,14 @@ func (p process) signal(t *testing.T, s syscall.Signal) {
 	})
 }
 
+// patience is what a test waits for at the least, before it says that something does not come. On a machine that has no time for it
+// seconds become minutes, and that is nobody's fault; where something never comes the wait costs a failing run no more than time.
+const patience = 4 * time.Minute
+
 // eventually asks until the answer is yes.
 func eventually(t *testing.T, within time.Duration, what string, yes func() bool) {
 	t.Helper()
-	begun := time.Now()
+	begun, within := time.Now(), max(within, patience)
 	for !yes() {
 		if time.Since(begun) > within {
 			t.Fatalf("not within %v: %s", within, what)
@@ -743,25 +747,11 @@ func (m *machine) leavesJournal(t *testing.T, try func()) {
 	})
 }
 
-// freePort is one that nobody listens on, for a machine that goes and comes back: below those that the kernel gives out (from 32768
-// on), so that no other test's connection has it meanwhile, and given to one test alone.
+// freePort is one that nobody listens on, for a machine that goes and comes back.
 func freePort(t *testing.T) string {
 	t.Helper()
-	for range 1000 {
-		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(20_000+rand.IntN(12_000)))
-		if _, taken := givenPorts.LoadOrStore(addr, true); taken {
-			continue
-		}
-		if l, err := net.Listen("tcp", addr); err == nil {
-			l.Close()
-			return addr
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
+	return porttest.Free(t)
 }
-
-var givenPorts sync.Map
 
 // audited verifies a journal and wants nothing to be found. Of the last entries nothing can be said before they are under a
 // checkpoint, which takes half a second where the appliance runs.

@@ -260,13 +260,19 @@ func TestReadmission(t *testing.T) {
 	if s := m.timeStatus(t); s.State != "suspect" || s.LeftS != 0 {
 		t.Errorf("before the readmission: %+v", s)
 	}
-	before := m.timeStatus(t).Time
-	begun := time.Now()
+	// A reading is some time between the command's start and its end, which on a busy machine are far apart.
+	reading := func() (earliest, latest time.Duration) {
+		t.Helper()
+		begun := time.Now()
+		is := m.timeStatus(t).Time
+		return is.Sub(time.Now()), is.Sub(begun)
+	}
+	beforeLeast, beforeMost := reading()
 	mustRun(t, readmit...)
 	m.trusted(t)
-	after := m.timeStatus(t).Time
-	if moved := after.Sub(before) - time.Since(begun); moved < 4*time.Second || moved > 6*time.Second {
-		t.Errorf("time moved by %v, want 5 s", moved)
+	afterLeast, afterMost := reading()
+	if afterMost-beforeLeast < 4*time.Second || afterLeast-beforeMost > 6*time.Second {
+		t.Errorf("time moved by %v to %v, want 5 s", afterLeast-beforeMost, afterMost-beforeLeast)
 	}
 	// The timestamp worker has a clock of its own, which followed as little, and was readmitted with the appliance's.
 	eventually(t, time.Minute, "the timestamp worker's time is trusted", func() bool {
@@ -289,7 +295,7 @@ func TestReadmission(t *testing.T) {
 	if len(all) != 2 || all[0].Text("persons") != "张三、李四" || !strings.HasPrefix(all[1].Text("result"), "done") || all[0].Text("intent") != all[1].Text("intent") {
 		t.Errorf("journal: %+v", all)
 	}
-	if us, ok := all[0].Field("offset_us").(audit.Int); !ok || us < 4_900_000 || us > 5_100_000 {
+	if us, ok := all[0].Field("offset_us").(audit.Int); !ok || us < 4_000_000 || us > 6_000_000 {
 		t.Errorf("offset %v", all[0].Field("offset_us"))
 	}
 	if n := journalled(t, dir, "time.source.denied", "other"); n != 1 {
