@@ -362,7 +362,7 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 		checkpoints = a.unitFor(hsm.RSA2048)
 	}
 	if checkpoints != nil {
-		a.journal.SetStamper(checkpointStamper{gatedUnit{a.service, checkpoints.name, checkpoints}})
+		a.journal.SetStamper(checkpointStamper{a, gatedUnit{a.service, checkpoints.name, checkpoints}})
 	}
 	if err := a.startSigning(); err != nil {
 		return err

@@ -238,9 +238,19 @@ func (k *keyCache) Key(_ context.Context, label string, certificate []byte) (*hs
 func (k *keyCache) Wrapped(w *hsm.WrappedKey) (*hsm.Key, error) { return hsm.KeyOfWrapped(k.token, w) }
 
 // checkpointStamper stamps checkpoints; their tokens never become leaves.
-type checkpointStamper struct{ unit sign.Stamper }
+type checkpointStamper struct {
+	a    *Appliance
+	unit sign.Stamper
+}
 
+// Stamp refuses when no signature would be stamped by the unit either: evidence has its checkpoint's token, and with one under a
+// certificate that was revoked before it would be invalid.
 func (c checkpointStamper) Stamp(ctx context.Context, data []byte) ([]byte, error) {
+	if chain, r := c.unit.Chain(), c.a.clock.Now(); len(chain) > 0 && r.Trusted() {
+		if _, err := c.a.directory.Standing(chain, pki.TimeStamping, r.Time); err != nil {
+			return nil, err
+		}
+	}
 	t, err := c.unit.Issue(ctx, &tsa.Request{Imprint: tsa.ImprintOf(data), CertReq: true})
 	if err != nil {
 		return nil, err
