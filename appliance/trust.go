@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -121,6 +122,9 @@ func expiryOf(daysLeft int) int {
 	return within
 }
 
+// ofADrill is the owner of a certificate that a drill had made for its own time, and that ends with it as it should.
+var ofADrill = regexp.MustCompile(`^signer:` + account.DrillPrefix + `[0-9a-f]{8}$`)
+
 // expiring lists the certificates in use that end soon and have no successor, worst first. One for evaluation is no
 // successor of a real one, and one that cannot be used, its list being too old perhaps, of none that can.
 func expiring(lines []account.CertificateLine) []account.CertificateLine {
@@ -135,7 +139,7 @@ func expiring(lines []account.CertificateLine) []account.CertificateLine {
 	}
 	latest := map[string]account.CertificateLine{} // by owner and algorithm, the one that lasts longest
 	for _, l := range lines {
-		if l.NotAfter == nil || l.State == account.StateRevoked {
+		if l.NotAfter == nil || l.State == account.StateRevoked || ofADrill.MatchString(l.Owner) {
 			continue
 		}
 		key := l.Owner + "/" + l.Algorithm

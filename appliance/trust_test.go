@@ -47,6 +47,7 @@ func TestExpiry(t *testing.T) {
 		line("signer:D005", "SM2", account.StateActive, 300),
 		line("signer:D006", "SM2", account.StateRevoked, 3),
 		line("signer:D007", "SM2", account.StatePending, 0),
+		line("signer:drill-0a1b2c3d", "SM2", account.StateActive, 0), // of a drill, and no longer than it
 	})
 	var got []string
 	for _, l := range soon {
