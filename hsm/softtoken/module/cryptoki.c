@@ -503,7 +503,7 @@ CK_RV C_Login(CK_SESSION_HANDLE hSession, CK_USER_TYPE userType, CK_UTF8CHAR_PTR
     c.secret = true;
     frame_put_u64(&c.request, userType);
     frame_put_string(&c.request, pPin, ulPinLen);
-    return call_end(&c, call_run(&c, false));
+    return call_end(&c, call_run(&c, true));
 }
 
 CK_RV C_Logout(CK_SESSION_HANDLE hSession)

@@ -34,7 +34,7 @@ CK_RV link_dial(struct link *l, const struct config *c, const unsigned char *app
 
 /*
  * Sends the request and receives the reply, whose results are then to be read from `reply`. Both frames are the
- * caller's to end. slow is for calls that compute for long (key generation). Answers the daemon's CK_RV, or
+ * caller's to end. slow is for calls that compute for long (key generation, PINs). Answers the daemon's CK_RV, or
  * CKR_DEVICE_REMOVED on a dead link. The caller holds the lock.
  */
 CK_RV link_exchange(struct link *l, struct frame *request, struct frame *reply, bool slow);

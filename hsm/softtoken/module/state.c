@@ -329,7 +329,7 @@ CK_RV state_control(struct frame *request, struct frame *reply, bool again)
         rv = link_dial(&control, &config, app_id);
     }
     if (rv == CKR_OK) {
-        rv = link_exchange(&control, request, reply, false);
+        rv = link_exchange(&control, request, reply, !again);
         if (atomic_load(&control.dead) && again && !fresh && !control.hung) {
             frame_end(reply, false);
             rv = link_dial(&control, &config, app_id);

@@ -50,7 +50,8 @@ void state_drop_slot(CK_SLOT_ID slot);
 
 /*
  * One exchange on the control connection, which is dialled anew if it died. With again, a connection that turns out
- * to be closed (a daemon that was restarted) is dialled anew and the request repeated once.
+ * to be closed (a daemon that was restarted) is dialled anew and the request repeated once. What must not be repeated
+ * is what computes for long, too: C_InitToken.
  */
 CK_RV state_control(struct frame *request, struct frame *reply, bool again);
 
