@@ -162,7 +162,7 @@ func TestPlainListenerHostile(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(2 * time.Minute))
 			if _, err := io.WriteString(c, row.bytes); err != nil {
 				t.Fatal(err)
 			}

@@ -385,7 +385,7 @@ func newConsole(t testing.TB, c *clinic, theme *console.Theme) *httptest.Server 
 // eventually waits for a condition.
 func eventually(t testing.TB, so func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) { // interval
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) { // interval
 		if so() {
 			return
 		}

@@ -65,12 +65,12 @@ func run(t *testing.T, r *notify.Receiver) {
 
 func eventually(t *testing.T, what string, yes func() bool) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if yes() {
 			return
 		}
 	}
-	t.Fatalf("not within 30 s: %s", what)
+	t.Fatalf("not within two minutes: %s", what)
 }
 
 // A pki is a CA, and a certificate each for a server on 127.0.0.1 and a client.

@@ -107,7 +107,7 @@ func reopen(s audit.Store, seal audit.MAC, change func(*audit.Config)) (*audit.J
 // await waits until everything is sealed.
 func awaitSealed(t *testing.T, j *audit.Journal) {
 	t.Helper()
-	for limit := time.After(10 * time.Second); j.SealedTo() != j.Size(); {
+	for limit := time.After(2 * time.Minute); j.SealedTo() != j.Size(); {
 		select {
 		case <-limit:
 			t.Fatalf("%d of %d entries sealed", j.SealedTo(), j.Size())

@@ -211,9 +211,9 @@ func TestOutcomeUnknown(t *testing.T) {
 // waitFor polls a condition that nothing announces.
 func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(100 * time.Microsecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(100 * time.Microsecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("waited ten seconds")
+			t.Fatal("waited two minutes")
 		}
 	}
 }

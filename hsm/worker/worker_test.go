@@ -411,7 +411,7 @@ func TestConcurrency(t *testing.T) {
 
 func waitTrace(t *testing.T, dir, name string, n int) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); traced(t, dir, name) < n; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); traced(t, dir, name) < n; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%s: %d traces, want %d", name, traced(t, dir, name), n)
 		}
@@ -472,9 +472,7 @@ func TestDeadline(t *testing.T) {
 	if n := traced(t, dir, "hang"); n != 1 {
 		t.Errorf("the hung call was tried %d times", n)
 	}
-	if _, err := c.Do(t.Context(), "echo", hsm.SignSM2E, nil); err != nil {
-		t.Errorf("afterwards: %v", err)
-	}
+	mustEcho(t, c)
 	s := c.State()
 	if s.PID == first || s.Restarts < 1 || !errors.Is(s.LastError, hsm.ErrDeadline) {
 		t.Errorf("State = %+v (first worker %d)", s, first)
@@ -504,8 +502,20 @@ func TestStoppedWorker(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if _, err := c.Do(t.Context(), "echo", hsm.SignSM2E, nil); err != nil {
-		t.Errorf("afterwards: %v", err)
+	mustEcho(t, c)
+}
+
+// mustEcho wants a worker that answers again. On a busy machine one more may take longer than a call's deadline.
+func mustEcho(t *testing.T, c *worker.Client) {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Minute); ; {
+		_, err := c.Do(t.Context(), "echo", hsm.SignSM2E, nil)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, hsm.ErrDeadline) && !errors.Is(err, hsm.ErrUnavailable) || time.Now().After(end) {
+			t.Fatalf("afterwards: %v", err)
+		}
 	}
 }
 
@@ -514,7 +524,7 @@ func TestStoppedWorker(t *testing.T) {
 func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	c := start(t, config(t, t.TempDir(), "right"))
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	stop := make(chan struct{})
 	var answered, refused atomic.Int64
@@ -632,7 +642,9 @@ func TestUnansweredPIN(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			cfg := config(t, dir, pin)
-			cfg.OpenDeadline = 2 * time.Second
+			if pin == "hang" {
+				cfg.OpenDeadline = 6 * time.Second // in which a child on a busy machine comes to the login
+			}
 			c := start(t, cfg)
 			for {
 				_, err := c.Do(t.Context(), "echo", hsm.SignSM2E, nil)
@@ -691,7 +703,7 @@ func TestDeviceAway(t *testing.T) {
 func TestSever(t *testing.T) {
 	t.Parallel()
 	cfg := config(t, t.TempDir(), "right")
-	cfg.RestartWait = time.Second
+	cfg.RestartWait = 5 * time.Second
 	c := start(t, cfg)
 	pid := c.State().PID
 	call := func() error { _, err := c.Do(t.Context(), "echo", hsm.SignSM2E, nil); return err }

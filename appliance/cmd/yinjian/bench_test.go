@@ -15,7 +15,7 @@ func TestBench(t *testing.T) {
 	dir := initAppliance(t, startTimeServer(t))
 	serve(t, dir, "--profile", filepath.Join(dir, "serve"))
 	results := tempDir(t)
-	mustRun(t, "bench", "--dir", dir, "--attach", "--rounds", "1", "--each", "20ms", "--profile", "1s", "--results", results)
+	mustRun(t, "bench", "--dir", dir, "--attach", "--rounds", "1", "--each", "20ms", "--profile", "3s", "--results", results)
 
 	page, err := os.ReadFile(filepath.Join(results, "bench.md"))
 	if err != nil {

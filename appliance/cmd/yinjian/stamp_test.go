@@ -49,6 +49,7 @@ func TestTimestampHTTP(t *testing.T) {
 		return b
 	}
 	good := query("-sha256", "-cert")
+	tried := 0 // how often ten queries were sent from loopback
 
 	t.Run("refusals in the protocol", func(t *testing.T) {
 		indefinite := append(append([]byte{0x30, 0x80}, good[2:]...), 0, 0)
@@ -68,6 +69,7 @@ func TestTimestampHTTP(t *testing.T) {
 			"another's policy": {query("-sha256", "-tspolicy", "1.2.3.4"), "the requested TSA policy is not supported by the TSA"},
 		}
 		m.leavesJournal(t, func() {
+			tried++
 			for name, row := range rows {
 				got := m.stamp(t, "127.0.0.1", "application/timestamp-query", row.query)
 				text := got.text(t)
@@ -200,7 +202,7 @@ func TestTimestampHTTP(t *testing.T) {
 				t.Errorf("%+v", one)
 			}
 		}
-		if served["lis"] != 7 || served["pacs"] != 1 || served["greedy"] < 2 || served["loopback"] != 10 || s.Sources.Unlisted != 2 {
+		if served["lis"] != 7 || served["pacs"] != 1 || served["greedy"] < 2 || served["loopback"] != 10*tried || s.Sources.Unlisted != 2 {
 			t.Errorf("%+v", s)
 		}
 	})
