@@ -121,7 +121,7 @@ func TestDrain(t *testing.T) {
 	close(gone)
 	select {
 	case <-m.ended:
-	case <-time.After(drain + 20*time.Second): // the body alone would have 30 s
+	case <-time.After(drain + 26*time.Second): // the body alone would have 30 s
 		t.Fatal("clients that hang hold the stop")
 	}
 	if code := m.cmd.ProcessState.ExitCode(); code != 0 {

@@ -17,7 +17,7 @@ func refusesToServe(t *testing.T, dir, words string) {
 	m := launch(t, dir, "--once")
 	select {
 	case <-m.ended:
-	case <-time.After(60 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("serve runs on, want a refusal with %q", words)
 	}
 	if o := m.outcome(); o.code != 1 || !strings.Contains(o.stderr, words) {

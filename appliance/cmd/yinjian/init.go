@@ -326,7 +326,7 @@ func provision(ctx context.Context, dir, module string, pins map[string][]byte) 
 			err = fmt.Errorf("%w\n%s", err, said)
 		}
 	}()
-	if err := appliance.WaitForSocket(ctx, appliance.SofttokenSocket(dir), 20*time.Second); err != nil {
+	if err := appliance.WaitForSocket(ctx, appliance.SofttokenSocket(dir), time.Minute); err != nil {
 		return err
 	}
 	for _, class := range hsm.Classes {

@@ -69,7 +69,7 @@ func startCopy(t *testing.T, dir, passphrase string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	if err := appliance.WaitForSocket(t.Context(), filepath.Join(dir, "p11.sock"), time.Minute); err != nil {
+	if err := appliance.WaitForSocket(t.Context(), filepath.Join(dir, "p11.sock"), patience); err != nil {
 		t.Fatal(err)
 	}
 	return cmd

@@ -203,7 +203,7 @@ func TestNothingToServe(t *testing.T) {
 		refused(t, 1, []string{"wrong passphrase"}, "softtoken", "--dir", dir)
 		begun := time.Now()
 		refused(t, 1, []string{"软件密码机没有启动", "wrong passphrase"}, "serve", "--once", "--dir", dir)
-		if took := time.Since(begun); took > 40*time.Second {
+		if took := time.Since(begun); took > patience {
 			t.Errorf("the refusal took %v", took)
 		}
 	})
@@ -749,7 +749,7 @@ func (o *operations) gracefulStop() {
 	for range begun {
 		select {
 		case <-reading:
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			o.Fatal("the appliance does not read the bodies")
 		}
 	}
@@ -768,7 +768,7 @@ func (o *operations) gracefulStop() {
 		}
 		select {
 		case <-o.m.ended:
-		case <-time.After(60 * time.Second):
+		case <-time.After(patience):
 			o.Fatal("it does not stop")
 		}
 		if code := o.m.cmd.ProcessState.ExitCode(); code != 0 {

@@ -63,6 +63,6 @@ func TestProbe(t *testing.T) {
 	probe(3, "没有档案相符", with("--pin-file", right, "--profile", "tass")...)
 	probe(4, "0x1087", with("--pin-file", right, "--profile", one, "--profile", other)...)
 	probe(5, "crashed (SIGSEGV) in C_GetFunctionList", "--module", compiled("crash", "*(volatile int *)8 = 1; return 0;"))
-	probe(6, "did not return from C_GetFunctionList", "--module", compiled("hang", "for (;;) pause();"), "--deadline", "1s")
+	probe(6, "did not return from C_GetFunctionList", "--module", compiled("hang", "for (;;) pause();"), "--deadline", "10s")
 	probe(7, "CKR_PIN_INCORRECT", with("--pin-file", wrong)...)
 }

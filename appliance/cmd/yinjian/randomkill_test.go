@@ -108,7 +108,7 @@ func TestRandomKills(t *testing.T) {
 const retryApps = 16
 
 // returnsWithin is the longest that service may take to come back by itself: a start on a busy machine.
-const returnsWithin = 90 * time.Second
+const returnsWithin = patience
 
 // A killer does it to one appliance.
 type killer struct {

@@ -89,7 +89,7 @@ func TestCrashesLeaveNoSecrets(t *testing.T) {
 	}
 	select {
 	case <-m.ended:
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 		t.Fatal("it does not crash")
 	}
 	said["the log"] = readFile(t, m.log)

@@ -61,7 +61,7 @@ func (k *token) as(t *testing.T, profile string) {
 	if err := k.daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := appliance.WaitForSocket(t.Context(), filepath.Join(k.state, "p11.sock"), time.Minute); err != nil {
+	if err := appliance.WaitForSocket(t.Context(), filepath.Join(k.state, "p11.sock"), patience); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -96,7 +96,7 @@ func startSofttoken(t *testing.T, dir string) (stop func()) {
 	if err := soft.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := appliance.WaitForSocket(t.Context(), appliance.SofttokenSocket(dir), 20*time.Second); err != nil {
+	if err := appliance.WaitForSocket(t.Context(), appliance.SofttokenSocket(dir), patience); err != nil {
 		t.Fatal(err)
 	}
 	return func() {
