@@ -66,7 +66,7 @@ func TestAuth(t *testing.T) {
 	for start := kernel.Boot(); ; {
 		m, err := plain.Query(t.Context())
 		if err == nil {
-			if m.Stratum != 3 || m.UTC.Sub(kernel.Realtime()).Abs() > 50*time.Millisecond {
+			if m.Stratum != 3 || m.UTC.Sub(kernel.Realtime()).Abs() > 5*time.Second {
 				t.Errorf("chronyd answers %+v", m)
 			}
 			break
@@ -76,8 +76,8 @@ func TestAuth(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	ask := func(a source.Auth) error {
-		s, err := source.New(source.Config{Name: "s", Address: addr, Clock: kernel, Timeout: 500 * time.Millisecond, Auth: a})
+	ask := func(a source.Auth, within time.Duration) error {
+		s, err := source.New(source.Config{Name: "s", Address: addr, Clock: kernel, Timeout: within, Auth: a})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,14 +85,14 @@ func TestAuth(t *testing.T) {
 		return err
 	}
 	for id, typ := range map[uint32]string{1: "SHA256", 2: "AES128", 3: "AES256"} {
-		if err := ask(source.Auth{KeyID: id, Type: typ, KeyFile: server}); err != nil {
+		if err := ask(source.Auth{KeyID: id, Type: typ, KeyFile: server}, 30*time.Second); err != nil {
 			t.Errorf("%s: %v", typ, err)
 		}
 	}
-	if err := ask(source.Auth{KeyID: 3, Type: "AES256", KeyFile: wrong}); err == nil {
+	if err := ask(source.Auth{KeyID: 3, Type: "AES256", KeyFile: wrong}, 500*time.Millisecond); err == nil {
 		t.Error("answered to a wrong key")
 	}
-	if err := ask(source.Auth{KeyID: 4, Type: "AES128", KeyFile: wrong}); err == nil {
+	if err := ask(source.Auth{KeyID: 4, Type: "AES128", KeyFile: wrong}, 500*time.Millisecond); err == nil {
 		t.Error("answered to an unknown key")
 	}
 
@@ -106,7 +106,7 @@ func TestAuth(t *testing.T) {
 		}
 		defer c.Close()
 		buf := make([]byte, 1024)
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 		if _, err = c.Write(req); err == nil {
 			var n int
 			n, err = c.Read(buf)
@@ -121,7 +121,7 @@ func TestAuth(t *testing.T) {
 		return [][]byte{forged[:48], forged, buf}
 	})
 	for id, typ := range map[uint32]string{1: "SHA256", 2: "AES128", 3: "AES256"} {
-		s, err := source.New(source.Config{Name: "s", Address: racer, Clock: kernel, Timeout: 5 * time.Second, Auth: source.Auth{KeyID: id, Type: typ, KeyFile: server}})
+		s, err := source.New(source.Config{Name: "s", Address: racer, Clock: kernel, Timeout: 30 * time.Second, Auth: source.Auth{KeyID: id, Type: typ, KeyFile: server}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -169,7 +169,7 @@ func TestFaults(t *testing.T) {
 				}
 				sources = append(sources, s)
 			}
-			c := source.Config{Name: "odd", Address: f.server(t), Timeout: 5 * time.Second}
+			c := source.Config{Name: "odd", Address: f.server(t), Timeout: 30 * time.Second}
 			if f.key != 0 {
 				c.Auth = source.Auth{KeyID: f.key, Type: "SHA256", KeyFile: keys}
 			}
@@ -178,7 +178,7 @@ func TestFaults(t *testing.T) {
 			}
 			add(c)
 			for _, name := range []string{"a", "b"} {
-				add(source.Config{Name: name, Address: serve(t, always(good())), Timeout: 5 * time.Second})
+				add(source.Config{Name: name, Address: serve(t, always(good())), Timeout: 30 * time.Second})
 			}
 			clock, err := ntp.NewClock(ntp.Config{MinSources: 2, AgreeRounds: 1}, kernel)
 			if err != nil {
@@ -186,9 +186,10 @@ func TestFaults(t *testing.T) {
 			}
 			p := &source.Poller{Sources: sources, Clock: clock, Log: quiet()}
 			round := p.Round(t.Context())
-			if r := clock.Now(); round.Err != nil || r.State != ntp.Trusted || r.Time.Sub(utcAtBoot.Add(kernel.Boot())).Abs() > r.Bound {
-				t.Errorf("round %+v, reading %+v", round, r)
+			if round.Err != nil {
+				t.Errorf("round %+v", round)
 			}
+			truthful(t, clock)
 
 			st := p.Status()[0]
 			got := fit
