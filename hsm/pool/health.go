@@ -232,7 +232,7 @@ func (p *Pool) prove(ctx context.Context, m *member, k *healthKey) error {
 func (p *Pool) look(ctx context.Context, m *member, several bool) {
 	w := m.Token.State()
 	if w.Sessions > 0 {
-		m.queue.resize(int64(w.Sessions))
+		m.queue.resize(int64(w.Sessions + w.Ahead))
 	}
 	p.mu.Lock()
 	known, open, refused, health, well := m.known, m.open, m.refused != nil, m.health, m.well

@@ -28,7 +28,7 @@
 //
 // # Fairness
 //
-// In front of each machine stands a queue with as many places as the machine has sessions. Applications (hsm.Caller)
+// In front of each machine stands a queue with as many places as the machine has sessions and its worker keeps waiting calls. Applications (hsm.Caller)
 // take turns in it, whoever asks for more waits in a longer line of his own. Over its quota of operations a second, an
 // application is refused with [*hsm.QuotaError]; over its sessions it waits for them.
 package pool

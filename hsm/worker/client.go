@@ -3,7 +3,8 @@
 //
 // [Start] is the parent's end: a [Client] is an hsm.Token that sends each call over a socket pair to the child, where
 // [Serve] opens a real token (which one is the caller's choice: this package knows no module) and performs it. Calls
-// are told apart by number, so as many are under way as the token has sessions. The PIN crosses once per child, in the
+// are told apart by number, so as many are under way as the token has sessions, and a few more wait in the child, so that a
+// session that becomes free has its next call at once and not when this process has had its turn. The PIN crosses once per child, in the
 // first frame, and stands in no argument and no environment.
 //
 // # What happens when something fails
@@ -41,6 +42,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -109,9 +111,13 @@ type State struct {
 	LastError error
 	// Restarts counts children after the first.
 	Restarts int
-	// Sessions is how many calls can be under way at once; PID is the child's. Both are 0 unless ready.
-	Sessions, PID int
+	// Sessions is how many calls can be under way at once, Ahead how many more wait in the child; PID is the child's. All are 0
+	// unless ready.
+	Sessions, Ahead, PID int
 }
+
+// ahead is how many calls wait in a child of so many sessions: those that are done between two turns of this process.
+func ahead(sessions int) int { return min(sessions, 8) }
 
 // A Client is the parent's end: an hsm.Token, safe for concurrent use.
 type Client struct {
@@ -188,7 +194,7 @@ func (c *Client) State() State {
 	defer c.mu.Unlock()
 	s := State{Phase: c.phase, Since: time.Since(c.since), LastError: c.lastErr, Restarts: c.restarts}
 	if c.proc != nil {
-		s.Sessions, s.PID = cap(c.proc.slots), c.proc.pid
+		s.Sessions, s.Ahead, s.PID = c.proc.sessions, cap(c.proc.slots)-c.proc.sessions, c.proc.pid
 	}
 	if c.severed != nil && s.Phase == Ready {
 		s.Phase, s.LastError = Restarting, errSevered
@@ -319,7 +325,7 @@ func (c *Client) supervise(ctx context.Context, first chan<- error) {
 			}
 			ready := time.Now() // interval
 			if !latched {
-				c.log.WithFields(logrus.Fields{"pid": p.pid, "sessions": cap(p.slots)}).Info("worker ready")
+				c.log.WithFields(logrus.Fields{"pid": p.pid, "sessions": p.sessions}).Info("worker ready")
 				select {
 				case <-p.dead:
 				case <-c.latch:
@@ -375,9 +381,11 @@ type process struct {
 	cmd    *exec.Cmd
 	pid    int
 	conn   net.Conn
-	slots  chan struct{} // a value for each session that is free
-	dead   chan struct{} // closed when the stream has ended; err is set before
-	reaped chan struct{} // closed when cmd.Wait has returned
+	// slots has a value for each session that is free, and for each call that may wait in the child.
+	slots    chan struct{}
+	sessions int
+	dead     chan struct{} // closed when the stream has ended; err is set before
+	reaped   chan struct{} // closed when cmd.Wait has returned
 
 	write sync.Mutex // held while a frame is written
 
@@ -385,11 +393,15 @@ type process struct {
 	err     error      // why the stream ended
 	next    uint64
 	pending map[uint64]*pending
+	running int        // calls with a timer
+	queued  []*pending // those without, the oldest first
 }
 
 // A pending call has been sent, or is being sent.
 type pending struct {
-	timer *time.Timer
+	id    uint64
+	limit time.Duration
+	timer *time.Timer // nil while it waits for a session in the child; guarded by process.mu until the call is taken
 	done  chan result // gets exactly one
 }
 
@@ -498,8 +510,8 @@ func (c *Client) startProcess(ctx context.Context) (ready *process, logins int, 
 				return nil, logins, fmt.Errorf("%w: ready with %d sessions", errFrame, n)
 			}
 			_ = conn.SetDeadline(time.Time{})
-			p.slots = make(chan struct{}, n)
-			for range n {
+			p.sessions, p.slots = n, make(chan struct{}, n+ahead(n))
+			for range cap(p.slots) {
 				p.slots <- struct{}{}
 			}
 			go p.read(in)
@@ -555,14 +567,41 @@ func (p *process) take(id uint64) *pending {
 	defer p.mu.Unlock()
 	call := p.pending[id]
 	delete(p.pending, id)
+	switch {
+	case call == nil:
+	case call.timer == nil: // before its turn, as far as is known here
+		p.queued = slices.DeleteFunc(p.queued, func(c *pending) bool { return c == call })
+	default:
+		p.running--
+		p.begin()
+	}
 	return call
+}
+
+// begin counts the time of the oldest calls that wait, for as many as have a session now: the child takes them in the order in
+// which they were sent. Should that be another than ours, a hung call is ended all the same, when those before it have gone. The
+// caller holds mu.
+func (p *process) begin() {
+	for p.running < p.sessions && len(p.queued) > 0 {
+		call := p.queued[0]
+		p.queued = slices.Delete(p.queued, 0, 1)
+		p.running++
+		call.timer = time.AfterFunc(call.limit, func() { p.expire(call.id, call.limit) })
+	}
 }
 
 // settle gives a call that was taken its result, and its session back to the others.
 func (p *process) settle(call *pending, res result) {
-	call.timer.Stop()
+	call.stop()
 	p.slots <- struct{}{} // never blocks: the call had taken it
 	call.done <- res
+}
+
+// stop ends the counting of a call's time. The caller has taken it.
+func (call *pending) stop() {
+	if call.timer != nil {
+		call.timer.Stop()
+	}
 }
 
 // fail ends the process's calls. The first reason stands.
@@ -573,7 +612,7 @@ func (p *process) fail(err error) {
 	}
 	err = p.err
 	calls := p.pending
-	p.pending = nil
+	p.pending, p.queued = nil, nil
 	p.mu.Unlock()
 	select {
 	case <-p.dead:
@@ -581,7 +620,7 @@ func (p *process) fail(err error) {
 		close(p.dead) // by the reader alone
 	}
 	for _, call := range calls {
-		call.timer.Stop()
+		call.stop()
 		call.done <- result{err: fmt.Errorf("%w: %w", hsm.ErrUnavailable, err), lost: true}
 	}
 }
@@ -634,18 +673,19 @@ func (p *process) reap() string {
 // send puts one call on the stream; its result comes on the channel. It must hold a session. It answers false when the
 // child had ended, and nothing was sent.
 func (p *process) send(body []byte, deadline time.Duration) (<-chan result, bool) {
-	call := &pending{done: make(chan result, 1)}
+	call := &pending{limit: deadline, done: make(chan result, 1)}
 	p.mu.Lock()
 	if p.pending == nil {
 		p.mu.Unlock()
 		return nil, false
 	}
 	p.next++
-	id := p.next
-	call.timer = time.AfterFunc(deadline, func() { p.expire(id, deadline) })
-	p.pending[id] = call
+	call.id = p.next
+	p.pending[call.id] = call
+	p.queued = append(p.queued, call)
+	p.begin()
 	p.mu.Unlock()
-	binary.BigEndian.PutUint64(body[5:], id)
+	binary.BigEndian.PutUint64(body[5:], call.id)
 	p.write.Lock()
 	_, err := p.conn.Write(end(body))
 	p.write.Unlock()

@@ -122,7 +122,7 @@ func ReadAnswers(stream []byte, n int) []bool {
 	log.SetOutput(io.Discard)
 	conn, other := net.Pipe()
 	other.Close()
-	p := &process{cmd: reaped(), conn: conn, slots: make(chan struct{}, n), dead: make(chan struct{}), pending: map[uint64]*pending{},
+	p := &process{cmd: reaped(), conn: conn, slots: make(chan struct{}, n), sessions: n, running: n, dead: make(chan struct{}), pending: map[uint64]*pending{},
 		client: &Client{log: log, phase: Ready, changed: make(chan struct{}), latch: make(chan struct{})}}
 	calls := make([]*pending, n)
 	for i := range calls {

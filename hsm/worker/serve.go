@@ -170,9 +170,9 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 		return errors.Join(err, s.close())
 	}
 
-	// 3. Calls, as many at once as come: the parent sends no more than there are sessions. A limit stands all the same, each
-	// goroutine in C costing a thread. A goroutine that has performed one takes the next, for what a call costs most here
-	// is that a new goroutine's stack grows.
+	// 3. Calls, as many at once as there are sessions; what the parent sends beyond that waits in the stream, and is there when a
+	// session is free. A goroutine that has performed one takes the next, for what a call costs most here is that a new
+	// goroutine's stack grows.
 	var calls sync.WaitGroup
 	in := bufio.NewReaderSize(conn, 64<<10)
 	waiting := make(chan request)
@@ -199,7 +199,7 @@ func serve(ctx context.Context, conn io.ReadWriteCloser, open func(context.Conte
 			return fmt.Errorf("hsm/worker: reading a call: %w", err)
 		}
 		next := request{k, id, body}
-		if running < params.MaxSessions+4 {
+		if running < sessions {
 			select {
 			case waiting <- next:
 			default:

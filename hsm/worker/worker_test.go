@@ -482,6 +482,45 @@ func TestDeadline(t *testing.T) {
 	}
 }
 
+// TestWaitingInTheChild: a call that the child has before there is a session for it. Its time is counted from when it has one, and
+// then it is.
+func TestWaitingInTheChild(t *testing.T) {
+	t.Parallel()
+	for what, label := range map[string]string{"it works": "echo", "it hangs": "hang"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			cfg := config(t, dir, "right")
+			cfg.Params.MaxSessions = 1
+			cfg.CallDeadline = time.Second
+			trace(dir, "slow keys")
+			c := start(t, cfg)
+			if s := c.State(); s.Sessions != 1 || s.Ahead != 1 {
+				t.Errorf("State = %+v", s)
+			}
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				if _, err := c.Keys(t.Context()); err != nil { // has the longer deadline
+					t.Error(err)
+				}
+			})
+			waitTrace(t, dir, "blocked", 1)
+			wg.Go(func() {
+				_, err := c.Do(t.Context(), label, hsm.SignSM2E, nil)
+				if hangs := label == "hang"; hangs != errors.Is(err, hsm.ErrDeadline) || !hangs && err != nil {
+					t.Errorf("the call that waited: %v", err)
+				}
+			})
+			time.Sleep(2 * cfg.CallDeadline) // longer than its own time
+			if s := c.State(); s.Restarts != 0 {
+				t.Errorf("%d restarts while it waited", s.Restarts)
+			}
+			trace(dir, "go")
+			wg.Wait()
+		})
+	}
+}
+
 // TestStoppedWorker: a worker that takes nothing from the stream any more.
 func TestStoppedWorker(t *testing.T) {
 	t.Parallel()
