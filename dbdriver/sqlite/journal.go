@@ -897,10 +897,13 @@ func (j *Journal) Append(ctx context.Context, b audit.Batch) error {
 			s.refs.Load().add(b.Rows[i].Ref, uint64(b.Rows[i].Sequence))
 		}
 		var fresh []audit.Blob
-		known := map[audit.Hash]bool{}
+		var known map[audit.Hash]bool // most batches have none that is not stored
 		for _, x := range b.Blobs {
 			if j.stored(x.Sum) || known[x.Sum] {
 				continue
+			}
+			if known == nil {
+				known = map[audit.Hash]bool{}
 			}
 			if x.Data == nil {
 				x.Data = []byte{} // nil would be NULL

@@ -34,7 +34,13 @@ func newRefTable(first uint64, entries int) *refTable {
 	for words < min(entries, maxRefEntries)*refWords {
 		words *= 2
 	}
-	return &refTable{first: first, words: make([]atomic.Uint64, words)}
+	f := &refTable{first: first, words: make([]atomic.Uint64, words)}
+	// References are random: a few thousand of them would have the system hand out all of the table, page by page, and what the
+	// process takes would grow for as long as that lasts. It has all of it from the start.
+	for i := 0; i < len(f.words); i += 4096 / 8 {
+		f.words[i].Store(0)
+	}
+	return f
 }
 
 // add is called before the entry's transaction is committed: who is told of the entry finds it.

@@ -23,8 +23,10 @@ import (
 type writer struct {
 	conn *sqlite3.SQLiteConn
 	file string
-	made *schema             // of the segment's format
-	args []driver.NamedValue // of the statement that runs, kept for its memory
+	made *schema // of the segment's format
+	// args and values are of the statement that runs, kept for their memory.
+	args   []driver.NamedValue
+	values []driver.Value
 	// checked is SQLite's data_version when the schema was last compared; 0: it was not.
 	checked int64
 	// opened are the file and its log, as they were when they were written first; nil: they were not.
@@ -68,12 +70,14 @@ func (w *writer) prepare(format int) error {
 	if mode != "wal" {
 		return fmt.Errorf("journal mode is %q, want wal: the file system does not allow it", mode)
 	}
-	for _, pragma := range []string{
-		// References and digests are random, so that each new row changes a page of an index somewhere: the pages of a million
-		// entries' indexes fit in 64 MiB, and in a log of 32 MiB many are changed several times before they are copied to the file.
-		`PRAGMA cache_size = -65536`,
-		`PRAGMA wal_autocheckpoint = 8192`,
-	} {
+	// References are random, so that each new row changes a page of their index: in format 3 one of the 250 of a run, which a
+	// small cache holds beside the rows that go by. Before, it is one of a million entries' index, and digests have one too:
+	// those fit in 64 MiB. In a log of 32 MiB many pages are changed several times before they are copied to the file.
+	cache := `PRAGMA cache_size = -8192`
+	if format < 3 {
+		cache = `PRAGMA cache_size = -65536`
+	}
+	for _, pragma := range []string{cache, `PRAGMA wal_autocheckpoint = 8192`} {
 		if _, err := w.conn.Exec(pragma, nil); err != nil {
 			return err
 		}
@@ -252,15 +256,14 @@ func severalRows(insert string, n int) string {
 // insertRows inserts rows 0 to n-1 in order. stmts are of the lengths of rowsPerStatement; add appends a row's values;
 // wrote gets how many rows each statement wrote of those it had.
 func (w *writer) insertRows(stmts *[len(rowsPerStatement)]*sqlite3.SQLiteStmt, n int, add func(values []driver.Value, row int) []driver.Value, wrote func(from, to int, affected int64) error) error {
-	var values []driver.Value
 	from := 0
 	for i, length := range rowsPerStatement {
 		for ; n-from >= length; from += length {
-			values = values[:0]
+			w.values = w.values[:0]
 			for row := from; row < from+length; row++ {
-				values = add(values, row)
+				w.values = add(w.values, row)
 			}
-			affected, err := w.exec(stmts[i], values...)
+			affected, err := w.exec(stmts[i], w.values...)
 			if err == nil {
 				err = wrote(from, from+length, affected)
 			}
