@@ -29,7 +29,7 @@ const (
 
 // batch signs each item as /v1/sign does: a record, an entry and a refusal of its own. What is wrong with the request's form
 // refuses the whole, before anything is signed.
-func (s *Server) batch(c echo.Context, app *account.Application, body []byte) error {
+func (s *Server) batch(ctx context.Context, c echo.Context, app *account.Application, body []byte) error {
 	var w wire.BatchRequest
 	if p := first(decode(body, &w)); p != nil {
 		return p
@@ -51,7 +51,6 @@ func (s *Server) batch(c echo.Context, app *account.Application, body []byte) er
 		p.After = after
 		return p
 	}
-	ctx := c.Request().Context()
 	out := wire.BatchResult{Items: make([]wire.BatchOutcome, n)}
 	refused := make([]problem.Code, n)
 	var next atomic.Int64

@@ -307,7 +307,9 @@ func TestDocumentedExample(t *testing.T) {
 	var asked *sign.Request
 	inner := sv.sign
 	sv.sign = func(ctx context.Context, app *account.Application, q *sign.Request) (*sign.Result, error) {
-		asked = q
+		held := *q
+		held.Content = bytes.Clone(q.Content) // the memory is the next request's afterwards
+		asked = &held
 		return inner(ctx, app, q)
 	}
 	s := newShell(t, sv)

@@ -32,8 +32,11 @@ const (
 //
 // A json.RawMessage takes an object that obeys the same rules except the characters of its texts, which are its own
 // reader's affair. What decode takes, encoding/json takes and understands alike (FuzzDecode).
-func decode(data []byte, dst any) *problem.Problem {
-	d := &decoder{data: data}
+func decode(data []byte, dst any) *problem.Problem { return decodeInto(data, dst, nil) }
+
+// decodeInto is decode, and puts byte strings into room as far as it goes: they are the caller's for as long as room is.
+func decodeInto(data []byte, dst any, room []byte) *problem.Problem {
+	d := &decoder{data: data, room: room}
 	if p := d.value(reflect.ValueOf(dst).Elem(), ""); p != nil {
 		return p
 	}
@@ -47,6 +50,7 @@ type decoder struct {
 	data  []byte
 	pos   int
 	depth int
+	room  []byte // for byte strings; what it is too short for has memory of its own
 }
 
 var rawMessage = reflect.TypeFor[json.RawMessage]()
@@ -252,7 +256,13 @@ func (d *decoder) bytes(v reflect.Value, path string) *problem.Problem {
 	if p != nil {
 		return p
 	}
-	out := make([]byte, base64.StdEncoding.DecodedLen(len(s)))
+	most := base64.StdEncoding.DecodedLen(len(s))
+	var out []byte
+	if 0 < most && most <= len(d.room) { // what is given and empty is not left out
+		out, d.room = d.room[:most:most], d.room[most:]
+	} else {
+		out = make([]byte, most)
+	}
 	// The package skips line breaks even when strict.
 	n, err := base64.StdEncoding.Strict().Decode(out, s)
 	if err != nil || base64.StdEncoding.EncodedLen(n) != len(s) {

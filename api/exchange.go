@@ -31,6 +31,7 @@ type exchange struct {
 	bodyRead      bool                // whole
 	size          int                 // of the body of a request that has to prove itself
 	text          string              // that its proof is over; "" before it is looked at
+	room          []byte              // lent to the route until the answer is written, for what it decodes; nil: none
 	bytes         int64               // of the share of those in flight that the address has
 	admitted      bool
 	place         string    // whose share of the requests at once is used; "" for none

@@ -20,7 +20,9 @@ func TestLentBodies(t *testing.T) {
 	var kept []*sign.Request
 	inner := sv.sign
 	sv.sign = func(ctx context.Context, app *account.Application, req *sign.Request) (*sign.Result, error) {
-		kept = append(kept, req)
+		held := *req
+		held.Content = bytes.Clone(req.Content) // the memory is the next request's afterwards
+		kept = append(kept, &held)
 		return inner(ctx, app, req)
 	}
 	k := startWith(t, sv)

@@ -110,9 +110,10 @@ func (s *Server) received(b body, h func(c echo.Context, body []byte) error) ech
 	return func(c echo.Context) error {
 		var room []byte
 		if n := c.Request().ContentLength; b.lent && n >= 0 && n < lentBody {
-			lent := lentBodies.Get().(*[lentBody]byte)
-			defer lentBodies.Put(lent)
-			room = lent[: 0 : n+1]
+			lent := lentBodies.Get().(*[lentBody + lentRoom]byte)
+			x := exchangeOf(c)
+			defer func() { x.room = nil; lentBodies.Put(lent) }()
+			room, x.room = lent[:0:n+1], lent[lentBody:]
 		}
 		data, err := s.receive(c, b, room)
 		if err != nil {
@@ -122,10 +123,14 @@ func (s *Server) received(b body, h func(c echo.Context, body []byte) error) ech
 	}
 }
 
-// lentBodies hold the bodies of routes that keep nothing of them: most documents of a record, in base64, are no longer.
-var lentBodies = sync.Pool{New: func() any { return new([lentBody]byte) }}
+// lentBodies hold the bodies of routes that keep nothing of them, and what is decoded of their base64: most documents of a
+// record are no longer.
+var lentBodies = sync.Pool{New: func() any { return new([lentBody + lentRoom]byte) }}
 
-const lentBody = 8 << 10
+const (
+	lentBody = 8 << 10
+	lentRoom = lentBody * 3 / 4
+)
 
 // receive is the body, in room if that is where it fits.
 func (s *Server) receive(c echo.Context, b body, room []byte) ([]byte, error) {
@@ -152,7 +157,7 @@ func (s *Server) admitted(c echo.Context, who string, h func(ctx context.Context
 // authenticated is received and admitted for an application that proves itself and has the right ("" for none in
 // particular). Checked are, in this order: the address's failures so far, the MAC, the application's rate, room, and that
 // the request is fresh. Who does not know the key learns only that.
-func (s *Server) authenticated(b body, right string, h func(c echo.Context, app *account.Application, body []byte) error) echo.HandlerFunc {
+func (s *Server) authenticated(b body, right string, h func(ctx context.Context, c echo.Context, app *account.Application, body []byte) error) echo.HandlerFunc {
 	inner := s.received(b, func(c echo.Context, data []byte) error {
 		x := exchangeOf(c)
 		x.size = len(data)
@@ -171,8 +176,7 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 			p.After = after
 			return p
 		}
-		return s.admitted(c, app.ID, func(ctx context.Context) error {
-			c.SetRequest(c.Request().WithContext(ctx))
+		return s.admitted(c, app.ID, func(ctx context.Context) error { // handed on beside the request, of which it would want a copy
 			if a != nil { // TLS keeps requests from being sent again: Go's server takes no early data (RFC 8446 §8)
 				if err := s.guard.admit(app.ID, a.Nonce, a.At, s.cfg.Clock.Now(), s.limits.nonces(app)); err != nil {
 					return err
@@ -186,7 +190,7 @@ func (s *Server) authenticated(b body, right string, h func(c echo.Context, app 
 			case c.Request().URL.RawQuery != "":
 				return problem.Invalid("query", "该地址不接受查询参数 (no query parameter is known here)")
 			}
-			return h(c, app, data)
+			return h(ctx, c, app, data)
 		})
 	})
 	return func(c echo.Context) error {

@@ -313,13 +313,13 @@ func (s *Server) signingRoutes(e *echo.Echo) {
 	post("/v1/authorizations", s.authenticated(jsonBody(l.SmallBody), account.RightSign, s.authorize))
 	get("/v1/evidence/:id", s.authenticated(noBody, "", s.evidence))
 	get("/v1/certs/:serial", s.authenticated(noBody, "", s.certificate))
-	post("/tsa/:unit", s.bySource(false, s.authenticated(stampQuery(l.StampQuery), account.RightTimestamp, func(c echo.Context, app *account.Application, body []byte) error {
-		return s.stamp(c.Request().Context(), c, app.ID, body)
+	post("/tsa/:unit", s.bySource(false, s.authenticated(stampQuery(l.StampQuery), account.RightTimestamp, func(ctx context.Context, c echo.Context, app *account.Application, body []byte) error {
+		return s.stamp(ctx, c, app.ID, body)
 	})))
 	s.stfRoutes(e)
 	get("/health/alive", s.alive)
 	get("/health/ready", s.ready)
-	get("/health/state", s.authenticated(noBody, "", func(c echo.Context, _ *account.Application, _ []byte) error {
+	get("/health/state", s.authenticated(noBody, "", func(_ context.Context, c echo.Context, _ *account.Application, _ []byte) error {
 		return answer(c, s.cfg.Health.State())
 	}))
 	get("/openapi.json", func(c echo.Context) error {

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"context"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/labstack/echo/v4"
@@ -23,7 +25,7 @@ const (
 	maxChain = 8
 )
 
-func (s *Server) sign(c echo.Context, app *account.Application, body []byte) error {
+func (s *Server) sign(ctx context.Context, c echo.Context, app *account.Application, body []byte) error {
 	keys := c.Request().Header.Values("Idempotency-Key")
 	if len(keys) == 0 {
 		return missing("header.Idempotency-Key")
@@ -31,19 +33,23 @@ func (s *Server) sign(c echo.Context, app *account.Application, body []byte) err
 	if len(keys) > 1 || !visibleASCII.MatchString(keys[0]) {
 		return problem.Invalid("header.Idempotency-Key", "应为一个 1 至 128 字符的可见 ASCII 串 (want one value of 1 to 128 visible ASCII characters)")
 	}
-	var w wire.SignRequest
-	if p := first(decode(body, &w)); p != nil {
+	w := signRequests.Get().(*wire.SignRequest)
+	defer func() { *w = wire.SignRequest{}; signRequests.Put(w) }()
+	if p := first(decodeInto(body, w, exchangeOf(c).room)); p != nil {
 		return p
 	}
-	if p := checkSign(&w); p != nil {
+	if p := checkSign(w); p != nil {
 		return p
 	}
-	r, err := s.cfg.Signing.Sign(c.Request().Context(), app, signRequest(keys[0], &w))
+	r, err := s.cfg.Signing.Sign(ctx, app, signRequest(keys[0], w))
 	if err != nil {
 		return err
 	}
 	return answer(c, resultOf(r))
 }
+
+// signRequests are decoded requests, empty.
+var signRequests = sync.Pool{New: func() any { return new(wire.SignRequest) }}
 
 func checkSign(w *wire.SignRequest) *problem.Problem {
 	if p := first(
@@ -108,7 +114,7 @@ func checkDigest(field string, d *wire.Digest, allowed ...string) *problem.Probl
 	return nil
 }
 
-func (s *Server) verify(c echo.Context, _ *account.Application, body []byte) error {
+func (s *Server) verify(ctx context.Context, c echo.Context, _ *account.Application, body []byte) error {
 	var w wire.VerifyRequest
 	if p := first(decode(body, &w)); p != nil {
 		return p
@@ -120,7 +126,7 @@ func (s *Server) verify(c echo.Context, _ *account.Application, body []byte) err
 	if w.Raw != nil {
 		req.Raw = (*sign.RawSignature)(w.Raw)
 	}
-	report, err := s.cfg.Signing.Verify(c.Request().Context(), req)
+	report, err := s.cfg.Signing.Verify(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -175,19 +181,19 @@ func checkVerify(w *wire.VerifyRequest) *problem.Problem {
 	return nil
 }
 
-func (s *Server) evidence(c echo.Context, app *account.Application, _ []byte) error {
+func (s *Server) evidence(ctx context.Context, c echo.Context, app *account.Application, _ []byte) error {
 	id := c.Param("id")
 	if p := pattern("path.id", id, recordID); p != nil {
 		return p
 	}
-	bundle, err := s.cfg.Signing.Evidence(c.Request().Context(), app, id)
+	bundle, err := s.cfg.Signing.Evidence(ctx, app, id)
 	if err != nil {
 		return err
 	}
 	return send(c, http.StatusOK, echo.MIMEApplicationJSON, bundle)
 }
 
-func (s *Server) authorize(c echo.Context, app *account.Application, body []byte) error {
+func (s *Server) authorize(ctx context.Context, c echo.Context, app *account.Application, body []byte) error {
 	var w wire.AuthorizationRequest
 	if p := first(decode(body, &w)); p != nil {
 		return p
@@ -195,7 +201,7 @@ func (s *Server) authorize(c echo.Context, app *account.Application, body []byte
 	if p := checkAuthorization(&w); p != nil {
 		return p
 	}
-	g, err := s.cfg.Directory.Authorize(c.Request().Context(), app, account.GrantRequest(w))
+	g, err := s.cfg.Directory.Authorize(ctx, app, account.GrantRequest(w))
 	if err != nil {
 		return err
 	}
@@ -248,7 +254,7 @@ func pin(field, s string) *problem.Problem {
 	return nil
 }
 
-func (s *Server) certificate(c echo.Context, _ *account.Application, _ []byte) error {
+func (s *Server) certificate(_ context.Context, c echo.Context, _ *account.Application, _ []byte) error {
 	serial := c.Param("serial")
 	if p := pattern("path.serial", serial, serialNumber); p != nil {
 		return p

@@ -38,7 +38,7 @@ func (s *Server) stfRoutes(e *echo.Echo) {
 		"/v1/stf/info":            {account.RightVerify, stfInfo},
 		"/v1/stf/detail":          {account.RightVerify, stfDetail},
 	} {
-		e.POST(path, s.authenticated(jsonBody(s.limits.SmallBody), h.right, func(c echo.Context, app *account.Application, body []byte) error {
+		e.POST(path, s.authenticated(jsonBody(s.limits.SmallBody), h.right, func(ctx context.Context, c echo.Context, app *account.Application, body []byte) error {
 			env := stf.InitEnvironment(stf.Config{
 				Respond: func(ctx context.Context, alg stf.SignatureAlgorithm, request []byte) ([]byte, error) {
 					unit := s.cfg.Tokens.Unit(alg)
@@ -50,6 +50,7 @@ func (s *Server) stfRoutes(e *echo.Echo) {
 				Known: s.cfg.Tokens.Known, Judge: s.cfg.Tokens.Judge,
 			})
 			defer env.ClearEnvironment()
+			c.SetRequest(c.Request().WithContext(ctx))
 			return stfProblem(h.do(c, env, body))
 		}))
 	}

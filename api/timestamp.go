@@ -38,7 +38,7 @@ func unitUnknown(field string) *problem.Problem {
 }
 
 // timestamp is the same for callers that have no ASN.1.
-func (s *Server) timestamp(c echo.Context, app *account.Application, body []byte) error {
+func (s *Server) timestamp(ctx context.Context, c echo.Context, app *account.Application, body []byte) error {
 	var w wire.TimestampRequest
 	if p := first(decode(body, &w)); p != nil {
 		return p
@@ -83,7 +83,7 @@ func (s *Server) timestamp(c echo.Context, app *account.Application, body []byte
 	if err != nil {
 		return err
 	}
-	reply, err := s.cfg.Stamps.Respond(c.Request().Context(), w.Unit, app.ID, query)
+	reply, err := s.cfg.Stamps.Respond(ctx, w.Unit, app.ID, query)
 	if err != nil {
 		return err
 	}

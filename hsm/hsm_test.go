@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509/pkix"
+	stdasn1 "encoding/asn1"
 	"errors"
 	"fmt"
 	"math/big"
@@ -321,6 +322,25 @@ func hexInt(t testing.TB, s string) *big.Int {
 
 func raw64(r, s *big.Int) []byte {
 	return append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
+}
+
+// What is written out for speed is what encoding/asn1 writes, for numbers of every length and with every first bit.
+func TestMarshalSM2(t *testing.T) {
+	t.Parallel()
+	top := new(big.Int).Sub(sm2.P256().Params().N, big.NewInt(1))
+	numbers := []*big.Int{top}
+	for bits := range uint(255) {
+		n := new(big.Int).Lsh(big.NewInt(1), bits)
+		numbers = append(numbers, n, new(big.Int).Sub(new(big.Int).Lsh(n, 1), big.NewInt(1)))
+	}
+	for i, r := range numbers {
+		s := numbers[len(numbers)-1-i]
+		got, err := hsm.MarshalSM2(r, s)
+		want, werr := stdasn1.Marshal(struct{ R, S *big.Int }{r, s})
+		if err != nil || werr != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%x, %x: %x, %v; want %x, %v", r, s, got, err, want, werr)
+		}
+	}
 }
 
 func TestNormalizeSM2(t *testing.T) {

@@ -216,10 +216,24 @@ func inRange(v *big.Int) bool { return v.Sign() > 0 && v.Cmp(sm2.P256().Params()
 
 // MarshalSM2 is the DER of SM2Signature.
 func MarshalSM2(r, s *big.Int) ([]byte, error) {
-	var b cryptobyte.Builder
-	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1BigInt(r)
-		b.AddASN1BigInt(s)
-	})
-	return b.Bytes()
+	if !inRange(r) || !inRange(s) { // for tests: no signature is
+		var b cryptobyte.Builder
+		b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1BigInt(r)
+			b.AddASN1BigInt(s)
+		})
+		return b.Bytes()
+	}
+	// Written out, for each signature is encoded twice on its way: cryptobyte's nested builders ask for memory ten times.
+	var body [2 * (2 + 1 + 32)]byte
+	n := appendPositive(appendPositive(body[:0], r), s)
+	return append(append(make([]byte, 0, 2+len(n)), byte(asn1.SEQUENCE), byte(len(n))), n...), nil
+}
+
+// appendPositive appends the INTEGER v, positive and of at most 32 octets.
+func appendPositive(b []byte, v *big.Int) []byte {
+	size := v.BitLen()/8 + 1 // with room for a sign
+	b = append(b, byte(asn1.INTEGER), byte(size))
+	var octets [33]byte
+	return append(b, v.FillBytes(octets[:size])...)
 }

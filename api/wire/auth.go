@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"crypto/hmac"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -141,6 +140,9 @@ func StringToSign(r Signable, app, at, nonce string) string {
 }
 
 func canonicalQuery(raw string) string {
+	if !strings.Contains(raw, "&") {
+		return raw
+	}
 	pieces := strings.Split(raw, "&")
 	slices.Sort(pieces)
 	return strings.Join(pieces, "&")
@@ -160,9 +162,23 @@ func MAC(key []byte, r Signable, app, at, nonce string) []byte {
 	return MACOf(key, StringToSign(r, app, at, nonce))
 }
 
-// MACOf is HMAC-SM3 of a string to sign.
+// MACOf is HMAC-SM3 of a string to sign. RFC 2104 §2 is written out: crypto/hmac asks for memory eight times, for each request.
 func MACOf(key []byte, text string) []byte {
-	h := hmac.New(sm3.New, key)
-	h.Write([]byte(text))
-	return h.Sum(nil)
+	if len(key) > sm3.BlockSize {
+		sum := sm3.Sum(key)
+		key = sum[:]
+	}
+	var room [sm3.BlockSize + 512]byte // longer than nearly every text
+	inner := room[:sm3.BlockSize]
+	var outer [sm3.BlockSize + sm3.Size]byte
+	copy(inner, key)
+	copy(outer[:], key)
+	for i := range sm3.BlockSize {
+		inner[i] ^= 0x36
+		outer[i] ^= 0x5c
+	}
+	sum := sm3.Sum(append(inner, text...))
+	copy(outer[sm3.BlockSize:], sum[:])
+	mac := sm3.Sum(outer[:])
+	return mac[:]
 }

@@ -1,6 +1,8 @@
 package wire_test
 
 import (
+	"bytes"
+	"crypto/hmac"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -8,6 +10,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/emmansun/gmsm/sm3"
 
 	"yinjian/api/wire"
 )
@@ -82,6 +86,21 @@ func TestVectors(t *testing.T) {
 				t.Errorf("openssl's MAC is %x", mac)
 			}
 		})
+	}
+}
+
+// Keys and texts of every length on both sides of a block and of what lies on the stack.
+func TestMACOf(t *testing.T) {
+	t.Parallel()
+	key, text := bytes.Repeat([]byte{0xa5, 3, 0x5a}, 50), strings.Repeat("hospital", 200)
+	for k := range len(key) {
+		for _, n := range []int{0, k, 63, 64, 511, 512, 513, len(text)} {
+			h := hmac.New(sm3.New, key[:k])
+			h.Write([]byte(text[:n]))
+			if got, want := wire.MACOf(key[:k], text[:n]), h.Sum(nil); !bytes.Equal(got, want) {
+				t.Fatalf("key of %d bytes, text of %d: %x, want %x", k, n, got, want)
+			}
+		}
 	}
 }
 

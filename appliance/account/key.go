@@ -373,6 +373,7 @@ type candidate struct {
 func (s *Service) candidates(owner, algorithm string) (keys int, out []candidate) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	out = make([]candidate, 0, 2) // most have one certificate
 	for _, k := range s.held[owner] {
 		if algorithm != "" && k.algorithm != algorithm || !k.destroyed.IsZero() {
 			continue
@@ -395,11 +396,12 @@ func (s *Service) candidates(owner, algorithm string) (keys int, out []candidate
 
 func (s *Service) choose(owner, algorithm string) (*heldKey, *heldCertificate, error) {
 	keys, all := s.candidates(owner, algorithm)
-	if here := slices.DeleteFunc(slices.Clone(all), func(c candidate) bool { return c.key.node != "" }); len(here) < len(all) {
-		if len(here) == 0 {
-			return nil, nil, residentElsewhere(all[0].key.node)
+	elsewhere := func(c candidate) bool { return c.key.node != "" }
+	if i := slices.IndexFunc(all, elsewhere); i >= 0 {
+		node := all[0].key.node
+		if all = slices.DeleteFunc(all, elsewhere); len(all) == 0 {
+			return nil, nil, residentElsewhere(node)
 		}
-		all = here
 	}
 	switch {
 	case keys == 0:
@@ -417,14 +419,8 @@ func (s *Service) choose(owner, algorithm string) (*heldKey, *heldCertificate, e
 	if slices.ContainsFunc(all, func(c candidate) bool { return !c.cert.evaluation && !now.Time.Before(c.cert.leaf().NotBefore) }) {
 		all = slices.DeleteFunc(all, func(c candidate) bool { return c.cert.evaluation })
 	}
-	var valid []candidate
-	next := false
-	for _, c := range all {
-		if c.cert.covers(now.Time) {
-			valid = append(valid, c)
-		}
-		next = next || now.Time.Before(c.cert.leaf().NotBefore)
-	}
+	next := slices.ContainsFunc(all, func(c candidate) bool { return now.Time.Before(c.cert.leaf().NotBefore) })
+	valid := slices.DeleteFunc(all, func(c candidate) bool { return !c.cert.covers(now.Time) })
 	switch {
 	case len(valid) == 0 && next:
 		return nil, nil, unusable("证书尚未生效 (the certificate is not valid yet)", "等到生效时刻，或请管理员换发 (wait until it begins, or ask an administrator)")

@@ -36,8 +36,10 @@ type Draft struct {
 	// before), and there was none. It saves a second look at the disk. 0: nobody looked.
 	Absent uint64
 	// State marks a change of state (accounts, keys, policies), which [Journal.State] replays.
-	State    bool
-	Fields   []Field // in any order
+	State bool
+	// Fields in any order. In that of their names they are kept as they are, and must not be changed afterwards; in another
+	// they are copied.
+	Fields   []Field
 	Payloads []Attachment
 }
 
@@ -288,27 +290,26 @@ func (s *sharedSums) sum(data []byte) Hash {
 	return sum
 }
 
-// An encoded entry has all that goes into its leaf.
-type encoded struct {
-	entry *Entry
-	der   []byte
-	leaf  Hash
-}
-
-// A request is one draft on its way.
+// A request is one draft on its way, and the memory of its entry: nothing else is asked for until it is encoded.
 type request struct {
 	draft    Draft
 	payloads []Payload // sorted, with digests
 	own      []byte    // payloads for the entry's row
 	blobs    []Blob    // and the others
-	ahead    *encoded
 	cost     int64
 	taken    bool // guarded by Journal.mu: no longer to be cancelled
 	internal bool
 	epoch    *Epoch // internal: this entry begins that epoch
 	done     chan struct{}
-	receipt  Receipt
-	err      error
+	// receipt is the caller's when done is closed. Before, its Entry is what is being encoded, and EntryDER is set with the rest
+	// of it when the entry has its place.
+	receipt Receipt
+	err     error
+
+	// der and leaf are of receipt.Entry, if der is not nil; it may have been encoded ahead, for a place that it will not get.
+	der   []byte
+	leaf  Hash
+	chain Hash
 }
 
 // Open reads the head of the store and checks it: the last entry, the right edge of the tree and the last checkpoint
@@ -496,7 +497,10 @@ var (
 func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 	r := &request{internal: internal, done: make(chan struct{}), cost: draftCost}
 	d.Ref = bytes.Clone(d.Ref)
-	d.Fields = append(make([]Field, 0, len(d.Fields)+1), d.Fields...)
+	byName := func(a, b Field) int { return strings.Compare(a.Name, b.Name) }
+	if d.State || !slices.IsSortedFunc(d.Fields, byName) {
+		d.Fields = append(make([]Field, 0, len(d.Fields)+1), d.Fields...)
+	}
 	if !internal {
 		if strings.HasPrefix(d.Kind, "journal.") {
 			return nil, fmt.Errorf("%w: kind %q is kept for the journal", ErrInvalidDraft, d.Kind)
@@ -513,7 +517,9 @@ func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 	if d.State {
 		d.Fields = append(d.Fields, Field{fieldChange, Int(0)}) // the committer knows the number
 	}
-	slices.SortFunc(d.Fields, func(a, b Field) int { return strings.Compare(a.Name, b.Name) })
+	if !slices.IsSortedFunc(d.Fields, byName) {
+		slices.SortFunc(d.Fields, byName)
+	}
 	var shared int64
 	own, apart := 0, 0 // what r.own will have, if its row has room for all, and how many are not in it
 	for _, p := range d.Payloads {
@@ -552,7 +558,7 @@ func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 	slices.SortFunc(r.payloads, func(a, b Payload) int { return strings.Compare(a.Name, b.Name) })
 	r.draft = d
 	// A trial, so that a bad draft fails alone and not its batch. The greatest values stand for those to come.
-	trial := &Entry{Kind: d.Kind, Actor: d.Actor, Object: d.Object, Ref: d.Ref, Fields: d.Fields, Payloads: r.payloads}
+	trial := r.entry()
 	trial.Node, trial.Sequence, trial.Time = longestName, 1<<63-1, longestTime
 	if err := trial.check(); err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrInvalidDraft, err)
@@ -563,13 +569,15 @@ func (j *Journal) prepare(d Draft, internal bool) (*request, error) {
 	return r, nil
 }
 
-// entry shares its fields with the draft, but for a change of state, whose number is written into them.
+// entry begins the entry anew. It shares its fields with the draft, but for a change of state, whose number is written into them.
 func (r *request) entry() *Entry {
 	fields := r.draft.Fields
 	if r.draft.State {
 		fields = slices.Clone(fields)
 	}
-	return &Entry{Kind: r.draft.Kind, Actor: r.draft.Actor, Object: r.draft.Object, Ref: r.draft.Ref, Fields: fields, Payloads: r.payloads}
+	r.der = nil
+	r.receipt.Entry = Entry{Kind: r.draft.Kind, Actor: r.draft.Actor, Object: r.draft.Object, Ref: r.draft.Ref, Fields: fields, Payloads: r.payloads}
+	return &r.receipt.Entry
 }
 
 // Append records d and returns when the entry is on disk. Drafts that wait at the same time share one transaction.
@@ -930,23 +938,22 @@ func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) 
 			next.epoch = *r.epoch
 		}
 		// What was encoded ahead came before now, so that after one that was not none can follow.
-		x := r.ahead
-		inTime = inTime && x != nil && x.entry.Sequence == next.frontier.size() && x.entry.Epoch == next.epoch
+		e := &r.receipt.Entry
+		inTime = inTime && r.der != nil && e.Sequence == next.frontier.size() && e.Epoch == next.epoch
 		if !inTime {
-			e := r.entry()
+			r.entry()
 			if r.draft.State {
 				k := slices.IndexFunc(e.Fields, func(f Field) bool { return f.Name == fieldChange })
 				e.Fields[k].Value = Int(next.changes)
 				next.changes++
 			}
-			var err error
-			if x, err = j.encode(e, next.epoch, next.frontier.size(), now); err != nil {
+			if err := j.encode(r, next.epoch, next.frontier.size(), now); err != nil {
 				return b, next, nil, err
 			}
 		}
-		e := x.entry
-		next.leaf = x.leaf
+		next.leaf = r.leaf
 		next.chain = ChainHash(next.chain, next.leaf)
+		r.chain = next.chain
 		if err := next.frontier.grow(next.leaf, func(id NodeID, hash Hash) {
 			b.Nodes = append(b.Nodes, Node{id, hash})
 		}); err != nil {
@@ -954,7 +961,7 @@ func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) 
 		}
 		b.Rows = append(b.Rows, Row{
 			Sequence: int64(e.Sequence), Kind: e.Kind, Ref: e.Ref, Change: r.draft.State,
-			Leaf: bytes.Clone(next.leaf[:]), Chain: bytes.Clone(next.chain[:]), DER: x.der, Own: r.own,
+			Leaf: r.leaf[:], Chain: r.chain[:], DER: r.der, Own: r.own,
 		})
 		b.Blobs = append(b.Blobs, r.blobs...)
 		if len(e.Ref) > 0 {
@@ -962,18 +969,19 @@ func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) 
 				fresh[string(e.Ref)] = e.Sequence
 			}
 		}
-		r.receipt = Receipt{Epoch: e.Epoch, Sequence: e.Sequence, LeafHash: next.leaf, Entry: *e, EntryDER: x.der}
+		r.receipt.Epoch, r.receipt.Sequence, r.receipt.LeafHash, r.receipt.EntryDER = e.Epoch, e.Sequence, next.leaf, r.der
 	}
 	return b, next, errs, nil
 }
 
-func (j *Journal) encode(e *Entry, epoch Epoch, sequence uint64, now Time) (*encoded, error) {
+// encode gives the request's entry its place.
+func (j *Journal) encode(r *request, epoch Epoch, sequence uint64, now Time) (err error) {
+	e := &r.receipt.Entry
 	e.Node, e.Epoch, e.Sequence, e.Time = j.cfg.Node, epoch, sequence, now
-	der, err := e.encode() // prepare has checked it
-	if err != nil {
-		return nil, err
+	if r.der, err = e.encode(); err == nil { // prepare has checked it
+		r.leaf = LeafHash(r.der)
 	}
-	return &encoded{e, der, LeafHash(der)}, nil
+	return err
 }
 
 // encodeAhead encodes what waits behind a batch that is being written, as it will be if nothing comes between: a tenth of
@@ -1005,11 +1013,10 @@ func (j *Journal) encodeAhead(h head) (end func()) {
 			if r.draft.State || r.epoch != nil {
 				return // the committer knows the number, and encodes what follows
 			}
-			x, err := j.encode(r.entry(), h.epoch, h.frontier.size()+uint64(i), TimeOf(j.cfg.Clock.Now()))
-			if err != nil {
+			r.entry()
+			if err := j.encode(r, h.epoch, h.frontier.size()+uint64(i), TimeOf(j.cfg.Clock.Now())); err != nil {
 				return // build meets it again
 			}
-			r.ahead = x
 			i++
 		}
 	}()

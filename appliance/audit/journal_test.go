@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -270,6 +271,36 @@ func TestRunDrains(t *testing.T) {
 	}
 	if c, err := j.LastCheckpoint(); err != nil || c.Size != 21 {
 		t.Errorf("last checkpoint = %d, %v, want 21", c.Size, err)
+	}
+}
+
+// Fields in another order than that of their names are put in order in a copy: a caller's slice stays as it is. Those in order are
+// taken as they are, and are as they were afterwards, also where the journal adds a field of its own.
+func TestDraftKeepsItsFields(t *testing.T) {
+	t.Parallel()
+	j := startMem(t, newMemStore(), nil)
+	for _, state := range []bool{false, true} {
+		for _, names := range []string{"abc", "cab", "kz"} {
+			fields := make([]audit.Field, 0, len(names)+1) // with room for one more
+			for _, n := range names {
+				fields = append(fields, audit.Field{Name: string(n), Value: audit.Int(1)})
+			}
+			r, err := j.Append(t.Context(), audit.Draft{Kind: "k", State: state, Fields: fields})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, n := range names {
+				if fields[i].Name != string(n) {
+					t.Errorf("%s, state %t: the caller's fields are %v now", names, state, fields)
+				}
+			}
+			if spare := fields[:cap(fields)][len(fields)]; spare.Name != "" {
+				t.Errorf("%s, state %t: the journal wrote %v behind the caller's fields", names, state, spare)
+			}
+			if e, err := audit.ParseEntry(r.EntryDER); err != nil || !reflect.DeepEqual(e.Fields, r.Entry.Fields) {
+				t.Errorf("%s, state %t: stored %v, answered %v, %v", names, state, e, r.Entry.Fields, err)
+			}
+		}
 	}
 }
 

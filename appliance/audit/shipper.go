@@ -241,6 +241,7 @@ func (s *Shipper) ship(ctx context.Context, next uint64) (uint64, error) {
 	// What was just written is in memory still; what is not is read from the disk.
 	var err error
 	fresh := s.cfg.Journal.recentFrom(next, rows)
+	b.Rows = make([]ProjectedRow, 0, len(fresh))
 	for i := 0; i < len(fresh) && err == nil; i++ {
 		err = add(fresh[i])
 	}

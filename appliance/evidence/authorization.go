@@ -2,12 +2,12 @@ package evidence
 
 import (
 	"bytes"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/emmansun/gmsm/sm3"
@@ -82,15 +82,19 @@ func ParseAuthorization(stored []byte) (*Authorization, error) {
 	if err := a.check(); err != nil {
 		return nil, fmt.Errorf("evidence: authorisation: %w", err)
 	}
-	again, err := a.Bytes()
-	if err != nil {
+	again := encodings.Get().(*bytes.Buffer)
+	defer func() { again.Reset(); encodings.Put(again) }()
+	if err := json.NewEncoder(again).Encode(&a); err != nil { // as Bytes does, and a line feed
 		return nil, fmt.Errorf("evidence: authorisation: %w", err)
 	}
-	if !bytes.Equal(again, stored) {
+	if !bytes.Equal(bytes.TrimSuffix(again.Bytes(), []byte("\n")), stored) {
 		return nil, errors.New("evidence: authorisation is not in its one encoding")
 	}
 	return &a, nil
 }
+
+// encodings are buffers for what is compared and thrown away.
+var encodings = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 func (a *Authorization) check() error {
 	granted, err := parseTime(a.GrantedAt)
@@ -112,12 +116,17 @@ func (a *Authorization) check() error {
 	case a.Count > 0 && a.NotAfter == "":
 		return errors.New("an activation without an end")
 	}
-	seen := make(map[string]bool, len(a.Digests))
+	var seen map[string]bool // none for one digest, as most have
+	if len(a.Digests) > 1 {
+		seen = make(map[string]bool, len(a.Digests))
+	}
 	for _, d := range a.Digests {
 		if !isHex(d, 32) || seen[d] {
 			return errors.New("digests must be 32 bytes each in lower-case hexadecimal, and none twice")
 		}
-		seen[d] = true
+		if seen != nil {
+			seen[d] = true
+		}
 	}
 	if a.NotAfter != "" {
 		end, err := parseTime(a.NotAfter)
@@ -141,8 +150,7 @@ func parseTime(s string) (time.Time, error) {
 
 // isHex reports whether s is n bytes in lower-case hexadecimal.
 func isHex(s string, n int) bool {
-	b, err := hex.DecodeString(s)
-	return err == nil && len(b) == n && strings.ToLower(s) == s
+	return len(s) == 2*n && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // covers reports whether the authorisation reaches a document: by its digest of that algorithm, or as an activation,

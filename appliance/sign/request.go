@@ -13,7 +13,7 @@ type Request struct {
 	Algorithm      string // "SM2" or "RSA-2048"
 	Form           string // "raw" or "cms"
 	Detached       bool   // cms only; raw is always detached
-	Content        []byte // or Digest; exactly one
+	Content        []byte // or Digest; exactly one. Not kept: it is the memory of whoever asks, until Sign answers
 	Digest         *Digest
 	Document       Document
 	Role           string // signer's role at signing: "attending", …

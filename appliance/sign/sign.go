@@ -17,7 +17,9 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/emmansun/gmsm/sm3"
@@ -130,15 +132,20 @@ func requestHash(q *Request, contentSM3 [32]byte) [32]byte {
 	if q.Digest == nil {
 		content = contentSM3[:]
 	}
-	b, _ := json.Marshal(struct {
+	out := encodings.Get().(*bytes.Buffer)
+	defer func() { out.Reset(); encodings.Put(out) }()
+	_ = json.NewEncoder(out).Encode(struct { // as Marshal does, and a line feed; cannot fail: plain fields
 		Signer, Algorithm, Form, Role string
 		Detached                      bool
 		Content                       []byte
 		Digest                        *Digest
 		Document                      Document
-	}{q.Signer, q.Algorithm, q.Form, q.Role, q.Detached, content, q.Digest, q.Document}) // cannot fail: plain fields
-	return sm3.Sum(b)
+	}{q.Signer, q.Algorithm, q.Form, q.Role, q.Detached, content, q.Digest, q.Document})
+	return sm3.Sum(bytes.TrimSuffix(out.Bytes(), []byte("\n")))
 }
+
+// encodings are buffers for what is hashed and thrown away.
+var encodings = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 var digestNames = map[string]string{string(hsm.SM2): nameSM3, string(hsm.RSA2048): nameSHA256}
 
@@ -329,8 +336,11 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	}
 	defer consent.Release() // does nothing after Keep
 	consentHash := evidence.HashAuthorization(consent.Stored)
-	ctx, cancel := context.WithTimeout(ctx, longest)
-	defer cancel()
+	if end, bounded := ctx.Deadline(); !bounded || time.Until(end) > longest { // interval: a request of the API ends before
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, longest)
+		defer cancel()
+	}
 
 	// 5. The cipher machine signs; hsm.Key verifies what it gave. A CMS is made detached: that is what is stored, and the
 	// content is put into the caller's copy at the end.
@@ -344,7 +354,9 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		caller = s.cfg.Caller(app)
 	}
 	quota := hsm.WithCaller(ctx, caller)
-	ctx = hsm.WithCaller(ctx, hsm.Caller{Application: app.ID})
+	if stamping {
+		ctx = hsm.WithCaller(ctx, hsm.Caller{Application: app.ID})
+	}
 	chain := key.Chain
 	var signed *cms.Signed
 	var value []byte  // what the token stamps
@@ -424,7 +436,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 	if err != nil {
 		return nil, err
 	}
-	crls, unchecked := slices.Clone(standing.CRLs), standing.Unchecked
+	crls, unchecked := slices.Clip(standing.CRLs), standing.Unchecked // what is added below goes into a copy
 	if stamping {
 		// A token is good only if the unit's certificate is, and whoever judges it needs the lists of its CAs too.
 		if standing, err = s.cfg.Directory.Standing(unit, pki.TimeStamping, reading.Time); err != nil {
@@ -446,6 +458,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		size = -1
 	}
 	certHash := audit.Sum(cert.Raw)
+	// Fields are in the order of their names, which saves the journal a copy of them (TestFieldsAreInOrder).
 	d := audit.Draft{
 		Kind: Kind, Actor: "application/" + app.ID, Object: signer.ID, Ref: id[:], Unique: true, Absent: absent,
 		Fields: append(make([]audit.Field, 0, mostFields), []audit.Field{
@@ -466,12 +479,6 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 			{Name: "document.type", Value: audit.Text(q.Document.Type)},
 			{Name: "form", Value: audit.Text(q.Form)},
 			{Name: "request.sm3", Value: audit.Octets(body[:])},
-			{Name: "role", Value: audit.Text(q.Role)},
-			{Name: "signer", Value: audit.Text(signer.ID)},
-			{Name: "stamp", Value: audit.Text(app.Stamp)},
-			{Name: "test", Value: audit.Bool(test)},
-			{Name: "time.bound_us", Value: audit.Int((reading.Bound + time.Microsecond - 1).Microseconds())}, // up: a bound must hold
-			{Name: "time.provenance", Value: audit.Text(reading.Provenance)},
 		}...),
 		Payloads: append(make([]audit.Attachment, 0, 4+len(chain)+len(crls)), []audit.Attachment{
 			{Name: "authorization", MediaType: "application/json", Data: consent.Stored},
@@ -480,14 +487,19 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		}...),
 	}
 	for i, c := range chain {
-		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("certificate.%d", i+1), MediaType: "application/pkix-cert", Data: c, Shared: true})
+		d.Payloads = append(d.Payloads, audit.Attachment{Name: "certificate." + strconv.Itoa(i+1), MediaType: "application/pkix-cert", Data: c, Shared: true})
 	}
 	for i, l := range crls {
-		d.Payloads = append(d.Payloads, audit.Attachment{Name: fmt.Sprintf("crl.%d", i), MediaType: "application/pkix-crl", Data: l, Shared: true})
+		d.Payloads = append(d.Payloads, audit.Attachment{Name: "crl." + strconv.Itoa(i), MediaType: "application/pkix-crl", Data: l, Shared: true})
 	}
 	if unchecked != "" { // policy "soft" alone
 		d.Fields = append(d.Fields, audit.Field{Name: "revocation", Value: audit.Text("not checked")})
 	}
+	d.Fields = append(d.Fields, []audit.Field{
+		{Name: "role", Value: audit.Text(q.Role)},
+		{Name: "signer", Value: audit.Text(signer.ID)},
+		{Name: "stamp", Value: audit.Text(app.Stamp)},
+	}...)
 	if token != nil && token.Origin.By != "" {
 		d.Fields = append(d.Fields, audit.Field{Name: "stamp.by", Value: audit.Text(token.Origin.By)})
 		if token.Origin.Instead != "" {
@@ -499,6 +511,11 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 			}
 		}
 	}
+	d.Fields = append(d.Fields, []audit.Field{
+		{Name: "test", Value: audit.Bool(test)},
+		{Name: "time.bound_us", Value: audit.Int((reading.Bound + time.Microsecond - 1).Microseconds())}, // up: a bound must hold
+		{Name: "time.provenance", Value: audit.Text(reading.Provenance)},
+	}...)
 	if token != nil {
 		d.Payloads = append(d.Payloads, audit.Attachment{Name: "token", MediaType: "application/timestamp-token", Data: token.DER})
 		d.Fields = append(d.Fields, audit.Field{Name: "token.serial", Value: audit.Octets(token.Serial.Bytes())})

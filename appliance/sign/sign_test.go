@@ -1030,6 +1030,30 @@ func TestManyAtOnce(t *testing.T) {
 }
 
 // A token is over this signature, by this unit, of this time; the entry says what was vouched for.
+// The journal copies fields that are not in the order of their names; a signature's are.
+func TestFieldsAreInOrder(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	seen := 0
+	w.Journal.Fault(func(d audit.Draft) (bool, error) {
+		if d.Kind == sign.Kind {
+			seen++
+			if !slices.IsSortedFunc(d.Fields, func(a, b audit.Field) int { return strings.Compare(a.Name, b.Name) }) {
+				t.Errorf("fields of a draft are %v", d.Fields)
+			}
+		}
+		return false, nil
+	})
+	for _, stamp := range []string{account.StampNone, account.StampRequired} {
+		app := *w.app
+		app.Stamp = stamp
+		w.Sign(&app, request("order-"+stamp, "SM2", "raw"))
+	}
+	if seen != 2 {
+		t.Errorf("%d drafts", seen)
+	}
+}
+
 func TestEntry(t *testing.T) {
 	t.Parallel()
 	w := newWard(t)

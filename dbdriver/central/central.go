@@ -12,6 +12,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 
 	"yinjian/appliance/audit"
 	"yinjian/dbdriver"
@@ -211,12 +212,24 @@ func follows(b *audit.ProjectedBatch) bool {
 	return b.First > 0 && len(b.Rows) > 0 && b.Rows[0].Kind != audit.KindEpoch
 }
 
+// rowValues are what statements that insert rows have for arguments.
+var rowValues = sync.Pool{New: func() any { return new([]any) }}
+
+// recordValues is how many an inserted row has.
+const recordValues = 18
+
 // insert inserts rows in order.
 func (s *Store) insert(ctx context.Context, tx *sql.Tx, rows []*audit.ProjectedRow) error {
-	var args []any
+	lent := rowValues.Get().(*[]any)
+	args := *lent
+	defer func() {
+		clear(args[:cap(args)]) // the texts are not kept
+		*lent = args[:0]
+		rowValues.Put(lent)
+	}()
 	for _, n := range rowsPerStatement {
 		for ; len(rows) >= n; rows = rows[n:] {
-			args = args[:0]
+			args = slices.Grow(args[:0], n*recordValues)
 			for _, r := range rows[:n] {
 				args = append(args, r.Node, r.Epoch, int64(r.Sequence), r.LeafHash, text(r.RecordID), r.Kind, text(r.Application),
 					text(r.Signer), text(r.Department), text(r.DocumentType), text(r.Campus), r.SignedAt, r.Bound, r.Status,
