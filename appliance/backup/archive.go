@@ -108,6 +108,8 @@ type Part struct {
 	File   string
 	Header *Header
 	SM3    string // of the file, hexadecimal; "" until it was read
+	// Read, if set, is told of bytes that [Extract] has read.
+	Read func(n int)
 }
 
 // Chain puts the files of one backup in order: the whole one first, the newest last.
@@ -154,7 +156,7 @@ func Extract(ctx context.Context, parts []Part, shares []custody.Share, dir stri
 	var m *Manifest
 	for i := range parts {
 		p := &parts[i]
-		through := 0 // of a base only what is sealed, which the ones after it leave out
+		through := wholePart // of a base only what is sealed, which the ones after it leave out: perhaps nothing
 		if i+1 < len(parts) {
 			through = parts[i+1].Header.Base.Through
 		}
@@ -174,7 +176,10 @@ func Extract(ctx context.Context, parts []Part, shares []custody.Share, dir stri
 	return m, nil
 }
 
-// extract writes one part's files. With through > 0 only the journal's segments up to that number.
+// wholePart is every file of a part.
+const wholePart = -1
+
+// extract writes one part's files, or the journal's segments up to a number alone.
 func (p *Part) extract(ctx context.Context, shares []custody.Share, dir string, through int) (*Manifest, error) {
 	f, err := os.Open(p.File)
 	if err != nil {
@@ -182,7 +187,7 @@ func (p *Part) extract(ctx context.Context, shares []custody.Share, dir string, 
 	}
 	defer f.Close()
 	digest := sm3.New()
-	in := &reader{ctx: ctx, r: f, digest: digest}
+	in := &reader{ctx: ctx, r: f, digest: digest, told: p.Read}
 	h, head, err := ReadHeader(in)
 	if err != nil {
 		return nil, err
@@ -220,7 +225,7 @@ func (p *Part) extract(ctx context.Context, shares []custody.Share, dir string, 
 		if !filepath.IsLocal(member.Name) || member.Typeflag != tar.TypeReg || path.Clean(member.Name) != member.Name {
 			return nil, damaged("不可接受的成员 %q (a member that has no place)", member.Name)
 		}
-		if one.SM3, err = writeMember(archive, dir, member, through == 0 || isSegmentUpTo(member.Name, through)); err != nil {
+		if one.SM3, err = writeMember(archive, dir, member, through == wholePart || isSegmentUpTo(member.Name, through)); err != nil {
 			return nil, inArchive(err)
 		}
 		found = append(found, one)
@@ -311,6 +316,7 @@ type reader struct {
 	ctx    context.Context
 	r      io.Reader
 	digest hash.Hash
+	told   func(n int) // may be nil
 }
 
 func (r *reader) Read(b []byte) (int, error) {
@@ -319,6 +325,9 @@ func (r *reader) Read(b []byte) (int, error) {
 	}
 	n, err := r.r.Read(b)
 	r.digest.Write(b[:n])
+	if r.told != nil {
+		r.told(n)
+	}
 	return n, err
 }
 

@@ -104,6 +104,22 @@ func TestChain(t *testing.T) {
 	}
 }
 
+// Of a backup without a sealed segment, as every one of an appliance's first million entries, the next one leaves nothing out.
+func TestChainBeforeTheFirstSeal(t *testing.T) {
+	t.Parallel()
+	c, shares := custodians(t, "2026")
+	seg := backup.SegmentName
+	whole, base := archive(t, c, backup.Header{}, backup.Manifest{Segments: 1}, "config.toml", "old", seg(1), "half of 1")
+	second, _ := archive(t, c, backup.Header{Base: base}, backup.Manifest{Segments: 1, Entries: 7}, "config.toml", "newer", seg(1), "more of 1")
+	dir := t.TempDir()
+	if m, err := extract(t, dir, shares[1:], whole, second); err != nil || m.Entries != 7 {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, seg(1))); err != nil || string(b) != "more of 1" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
 func TestExtractRefuses(t *testing.T) {
 	t.Parallel()
 	c, shares := custodians(t, "2026")
