@@ -146,21 +146,14 @@ func (n *Network) check(say func(field, what string)) {
 		if n.Gateway != "" {
 			say("network.gateway", "没有 address，即用 DHCP (there is no address: DHCP gives both)")
 		}
-		if len(n.DNS) > 0 {
-			say("network.dns", "没有 address，即用 DHCP (there is no address: DHCP gives both)")
-		}
-		return
-	}
-	prefix, err := netip.ParsePrefix(n.Address)
-	if err != nil || prefix.Addr().IsUnspecified() || prefix.Addr().IsMulticast() || prefix.Addr().IsLoopback() || prefix.Bits() == 0 {
+	} else if prefix, err := netip.ParsePrefix(n.Address); err != nil || prefix.Addr().IsUnspecified() || prefix.Addr().IsMulticast() || prefix.Addr().IsLoopback() || prefix.Bits() == 0 {
 		say("network.address", "应为带前缀长度的地址，如 192.0.2.10/24 (want an address with its prefix length)")
-		return
-	}
-	if n.Gateway != "" {
+	} else if n.Gateway != "" {
 		if g, err := netip.ParseAddr(n.Gateway); err != nil || g == prefix.Addr() || !prefix.Masked().Contains(g) {
 			say("network.gateway", "应为同一网段中的另一地址 (want another address of the same network)")
 		}
 	}
+	// With DHCP, too: nothing else names them, since what DHCP says of name servers is not taken.
 	for _, dns := range n.DNS {
 		if d, err := netip.ParseAddr(dns); err != nil || d.IsUnspecified() {
 			say("network.dns", "不是地址 (not an address): "+dns)
@@ -232,16 +225,20 @@ func (n Network) resolver() string {
 	return b.String()
 }
 
-// file is n for systemd-networkd.
+// file is n for systemd-networkd, which takes the first file that matches and nothing of /etc's 50-wired.network: what that refuses of
+// a network, this refuses, too. A machine has a link-local address only where the site has given it one of IPv6.
 func (n *Network) file() string {
-	match := "en* eth*"
+	match, linkLocal := "en* eth*", "no"
 	if n.Interface != "" {
 		match = n.Interface
 	}
+	if prefix, err := netip.ParsePrefix(n.Address); err == nil && prefix.Addr().Is6() {
+		linkLocal = "ipv6"
+	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "[Match]\nName=%s\n\n[Network]\nIPv6AcceptRA=no\n", match)
+	fmt.Fprintf(&b, "[Match]\nName=%s\n\n[Network]\nLinkLocalAddressing=%s\nIPv6AcceptRA=no\nLLMNR=no\nMulticastDNS=no\nLLDP=no\n", match, linkLocal)
 	if n.Address == "" {
-		b.WriteString("DHCP=ipv4\n")
+		b.WriteString("DHCP=ipv4\n\n[DHCPv4]\nUseDNS=no\nUseNTP=no\nUseHostname=no\nUseDomains=no\nUseRoutes=no\nUseGateway=yes\n")
 		return b.String()
 	}
 	fmt.Fprintf(&b, "Address=%s\n", n.Address)

@@ -295,11 +295,8 @@ func (c *console) askMachine(disks []disk, least int64, a *Answers) error {
 		if err := field("网关 (gateway)", "", func(n *Network, text string) { n.Gateway = text }); err != nil {
 			return err
 		}
-		if err := field("DNS，空格分隔 (DNS)", "", func(n *Network, text string) { n.DNS = strings.Fields(text) }); err != nil {
-			return err
-		}
 	}
-	return nil
+	return field("DNS，空格分隔 (DNS)", "", func(n *Network, text string) { n.DNS = strings.Fields(text) })
 }
 
 func orDHCP(address string) string {

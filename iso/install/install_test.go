@@ -78,7 +78,7 @@ func TestAnswersFieldByField(t *testing.T) {
 		{`192.0.2.10/24`, `127.0.0.1/8`, "network.address: "},
 		{`192.0.2.10/24`, `0.0.0.0/0`, "network.address: "},
 		{`"address": "192.0.2.10/24", `, ``, "network.gateway: "},
-		{`"address": "192.0.2.10/24", "gateway": "192.0.2.1", `, ``, "network.dns: "},
+		{`"address": "192.0.2.10/24", "gateway": "192.0.2.1", `, `"gateway": "192.0.2.1", `, "network.gateway: "},
 		{`"192.0.2.1"`, `"192.0.3.1"`, "network.gateway: "},
 		{`"192.0.2.1"`, `"192.0.2.10"`, "network.gateway: "},
 		{`"192.0.2.1"`, `"gateway"`, "network.gateway: "},
@@ -129,12 +129,48 @@ func FuzzParseAnswers(f *testing.F) {
 			t.Errorf("a name server of an answer's own: %q", a.Network.resolver())
 		}
 		for _, line := range strings.Split(a.Network.file(), "\n") { // nothing of an answer opens a section or a key of its own
-			if key, _, ok := strings.Cut(line, "="); line != "" && line != "[Match]" && line != "[Network]" &&
-				(!ok || !slices.Contains([]string{"Name", "IPv6AcceptRA", "DHCP", "Address", "Gateway", "DNS"}, key)) {
+			if key, _, ok := strings.Cut(line, "="); line != "" && line != "[Match]" && line != "[Network]" && line != "[DHCPv4]" &&
+				(!ok || !slices.Contains([]string{"Name", "LinkLocalAddressing", "IPv6AcceptRA", "LLMNR", "MulticastDNS", "LLDP", "DHCP", "Address", "Gateway", "DNS",
+					"UseDNS", "UseNTP", "UseHostname", "UseDomains", "UseRoutes", "UseGateway"}, key)) {
 				t.Errorf("a line of an answer's own: %q", line)
 			}
 		}
 	})
+}
+
+// What the image's own file refuses of a network, the site's file refuses, too: it is read in its stead, not with it.
+func TestNetworkRefusesWhatTheImageDoes(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../rootfs/etc/systemd/network/50-wired.network")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wired, dhcp, ok := strings.Cut(string(text), "[DHCPv4]")
+	if !ok {
+		t.Fatal("50-wired.network says nothing of DHCP")
+	}
+	for _, c := range []struct {
+		network Network
+		want    string
+	}{
+		{Network{DNS: []string{"192.0.2.2"}}, wired + dhcp},
+		{Network{Address: "192.0.2.10/24", Gateway: "192.0.2.1"}, wired},
+	} {
+		c.network.check(func(field, what string) { t.Errorf("%+v: %s: %s", c.network, field, what) })
+		lines := strings.Split(c.network.file(), "\n")
+		for line := range strings.Lines(c.want) {
+			line = strings.TrimSpace(line)
+			if key, _, setting := strings.Cut(line, "="); !setting || key[0] == '#' || key == "Type" || key == "DHCP" {
+				continue
+			}
+			if !slices.Contains(lines, line) {
+				t.Errorf("%+v: %s is missing", c.network, line)
+			}
+		}
+	}
+	if six := (&Network{Address: "2001:db8::2/64"}).file(); !strings.Contains(six, "LinkLocalAddressing=ipv6\n") {
+		t.Errorf("no neighbour can be found by IPv6: %s", six)
+	}
 }
 
 func FuzzReadParcel(f *testing.F) {
@@ -396,7 +432,7 @@ func TestDialogue(t *testing.T) {
 		a, text, err := con.askAll(disks, 100*mib)
 		return a, string(text), out.String(), err
 	}
-	a, text, said, err := talk("", "", "", "", "", "", "", "192.0.2.21:123", "zhang 张三", "li 李四", "wang 王五", "yes")
+	a, text, said, err := talk("", "", "", "", "", "", "", "", "192.0.2.21:123", "zhang 张三", "li 李四", "wang 王五", "yes")
 	if err != nil || a.Disk != "vda" || a.Wipe != "" || a.Seal != sealTPM || a.Network.Address != "" || a.check() != nil {
 		t.Errorf("Enter throughout: %+v, %v\n%s", a, err, said)
 	}
@@ -410,7 +446,7 @@ func TestDialogue(t *testing.T) {
 	if err != nil || fmt.Sprint(a) != fmt.Sprint(want) || !strings.Contains(text, "node = 'dongqu-1'") || !strings.Contains(text, "'[2001:db8::1]:123'") {
 		t.Errorf("with slips: %+v, %v\n%s\n%s", a, err, text, said)
 	}
-	if _, _, _, err := talk("", "", "", "", "", "", "", "a:1", "zhang 张三", "li 李四", "wang 王五", "no"); !errors.Is(err, io.EOF) {
+	if _, _, _, err := talk("", "", "", "", "", "", "", "", "a:1", "zhang 张三", "li 李四", "wang 王五", "no"); !errors.Is(err, io.EOF) {
 		t.Errorf("without the last yes: %v", err)
 	}
 }
