@@ -76,13 +76,20 @@ const timePort = 30123
 // timeServer answers NTP with this machine's clock. Several tests' processes may each have one at that port: they all say the same.
 func timeServer(t *testing.T) string {
 	t.Helper()
+	answerTime(t, "127.0.0.1")
+	return "10.0.2.2:" + strconv.Itoa(timePort)
+}
+
+// answerTime answers NTP at an address of this machine's, or of the network namespace that the test's thread is in.
+func answerTime(t *testing.T, address string) {
+	t.Helper()
 	shared := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		if e := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }); e != nil {
 			return e
 		}
 		return err
 	}}
-	conn, err := shared.ListenPacket(t.Context(), "udp4", "127.0.0.1:"+strconv.Itoa(timePort))
+	conn, err := shared.ListenPacket(t.Context(), "udp4", net.JoinHostPort(address, strconv.Itoa(timePort)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +119,6 @@ func timeServer(t *testing.T) string {
 			_, _ = conn.WriteTo(reply, from)
 		}
 	}()
-	return "10.0.2.2:" + strconv.Itoa(timePort)
 }
 
 const answersJSON = `{

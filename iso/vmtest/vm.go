@@ -47,6 +47,7 @@ type Machine struct {
 	Ports   []int    // of the guest, reachable at [VM.Address]
 	Outside []string // "10.0.2.100:5432=127.0.0.1:41234": what the guest can reach outside of itself; nothing else
 	Host    bool     // the guest reaches all of this machine's loopback, at 10.0.2.2, by UDP too
+	Tap     string   // a tap interface in the caller's network namespace that the guest's card is wired to, instead of the four above
 	Reboots bool     // a restart of the guest restarts it; otherwise it ends the machine
 
 	Boot time.Duration // what its longest wait is expected to take; a minute by default
@@ -138,6 +139,9 @@ func Start(t testing.TB, m Machine) *VM {
 	for _, o := range m.Outside {
 		guest, host, _ := strings.Cut(o, "=")
 		nic += fmt.Sprintf(",guestfwd=tcp:%s-tcp:%s", guest, host)
+	}
+	if m.Tap != "" {
+		nic = "tap,id=n0,model=virtio-net-pci,script=no,downscript=no,ifname=" + m.Tap
 	}
 	args = append(args, "-nic", nic, "-global", "virtio-net-pci.romfile=")
 	if m.TPM != "" {
