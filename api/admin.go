@@ -94,6 +94,7 @@ type Admin interface {
 	PeerAdmin
 	StaffAdmin
 	SearchAdmin
+	SettingsAdmin
 	LogAdmin
 	ReportAdmin
 	AssessAdmin
@@ -157,6 +158,7 @@ func (s *Server) adminRoutes(e *echo.Echo) {
 	s.selftestRoutes(e)
 	s.drillRoutes(e)
 	s.updateRoutes(e)
+	s.settingsRoutes(e)
 	s.packRoutes(e)
 	e.POST("/admin/v1/stamps", administered(s, checkStamp, a.Stamp))
 	s.accountRoutes(e)

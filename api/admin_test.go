@@ -330,6 +330,32 @@ func (a *admin) RestartForUpdate(_ context.Context, actor string, req api.Restar
 func (a *admin) CancelUpdate(_ context.Context, actor string, req api.CancelUpdate) (any, error) {
 	return a.note(actor, req)
 }
+func (a *admin) Settings(_ context.Context, actor string) (any, error) {
+	return a.note(actor, "settings")
+}
+
+// CheckSettings refuses an overlay that says "wrong", and notes none that is looked at before a change is proposed.
+func (a *admin) CheckSettings(_ context.Context, actor string, req api.Settings) (any, error) {
+	if string(req.Overlay) == "wrong" {
+		return nil, problem.Invalid("settings", "policy.speed：未知的配置项 (unknown key)")
+	}
+	if actor == "" {
+		return m{}, nil
+	}
+	return a.note(actor, req)
+}
+func (a *admin) ChangeSettings(_ context.Context, actor string, req api.ChangeSettings) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) CancelSettings(_ context.Context, actor string, req api.DecideSettings) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) RestartForSettings(_ context.Context, actor string, req api.DecideSettings) (any, error) {
+	return a.note(actor, req)
+}
+func (a *admin) ConfirmSettings(_ context.Context, actor string, req api.DecideSettings) (any, error) {
+	return a.note(actor, req)
+}
 func (a *admin) ListPacks(_ context.Context, actor string) (any, error) {
 	return a.note(actor, "packs")
 }
@@ -523,6 +549,14 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 	check(a.CommitUpdate(ctx, commit))
 	check(a.CancelUpdate(ctx, wire.CancelUpdate{Reason: "改期"}))
 	check(a.RestartForUpdate(ctx, wire.RestartForUpdate{Reason: "启用"}))
+	check(a.Settings(ctx))
+	site := wire.Settings{Overlay: []byte("[policy]\nrate = 2000\n"), Remove: []string{"tsa.upstream"}, Secrets: []wire.SecretFile{{Name: "db.password", Secret: []byte("geheim")}}}
+	check(a.CheckSettings(ctx, site))
+	change := wire.ChangeSettings{Settings: site, Base: strings.Repeat("0c", 32), Changes: []wire.SettingChange{{Key: "policy.rate", Old: "3000", New: "2000"}}, Reason: "限速", Persons: two}
+	check(a.ChangeSettings(ctx, change))
+	check(a.CancelSettings(ctx, wire.DecideSettings{Reason: "改期"}))
+	check(a.RestartForSettings(ctx, wire.DecideSettings{Reason: "启用"}))
+	check(a.ConfirmSettings(ctx, wire.DecideSettings{Reason: "连得到"}))
 	check(a.ListPacks(ctx))
 	check(a.StagePack(ctx, strings.NewReader("pack"), 4))
 	install := wire.InstallPack{SM3: strings.Repeat("0b", 32), Reason: "接入密码机", Persons: two}
@@ -590,7 +624,8 @@ func TestAdminReachesEveryRoute(t *testing.T) {
 		wire.FileReport{Kind: "drill", Backup: "0123456789abcdef", Passed: true, Persons: two, Report: []byte("{}")}, "backups", "alarms", wire.TestAlarms{}, signed,
 		wire.ListReports{Kind: "drill", Most: 7}, wire.ReadReport{Sequence: 9, File: "a.json"}, wire.RunPatrol{Period: "weekly"}, "system", wire.ReadLogFile{Name: "yinjian.log", From: 3},
 		"diagnosis", drill, wire.BreakDrill{ID: "drill-0a", Revoke: true}, wire.EndDrill{ID: "drill-0a"}, "drill",
-		"update", "bundle of 5242880 bytes", commit, wire.CancelUpdate{Reason: "改期"}, wire.RestartForUpdate{Reason: "启用"}, "packs", "pack of 4 bytes", install,
+		"update", "bundle of 5242880 bytes", commit, wire.CancelUpdate{Reason: "改期"}, wire.RestartForUpdate{Reason: "启用"}, "settings", site, change,
+		wire.DecideSettings{Reason: "改期"}, wire.DecideSettings{Reason: "启用"}, wire.DecideSettings{Reason: "连得到"}, "packs", "pack of 4 bytes", install,
 		wire.RemovePack{Name: "vendor-5", Reason: "停用", Persons: two}, wire.RegisterPackKey{Key: []byte("pem"), Reason: "启用会签", Persons: two}, "missing",
 		wire.Sweep{}, changes,
 		"directory", "versions", wire.SkipVersions{Kind: "signer", ID: "D001", Reason: "查无此变更"}, wire.ThawObject{Kind: "signer", ID: "D001", Reason: "以本部为准"},
@@ -653,6 +688,22 @@ func TestAdminRefusesFaultyFields(t *testing.T) {
 			_, err := a.CommitUpdate(ctx, wire.CommitUpdate{SM3: strings.Repeat("0a", 32), Reason: "x"})
 			return err
 		}, "persons"},
+		"settings that are wrong, before anybody is asked": {func() error {
+			_, err := a.ChangeSettings(ctx, wire.ChangeSettings{Settings: wire.Settings{Overlay: []byte("wrong")}, Base: strings.Repeat("0c", 32), Changes: []wire.SettingChange{}, Reason: "x", Persons: []string{"甲", "乙"}})
+			return err
+		}, "settings"},
+		"settings of one person": {func() error {
+			_, err := a.ChangeSettings(ctx, wire.ChangeSettings{Settings: wire.Settings{Overlay: []byte("x")}, Base: strings.Repeat("0c", 32), Changes: []wire.SettingChange{}, Reason: "x"})
+			return err
+		}, "persons"},
+		"a secret without a name": {func() error {
+			_, err := a.CheckSettings(ctx, wire.Settings{Overlay: []byte{}, Secrets: []wire.SecretFile{{Secret: []byte("x")}}})
+			return err
+		}, "secrets[0].name"},
+		"too large an overlay": {func() error {
+			_, err := a.CheckSettings(ctx, wire.Settings{Overlay: make([]byte, 64<<10+1)})
+			return err
+		}, "overlay"},
 		"a pack's path": {func() error {
 			_, err := a.RemovePack(ctx, wire.RemovePack{Name: "../x", Reason: "x", Persons: []string{"甲", "乙"}})
 			return err

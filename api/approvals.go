@@ -383,7 +383,11 @@ func (s *Server) confirm(_ context.Context, sess *Session, req wire.Decide) (*wi
 }
 
 // secrets are the members of requests that nobody else sees.
-var secrets = map[string]bool{"pin": true, "old_pin": true, "password": true, "shares": true}
+var secrets = map[string]bool{"pin": true, "old_pin": true, "password": true, "shares": true, "secret": true}
+
+// digested are the members of which the second person sees a digest alone: what is in them may be a secret, and what it does stands
+// beside it.
+var digested = map[string]bool{"overlay": true}
 
 // maxShown is the length of the longest text, of one that is no file, that a request of two persons may have.
 const maxShown = 1024
@@ -415,12 +419,7 @@ func redact(v any) any {
 		if len(v) <= maxShown { // texts are no longer; files are
 			whole = plain(v) + " "
 		}
-		b, err := base64.StdEncoding.DecodeString(v)
-		if err != nil {
-			b = []byte(v)
-		}
-		sum := sm3.Sum(b)
-		digest := fmt.Sprintf("sm3:%x（%d 字节）", sum, len(b))
+		digest, b := digestOf(v), bytesOf(v)
 		if certs := certificatesOf(b); certs != nil {
 			return map[string]any{"file": digest, "certificates": certs}
 		}
@@ -441,6 +440,8 @@ func redact(v any) any {
 			switch {
 			case secrets[name]:
 				v[name] = "（不显示）"
+			case digested[name]:
+				v[name] = digestOf(w)
 			case lines != nil:
 				v[name] = lines
 			default:
@@ -449,6 +450,21 @@ func redact(v any) any {
 		}
 	}
 	return v
+}
+
+// bytesOf are a file's, or a text's.
+func bytesOf(v string) []byte {
+	b, err := base64.StdEncoding.DecodeString(v)
+	if err != nil {
+		b = []byte(v)
+	}
+	return b
+}
+
+func digestOf(v any) string {
+	s, _ := v.(string)
+	b := bytesOf(s)
+	return fmt.Sprintf("sm3:%x（%d 字节）", sm3.Sum(b), len(b))
 }
 
 // certificatesOf are those of a file, as the second person compares them with what the CA, or the vendor, has said; nil for

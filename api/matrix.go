@@ -138,6 +138,13 @@ var matrix = []Line{
 	{Method: post, Pattern: "/admin/v1/log", Title: "设定运行日志 (set the running log)", Roles: system, Second: second, Changes: true},
 	{Method: post, Pattern: "/admin/v1/log/lines", Title: "运行日志最近的行 (last lines of the running log)", Roles: seeService},
 	{Method: post, Pattern: "/admin/v1/log/file", Title: "读取运行日志文件 (read a file of the running log)", Roles: seeService},
+	{Method: get, Pattern: "/admin/v1/settings", Title: "设置：现在的、等待重新启动的、正在试用的 (the settings, and which change waits or is tried)", Roles: seeMachines},
+	{Method: post, Pattern: "/admin/v1/settings/check", Title: "核对一项设置会改变什么 (what a change of settings would make)", Roles: system},
+	// They can loosen what administrators are held to, which is security's to approve.
+	{Method: post, Pattern: "/admin/v1/settings", Title: "改设置，下次启动试用 (change settings: the next start tries them)", Roles: system, Second: security, Changes: true},
+	{Method: post, Pattern: "/admin/v1/settings/cancel", Title: "取消等待的设置，或忘记换回来的 (cancel a change of settings, or forget one that was left)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/settings/restart", Title: "重新启动服务，试用已批准的设置 (restart the service with the settings that were approved)", Roles: system, Changes: true},
+	{Method: post, Pattern: "/admin/v1/settings/confirm", Title: "确认换了设置之后管理员仍连得到 (confirm that administrators still reach the appliance)", Roles: system, Changes: true},
 	{Method: get, Pattern: "/admin/v1/update", Title: "映像与升级的状态 (which image runs, and which waits)", Roles: seeMachines},
 	{Method: post, Pattern: "/admin/v1/update/bundle", Title: "上传升级包，写入不在运行的槽 (send a bundle: it is written, and nothing starts it yet)", Roles: system, Changes: true},
 	{Method: post, Pattern: "/admin/v1/update/commit", Title: "提交升级，下次启动生效 (commit an update: the next start tries it)", Roles: system, Second: second, Changes: true},

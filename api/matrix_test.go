@@ -61,7 +61,7 @@ func TestMatrixKeepsRolesApart(t *testing.T) {
 		"/admin/v1/signers", "/admin/v1/signers/import", "/admin/v1/signers/:id/keys", "/admin/v1/signers/:id/pin", "/admin/v1/signers/:id/recover", "/admin/v1/signers/:id/start",
 		"/admin/v1/machines", "/admin/v1/certificates/requests", "/admin/v1/keys/destroy", "/admin/v1/ceremonies", "/admin/v1/anchors",
 		"/admin/v1/time/readmit", "/admin/v1/administrators", "/admin/v1/administrators/:id/start", "/admin/v1/administrators/:id/password", "/admin/v1/administrators/:id/certificate",
-		"/admin/v1/backups", "/admin/v1/backups/custodians", "/admin/v1/backups/reports", "/admin/v1/peer", "/admin/v1/peer/remove", "/admin/v1/drills", "/admin/v1/update/commit",
+		"/admin/v1/backups", "/admin/v1/backups/custodians", "/admin/v1/backups/reports", "/admin/v1/peer", "/admin/v1/peer/remove", "/admin/v1/drills", "/admin/v1/update/commit", "/admin/v1/settings",
 		"/admin/v1/packs/install", "/admin/v1/packs/remove", "/admin/v1/packs/key",
 	} {
 		if l := lineOf(post, pattern); l == nil || len(l.Second) == 0 {

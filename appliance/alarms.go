@@ -220,6 +220,9 @@ func (l *alarms) conditions() []alarm.Condition {
 	for _, index := range a.images.all() {
 		add(alarm.ImageLeft, strconv.FormatUint(index, 10), "映像 %d 三次没有证明自己可用，运行的是原来的映像 (did not prove itself)", index)
 	}
+	if why, left := a.house.settings.leftWhy(); left {
+		add(alarm.SettingsLeft, "", "%s", why)
+	}
 	if a.device != nil {
 		if err := a.device.Down(); err != nil {
 			add(alarm.UpstreamAway, a.device.Name(), "%s", reasonOf(err))

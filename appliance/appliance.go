@@ -68,6 +68,12 @@ type Options struct {
 	OnStart func()
 	// OnReady is called when all listeners are open.
 	OnReady func(Endpoints)
+	// OnSettings, if set, is called before anything is started when this process has put other settings in place: another program may
+	// be meant to run them.
+	OnSettings func() error
+	// TrialWithin and ReachWithin are how long a start may take with new settings, and how long until somebody has confirmed that
+	// administrators reach it; zero: 5 and 30 minutes.
+	TrialWithin, ReachWithin time.Duration
 }
 
 // Endpoints are where the running appliance listens.
@@ -416,6 +422,7 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 	}
 	serving.group.Go(func() error { return a.alarms.run(lctx) }) // which looks at the listeners too
 	serving.group.Go(func() error { return a.proveImage(lctx) })
+	serving.group.Go(func() error { return a.proveSettings(lctx) })
 	h.operational()
 	a.log.WithFields(logrus.Fields{"api": endpoints.API, "node": cfg.Node}).Info("appliance is operational")
 	if o.OnReady != nil {

@@ -95,7 +95,7 @@ var shownKeys = map[string]bool{
 	"listen.tsa_sources.name": true, "listen.tsa_sources.addresses": true, "listen.tsa_sources.certificates": true,
 	"hsm.module": true, "hsm.profile": true, "hsm.pin_source": true, "hsm.tpm.device": true, "hsm.slots.token_label": true, "hsm.slots.pin_file": true, "hsm.custody.kek": true, "hsm.custody.officers": true,
 	"hsm.machines.name": true, "hsm.machines.module": true, "hsm.machines.profile": true, "hsm.machines.slots.token_label": true, "hsm.machines.slots.pin_file": true,
-	"time.sources.name": true, "time.sources.group": true, "time.sources.address": true, "time.sources.key_type": true, "time.sources.key_file": true,
+	"admin.local": true, "time.sources.name": true, "time.sources.group": true, "time.sources.address": true, "time.sources.key_type": true, "time.sources.key_file": true,
 	"tsa.units.name": true, "tsa.units.algorithm": true, "tsa.units.policy": true, "tsa.units.profile": true,
 	"tsa.upstream.name": true, "tsa.upstream.order": true, "tsa.upstream.units": true, "tsa.upstream.policies": true,
 	"tsa.upstream.certificates": true, "tsa.upstream.password_file": true, "tsa.upstream.tls_roots": true,
@@ -171,7 +171,7 @@ func Secrets(cfg *Config, dir string) (map[string][]byte, error) {
 			}
 		}
 	}
-	for _, pattern := range []string{"secrets/*", "credentials/*", "run/*.session", "run/session*"} {
+	for _, pattern := range []string{"secrets/*", "settings/*/secrets/*", "settings/.*/secrets/*", "credentials/*", "run/*.session", "run/session*"} {
 		found, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			return nil, err

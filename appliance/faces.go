@@ -244,6 +244,7 @@ func (h health) State() any {
 	s.Warnings = append(s.Warnings, a.drills.warnings()...)
 	s.Warnings = append(s.Warnings, a.listener.warnings()...)
 	s.Warnings = append(s.Warnings, a.lockWarnings()...)
+	s.Warnings = append(s.Warnings, a.house.settings.warnings()...)
 	s.Time.Workers = a.workerTimes()
 	for _, k := range a.watch.Clocks() {
 		if k.Wrong != nil {

@@ -34,6 +34,7 @@ type house struct {
 	// provisioning is held while a folder is made an appliance.
 	provisioning sync.Mutex
 	keeper       keeper
+	settings     settings
 
 	mu       sync.Mutex // guards what follows
 	state    api.State
@@ -109,7 +110,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	dir := o.Dir
 	blank := Blank(dir) && !o.Once
-	if !blank {
+	if !blank && !trialStands(dir) { // what is tried may be unreadable, and is put back below
 		if _, err := LoadConfig(dir); err != nil {
 			return err
 		}
@@ -138,7 +139,17 @@ func Run(ctx context.Context, o Options) (err error) {
 	if h.sys, err = sysclock.Open(); err != nil {
 		return err
 	}
-	h.keeper.h = h
+	h.keeper.h, h.settings.h = h, h
+	if !blank {
+		if err := h.settings.begin(); err != nil {
+			return err
+		}
+		if h.settings.placed && o.OnSettings != nil {
+			if err := o.OnSettings(); err != nil {
+				return err
+			}
+		}
+	}
 	ln, err := api.ListenAdmin(AdminSocket(dir))
 	if err != nil {
 		return errors.Join(checkRoom(dir), err) // on a full volume the first says more
@@ -176,6 +187,31 @@ func Run(ctx context.Context, o Options) (err error) {
 		h.mu.Lock()
 		served := h.served
 		h.mu.Unlock()
+		if ctx.Err() == nil && errors.Is(err, ErrRestart) {
+			return ErrRestart
+		}
+		if ctx.Err() == nil && err != nil && h.settings.tries() {
+			var f *failure
+			if !served {
+				f = h.fail(err, attempt, pause)
+			}
+			if why := h.settings.givesUp(err, f); why != "" {
+				h.log.WithError(err).Error("a start with new settings failed")
+				if uerr := h.settings.undo(why); uerr != nil {
+					return errors.Join(err, uerr)
+				}
+				switch {
+				case served:
+					return ErrRestart
+				case o.Once:
+					return err
+				}
+				attempt, pause = 0, firstPause
+				h.begins()
+				continue
+			}
+			pause = min(pause, trialPause)
+		}
 		if err != nil && ctx.Err() != nil && !served && !errors.As(err, &wrong) {
 			h.log.WithError(err).Warning("told to stop before the start was done")
 			return nil
@@ -234,7 +270,13 @@ func (h *house) live(ctx context.Context) error {
 	if h.o.OnStart != nil {
 		h.o.OnStart()
 	}
-	return h.run(ctx, cfg)
+	attempt, end := h.settings.attempt(ctx)
+	defer end()
+	err = h.run(attempt, cfg)
+	if cause := context.Cause(attempt); ctx.Err() == nil && attempt.Err() != nil { // the settings have ended it, not the caller
+		return errors.Join(cause, err)
+	}
+	return err
 }
 
 func (h *house) enter(s api.State) {
@@ -264,6 +306,7 @@ func (h *house) stops() {
 
 // operational is called when all listeners are open.
 func (h *house) operational() {
+	h.settings.reached()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.state, h.served = api.Operational, true

@@ -32,6 +32,8 @@ type clinic struct {
 	// spoil is put behind every text of every answer.
 	spoil string
 	odd   string // the reason of a change
+	// settings is which change of the settings there is: "waiting", "trial", "left" or none.
+	settings string
 
 	mu      sync.Mutex
 	asked   []string                 // guarded by mu: "POST /admin/v1/signers/D1/stop {…}"

@@ -56,6 +56,7 @@ func init() {
 		{groupMachine, [2]string{"备份", "Backups"}, "/console/backups", []string{routeBackups}, backupRoutes},
 		{groupMachine, [2]string{"运行日志", "Running log"}, "/console/logs", []string{routeLog}, logRoutes},
 		{groupMachine, [2]string{"系统与网络", "System and network"}, "/console/system", []string{routeSystem}, systemRoutes},
+		{groupMachine, [2]string{"设置", "Settings"}, "/console/settings", []string{routeSettings}, settingsRoutes},
 		{groupMachine, [2]string{"映像与升级", "Image and updates"}, "/console/update", []string{routeUpdate}, updateRoutes},
 		{groupHelp, [2]string{"帮助与错误码", "Help"}, "/console/help", nil, helpRoutes},
 		{groupHelp, [2]string{"关于", "About"}, "/console/about", nil, aboutRoutes},

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,7 +18,7 @@ import (
 func init() {
 	pages = append(pages, []struct{ name, role, at string }{
 		{"logs", "system", "/console/logs"}, {"system", "security", "/console/system"}, {"selftest", "operator", "/console/selftest?application=lis"}, {"patrol", "system", "/console/patrol"},
-		{"patrol-report", "audit", "/console/patrol/90100"}, {"drills", "security", "/console/drills"}, {"update", "system", "/console/update"}, {"drill", "security", "/console/drills/80100"}, {"assess", "audit", "/console/assess"},
+		{"patrol-report", "audit", "/console/patrol/90100"}, {"drills", "security", "/console/drills"}, {"update", "system", "/console/update"}, {"settings", "system", "/console/settings"}, {"drill", "security", "/console/drills/80100"}, {"assess", "audit", "/console/assess"},
 		{"elsewhere", "audit", "/console/records/" + elsewhere},
 	}...)
 }
@@ -41,6 +42,26 @@ func (c *clinic) service(method, at string, body []byte) (int, any) {
 	case "GET /admin/v1/update":
 		waiting := m{"index": 8, "version": "0.8.0", "sm3": strings.Repeat("0a", 32), "manifest": m{"notes": "<script>补丁</script>"}}
 		return 200, m{"running": 7, "version": "0.7.0", "slot": "A", "good": true, "behind": 6, "failed": []int{9}, "floor": 5, "staged": waiting, "committed": waiting}
+	case "GET /admin/v1/settings":
+		one := m{"by": "admin:zhang(张三，system) 与 admin:li(李四，security)", "reason": "<script>换库</script>", "confirm": true, "changes": []any{m{"key": "policy.rate", "old": "3000", "new": "2000"}}}
+		out := m{"config": "[policy]\nrate = 3000\n", "sm3": strings.Repeat("0c", 32)}
+		switch c.settings {
+		case "waiting":
+			out["waiting"] = one
+		case "trial":
+			one["left_s"] = 1234
+			out["trial"] = one
+		case "left":
+			one["why"] = "listen tcp：地址不可用"
+			out["left"] = one
+		}
+		return 200, out
+	case "POST /admin/v1/settings/check":
+		return 200, m{"base": strings.Repeat("0c", 32), "changes": []any{m{"key": "policy.rate", "old": "3000", "new": "2000"}}}
+	case "POST /admin/v1/settings":
+		return 202, m{"proposal": "0a", "sm3": "0b", "approvers": []string{"security"}}
+	case "POST /admin/v1/settings/cancel", "POST /admin/v1/settings/restart", "POST /admin/v1/settings/confirm":
+		return 200, m{}
 	case "POST /admin/v1/update/commit":
 		return 202, m{"proposal": "0a", "sm3": "0b", "approvers": []string{"security"}}
 	case "POST /admin/v1/update/cancel", "POST /admin/v1/update/restart":
@@ -299,7 +320,7 @@ func TestServiceRoles(t *testing.T) {
 	s := newConsole(t, &clinic{}, nil)
 	for at, may := range map[string]string{
 		"/console/logs": "system security audit", "/console/system": "system security audit", "/console/patrol": "system security audit", "/console/drills": "system security audit",
-		"/console/update": "system security audit", "/console/assess": "audit", "/console/selftest": "security audit operator",
+		"/console/update": "system security audit", "/console/settings": "system security audit", "/console/assess": "audit", "/console/selftest": "security audit operator",
 	} {
 		for _, role := range []string{"system", "security", "audit", "operator"} {
 			_, front := get(t, s, role, "/console/")
@@ -362,6 +383,49 @@ func TestUpdatePage(t *testing.T) {
 	r, _ = post(t, s, "system", "/console/update/restart", "token=token-of-system&reason=x")
 	if r.Header.Get("Location") != "/console/update?notice=restarting" || c.asked[len(c.asked)-1] != `POST /admin/v1/update/restart {"reason":"x"}` {
 		t.Errorf("%s to %q: %q", r.Status, r.Header.Get("Location"), c.asked)
+	}
+}
+
+// A change of the settings goes out with what the appliance said of it, for the second person; what waits, is tried or was left is
+// shown with what can be done about it.
+func TestSettingsPage(t *testing.T) {
+	t.Parallel()
+	for state, want := range map[string][]string{
+		"":        {`action="/console/settings"`, "rate = 3000", strings.Repeat("0c", 32)},
+		"waiting": {`action="/console/settings/restart"`, `formaction="/console/settings/cancel"`, "&lt;script&gt;换库", "policy.rate", "30 分钟"},
+		"trial":   {`action="/console/settings/confirm"`, "1234"},
+		"left":    {`action="/console/settings/cancel"`, "地址不可用", `action="/console/settings"`},
+	} {
+		c := &clinic{settings: state}
+		s := newConsole(t, c, nil)
+		_, body := get(t, s, "system", "/console/settings")
+		for _, w := range want {
+			if !strings.Contains(body, w) {
+				t.Errorf("%q: no %s in\n%s", state, w, body)
+			}
+		}
+		if (state == "waiting" || state == "trial") == strings.Contains(body, `action="/console/settings"`) {
+			t.Errorf("%q: offered another change, or not\n%s", state, body)
+		}
+		if _, body := get(t, s, "security", "/console/settings"); strings.Contains(body, `action="/console/settings`) {
+			t.Errorf("%q: the security administrator is offered\n%s", state, body)
+		}
+	}
+	c := &clinic{}
+	s := newConsole(t, c, nil)
+	r, _ := post(t, s, "system", "/console/settings", "token=token-of-system&overlay=%5Bpolicy%5D%0D%0Arate+%3D+2000&remove=tsa.upstream&name=db.password&secret=geheim&reason=x")
+	// Members in base64: [policy]\nrate = 2000 and geheim.
+	change := `{"overlay":"W3BvbGljeV0KcmF0ZSA9IDIwMDA=","remove":["tsa.upstream"],"secrets":[{"name":"db.password","secret":"Z2VoZWlt"}]}`
+	asked := c.asked[len(c.asked)-2:]
+	if want := []string{"POST /admin/v1/settings/check " + change, `POST /admin/v1/settings {"settings":` + change + `,"base":"` + strings.Repeat("0c", 32) +
+		`","changes":[{"key":"policy.rate","old":"3000","new":"2000"}],"reason":"x"}`}; !slices.Equal(asked, want) || r.Header.Get("Location") != "/console/approvals?notice=proposed" {
+		t.Errorf("%q to %q, want %q", asked, r.Header.Get("Location"), want)
+	}
+	for act, notice := range map[string]string{"restart": "restarting", "cancel": "cancelled", "confirm": "changed"} {
+		r, _ := post(t, s, "system", "/console/settings/"+act, "token=token-of-system&reason=x")
+		if r.Header.Get("Location") != "/console/settings?notice="+notice || c.asked[len(c.asked)-1] != "POST /admin/v1/settings/"+act+` {"reason":"x"}` {
+			t.Errorf("%s: %q to %q", act, c.asked[len(c.asked)-1], r.Header.Get("Location"))
+		}
 	}
 }
 

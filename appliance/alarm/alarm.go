@@ -67,6 +67,7 @@ const (
 	LoginLocked     Code = "login-locked"
 	UpstreamAway    Code = "upstream-away"
 	ImageLeft       Code = "image-left"
+	SettingsLeft    Code = "settings-left"
 	Test            Code = "test" // somebody tries whether alarms arrive
 )
 
@@ -102,6 +103,7 @@ var Meanings = map[Code]Meaning{
 	LoginLocked:     {Warning, "验证失败过多 (too many failed authentications)", "核对该地址上应用的密钥，或问管理员本人；查是否有人在试 (check the application's key, or ask the administrator; does somebody guess?)"},
 	UpstreamAway:    {Warning, "上游时间戳设备不可用 (the upstream timestamp device is away)", "查该设备与网络，见 docs/upstream.md (look at the device and the network)"},
 	ImageLeft:       {Warning, "新映像试过未成，已退回 (a new image was tried and left again)", "签名照常；查明原因后上传新的升级包，或 yinjian update cancel，见 docs/update.md (signing goes on; send another bundle, or cancel)"},
+	SettingsLeft:    {Warning, "新的设置没有成功，已换回原来的 (new settings were tried and left again)", "签名照常，设置是原来的；见 yinjian settings show，改正后重新提出，或 yinjian settings cancel (signing goes on with those of before; propose others, or cancel)"},
 	Test:            {Notice, "告警测试 (a test alarm)", "无须处理 (nothing to do)"},
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -234,104 +233,14 @@ func (a *answers) file(module, dir string) ([]byte, *appliance.Config, error) {
 		if machines, ok := a.Settings["hsm"].(map[string]any); ok && machines["slots"] != nil {
 			delete(all["hsm"].(map[string]any), "slots") // the tokens of another machine are all others
 		}
-		overlay(all, a.Settings)
+		appliance.Overlay(all, a.Settings)
 		if b, err = toml.Marshal(all); err != nil {
 			return nil, nil, err
 		}
 	}
-	look, done, err := a.withCertificates(b, dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer done()
-	cfg, err := appliance.ParseConfig(look, dir)
+	cfg, err := appliance.ParseConfigWith(b, dir, a.Secrets)
 	return b, cfg, err
 }
-
-// withCertificates is the configuration as it can be looked at before the secrets are in their folder: what a DSN names of
-// them, a CA's certificate, is read with it, from somewhere else until done is called. No other secret is written anywhere.
-func (a *answers) withCertificates(text []byte, dir string) (look []byte, done func(), err error) {
-	done = func() {}
-	of, _ := a.Settings["database"].(map[string]any)
-	dsn, _ := of["dsn"].(string)
-	scratch := ""
-	elsewhere, err := dsnFiles(dsn, func(place string) (string, error) {
-		name, err := filepath.Rel(filepath.Join(dir, "secrets"), place)
-		secret, given := a.Secrets[name]
-		if err != nil || !given || !secretName.MatchString(name) {
-			return place, nil
-		}
-		if scratch == "" {
-			if scratch, err = os.MkdirTemp("", "yinjian"); err != nil {
-				return "", err
-			}
-			done = func() { _ = os.RemoveAll(scratch) } // at worst a certificate stays there
-		}
-		file := filepath.Join(scratch, name)
-		return file, os.WriteFile(file, []byte(secret), 0o600)
-	})
-	if err != nil || elsewhere == dsn {
-		done()
-		return text, func() {}, err
-	}
-	var all map[string]any
-	if err = toml.Unmarshal(text, &all); err == nil {
-		all["database"].(map[string]any)["dsn"] = elsewhere // the settings have it, and so has what they made
-		look, err = toml.Marshal(all)
-	}
-	if err != nil {
-		done()
-		return nil, nil, err
-	}
-	return look, done, nil
-}
-
-// dsnValue is a parameter of a DSN, as an URL has it or libpq's keywords.
-var dsnValue = regexp.MustCompile(`(=\s*)('[^']*'|[^&\s']+)`)
-
-// dsnFiles puts place's answer where a parameter of the DSN has an absolute path as its whole value, and leaves everything else.
-func dsnFiles(dsn string, place func(path string) (string, error)) (string, error) {
-	var failed error
-	isURL := strings.Contains(dsn, "://")
-	out := dsnValue.ReplaceAllStringFunc(dsn, func(found string) string {
-		m := dsnValue.FindStringSubmatch(found)
-		path := strings.Trim(m[2], "'")
-		if plain, err := url.QueryUnescape(path); isURL && err == nil {
-			path = plain
-		}
-		if !filepath.IsAbs(path) {
-			return found
-		}
-		to, err := place(path)
-		failed = errors.Join(failed, err)
-		if to == path {
-			return found
-		}
-		if isURL {
-			to = url.QueryEscape(to)
-		}
-		return m[1] + to
-	})
-	return out, failed
-}
-
-// overlay puts every key of with into all: tables into tables, everything else in the place of what was there.
-func overlay(all, with map[string]any) {
-	for key, value := range with {
-		if in, ok := value.(map[string]any); ok {
-			if table, ok := all[key].(map[string]any); ok {
-				overlay(table, in)
-				continue
-			}
-		}
-		all[key] = value
-	}
-}
-
-var secretName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
-
-// ownSecrets are files of the folder secrets that the appliance makes itself.
-var ownSecrets = []string{"administrators.json", "pins.locked", "pins.tpm", "softtoken.passphrase", "tls.key", "unlock-tries.json"}
 
 // secretFaults are those of the secrets, and of what the settings say of them. cfg may be nil.
 func (a *answers) secretFaults(cfg *appliance.Config, dir string) (errs []error) {
@@ -340,7 +249,7 @@ func (a *answers) secretFaults(cfg *appliance.Config, dir string) (errs []error)
 	}
 	for name, text := range a.Secrets {
 		switch {
-		case !secretName.MatchString(name) || slices.Contains(ownSecrets, name) || drawn(name):
+		case !appliance.SecretName(name) || drawn(name):
 			errs = append(errs, fmt.Errorf("%s：不能用这个文件名：须为小写字母、数字、点、连字符、下划线，且不是设备自己写的文件 (not this name: lower-case letters, digits, dots, hyphens, underscores, and no file of the appliance's own)", name))
 		case strings.TrimSpace(text) == "":
 			errs = append(errs, fmt.Errorf("%s：是空的 (is empty)", name))
@@ -351,7 +260,7 @@ func (a *answers) secretFaults(cfg *appliance.Config, dir string) (errs []error)
 	}
 	for path, key := range cfg.Files() {
 		name, err := filepath.Rel(filepath.Join(dir, "secrets"), path)
-		if err != nil || !filepath.IsLocal(name) || drawn(name) || slices.Contains(ownSecrets, name) {
+		if err != nil || !filepath.IsLocal(name) || drawn(name) || appliance.OwnSecret(name) {
 			continue
 		}
 		if _, given := a.Secrets[name]; !given {

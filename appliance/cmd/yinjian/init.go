@@ -345,12 +345,13 @@ func provision(ctx context.Context, dir, module string, pins map[string][]byte) 
 func serveCommand() *cobra.Command {
 	var dir, profile string
 	var verbose, once bool
-	var service time.Duration
+	var service, trial, reach time.Duration
 	c := &cobra.Command{
 		Use:   "serve --dir DIR",
 		Short: "运行设备，直到收到停止信号 (run the appliance until it is told to stop)",
 		Long: `运行设备，直到收到停止信号。空目录则等待初始化（yinjian init），口令未解锁则等待持有人（yinjian unlock），启动失败则说明原因、能自行
 排除的自行再试；各状态见 docs/states.md。配置有误（未知的键、读不出的文件、权限过宽）立即结束；--once 时启动失败也立即结束。
+退出码 75：为采用另一份设置而结束（yinjian settings），由服务管理器再启动 (ends to be started again with other settings)。
 
 Runs the appliance until it is told to stop. An empty folder waits for init, locked PINs wait for their holders, and a start
 that fails says why and is tried again where that may help. It ends at once when the configuration is wrong; with --once also
@@ -365,7 +366,7 @@ when the start fails.`,
 			if profile != "" {
 				go profileOnSignal(c.Context(), profile+"-cpu.prof", log)
 			}
-			return serve(c.Context(), dir, once, service, log)
+			return serve(c.Context(), dir, once, service, trial, reach, log)
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "", "设备目录 (folder)")
@@ -375,6 +376,10 @@ when the start fails.`,
 	_ = c.Flags().MarkHidden("profile")
 	c.Flags().DurationVar(&service, "service-time", 0, "测量用：软件密码机每次签名至少耗时 (for bench: least time of a signature in the software cipher machine)")
 	_ = c.Flags().MarkHidden("service-time")
+	c.Flags().DurationVar(&trial, "settings-trial", 0, "试验用：新设置的启动至多多久 (for tests: how long a start with new settings may take)")
+	c.Flags().DurationVar(&reach, "settings-confirm", 0, "试验用：新设置须在多久内确认 (for tests: how long until new settings have to be confirmed)")
+	_ = c.Flags().MarkHidden("settings-trial")
+	_ = c.Flags().MarkHidden("settings-confirm")
 	_ = c.MarkFlagRequired("dir")
 	return c
 }

@@ -1,5 +1,5 @@
 // Command yinjian is the appliance: it runs it (serve), makes a new one (init), administers a running one (app, signer,
-// cert, crl, time, tsa, audit, alarm, report, db, change, handover, preserve, status), checks evidence and timestamps (verify, ts), is the software cipher machine (softtoken), probes one
+// cert, crl, time, tsa, settings, audit, alarm, report, db, change, handover, preserve, status), checks evidence and timestamps (verify, ts), is the software cipher machine (softtoken), probes one
 // (hsm probe) and shows the whole in a minute (demo). Output is for people, -o json for programs; errors go to stderr with
 // what to do; it exits 0, 1 (failed) or 2 (misused), and where a command's help says so with other codes.
 package main
@@ -95,7 +95,7 @@ func newRoot() *cobra.Command {
 		historyCommand(),
 		peerCommand(),
 		loginCommand(), logoutCommand(), ukeyCommand(), administratorCommand(), approvalCommand(),
-		logCommand(),
+		logCommand(), settingsCommand(),
 		alarmCommand(), reportCommand(), patrolCommand(), diagCommand(),
 		assessCommand(), assessRandomCommand(), originReportCommand(),
 		referenceCommand(),

@@ -56,7 +56,7 @@ func TestEveryAdministrativeRouteLeavesAChange(t *testing.T) {
 	nothing := map[string]string{
 		"/admin/v1/audit/verify": "looks", "/admin/v1/compare": "looks", "/admin/v1/sweep": "looks; what it saw is journalled", "/admin/v1/changes": "looks",
 		"/admin/v1/preserve/record": "looks", "/admin/v1/time/history": "looks", "/admin/v1/tsa/log": "looks", "/admin/v1/log/lines": "looks",
-		"/admin/v1/log/file": "looks", "/admin/v1/reports/list": "looks", "/admin/v1/reports/read": "looks",
+		"/admin/v1/log/file": "looks", "/admin/v1/reports/list": "looks", "/admin/v1/reports/read": "looks", "/admin/v1/settings/check": "looks",
 		"/admin/v1/rebuild": "rows are made again as the journals say; intent and outcome are journalled", "/admin/v1/reports/year": "looks",
 		"/admin/v1/archive":         "rows move from one table to another, as they are; intent and outcome, with how many, are journalled",
 		"/admin/v1/history/records": "records of older systems, each an entry and a row", "/admin/v1/history/totals": "counts them, journalled", "/admin/v1/history/record": "looks",

@@ -47,7 +47,7 @@ func setMemory() {
 	}
 }
 
-func serve(ctx context.Context, dir string, once bool, service time.Duration, log *logrus.Logger) error {
+func serve(ctx context.Context, dir string, once bool, service, trial, reach time.Duration, log *logrus.Logger) error {
 	setMemory()
 	self, err := os.Executable()
 	if err != nil {
@@ -63,10 +63,11 @@ func serve(ctx context.Context, dir string, once bool, service time.Duration, lo
 	started := false
 	err = appliance.Run(ctx, appliance.Options{
 		Dir: dir, Log: log, Worker: []string{self, "worker"}, Softtoken: []string{self, "softtoken", "--dir", dir, "--service-time", service.String()}, Once: once,
-		RandomTests: []string{self, "assess-random"},
+		RandomTests: []string{self, "assess-random"}, TrialWithin: trial, ReachWithin: reach,
 		Provision: func(ctx context.Context, answers []byte, passphrases []string) ([]wire.FirstPassword, error) {
 			return provisionBy(ctx, self, dir, answers, passphrases)
 		},
+		OnSettings: func() error { return becomePack(ctx, dir) },
 		OnAttended: func() {
 			if err := notifyReady(); err != nil {
 				log.WithError(err).Error("the service manager could not be told")
@@ -98,8 +99,14 @@ func serve(ctx context.Context, dir string, once bool, service time.Duration, lo
 	if started {
 		_ = os.Remove(ready)
 	}
+	if errors.Is(err, appliance.ErrRestart) { // the service manager starts it again
+		return exitError{err, exitRestart}
+	}
 	return err
 }
+
+// exitRestart is the code with which serve ends to be started again: EX_TEMPFAIL of sysexits.h.
+const exitRestart = 75
 
 func credentialFiles(dir string) map[string]string {
 	out := map[string]string{}
