@@ -20,7 +20,7 @@ demo-serve: ## the same set-up, running until Ctrl-C, with its console; addresse
 test: ## every test that fits in minutes, with the real peers (OpenSSL, Bouncy Castle, SoftHSM2, openCryptoki, PostgreSQL, chrony, gpsd)
 	@packaging/dev/deps.sh test
 	@$(MAKE) --no-print-directory build lint
-	$(GO) test -timeout 40m ./...
+	$(GO) test -timeout 90m ./...
 
 test-long: ## the same under the race detector, longer fault injection, and each fuzz target for a minute
 	@packaging/dev/deps.sh test
@@ -32,7 +32,7 @@ test-report: ## make test, and its result as a page: build/docs/test-report.html
 	@packaging/dev/deps.sh test
 	@$(MAKE) --no-print-directory build lint
 	@mkdir -p build/docs
-	$(GO) test -json -timeout 40m ./... > build/docs/test.json; failed=$$?; \
+	$(GO) test -json -timeout 90m ./... > build/docs/test.json; failed=$$?; \
 		$(GO) run ./packaging/docs report < build/docs/test.json > build/docs/test-report.html || exit 1; exit $$failed
 
 docs: build/yinjian ## what is generated of the documentation, anew; tests hold it against the code. The parts list goes to build/docs
