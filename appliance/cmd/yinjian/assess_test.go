@@ -174,9 +174,15 @@ valid_until = "2099-01-31"
 
 	// Whoever asked and went leaves an outcome that says so, and the next one is taken.
 	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(200*time.Millisecond, cancel)
-	outcomes := journalled(t, dir, assess.KindOutcome, r.Header.Node)
-	if _, err := a.Assess(ctx, wire.Assess{Nonce: "given-up", Assessor: "测评机构"}); err == nil {
+	intents, outcomes := journalled(t, dir, assess.KindIntent, r.Header.Node), journalled(t, dir, assess.KindOutcome, r.Header.Node)
+	given := make(chan error, 1)
+	go func() {
+		_, err := a.Assess(ctx, wire.Assess{Nonce: "given-up", Assessor: "测评机构"})
+		given <- err
+	}()
+	eventually(t, time.Minute, "it has begun", func() bool { return journalled(t, dir, assess.KindIntent, r.Header.Node) > intents })
+	cancel()
+	if err := <-given; err == nil {
 		t.Error("it was done before it was given up")
 	}
 	eventually(t, 30*time.Second, "the outcome of one that was given up", func() bool {
