@@ -60,6 +60,7 @@ type Base struct {
 	LUKSKeyBits int      `toml:"luks_keybits"`
 	Stub        string   `toml:"stub"`   // path of the EFI stub in a package, or in the sources with ./ before it
 	Loader      string   `toml:"loader"` // the same of systemd-boot
+	Font        string   `toml:"font"`   // path in a package of GNU Unifont's .hex file; "": the screen has no Chinese
 	CommandLine []string `toml:"command_line"`
 
 	ESPMiB        int64 `toml:"esp_mib"`

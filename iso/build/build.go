@@ -103,6 +103,7 @@ func Build(cfg Config) (*Result, error) {
 	cfg.offered = Tree{}
 	var kernelSource string
 	firmware := map[string][]byte{b.Stub: nil, b.Loader: nil}
+	var font *File
 	for _, p := range lock {
 		if p.Name == b.Kernel || !slices.Contains(b.Packages, p.Name) && strings.HasPrefix(p.Name, "linux-image-") {
 			kernelSource = p.Source()
@@ -122,6 +123,11 @@ func Build(cfg Config) (*Result, error) {
 			f := all[name]
 			if _, wanted := firmware[name]; wanted {
 				firmware[name] = f.Data
+			}
+			if name == b.Font {
+				if font, err = screenFont(f); err != nil {
+					return nil, err
+				}
 			}
 			switch {
 			case f.Mode.IsDir():
@@ -145,6 +151,9 @@ func Build(cfg Config) (*Result, error) {
 			return nil, fmt.Errorf("no package has %s", name)
 		}
 	}
+	if b.Font != "" && font == nil {
+		return nil, fmt.Errorf("no package has %s", b.Font)
+	}
 	k, err := kernelOf(b, kernelFiles, kernelSource)
 	if err != nil {
 		return nil, err
@@ -161,6 +170,9 @@ func Build(cfg Config) (*Result, error) {
 		return nil, err
 	}
 	step("programs built")
+	if font != nil {
+		t.place(strings.TrimPrefix(layout.ScreenFont, "/"), font)
+	}
 	if err := assemble(&cfg, b, t, k, modules, programs, cfg.Keys); err != nil {
 		return nil, err
 	}
@@ -193,7 +205,7 @@ func Build(cfg Config) (*Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		ram, err := initramfs(k, init, early)
+		ram, err := initramfs(k, init, font, early)
 		if err != nil {
 			return nil, err
 		}
@@ -334,6 +346,7 @@ func compile(cfg *Config, b *Base, dir string) (root map[string][]byte, init []b
 		{"./iso/install", "usr/lib/yinjian/yinjian-install", false},
 		{"./iso/console", "usr/lib/yinjian/yinjian-console", false},
 		{"./iso/power", "usr/lib/yinjian/yinjian-power", false},
+		{"./iso/paint", "usr/lib/yinjian/yinjian-paint", false},
 	} {
 		if root[p.to], err = Program(cfg.Sources, b.Arch, dir, p.pkg, p.cgo); err != nil {
 			return nil, nil, err

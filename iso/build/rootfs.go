@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"yinjian/iso/layout"
+	"yinjian/iso/screen"
 )
 
 // overlays are the folders of the sources that go into the image, and where to. What packaging has is the same on
@@ -116,13 +117,25 @@ func osRelease(i layout.Image) string {
 		name, i.Version, i.Version, i.Index, i.Variant, i.Variant)
 }
 
-// initramfs holds init, the modules that it loads before there is a root, and their order.
-func initramfs(k *kernel, init []byte, names []string) ([]byte, error) {
+// screenFont is the part of GNU Unifont that the screen needs. It is GPL-2+ and its own source, as it was there.
+func screenFont(f *File) (*File, error) {
+	lines, err := screen.Select(f.Data)
+	if err == nil {
+		_, err = screen.ParseFont(lines)
+	}
+	return &File{Mode: 0o644, Data: lines, Source: f.Source}, err
+}
+
+// initramfs holds init, the modules that it loads before there is a root and their order, and the screen's font, if there is one.
+func initramfs(k *kernel, init []byte, font *File, names []string) ([]byte, error) {
 	t := Tree{}
 	for _, dir := range []string{"dev", "proc", "sys", "run", "sysroot", "medium"} {
 		t.Folder(dir, 0o755, "made")
 	}
 	t.Put("init", 0o755, init, "made")
+	if font != nil {
+		t.Put(strings.TrimPrefix(layout.ScreenFont, "/"), 0o644, font.Data, font.Source)
+	}
 	var order strings.Builder
 	for _, name := range names {
 		data, err := k.plain(k.module[name])

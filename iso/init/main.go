@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"yinjian/iso/layout"
+	"yinjian/iso/screen"
 	"yinjian/iso/verity"
 )
 
@@ -32,7 +33,7 @@ const (
 )
 
 // A refusal is why nothing is started: a code for programs and tests, and the reason in both languages. The English one
-// goes to every console by the kernel's log and is ASCII, since a screen in text mode has no Chinese.
+// goes to every console by the kernel's log and is ASCII, since nobody may be there to paint Chinese.
 type refusal struct {
 	code, zh, en string
 	cause        error
@@ -74,14 +75,34 @@ func tell(level int, text string) {
 	fmt.Fprintf(k, "<%d>yinjian-init: %s\n", level, strings.ReplaceAll(text, "\n", "; "))
 }
 
-// console writes a line to the console that the kernel prefers, whatever the log level.
+// console writes a line to each of the kernel's consoles, whatever the log level: to the screen and to the serial lines.
 func console(text string) {
-	c, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)
-	if err != nil {
-		return
+	names, _ := os.ReadFile("/sys/class/tty/console/active")
+	all := strings.Fields(string(names))
+	if len(all) == 0 {
+		all = []string{"console"}
 	}
-	defer c.Close()
-	fmt.Fprintf(c, "\r\nyinjian-init: %s\r\n", text)
+	for _, name := range all {
+		c, err := os.OpenFile("/dev/"+name, os.O_WRONLY|unix.O_NOCTTY, 0)
+		if err != nil {
+			continue // one without hardware behind it
+		}
+		fmt.Fprintf(c, "\r\nyinjian-init: %s\r\n", text)
+		c.Close()
+	}
+}
+
+// paint writes Chinese on the screen until init ends or hands over, where there is a screen for it. It is nobody's duty: what fails
+// leaves the screen to the kernel, and nothing waits.
+func paint() {
+	defer func() { _ = recover() }() // the first process must not end for a picture
+	_ = screen.Watch(func() (screen.Font, error) {
+		text, err := os.ReadFile(layout.ScreenFont)
+		if err != nil {
+			return nil, err
+		}
+		return screen.ParseFont(text)
+	})
 }
 
 func mount(source, target, kind string, flags uintptr, data string) error {
@@ -112,6 +133,8 @@ func boot() error {
 			return err
 		}
 	}
+
+	go paint()
 
 	// 2. What was signed.
 	text, err := os.ReadFile("/proc/cmdline")
@@ -222,7 +245,7 @@ func handOver(found *source, media string) error {
 
 // switchRoot makes the root the root and starts systemd in our place.
 func switchRoot() error {
-	for _, name := range []string{extra, layout.ModulesDir} { // the memory of the initramfs
+	for _, name := range []string{extra, layout.ModulesDir, layout.ScreenFont} { // the memory of the initramfs
 		if err := os.RemoveAll(name); err != nil {
 			return err
 		}

@@ -32,6 +32,8 @@ const (
 
 	ReleaseKey = "/usr/lib/yinjian/release.pem" // in the root: the public SM2 key, PKIX, that signs update bundles
 
+	ScreenFont = "/usr/lib/yinjian/screen.hex" // in the root and in the initramfs: the screen's font, see package screen
+
 	DataMount   = "/data"
 	Dir         = DataMount + "/yinjian"             // the appliance's folder
 	EntryDir    = "EFI/Linux"                        // on the EFI system partition: signed kernels, see [Entry]

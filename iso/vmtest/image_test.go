@@ -134,8 +134,8 @@ func (s *site) answers(t *testing.T) string {
 	})
 }
 
-// screen is where a picture of a machine's screen is kept: beside the image that it shows.
-func screen(t *testing.T, name string) string {
+// picture is where one of a machine's screen is kept: beside the image that it shows.
+func picture(t *testing.T, name string) string {
 	t.Helper()
 	return filepath.Join(built(t), "screens", name+".png")
 }
@@ -389,6 +389,7 @@ func replaceKernel(t *testing.T, disk string, program []byte) {
 // What somebody with the disk in his hands could change: under Secure Boot nothing of it starts.
 func TestChangedDisk(t *testing.T) {
 	dir := built(t)
+	screenFont(t) // before it is needed in a hurry
 	s := installed(t)
 	root, err := layout.ParseCommandLine(string(vmtest.Section(t, filepath.Join(dir, "disk.efi"), ".cmdline")))
 	if err != nil {
@@ -422,7 +423,7 @@ func TestChangedDisk(t *testing.T) {
 			if !strings.Contains(v.Console(), "REFUSED ["+c.code+"]") {
 				t.Errorf("refused for another reason than %s", c.code)
 			}
-			v.Screen(screen(t, "refused"))
+			shows(t, v, "refused", "系统盘上的系统已被改动或损坏")
 			v.Ended() // it restarts by itself
 			record(t, "refused, restarted", v)
 		})

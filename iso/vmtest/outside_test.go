@@ -185,7 +185,7 @@ func TestImage(t *testing.T) {
 		}
 		outside.hold(t, loginAgain(t, v))
 		record(t, "keys and rows outside looked at", v)
-		v.Screen(screen(t, "status"))
+		shows(t, v, "status", "状态")
 	})
 }
 

@@ -94,6 +94,7 @@ func refusesToInstall(t *testing.T, v *vmtest.VM) string {
 		t.Fatal("it installed")
 	}
 	v.Wait("start again)")
+	shows(t, v, "install-refused", "请关机，排除原因后再启动")
 	record(t, "refused", v)
 	v.Kill()
 	said := v.Console()
@@ -348,11 +349,14 @@ func TestDialogue(t *testing.T) {
 	answer("(login and name)", "wang 王五")
 	v.Wait("about to install")
 	v.Wait("(to begin, type yes)")
-	v.Screen(screen(t, "dialogue"))
-	v.Type("yes\n")
+	shows(t, v, "dialogue", "开始安装请输入")
+	v.Press("yes\n") // at the keyboard, before the screen
 	installs(t, v)
 	v = s.boot(t)
 	login(t, v)
+	shows(t, v, "first-start", "首批管理员的一次性口令")
+	v.Wait("STATE:")
+	shows(t, v, "status", "状态")
 	record(t, "installed by the dialogue, administrators logged in from outside", v)
 	v.Kill()
 }

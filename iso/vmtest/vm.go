@@ -409,6 +409,18 @@ func (v *VM) qmp(command string) {
 	}
 }
 
+// Press presses keys of the machine's own keyboard: letters, digits and Enter.
+func (v *VM) Press(keys string) {
+	v.t.Helper()
+	for _, r := range keys {
+		key := string(r)
+		if r == '\n' {
+			key = "ret"
+		}
+		v.qmp(fmt.Sprintf(`{"execute":"send-key","arguments":{"keys":[{"type":"qcode","data":%q}]}}`, key))
+	}
+}
+
 // Type sends keys to the serial console.
 func (v *VM) Type(keys string) {
 	v.t.Helper()

@@ -8,7 +8,7 @@ import (
 )
 
 // static are the programs without cgo: they run on any Linux of their architecture, whatever its C library.
-var static = []string{"./appliance/cmd/yinjian-verify", "./iso/init", "./iso/install", "./iso/console", "./iso/power"}
+var static = []string{"./appliance/cmd/yinjian-verify", "./iso/init", "./iso/install", "./iso/console", "./iso/power", "./iso/paint"}
 
 // whole are the architectures for which there is a C compiler in Debian 12, and so all programs; static ones are made for
 // loong64 too.
