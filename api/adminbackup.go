@@ -2,7 +2,11 @@ package api
 
 import (
 	"context"
+	"encoding/json"
+	"io"
+	"net/http"
 	"regexp"
+	"time"
 
 	"github.com/labstack/echo/v4"
 
@@ -15,14 +19,17 @@ type (
 	SetCustodians = wire.SetCustodians
 	BeginBackup   = wire.BeginBackup
 	EndBackup     = wire.EndBackup
+	CarryBackup   = wire.CarryBackup
 	FileReport    = wire.FileReport
 )
 
 // BackupAdmin is the part of [Admin] that is about backups. The file is written by the command that asks, beside the
-// appliance; what it did is journalled here.
+// appliance, or carried out to one elsewhere; what became of it is journalled here.
 type BackupAdmin interface {
 	SetCustodians(ctx context.Context, actor string, req SetCustodians) (any, error)
 	BeginBackup(ctx context.Context, actor string, req BeginBackup) (any, error)
+	// CarryBackup writes a backup that was begun to out, and says what it is.
+	CarryBackup(ctx context.Context, actor string, req CarryBackup, out io.Writer) (EndBackup, error)
 	EndBackup(ctx context.Context, actor string, req EndBackup) (any, error)
 	FileReport(ctx context.Context, actor string, req FileReport) (any, error)
 	ListBackups(ctx context.Context, actor string) (any, error)
@@ -38,12 +45,80 @@ func (s *Server) backupRoutes(e *echo.Echo) {
 	e.POST("/admin/v1/backups", administered(s, func(_ echo.Context, r *BeginBackup) *problem.Problem {
 		return first(twoPersons(r.Persons), text("target", r.Target, 256))
 	}, a.BeginBackup))
+	e.POST("/admin/v1/backups/:id/file", s.carried(a.CarryBackup))
 	e.POST("/admin/v1/backups/:id/outcome", administered(s, checkEndBackup, a.EndBackup))
 	e.POST("/admin/v1/backups/reports", administeredFile(s, func(_ echo.Context, r *FileReport) *problem.Problem {
 		return first(oneOf("kind", r.Kind, "verify", "drill"), pattern("backup", r.Backup, backupID), twoPersons(r.Persons), required("report", r.Report, 64<<10))
 	}, a.FileReport))
 	e.GET("/admin/v1/backups", s.listed(a.ListBackups))
 	e.GET("/admin/v1/backups/missing", s.listed(a.MissingRecords))
+}
+
+const (
+	// carryTime is how long a backup may take, carryPause how long what was written of it to be read.
+	carryTime  = 24 * time.Hour
+	carryPause = 30 * time.Second
+	maxRate    = 1 << 16
+)
+
+// carried answers with a file that is made while it is sent. An answer that breaks off has no trailer.
+func (s *Server) carried(do func(ctx context.Context, actor string, req CarryBackup, out io.Writer) (EndBackup, error)) echo.HandlerFunc {
+	b := body{takes: echo.MIMEApplicationJSON, gives: "application/octet-stream", most: s.limits.SmallBody}
+	return s.entered(func(c echo.Context, sess *Session) error {
+		data, err := s.receive(c, b, nil)
+		if err != nil {
+			return err
+		}
+		var req CarryBackup
+		if p := decode(data, &req); p != nil {
+			return p
+		}
+		req.ID = c.Param("id")
+		if p := first(pattern("path.id", req.ID, backupID), number("rate", req.Rate, 0, maxRate)); p != nil {
+			return p
+		}
+		if sess.Administrator != "" {
+			handled(c.Request())
+		}
+		ctx, cancel := context.WithTimeout(c.Request().Context(), carryTime)
+		defer cancel()
+		out := &carrier{conn: http.NewResponseController(c.Response()), w: c.Response(), media: b.gives}
+		end, err := do(ctx, sess.actor(), req, out)
+		var told []byte
+		if err == nil {
+			told, err = json.Marshal(end)
+		}
+		if err != nil && !out.begun {
+			return err
+		}
+		if err != nil {
+			s.cfg.Log.WithError(err).Error("a backup that was being carried out broke off")
+			panic(http.ErrAbortHandler) // half of a file must not look whole
+		}
+		c.Response().Header().Set(wire.BackupTrailer, string(told))
+		return nil
+	})
+}
+
+// A carrier is the answer's body: each piece has its time.
+type carrier struct {
+	conn  *http.ResponseController
+	w     *echo.Response
+	media string
+	begun bool
+}
+
+func (o *carrier) Write(b []byte) (int, error) {
+	if !o.begun {
+		o.begun = true
+		o.w.Header().Set(echo.HeaderContentType, o.media)
+		o.w.Header().Set("Trailer", wire.BackupTrailer)
+		o.w.WriteHeader(http.StatusOK)
+	}
+	if err := o.conn.SetWriteDeadline(time.Now().Add(carryPause)); err != nil { // interval
+		return 0, err
+	}
+	return o.w.Write(b)
 }
 
 var (

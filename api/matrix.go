@@ -188,6 +188,8 @@ var matrix = []Line{
 	{Method: post, Pattern: "/admin/v1/preserve/record", Title: "一条记录的归档证据 (evidence of a record)", Roles: seeRecords},
 	{Method: post, Pattern: "/admin/v1/backups/custodians", Title: "设定备份保管人 (set the custodians of backups)", Roles: security, Second: second, Changes: true},
 	{Method: post, Pattern: "/admin/v1/backups", Title: "导出备份 (export a backup)", Roles: system, Second: second, Changes: true},
+	// What is carried out was begun by two persons, and is sealed to the custodians.
+	{Method: post, Pattern: "/admin/v1/backups/:id/file", Title: "取走已开始的备份的文件 (carry out the file of a backup that was begun)", Roles: system},
 	{Method: post, Pattern: "/admin/v1/backups/:id/outcome", Title: "记入备份结果 (record a backup's outcome)", Roles: system, Changes: true},
 	{Method: post, Pattern: "/admin/v1/backups/reports", Title: "记入核验或恢复演练 (file a verification or a drill of restoring)", Roles: system, Second: second, Changes: true},
 	{Method: get, Pattern: "/admin/v1/backups", Title: "列出备份 (list backups)", Roles: seeService},

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -42,6 +43,10 @@ type Restored struct {
 	// Proved: the file's digest was held against a receipt.
 	Proved bool `json:"proved"`
 	Drill  bool `json:"drill,omitempty"`
+	// From is the address that the backup was sent from, to a machine that waited for it; "" for a restore to a folder.
+	// Refused is how many wrong tokens that machine was shown before.
+	From    string `json:"from,omitempty"`
+	Refused int    `json:"refused,omitempty"`
 }
 
 // WriteRestored leaves the mark in dir, durably.
@@ -75,9 +80,18 @@ func checkHandedBack(dir string) error {
 	if err != nil || r == nil {
 		return err
 	}
+	missing, err := NotHandedBack(dir)
+	if err == nil && len(missing) > 0 {
+		err = fmt.Errorf("恢复之后还须放回备份里没有的文件，权限 600 (put these back, mode 600; no backup has them): %s", strings.Join(missing, "、"))
+	}
+	return err
+}
+
+// NotHandedBack are the files that a restored appliance needs, that no backup has, and that are not there.
+func NotHandedBack(dir string) ([]string, error) {
 	_, absent, err := BackupFiles(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var missing []string
 	for _, name := range absent {
@@ -89,10 +103,7 @@ func checkHandedBack(dir string) error {
 			missing = append(missing, name)
 		}
 	}
-	if len(missing) > 0 {
-		return fmt.Errorf("恢复之后还须放回备份里没有的文件，权限 600 (put these back, mode 600; no backup has them): %s", strings.Join(missing, "、"))
-	}
-	return nil
+	return missing, nil
 }
 
 // announceRestore says in the journal what it was restored from. It is written before the mark goes, so that a start
@@ -110,6 +121,9 @@ func (a *Appliance) announceRestore(ctx context.Context, r *Restored) error {
 			{Name: "backup.id", Value: audit.Text(r.Backup)}, {Name: backup.FieldSM3, Value: audit.Octets(digest)}, {Name: backup.FieldEntries, Value: audit.Int(r.Entries)},
 			{Name: "backup.epoch", Value: audit.Text(r.Epoch)}, {Name: "persons", Value: audit.Text(strings.Join(r.Persons, "、"))},
 			{Name: "begun", Value: audit.Text(r.Begun)}, {Name: "proved", Value: audit.Bool(r.Proved)}, {Name: "drill", Value: audit.Bool(r.Drill)},
+		}
+		if r.From != "" {
+			d.Fields = append(d.Fields, audit.Field{Name: "from", Value: audit.Text(r.From)}, audit.Field{Name: "tokens.refused", Value: audit.Int(r.Refused)})
 		}
 	}
 	_, err := a.journal.Append(ctx, d)
@@ -172,6 +186,8 @@ type begun struct {
 	req  api.BeginBackup
 	base *wire.BackupBase
 	set  string // of the custodians
+	told wire.BegunBackup
+	sent *wire.EndBackup // what was carried out, where it was
 }
 
 // A lostSummary is the last entry about what a restore lost.
@@ -320,8 +336,41 @@ func (d admin) BeginBackup(ctx context.Context, actor string, req api.BeginBacku
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.begun[out.ID] = begun{req, out.Base, custodians.Set()}
+	b.begun[out.ID] = begun{req: req, base: out.Base, set: custodians.Set(), told: out}
 	return out, nil
+}
+
+var errNoBackup = problem.New(problem.NotFound, "没有正在进行的这份备份；其间设备可能重启过 (no such backup is under way: was the appliance started again meanwhile?)", "重做备份 (make the backup again)")
+
+// CarryBackup satisfies api.Admin.
+func (d admin) CarryBackup(ctx context.Context, _ string, req api.CarryBackup, out io.Writer) (api.EndBackup, error) {
+	b := d.a.backups
+	b.mu.Lock()
+	was, known := b.begun[req.ID]
+	b.mu.Unlock()
+	none := api.EndBackup{}
+	switch {
+	case !known:
+		return none, errNoBackup
+	case was.req.Softtoken && !d.a.cfg.Evaluation.Softtoken:
+		return none, problem.Invalid("softtoken", "本机用的是真正的密码机：其密钥由厂商的办法备份 (a real cipher machine is backed up by its vendor's means)")
+	}
+	release, err := ClaimBackup(d.a.dir)
+	if err != nil {
+		return none, problem.New(problem.WrongState, err.Error(), "等它做完 (wait for its end)")
+	}
+	defer release()
+	end, err := WriteBackup(ctx, out, BackupWriting{Dir: d.a.dir, Begun: &was.told, Softtoken: was.req.Softtoken, Rate: req.Rate})
+	if err != nil {
+		return none, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if was, known = b.begun[req.ID]; known {
+		was.sent = &end
+		b.begun[req.ID] = was
+	}
+	return end, nil
 }
 
 // EndBackup satisfies api.Admin. Root and entries are this journal's own: what is in the file is held against them when it
@@ -333,11 +382,14 @@ func (d admin) EndBackup(ctx context.Context, actor string, req api.EndBackup) (
 	delete(b.begun, req.ID)
 	b.mu.Unlock()
 	if !known {
-		return nil, problem.New(problem.NotFound, "没有正在进行的这份备份；其间设备可能重启过 (no such backup is under way: was the appliance started again meanwhile?)", "重做备份 (make the backup again)")
+		return nil, errNoBackup
 	}
 	if req.Failed != "" {
 		_, err := b.append(ctx, audit.Draft{Kind: backup.KindFailed, Actor: actor, Object: req.ID, Fields: []audit.Field{{Name: "reason", Value: audit.Text(req.Failed)}}})
 		return map[string]bool{"journalled": err == nil}, err
+	}
+	if was.sent != nil && *was.sent != req {
+		return nil, problem.Invalid("sm3", "与设备送出的文件不同 (is not of the file that was carried out)")
 	}
 	digest, err := hex.DecodeString(req.SM3)
 	if err != nil {

@@ -3,6 +3,9 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
 	"net/url"
 
 	"yinjian/api/wire"
@@ -21,6 +24,44 @@ func (a *Admin) BeginBackup(ctx context.Context, req wire.BeginBackup) (*wire.Be
 	}
 	var out wire.BegunBackup
 	return &out, decode(data, &out)
+}
+
+// CarryBackup writes the file of a backup that was begun to out, as it comes, and answers what the appliance says that it is. After
+// an error out has something that is not whole.
+func (a *Admin) CarryBackup(ctx context.Context, req wire.CarryBackup, out io.Writer) (*wire.EndBackup, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, fmt.Errorf("client: encoding request: %w", err)
+	}
+	one := call{method: http.MethodPost, path: "/admin/v1/backups/" + url.PathEscape(req.ID) + "/file", body: body, gives: "application/json", takes: "application/octet-stream"}
+	r, err := newRequest(ctx, a.base, one)
+	if err != nil {
+		return nil, err
+	}
+	if a.session != "" {
+		r.Header.Set("Authorization", "Bearer "+a.session)
+	}
+	resp, err := a.http.Do(r)
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+		p := new(Problem)
+		if err == nil && json.Unmarshal(data, &p.Problem) == nil && p.Code != "" {
+			return nil, p
+		}
+		return nil, fmt.Errorf("client: unexpected answer: status %d", resp.StatusCode)
+	}
+	if _, err := io.Copy(out, resp.Body); err != nil {
+		return nil, fmt.Errorf("client: the backup broke off: %w", err)
+	}
+	end := new(wire.EndBackup)
+	if err := json.Unmarshal([]byte(resp.Trailer.Get(wire.BackupTrailer)), end); err != nil {
+		return nil, fmt.Errorf("client: the backup has no end: %w", err)
+	}
+	return end, nil
 }
 
 // EndBackup journals what became of it, and answers the receipt of a success.

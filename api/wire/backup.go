@@ -30,6 +30,16 @@ type BackupBase struct {
 	Through int    `json:"through"`
 }
 
+// CarryBackup is the body of POST /admin/v1/backups/{id}/file: a backup that was begun, to be written by the appliance itself. The
+// answer is the file; its trailer [BackupTrailer] says what it is, as an [EndBackup], and without that it is not whole.
+type CarryBackup struct {
+	ID   string `json:"id"`   // as in the path
+	Rate int    `json:"rate"` // MiB read a second; 0: as fast as it goes
+}
+
+// BackupTrailer is the trailer field (RFC 9110 §6.5) behind a backup's file.
+const BackupTrailer = "Yinjian-Backup"
+
 // EndBackup is the body of POST /admin/v1/backups/{id}/outcome. The answer to a success is its receipt.
 type EndBackup struct {
 	ID      string `json:"id"`

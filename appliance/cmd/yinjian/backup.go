@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,14 +17,12 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 
 	"yinjian/api/client"
 	"yinjian/api/wire"
 	"yinjian/appliance"
 	"yinjian/appliance/backup"
 	"yinjian/appliance/custody"
-	"yinjian/dbdriver/sqlite"
 	"yinjian/ntp/sysclock"
 )
 
@@ -71,25 +68,26 @@ type custodianFile struct {
 func backupCustodiansCommand() *cobra.Command {
 	var who []string
 	var dir string
+	var far distant
 	c := &cobra.Command{Use: "custodians FILE", Short: "产生备份保管人的份额，记入日志 (make the custodians' shares, and journal whom backups are sealed to)", Args: exactArgs(1),
 		Long: `FILE（TOML）写明套名 name、记录文件 record、门限 threshold，每名保管人一节 [[custodian]]：name、share（要写的文件）。
 私钥只以份额存在；备份封给其公钥。换保管人即另做一套，此前的备份仍由原来的保管人打开。
 
 The private half exists as shares alone. Another set counts for later backups; earlier ones stay with their custodians.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := checkPersons(session(dir) != "", who); err != nil {
+			if err := checkPersons(far.at != "" || session(dir) != "", who); err != nil {
 				return err
 			}
-			f := adminFlags{dir: dir, output: "json"}
-			a, err := f.client()
+			a, done, err := far.admin(cmd.Context(), dir)
 			if err != nil {
 				return err
 			}
-			defer a.Close()
+			defer done()
 			return makeCustodians(cmd.Context(), a, args[0], who)
 		}}
 	persons(c, &who)
-	required(c, &dir, "dir", "运行中设备的目录 (the running appliance's folder)")
+	c.Flags().StringVar(&dir, "dir", "", "运行中设备的目录 (the running appliance's folder)")
+	far.flags(c)
 	return c
 }
 
@@ -165,6 +163,7 @@ type createOptions struct {
 	incremental, softtoken bool
 	rate                   int // MiB a second; 0: as fast as it goes
 	persons                []string
+	far                    distant // the appliance is elsewhere, and carries the file out
 }
 
 func backupCreateCommand() *cobra.Command {
@@ -172,13 +171,13 @@ func backupCreateCommand() *cobra.Command {
 	c := &cobra.Command{Use: "create --dir DIR --to FILE", Short: "做一份备份；设备照常运行 (make a backup while the appliance runs)", Args: exactArgs(0),
 		Long: `含：日志全部分段、配置、信任与时间源的决定、公开的证书与吊销列表、密钥使用记录；--softtoken 时含软件密码机的密文密钥（仅评估）。
 不含：PIN、口令、口令文件、应用凭据、厂商模块；真正的密码机由厂商的办法备份。写到 FILE.partial，做完才改名；旁边的 FILE.receipt.json 是
-日志的回执，请一并保存。被杀、断电后重来即可。
+日志的回执，请一并保存。被杀、断电后重来即可。--at：封闭镜像等没有命令行的设备，经其管理地址取出，由系统管理员提出、第二人批准。
 
 With the journal, configuration, decisions on trust and time, public certificates and lists, and the records of keys' uses;
 the software cipher machine's store only with --softtoken. Without PINs, passphrases, credentials and vendors' modules: a
 real cipher machine is backed up by its vendor's means. After a kill or a power cut it is simply made again.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkPersons(session(o.dir) != "", o.persons); err != nil {
+			if err := checkPersons(o.far.at != "" || session(o.dir) != "", o.persons); err != nil {
 				return err
 			}
 			if o.rate < 0 {
@@ -186,7 +185,8 @@ real cipher machine is backed up by its vendor's means. After a kill or a power 
 			}
 			return createBackup(cmd.Context(), o)
 		}}
-	required(c, &o.dir, "dir", "运行中设备的目录 (the running appliance's folder)")
+	c.Flags().StringVar(&o.dir, "dir", "", "运行中设备的目录 (the running appliance's folder)")
+	o.far.flags(c)
 	required(c, &o.to, "to", "要写的文件，须不存在 (file to be written, must not exist)")
 	c.Flags().BoolVar(&o.incremental, "incremental", false, "接续最近一份备份，不再含已封存的分段 (continue the last backup: without segments sealed by then)")
 	c.Flags().BoolVar(&o.softtoken, "softtoken", false, "含软件密码机的密文密钥，仅评估 (with the software cipher machine's store, evaluation only)")
@@ -203,31 +203,33 @@ const partialSuffix, receiptSuffix = ".partial", ".receipt.json"
 // name, durable; 4. its own name; 5. outcome in the journal, with the digest; 6. the receipt. A stop before 4 leaves
 // nothing that looks whole, one after it a file that no receipt goes with.
 func createBackup(ctx context.Context, o createOptions) (err error) {
-	cfg, err := appliance.LoadConfig(o.dir)
+	if o.far.at == "" {
+		cfg, err := appliance.LoadConfig(o.dir)
+		if err != nil {
+			return err
+		}
+		if o.softtoken && !cfg.Evaluation.Softtoken {
+			return usageError{errors.New("本机用的是真正的密码机：其密钥由厂商的办法备份，不带 --softtoken (a real cipher machine is backed up by its vendor's means)")}
+		}
+	}
+	a, done, err := o.far.admin(ctx, o.dir)
 	if err != nil {
 		return err
 	}
-	if o.softtoken && !cfg.Evaluation.Softtoken {
-		return usageError{errors.New("本机用的是真正的密码机：其密钥由厂商的办法备份，不带 --softtoken (a real cipher machine is backed up by its vendor's means)")}
-	}
-	f := adminFlags{dir: o.dir, output: "json"}
-	a, err := f.client()
-	if err != nil {
-		return err
-	}
-	defer a.Close()
+	defer done()
 	// 1.
 	for _, name := range []string{o.to, o.to + receiptSuffix} {
 		if _, err := os.Lstat(name); err == nil {
 			return fmt.Errorf("%s 已存在，不会覆盖 (exists and is not overwritten)", name)
 		}
 	}
-	scratch := filepath.Join(o.dir, "run", "backup")
-	release, err := claimScratch(scratch)
-	if err != nil {
-		return err
+	if o.far.at == "" { // a distant one does this itself
+		release, err := appliance.ClaimBackup(o.dir)
+		if err != nil {
+			return err
+		}
+		defer release()
 	}
-	defer release()
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 10) // signing goes first; without it it is only slower
 	// 2.
 	target, err := filepath.Abs(o.to)
@@ -251,7 +253,7 @@ func createBackup(ctx context.Context, o createOptions) (err error) {
 		}
 	}()
 	// 3.
-	if err := writeBackup(ctx, o, cfg, started, scratch, partial, &end); err != nil {
+	if err := writeBackup(ctx, a, o, started, partial, &end); err != nil {
 		if errors.Is(err, unix.ENOSPC) {
 			err = fmt.Errorf("目标磁盘已满，没有留下文件；换更大的介质，或用 --incremental (no room at the target, nothing was left there: take a larger one, or --incremental): %w", err)
 		}
@@ -274,7 +276,11 @@ func createBackup(ctx context.Context, o createOptions) (err error) {
 	if err := writeNew(o.to+receiptSuffix, append(receipt, '\n'), 0o644, &undo); err != nil {
 		fmt.Fprintf(os.Stderr, "回执未能写出 (the receipt could not be written): %v\n", err)
 	}
-	fmt.Printf("备份 %s：%s，%d 字节，日志 %d 条\n摘要 SM3 %s\n回执 (receipt) %s\n下一步 next: yinjian backup verify %s --share … --share … --dir %s\n", started.ID, o.to, end.Size, end.Entries, end.SM3, o.to+receiptSuffix, o.to, o.dir)
+	where := " --log-key log.pem"
+	if o.dir != "" {
+		where = " --dir " + o.dir
+	}
+	fmt.Printf("备份 %s：%s，%d 字节，日志 %d 条\n摘要 SM3 %s\n回执 (receipt) %s\n下一步 next: yinjian backup verify %s --share … --share …%s\n", started.ID, o.to, end.Size, end.Entries, end.SM3, o.to+receiptSuffix, o.to, where)
 	return nil
 }
 
@@ -304,112 +310,39 @@ func syncDir(dir string) error {
 	return errors.Join(err, d.Close())
 }
 
-// claimScratch empties the folder for what is copied on the way, and keeps every other backup of the appliance out.
-func claimScratch(dir string) (release func(), err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		return nil, fmt.Errorf("另一份备份正在进行；等它做完 (another backup is under way; wait for it): %w", err)
-	}
-	empty := func() error {
-		left, err := os.ReadDir(dir)
-		for _, e := range left {
-			if e.Name() != "lock" {
-				err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
-			}
-		}
-		return err
-	}
-	if err := empty(); err != nil {
-		lock.Close()
-		return nil, err
-	}
-	return func() {
-		_ = empty() // the next one does it, too
-		lock.Close()
-	}, nil
-}
-
 // writeBackup writes the file under its first name, and says in end what it is.
-func writeBackup(ctx context.Context, o createOptions, cfg *appliance.Config, started *wire.BegunBackup, scratch, partial string, end *wire.EndBackup) (err error) {
-	custodians, err := backup.ParseCustodians(started.Custodians)
-	if err != nil {
-		return err
-	}
-	names, absent, err := appliance.BackupFiles(o.dir)
-	if err != nil {
-		return err
-	}
-	clock, err := sysclock.Open()
-	if err != nil {
-		return err
-	}
+func writeBackup(ctx context.Context, a *client.Admin, o createOptions, started *wire.BegunBackup, partial string, end *wire.EndBackup) error {
 	out, err := os.OpenFile(partial, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer out.Close() // after what follows it is closed already, or err says why not
-	h := backup.Header{
-		ID: started.ID, Node: started.Node, Epoch: started.Epoch, Program: appliance.Version, At: clock.Realtime().UTC().Format(time.RFC3339),
-		Set: custodians.Set(), Threshold: custodians.Threshold, Holders: custodians.Names,
+	var written wire.EndBackup
+	if o.far.at == "" {
+		written, err = appliance.WriteBackup(ctx, &gradual{f: out}, appliance.BackupWriting{Dir: o.dir, Begun: started, Softtoken: o.softtoken, Rate: o.rate})
+	} else {
+		written, err = carryBackup(ctx, a, o, started, &gradual{f: out})
 	}
-	after := 0
-	if b := started.Base; b != nil {
-		h.Base, after = &backup.Base{ID: b.ID, SM3: b.SM3, Through: b.Through}, b.Through
+	if err == nil {
+		err = errors.Join(out.Sync(), out.Close())
 	}
+	if err == nil {
+		*end = written
+	}
+	return err
+}
+
+// carryBackup has a distant appliance write it, and holds what came against what that says it has sent.
+func carryBackup(ctx context.Context, a *client.Admin, o createOptions, started *wire.BegunBackup, out *gradual) (wire.EndBackup, error) {
 	digest := sm3.New()
-	counted := &gradual{f: out}
-	w, err := backup.NewWriter(io.MultiWriter(counted, digest), h, custodians.Point)
+	sent, err := a.CarryBackup(ctx, wire.CarryBackup{ID: started.ID, Rate: o.rate}, io.MultiWriter(out, digest))
 	if err != nil {
-		return err
+		return wire.EndBackup{}, explain(err)
 	}
-	pace := func(int) error { return ctx.Err() }
-	if o.rate > 0 {
-		limiter := rate.NewLimiter(rate.Limit(o.rate<<20), sqlite.ExportStep)
-		pace = func(n int) error { return limiter.WaitN(ctx, n) }
+	if came := hex.EncodeToString(digest.Sum(nil)); came != sent.SM3 || out.n != int64(sent.Size) {
+		return wire.EndBackup{}, fmt.Errorf("收到的与设备送出的不同：摘要 %s、%s (what came is not what was sent)", came, sent.SM3)
 	}
-	exported, err := sqlite.Export(ctx, sqlite.ExportConfig{
-		Dir: filepath.Join(o.dir, "journal"), After: after, Scratch: scratch, Pace: pace,
-		// What has to fit the journal's end is copied at that moment, and is small.
-		Pinned: func() error {
-			err := copyFiles(appliance.UsesDir(o.dir), filepath.Join(scratch, "uses"))
-			if o.softtoken {
-				err = errors.Join(err, copyFiles(filepath.Join(o.dir, "softtoken"), filepath.Join(scratch, "softtoken")))
-			}
-			return err
-		},
-		Segment: func(number int, _ bool, size int64, r io.Reader) error {
-			return w.Add(backup.SegmentName(number), size, r)
-		},
-	})
-	if err != nil {
-		return err
-	}
-	for _, folder := range []string{"uses", "softtoken"} {
-		if err := addFolder(w, scratch, folder); err != nil {
-			return err
-		}
-	}
-	for _, name := range names {
-		if err := addFile(w, filepath.Join(o.dir, name), filepath.ToSlash(name)); err != nil {
-			return err
-		}
-	}
-	if err := addFile(w, filepath.Join(o.dir, "journal.head"), "journal.head.backup"); err != nil {
-		return err
-	}
-	m := backup.Manifest{Entries: exported.Entries, Segments: exported.Segments, Through: exported.Through, Softtoken: o.softtoken, Absent: absent}
-	if err := errors.Join(w.Close(m), out.Sync(), out.Close()); err != nil {
-		return err
-	}
-	end.SM3, end.Size, end.Entries, end.Through = hex.EncodeToString(digest.Sum(nil)), int(counted.n), int(exported.Entries), exported.Through
-	return nil
+	return *sent, nil
 }
 
 // gradual syncs what is written now and then, so that the volume's cache never has much that the journal's own fsync would
@@ -427,58 +360,6 @@ func (g *gradual) Write(b []byte) (int, error) {
 		err = g.f.Sync()
 	}
 	return n, err
-}
-
-// copyFiles copies a folder's regular files, as they are. One that goes away meanwhile was replaced by another.
-func copyFiles(from, to string) error {
-	err := filepath.WalkDir(from, func(name string, d fs.DirEntry, err error) error {
-		rel, rerr := filepath.Rel(from, name)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return nil
-		case err != nil || rerr != nil:
-			return errors.Join(err, rerr)
-		case d.IsDir():
-			return os.MkdirAll(filepath.Join(to, rel), 0o700)
-		case !d.Type().IsRegular() || d.Name() == "lock" || strings.HasSuffix(name, ".tmp") || strings.HasSuffix(name, ".lock"):
-			return nil
-		}
-		b, err := os.ReadFile(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(to, rel), b, 0o600)
-	})
-	return err
-}
-
-func addFolder(w *backup.Writer, top, folder string) error {
-	err := filepath.WalkDir(filepath.Join(top, folder), func(name string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		rel, err := filepath.Rel(top, name)
-		if err != nil {
-			return err
-		}
-		return addFile(w, name, filepath.ToSlash(rel))
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-// addFile adds a small file, read as a whole: it may be replaced at any time.
-func addFile(w *backup.Writer, name, member string) error {
-	b, err := os.ReadFile(name)
-	if err != nil {
-		return err
-	}
-	return w.Add(member, int64(len(b)), bytes.NewReader(b))
 }
 
 func backupShowCommand() *cobra.Command {

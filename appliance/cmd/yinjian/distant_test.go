@@ -1,0 +1,105 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"yinjian/api/wire"
+	"yinjian/appliance"
+)
+
+// TestBackupFromOutside makes custodians and takes a backup away as from a machine without a shell: over the administrators'
+// listener, proposed by one administrator and approved by another.
+func TestBackupFromOutside(t *testing.T) {
+	t.Parallel()
+	dir := initAppliance(t, startTimeServer(t))
+	configure(t, dir, func(c *appliance.Config) { c.Listen.Admin = "127.0.0.1:0" })
+	m := serve(t, dir)
+	m.trusted(t)
+	zhang, li, wang := m.clerk(t, "zhang", "Xt-guanli-2026"), m.clerk(t, "li", "Aq-guanli-2026"), m.clerk(t, "wang", "Sj-guanli-2026")
+	mustRun(t, "admin", "bootstrap", "--dir", dir, "--system", "zhang:张三:"+pinFile(t, zhang.password), "--security", "li:李四:"+pinFile(t, li.password),
+		"--audit", "wang:王五:"+pinFile(t, wang.password))
+	for _, k := range []*clerk{zhang, li} { // the first password is changed at the first login
+		k.login(t)
+		fresh := k.password + "-1"
+		k.must(t, "admin", "password", "--old-password-file", pinFile(t, k.password), "--password-file", pinFile(t, fresh))
+		k.password = fresh
+		k.login(t)
+	}
+	at := func(k *clerk, args ...string) []string {
+		return append(args, "--at", m.ends.AdminTLS, "--ca", m.ends.TLSCA, "--name", k.id, "--password-file", pinFile(t, k.password))
+	}
+	// together has one propose from outside, and the other approve.
+	together := func(k, second *clerk, args ...string) outcome {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, built.binary, at(k, args...)...)
+		var stdout, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, readyWithin, "the proposal is there", func() bool {
+			var list struct {
+				Proposals []struct{ wire.Proposal }
+			}
+			if err := json.Unmarshal([]byte(second.must(t, "approval", "list", "-o", "json").stdout), &list); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range list.Proposals {
+				if p.State == "pending" {
+					second.must(t, "approval", "approve", p.Proposal.Proposal, "--sm3", p.SM3)
+					return true
+				}
+			}
+			return false
+		})
+		_ = cmd.Wait() // its state says how it ended
+		return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	}
+
+	folder := tempDir(t)
+	file := filepath.Join(folder, "custodians.toml")
+	text := "name = \"2026 年\"\nrecord = \"custodians.json\"\nthreshold = 2\n"
+	for _, n := range []string{"1", "2", "3"} {
+		text += "[[custodian]]\nname = \"保管人" + n + "\"\nshare = \"share-" + n + ".txt\"\n"
+	}
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if o := together(li, zhang, "backup", "custodians", file); o.code != 0 {
+		t.Fatalf("custodians from outside: %v", o)
+	}
+	to := filepath.Join(folder, "b.yjb")
+	refused(t, 1, []string{"login_failed"}, "backup", "create", "--softtoken", "--to", to, "--at", m.ends.AdminTLS, "--ca", m.ends.TLSCA, "--name", "zhang", "--password-file", pinFile(t, "not-the-password"))
+	refused(t, 1, []string{"无此权限"}, at(li, "backup", "create", "--softtoken", "--to", to)...)
+	o := together(zhang, li, "backup", "create", "--softtoken", "--to", to)
+	if o.code != 0 {
+		t.Fatalf("a backup from outside: %v", o)
+	}
+	if left, _ := filepath.Glob(to + ".partial"); len(left) > 0 {
+		t.Error(left)
+	}
+	shares := []string{filepath.Join(folder, "share-1.txt"), filepath.Join(folder, "share-2.txt")}
+	if o := mustRun(t, opens(shares, 2, "backup", "verify", to, "--log-key", filepath.Join(dir, "log.pem"))...); !strings.Contains(o.stdout, "✓ 回执") {
+		t.Errorf("%v", o)
+	}
+	if e := entries(t, dir, "backup.export/outcome"); len(e) != 1 || !strings.Contains(e[0].Text("persons"), "张三") || !strings.Contains(e[0].Text("persons"), "李四") {
+		t.Errorf("the journal says of it: %+v", e)
+	}
+	// What was not begun is not carried out, and nobody without a login gets anything.
+	a := m.admin()
+	defer a.Close()
+	if _, err := a.CarryBackup(t.Context(), wire.CarryBackup{ID: "0123456789abcdef"}, new(bytes.Buffer)); err == nil || !strings.Contains(err.Error(), "没有正在进行的这份备份") {
+		t.Errorf("a backup that was not begun: %v", err)
+	}
+	m.stop(t)
+}
