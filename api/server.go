@@ -5,7 +5,8 @@
 // authenticated by HMAC-SM3 (package wire, docs/api-auth.md); openapi.json is its contract. [Server.AdminHandler]
 // serves the local socket, where the kernel says who calls (SO_PEERCRED), and [Server.NewAdminTLSServer] the same routes over
 // TLS to administrators who have logged in. [Server.TSAPlainHandler] serves RFC 3161
-// §3.4 without TLS to this machine and to listed sources, for programs that speak nothing else.
+// §3.4 without TLS to this machine and to listed sources, for programs that speak nothing else. A folder that is no appliance yet has
+// servers of its own: [NewDesk] at the local socket, [NewRestoreServer] where a backup is waited for.
 //
 // The interfaces below are what api asks of the services; appliance joins the two.
 package api

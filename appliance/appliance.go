@@ -62,6 +62,10 @@ type Options struct {
 	// Provision makes an appliance in Dir, which is empty, from the answers of `yinjian init --answers` and the passphrases of
 	// the holders that they name, and says what the first administrators' passwords are.
 	Provision func(ctx context.Context, answers []byte, passphrases []string) ([]wire.FirstPassword, error)
+	// RestoreAt is the address at which Dir, whose [AnswersFile] says so, waits for a backup; "": it does not.
+	RestoreAt func() (string, error)
+	// Restore makes Dir, in which this process waits, the appliance of a backup again, and says what was found, as JSON.
+	Restore func(ctx context.Context, req RestoreRequest) ([]byte, error)
 	// OnAttended, if set, is called when the local socket answers, in whatever state.
 	OnAttended func()
 	// OnStart, if set, is called when no other appliance runs in Dir and before anything is started, at each start.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"yinjian/iso/layout"
 )
@@ -52,6 +53,12 @@ func readSealed(root fs.FS) (*sealedImage, error) {
 		s.Secure = map[byte]string{0: "off", 1: "on"}[v[4]]
 	}
 	return s, nil
+}
+
+// Sealed says whether the system was started from a sealed image's disk.
+func Sealed() bool {
+	_, err := readSealed(os.DirFS("/"))
+	return err == nil
 }
 
 // String is a line for a report's head.

@@ -121,7 +121,10 @@ var ownSecrets = []string{"administrators.json", "pins.locked", "pins.tpm", "sof
 func OwnSecret(name string) bool { return slices.Contains(ownSecrets, name) }
 
 // SecretName says whether somebody may give a file of the folder secrets this name.
-func SecretName(name string) bool { return secretName.MatchString(name) && !OwnSecret(name) }
+func SecretName(name string) bool { return SecretFile(name) && !OwnSecret(name) }
+
+// SecretFile says whether a file of the folder secrets may have that name, whoever makes it.
+func SecretFile(name string) bool { return secretName.MatchString(name) }
 
 // slotPIN says whether a file of the folder secrets has by its name a PIN of a slot of the first cipher machine.
 func slotPIN(name string) bool {

@@ -43,6 +43,8 @@ type house struct {
 	served   bool              // the appliance was operational
 	pins     map[string][]byte // that people have unlocked, by pinName; nil when there are none
 	unlocked *unlocked         // not yet journalled
+	// restoring is the door for a backup, nil where none is waited for.
+	restoring *restoring
 }
 
 // A step is one of a start's, in their order.
@@ -110,6 +112,15 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	dir := o.Dir
 	blank := Blank(dir) && !o.Once
+	_, serr := os.Stat(filepath.Join(dir, RestoreUnfinished))
+	cut := serr == nil // a restore did not come to its end
+	backupAt := ""
+	if o.RestoreAt != nil && !o.Once && (blank || cut) {
+		if backupAt, err = o.RestoreAt(); err != nil {
+			return err
+		}
+	}
+	blank = blank || backupAt != ""
 	if !blank && !trialStands(dir) { // what is tried may be unreadable, and is put back below
 		if _, err := LoadConfig(dir); err != nil {
 			return err
@@ -118,7 +129,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if _, serr := os.Stat(filepath.Join(dir, InitUnfinished)); serr == nil {
 		return fmt.Errorf("%s: 上次 init 没有完成；请删除该目录后重新 init (init was interrupted; remove the folder and init again)", dir)
 	}
-	if _, serr := os.Stat(filepath.Join(dir, RestoreUnfinished)); serr == nil {
+	if cut && backupAt == "" {
 		return fmt.Errorf("%s: 上次 restore 没有完成；请重新 restore，它会从头开始 (restore was interrupted; run it again, it begins anew)", dir)
 	}
 	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o700); err != nil { // may be lost without harm
@@ -131,6 +142,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	defer unlock()
 	if err := errors.Join(removeUnfinished(dir), Harden()); err != nil {
 		return err
+	}
+	if cut && backupAt != "" { // it was for this folder to wait for, and begins anew
+		if err := EmptyForRestore(dir); err != nil {
+			return err
+		}
 	}
 	h := &house{o: o, log: o.Log, again: make(chan struct{}, 1), state: api.Starting}
 	if blank {
@@ -174,7 +190,15 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.OnAttended != nil {
 		o.OnAttended()
 	}
-	if blank {
+	if backupAt != "" {
+		err := h.awaitRestore(ctx, backupAt)
+		if ctx.Err() != nil {
+			return nil // told to stop
+		}
+		if err != nil {
+			return err
+		}
+	} else if blank {
 		h.log.Info("the folder is empty: waiting to be provisioned (yinjian init)")
 		if err := h.awaitProvision(ctx); err != nil {
 			return nil // told to stop
@@ -379,6 +403,10 @@ func (h *house) Standing() (api.State, *problem.Problem) {
 	what, next := "", ""
 	switch h.state {
 	case api.Uninitialised:
+		if h.restoring != nil {
+			what, next = "等待备份 (waiting for a backup)", "在工程师的电脑上 yinjian restore --to https://本机地址:端口 --fingerprint 指纹 … (from the engineer's computer, see docs/backup.md)"
+			break
+		}
 		what, next = "设备尚未初始化 (there is no appliance yet)", "yinjian init --dir "+h.o.Dir
 	case api.Locked:
 		what, next = "设备已锁定，等待持有人口令 (locked: the holders' passphrases are awaited)", "yinjian unlock --dir "+h.o.Dir+" --holder 姓名"
@@ -400,7 +428,9 @@ type deskState struct {
 	Step    string       `json:"step,omitempty"` // of a start under way
 	Failure *failure     `json:"failure,omitempty"`
 	Unlock  *unlockState `json:"unlock,omitempty"`
-	Next    string       `json:"next"`
+	// Restore is the door for a backup, where one is waited for.
+	Restore *restoreShown `json:"restore,omitempty"`
+	Next    string        `json:"next"`
 	// Warnings are what an operator should know, as in the state operational.
 	Warnings []string `json:"warnings"`
 }
@@ -419,6 +449,9 @@ func (h *house) State(context.Context, string) (any, error) {
 	defer h.mu.Unlock()
 	if state == api.Starting {
 		out.Step = stepNames[h.step]
+	}
+	if state == api.Uninitialised && h.restoring != nil {
+		out.Restore = h.restoring.shown()
 	}
 	out.Failure = h.failure
 	return out, nil
@@ -461,6 +494,12 @@ func (h *house) Provision(ctx context.Context, actor string, req api.Provision) 
 	defer h.provisioning.Unlock()
 	if err := h.wrongState(api.Uninitialised); err != nil {
 		return nil, err
+	}
+	h.mu.Lock()
+	awaited := h.restoring != nil
+	h.mu.Unlock()
+	if awaited {
+		return nil, problem.New(problem.WrongState, "这个目录等待备份，不新建 (this folder waits for a backup; nothing new is made of it)", "yinjian restore --to；要新建，先删除 answers.toml 并重启 (to make a new one remove answers.toml and start again)")
 	}
 	if !Blank(h.o.Dir) {
 		return nil, problem.New(problem.Exists, "目录中已有内容，不会覆盖 (the folder is not empty; nothing is overwritten)", "yinjian status 查看 (see yinjian status)")

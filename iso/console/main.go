@@ -73,6 +73,19 @@ type status struct {
 	Next      string            `json:"next"`
 	Warnings  []string          `json:"warnings"`
 	Listeners map[string]string `json:"listeners"`
+	Restore   *restore          `json:"restore"`
+}
+
+// restore is what an engineer has to type to send a backup to this machine, and how far that is.
+type restore struct {
+	Address     string `json:"address"`
+	Fingerprint string `json:"fingerprint"`
+	Token       string `json:"token"`
+	State       string `json:"state"`
+	Files       int    `json:"files"`
+	Percent     int    `json:"percent"`
+	Refused     int    `json:"refused"`
+	Failure     string `json:"failure"`
 }
 
 var states = map[string]string{
@@ -128,6 +141,22 @@ func page(image layout.Image, answer json.RawMessage, err error, addresses []str
 		}
 	}) {
 		line("监听 listens: %s", at)
+	}
+	if r := s.Restore; r != nil {
+		line("等待备份 RESTORE: %s", r.Address)
+		line("指纹 fingerprint:")
+		line("  %s", r.Fingerprint)
+		line("恢复码 token: %s", r.Token)
+		line("已收到 received: %d", r.Files)
+		if r.State == "restoring" {
+			line("正在恢复 restoring: %d%%", r.Percent)
+		}
+		if r.Refused > 0 {
+			line("! 出示过错误的恢复码 %d 次 (wrong tokens were shown)", r.Refused)
+		}
+		if r.Failure != "" {
+			line("! 未恢复 (not restored): %s", r.Failure)
+		}
 	}
 	if s.Step != "" {
 		line("进行到 step: %s", s.Step)

@@ -168,6 +168,7 @@ func (n *Network) check(say func(field, what string)) {
 // answer nobody. Whether they are right otherwise is not looked at.
 func reachable(text []byte) error {
 	var a struct {
+		Restore        string         `toml:"restore"`
 		Listen         string         `toml:"listen"`
 		Admin          string         `toml:"admin"`
 		PINSource      string         `toml:"pin_source"`
@@ -192,6 +193,16 @@ func reachable(text []byte) error {
 	var faults []error
 	say := func(field, what string) { faults = append(faults, fieldError{field, errors.New(what)}) }
 	type answer struct{ field, value string }
+	outside := func(l answer) {
+		host, port, err := net.SplitHostPort(l.value)
+		if ip, _ := netip.ParseAddr(host); err != nil || port == "" || port == "0" || ip.IsLoopback() || host == "localhost" {
+			say(l.field, "须写明外面能连到的地址与端口，如 0.0.0.0:8443 (want an address and a port that can be reached from outside)")
+		}
+	}
+	if a.Restore != "" { // everything else comes out of the backup, and is looked at when it has come
+		outside(answer{"restore", a.Restore})
+		return errors.Join(faults...)
+	}
 	last := func(given answer, key string, setting *string) answer {
 		if setting != nil {
 			return answer{"settings." + key, *setting}
@@ -199,10 +210,7 @@ func reachable(text []byte) error {
 		return given
 	}
 	for _, l := range []answer{last(answer{"listen", a.Listen}, "listen.api", a.Settings.Listen.API), last(answer{"admin", a.Admin}, "listen.admin", a.Settings.Listen.Admin)} {
-		host, port, err := net.SplitHostPort(l.value)
-		if ip, _ := netip.ParseAddr(host); err != nil || port == "" || port == "0" || ip.IsLoopback() || host == "localhost" {
-			say(l.field, "须写明外面能连到的地址与端口，如 0.0.0.0:8443 (want an address and a port that can be reached from outside)")
-		}
+		outside(l)
 	}
 	if len(a.Administrators) == 0 {
 		say("administrators", "须写明三员：没有别的办法登录 (the three administrators are missing, and nobody else can log in)")

@@ -695,6 +695,60 @@ func TestReachable(t *testing.T) {
 	}
 }
 
+// A machine that is to be restored says where it waits for the backup, and nothing else has to be known of it.
+func TestReachableForABackup(t *testing.T) {
+	t.Parallel()
+	if err := reachable([]byte("restore = \"0.0.0.0:8444\"\n")); err != nil {
+		t.Error(err)
+	}
+	for _, at := range []string{"127.0.0.1:8444", "0.0.0.0:0", "localhost:8444", "0.0.0.0"} {
+		if err := reachable([]byte("restore = \"" + at + "\"\n")); err == nil || !strings.Contains(err.Error(), "restore: ") {
+			t.Errorf("%s: %v", at, err)
+		}
+	}
+}
+
+// The answers stay for as long as the appliance waits for its backup, over a restore that was cut off, and no longer.
+func TestWaitsForBackup(t *testing.T) {
+	t.Parallel()
+	const restores, makes = "restore = \"0.0.0.0:8444\"\n", "node = \"benbu-1\"\n"
+	for name, c := range map[string]struct {
+		answers string
+		has     []string
+		want    bool
+	}{
+		"waits":           {restores, nil, true},
+		"cut off":         {restores, []string{"config.toml", restoreUnfinished}, true},
+		"restored":        {restores, []string{"config.toml", "restored"}, false},
+		"to be made":      {makes, nil, false},
+		"without answers": {"", nil, false},
+	} {
+		dir := t.TempDir()
+		files := map[string]string{}
+		for _, file := range c.has {
+			files[file] = ""
+		}
+		if c.answers != "" {
+			files[applianceAnswers] = c.answers
+		}
+		for file, text := range files {
+			if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := waitsForBackup(dir); got != c.want || err != nil {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, applianceAnswers), []byte("restore = "), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := waitsForBackup(dir); err == nil {
+		t.Error("answers that cannot be read are taken for some that can")
+	}
+}
+
 // oneBlock is a share without empty lines inside, and one behind.
 func oneBlock(share string) string {
 	var b strings.Builder

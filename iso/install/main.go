@@ -27,6 +27,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pelletier/go-toml/v2"
 	"golang.org/x/sys/unix"
 
 	"yinjian/appliance/update"
@@ -570,6 +571,30 @@ const journalDir = "journal"
 
 const program = "/usr/lib/yinjian/yinjian"
 
+// waitsForBackup says whether the appliance in dir waits for a backup by itself, as its answers say, and needs them for that: it
+// is nothing yet, or what a restore that was cut off has left.
+func waitsForBackup(dir string) (bool, error) {
+	text, err := os.ReadFile(filepath.Join(dir, applianceAnswers))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	var a struct {
+		Restore string `toml:"restore"`
+	}
+	if err == nil {
+		err = toml.Unmarshal(text, &a)
+	}
+	if err != nil || a.Restore == "" {
+		return false, err
+	}
+	_, unfinished := os.Stat(filepath.Join(dir, restoreUnfinished))
+	_, made := os.Stat(filepath.Join(dir, "config.toml"))
+	return unfinished == nil || errors.Is(made, fs.ErrNotExist), nil
+}
+
+// restoreUnfinished is the appliance's mark of a restore that has not come to its end.
+const restoreUnfinished = ".restore-unfinished"
+
 // notRunning stands in what program says before the service answers.
 const notRunning = "未在运行"
 
@@ -577,6 +602,12 @@ const notRunning = "未在运行"
 // once, and takes the answers away. A service manager tries again what fails.
 func provision(ctx context.Context, con *console) error {
 	answers := filepath.Join(layout.Dir, applianceAnswers)
+	if waits, err := waitsForBackup(layout.Dir); err != nil || waits {
+		if waits {
+			con.say("\nRESTORE 等待备份；指纹与恢复码见状态页 (waiting for a backup: fingerprint and token stand on the page of the state)")
+		}
+		return err
+	}
 	if _, err := os.Stat(answers); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

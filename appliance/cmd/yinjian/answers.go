@@ -44,6 +44,9 @@ type answers struct {
 		Security string `toml:"security"`
 		Audit    string `toml:"audit"`
 	} `toml:"administrators"`
+	// Restore is host:port at which a folder waits for a backup, of which it is then made; "": a new appliance is made. With it
+	// nothing but settings and secrets is answered.
+	Restore string `toml:"restore"`
 	// Settings are keys of config.toml that the other answers do not make, or make otherwise; each but node, campus and hsm.pin_source.
 	Settings map[string]any `toml:"settings"`
 	// Secrets are files of the folder secrets, by their names: what the settings name by file.
@@ -83,7 +86,7 @@ func parseAnswers(name string, b []byte) (answers, error) {
 	case err != nil:
 		return a, fmt.Errorf("%s: %w", name, err)
 	}
-	return a, nil
+	return a, a.restoresAlone(name, b)
 }
 
 // locked says whether people hold the PINs.
@@ -289,6 +292,9 @@ var answerOf = []struct{ key, field string }{
 // faults is what is wrong, by the answer at fault, found by the code that will read the configuration. "" has what belongs
 // to none.
 func (a *answers) faults(dir string) map[string][]error {
+	if a.Restore != "" {
+		return a.restoreFaults()
+	}
 	out := map[string][]error{}
 	if whole, err := filepath.Abs(dir); err == nil {
 		dir = whole // as the settings name it

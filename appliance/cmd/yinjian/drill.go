@@ -193,7 +193,7 @@ func drill(ctx context.Context, o *opening, production *client.Admin, dir, scrat
 	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
 	at := filepath.Join(folder, "a")
 	// 1. Restored, and what was signed last in it.
-	found, err := restore(ctx, o, at, who, true)
+	found, err := restore(ctx, o, destination{dir: at}, who, true)
 	if err != nil {
 		return nil, err
 	}

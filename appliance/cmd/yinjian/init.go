@@ -78,6 +78,9 @@ Evaluation only: with pin_source "file" PIN files and sealed keys are on one dis
 			if check {
 				return nil
 			}
+			if o.Restore != "" {
+				return usageError{fmt.Errorf("restore：要由备份恢复的，把应答文件作为 answers.toml 放在目录里，由 serve 等待备份，不用 init (these answers are for a serve that waits for a backup: put them into its folder as %s)", appliance.AnswersFile)}
+			}
 			if o.locked() {
 				if o.passphrases, err = readPassphrases(c.Context(), passphraseFD, o.Unlock.Holders, true); err != nil {
 					return err

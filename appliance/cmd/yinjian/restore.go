@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"yinjian/appliance"
 	"yinjian/appliance/audit"
 	"yinjian/appliance/backup"
+	"yinjian/appliance/custody"
 	"yinjian/appliance/evidence/show"
 	"yinjian/dbdriver"
 	"yinjian/ntp/sysclock"
@@ -29,6 +31,8 @@ type opening struct {
 	files, shares []string
 	logKey        string // PEM; "": the one in the backup
 	noReceipt     bool
+	given         [][]byte             // shares as their files have them, in the place of shares
+	progress      func(read, of int64) // may be nil
 }
 
 func (o *opening) flags(c *cobra.Command) {
@@ -67,13 +71,16 @@ func (o *opening) open(ctx context.Context, dir string) (*opened, error) {
 	if len(o.files) == 0 {
 		return nil, usageError{errors.New("需要备份文件 (a backup is needed)")}
 	}
-	shares, err := sharesFrom(o.shares)
+	shares, err := o.custodians()
 	if err != nil {
 		return nil, err
 	}
 	defer wipe(shares)
 	parts, err := backup.Chain(o.files)
 	if err != nil {
+		return nil, err
+	}
+	if err := o.tell(parts); err != nil {
 		return nil, err
 	}
 	m, err := backup.Extract(ctx, parts, shares, dir)
@@ -128,6 +135,45 @@ func (o *opening) open(ctx context.Context, dir string) (*opened, error) {
 	}
 	out.ElapsedMS = time.Since(begun).Milliseconds()
 	return out, nil
+}
+
+// custodians are the shares. The caller wipes them.
+func (o *opening) custodians() ([]custody.Share, error) {
+	if o.given == nil {
+		return sharesFrom(o.shares)
+	}
+	var shares []custody.Share
+	for i, text := range o.given {
+		s, err := custody.ParseShare(string(text))
+		if err != nil {
+			wipe(shares)
+			return nil, fmt.Errorf("第 %d 份份额 (share %d): %w", i+1, i+1, err)
+		}
+		shares = append(shares, s)
+	}
+	return shares, nil
+}
+
+// tell has the progress told while the parts are read.
+func (o *opening) tell(parts []backup.Part) error {
+	if o.progress == nil {
+		return nil
+	}
+	var total, read int64
+	for _, p := range parts {
+		st, err := os.Stat(p.File)
+		if err != nil {
+			return err
+		}
+		total += st.Size()
+	}
+	for i := range parts {
+		parts[i].Read = func(n int) {
+			read += int64(n)
+			o.progress(read, total)
+		}
+	}
+	return nil
 }
 
 // statement proves the receipt beside a file; nil without one, where that is allowed.
@@ -252,13 +298,19 @@ func restoreCommand() *cobra.Command {
 	var o opening
 	var dir string
 	var who []string
-	c := &cobra.Command{Use: "restore --dir DIR FILE…", Short: "把备份恢复到空白的设备目录 (restore a backup to a blank appliance's folder)",
-		Long: `DIR 须为空或不存在。凭 M 份份额解密、核验后才可用；之后第一次 serve 开启新纪元，在日志里宣布恢复，并把中心库有而日志没有的条目列为丢失。
+	var to distantRestore
+	c := &cobra.Command{Use: "restore (--dir DIR | --to URL --fingerprint HEX) FILE…", Short: "把备份恢复到空白的设备目录，或等待备份的另一台机器 (restore a backup to a blank appliance's folder, or to a machine that waits for it)",
+		Long: `--dir：本机的目录。DIR 须为空或不存在。凭 M 份份额解密、核验后才可用；之后第一次 serve 开启新纪元，在日志里宣布恢复，并把中心库有而日志没有的条目列为丢失。
 备份里没有口令：恢复之后把所列的口令文件放回原处。原设备必须停用：两台以同一名义运行即为分叉。被杀则重来，从头开始。
 
 The folder must be empty or absent. Nothing of it can be used before all was verified. The first serve begins a new epoch,
 announces the restore, and names what the central database has and the journal lacks. Put the files with PINs and
-passphrases back. The original must not run any more: two under one name are a fork.`,
+passphrases back. The original must not run any more: two under one name are a fork.
+
+--to：应答里写了 restore 而等待备份的机器（封闭镜像，见 docs/install.md）。指纹与恢复码显示在它的控制台上。文件照旧是加密的，份额、--answers 里的口令经
+TLS 送到指纹所指的那台机器；解密、核验、恢复都在那台机器上，做完它即启动。中断了重新执行，已传完的文件不再传。
+
+With --to the machine that waits for a backup does all of it; fingerprint and token stand on its console.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.files = args
 			if err := checkPersons(false, who); err != nil {
@@ -267,7 +319,10 @@ passphrases back. The original must not run any more: two under one name are a f
 			if err := guard(os.Stderr); err != nil {
 				return err
 			}
-			found, err := restore(cmd.Context(), &o, dir, who, false)
+			if to.url != "" {
+				return to.restore(cmd.Context(), &o, who)
+			}
+			found, err := restore(cmd.Context(), &o, destination{dir: dir}, who, false)
 			if err != nil {
 				return err
 			}
@@ -285,17 +340,35 @@ passphrases back. The original must not run any more: two under one name are a f
 			return nil
 		}}
 	o.flags(c)
-	required(c, &dir, "dir", "要恢复到的目录 (folder to restore to)")
+	c.Flags().StringVar(&dir, "dir", "", "要恢复到的目录 (folder to restore to)")
+	to.flags(c)
+	c.MarkFlagsOneRequired("dir", "to")
+	for _, name := range []string{"to", "fingerprint", "token-file", "answers"} {
+		c.MarkFlagsMutuallyExclusive("dir", name)
+	}
+	c.MarkFlagsRequiredTogether("to", "fingerprint")
 	persons(c, &who)
 	return c
 }
 
-// restore makes dir an appliance's folder again.
+// A destination is where a backup is restored to.
+type destination struct {
+	dir   string
+	keeps []string // what is in it, and stays: of a process that waits there
+	// finish, if set, makes a startable appliance of what was found to be whole.
+	finish func(*opened) error
+	from   string // the address that asked, and how many wrong tokens there were before
+	tries  int
+}
+
+// restore makes its destination's folder an appliance's folder again.
 //
 // Order: 1. the folder is blank, or what a restore that was cut off left; 2. a mark that nobody serves and that keeps other
 // restores out, and what was left goes; 3. the files, verified; 4. the mark of a restore, by which the next start begins an
-// epoch; 5. the first mark goes. A stop before 5 leaves a folder that serve refuses and that restore empties.
-func restore(ctx context.Context, o *opening, dir string, who []string, drill bool) (found *opened, err error) {
+// epoch; 5. the first mark goes. A stop before 5 leaves a folder that serve refuses and that restore empties; one that waits
+// for a backup empties it itself.
+func restore(ctx context.Context, o *opening, to destination, who []string, drill bool) (found *opened, err error) {
+	dir := to.dir
 	defer func() { err = noRoom(err) }()
 	clock, err := sysclock.Open()
 	if err != nil {
@@ -306,6 +379,7 @@ func restore(ctx context.Context, o *opening, dir string, who []string, drill bo
 	unfinished := filepath.Join(dir, appliance.RestoreUnfinished)
 	if _, err := os.Stat(unfinished); errors.Is(err, fs.ErrNotExist) {
 		entries, err := os.ReadDir(dir)
+		entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return slices.Contains(to.keeps, e.Name()) })
 		if err == nil && len(entries) > 0 {
 			return nil, usageError{fmt.Errorf("%s 不是空目录；只恢复到空白的设备，不会覆盖 (folder is not empty; only a blank one is restored to)", dir)}
 		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -320,21 +394,26 @@ func restore(ctx context.Context, o *opening, dir string, who []string, drill bo
 		return nil, err
 	}
 	defer release()
-	if err := errors.Join(emptyFolder(dir), syncDir(dir)); err != nil {
+	if err := errors.Join(emptyFolder(dir, to.keeps), syncDir(dir)); err != nil {
 		return nil, err
 	}
 	// 3.
 	found, err = o.open(ctx, dir)
-	if err != nil {
-		return nil, errors.Join(err, emptyFolder(dir), os.Remove(unfinished))
-	}
 	for _, name := range []string{"run", "secrets"} {
-		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
-			return nil, err
+		if err == nil {
+			err = os.MkdirAll(filepath.Join(dir, name), 0o700)
 		}
 	}
+	if err == nil && to.finish != nil {
+		if err = to.finish(found); err == nil {
+			err = syncAll(dir)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, emptyFolder(dir, to.keeps), os.Remove(unfinished))
+	}
 	// 4.
-	r := appliance.Restored{Backup: found.Backup, SM3: found.SM3, Entries: found.Entries, Epoch: found.Epoch, Persons: who, Begun: begun, Proved: found.Proved, Drill: drill}
+	r := appliance.Restored{Backup: found.Backup, SM3: found.SM3, Entries: found.Entries, Epoch: found.Epoch, Persons: who, Begun: begun, Proved: found.Proved, Drill: drill, From: to.from, Refused: to.tries}
 	if err := appliance.WriteRestored(dir, r); err != nil {
 		return nil, err
 	}
@@ -377,11 +456,11 @@ func claimMark(name string) (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// emptyFolder removes everything in a folder but the mark of an unfinished restore.
-func emptyFolder(dir string) error {
+// emptyFolder removes everything in a folder but the mark of an unfinished restore, and what stays.
+func emptyFolder(dir string, keeps []string) error {
 	entries, err := os.ReadDir(dir)
 	for _, e := range entries {
-		if e.Name() != appliance.RestoreUnfinished {
+		if e.Name() != appliance.RestoreUnfinished && !slices.Contains(keeps, e.Name()) {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
 		}
 	}

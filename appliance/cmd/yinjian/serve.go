@@ -68,6 +68,10 @@ func serve(ctx context.Context, dir string, once bool, service, trial, reach tim
 			return provisionBy(ctx, self, dir, answers, passphrases)
 		},
 		OnSettings: func() error { return becomePack(ctx, dir) },
+		RestoreAt:  func() (string, error) { return restoreAt(dir) },
+		Restore: func(ctx context.Context, req appliance.RestoreRequest) ([]byte, error) {
+			return restoreHere(ctx, dir, req)
+		},
 		OnAttended: func() {
 			if err := notifyReady(); err != nil {
 				log.WithError(err).Error("the service manager could not be told")
