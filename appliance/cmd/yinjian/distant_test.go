@@ -47,6 +47,11 @@ func TestBackupFromOutside(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		ended := make(chan struct{})
+		go func() {
+			_ = cmd.Wait() // its state says how it ended
+			close(ended)
+		}()
 		eventually(t, readyWithin, "the proposal is there", func() bool {
 			var list struct {
 				Proposals []struct{ wire.Proposal }
@@ -60,9 +65,14 @@ func TestBackupFromOutside(t *testing.T) {
 					return true
 				}
 			}
+			select {
+			case <-ended:
+				t.Fatalf("%v ended before it was approved: %s%s", args, &stdout, &stderr)
+			default:
+			}
 			return false
 		})
-		_ = cmd.Wait() // its state says how it ended
+		<-ended
 		return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 	}
 
