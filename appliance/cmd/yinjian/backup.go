@@ -83,7 +83,7 @@ The private half exists as shares alone. Another set counts for later backups; e
 				return err
 			}
 			defer done()
-			return makeCustodians(cmd.Context(), a, args[0], who)
+			return makeCustodians(cmd.Context(), a, args[0], append([]string{}, who...)) // null would be refused
 		}}
 	persons(c, &who)
 	c.Flags().StringVar(&dir, "dir", "", "运行中设备的目录 (the running appliance's folder)")
@@ -236,7 +236,7 @@ func createBackup(ctx context.Context, o createOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	started, err := a.BeginBackup(ctx, wire.BeginBackup{Persons: o.persons, Target: cutBytes(target, 256), Incremental: o.incremental, Softtoken: o.softtoken})
+	started, err := a.BeginBackup(ctx, wire.BeginBackup{Persons: append([]string{}, o.persons...), Target: cutBytes(target, 256), Incremental: o.incremental, Softtoken: o.softtoken})
 	if err != nil {
 		return explain(err)
 	}
