@@ -157,6 +157,7 @@ type bench struct {
 	cases     []*benchCase
 	byName    map[string]*benchCase
 	own       map[int]string // processes of ours, by pid
+	looking   sync.Mutex     // guards appliance; several may look at once
 	appliance int            // its pid
 	closers   []func() error
 	profiled  []profileTable

@@ -79,6 +79,8 @@ func (b *bench) processes() (map[int]string, error) {
 	if err := json.Unmarshal(answer, &state); err != nil {
 		return nil, err
 	}
+	b.looking.Lock()
+	defer b.looking.Unlock()
 	roles := map[int]string{}
 	for pid, role := range b.own {
 		roles[pid] = role

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -51,7 +52,11 @@ Severe, and none is allowed (exit 1):
   not back      a process, the service or the central database is not what it was 60 s after a fault ended
   internal      an answer that says 500 internal, or that is wrong
   while well    an error while nothing was broken
-Limit: memory of all the appliance's processes in the last quiet minute over that after its first ≤ 1.1 (from 8 minutes on).`
+  not injected  (from 8 minutes on) a fault of which neither the appliance nor the system showed anything; a kind of fault (machine,
+                worker, database, line, clock, disk) that never came, or that this machine cannot do (the disk needs root)
+Limit: memory of all the appliance's processes in the last quiet minute over that after its first ≤ 1.1 (from 8 minutes on). What grew
+meanwhile is told by part: live objects and the rest of Go's memory, what C has beyond it (SQLite's caches, the C library), mapped files
+(program, shared indexes of SQLite), and the other processes.`
 
 // soakBack is how long anything may take to be back.
 const soakBack = 60 * time.Second
@@ -98,7 +103,16 @@ type soakPoint struct {
 	Files      int     `json:"descriptors"`
 	Journal    int64   `json:"journal_bytes"`
 	Requests   int64   `json:"requests"` // so far
-	Lag        uint64  `json:"projection_lag"`
+	// Parts are the memory of the appliance's processes by what it is; they sum to All.
+	Parts map[string]int64 `json:"parts"`
+	Lag   uint64           `json:"projection_lag"`
+}
+
+// A soakGrown is one part of the memory, in the two windows that the ratio is of.
+type soakGrown struct {
+	Part   string `json:"part"`
+	Before int64  `json:"before_bytes"`
+	After  int64  `json:"after_bytes"`
 }
 
 // A soakEvent is a fault that was.
@@ -107,6 +121,7 @@ type soakEvent struct {
 	From  float64 `json:"from_s"`
 	To    float64 `json:"to_s"`   // mended
 	Back  float64 `json:"back_s"` // all is well again
+	Seen  string  `json:"seen"`   // by what; "" if by nothing
 }
 
 // A soakReport is the ledger.
@@ -125,6 +140,7 @@ type soakReport struct {
 	Severe       []string                    `json:"severe"`
 	RSSRatio     float64                     `json:"rss_ratio"`
 	RSSJudged    bool                        `json:"rss_judged"`
+	Grew         []soakGrown                 `json:"grew"` // by part
 	Left         []string                    `json:"faults_left_out"`
 	Events       []soakEvent                 `json:"faults"`
 	Points       []soakPoint                 `json:"points"`
@@ -319,14 +335,27 @@ func (s *soak) soak(ctx context.Context) error {
 func (s *soak) breakThings(ctx context.Context, begun time.Time) error {
 	can, left := s.faults()
 	s.report.Left = left
-	quiet := min(s.long/6, 80*time.Second)
+	quiet := s.quiet()
 	pace := min(s.long/60, 10*time.Second) // about how long a fault lasts
+	var looked soakFault
+	var seen string
+	look := func() {
+		if looked.seen != nil && seen == "" {
+			seen = looked.seen(ctx)
+		}
+	}
 	sleep := func(d time.Duration) error {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(d):
-			return nil
+		tick := time.NewTicker(200 * time.Millisecond)
+		defer tick.Stop()
+		for end := time.After(d); ; {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-tick.C:
+				look()
+			case <-end:
+				return nil
+			}
 		}
 	}
 	if err := sleep(quiet); err != nil {
@@ -346,6 +375,8 @@ func (s *soak) breakThings(ctx context.Context, begun time.Time) error {
 		if err := f.begin(ctx); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
+		looked, seen = f, ""
+		look()
 		if err := errors.Join(sleep(pace/2+time.Duration(s.rnd.Int64N(int64(pace)))), f.end(ctx)); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
@@ -354,19 +385,46 @@ func (s *soak) breakThings(ctx context.Context, begun time.Time) error {
 			s.severe("not back: %s: %v", f.name, err)
 		}
 		e.Back = time.Since(begun).Seconds()
-		s.report.Events = append(s.report.Events, e)
 		// What was under way may still be told of it.
 		if err := sleep(pace/2 + time.Second); err != nil {
 			return err
 		}
+		look()
+		if e.Seen = seen; seen == "" && s.judged() { // in a short run each lasts a moment, and may come and go between two looks
+			s.severe("not injected: %s at %.0f s: nothing showed it", f.name, e.From)
+		}
+		looked = soakFault{}
+		s.report.Events = append(s.report.Events, e)
 		s.broken.Store(nil)
 		if err := sleep(time.Duration(s.rnd.Int64N(int64(pace)))); err != nil {
 			return err
 		}
 	}
 	fmt.Println()
+	s.complete(can)
 	return sleep(s.long - time.Since(begun))
 }
+
+// complete wants every kind of fault to have been; a run too short for its memory to be judged is too short for that as well.
+func (s *soak) complete(can []soakFault) {
+	if !s.judged() {
+		return
+	}
+	for _, f := range can {
+		if !slices.ContainsFunc(s.report.Events, func(e soakEvent) bool { return e.Fault == f.name }) {
+			s.severe("not injected: %s: it never came", f.name)
+		}
+	}
+	for _, one := range s.report.Left {
+		s.severe("not injected: %s", one)
+	}
+}
+
+// quiet is how long the begin and the end of the run are left alone.
+func (s *soak) quiet() time.Duration { return min(s.long/6, 80*time.Second) }
+
+// judged is whether the run is long enough for memory and kinds of faults.
+func (s *soak) judged() bool { return s.quiet() >= 80*time.Second }
 
 // soakState is what is looked at.
 type soakState struct {
@@ -463,12 +521,27 @@ func (s *soak) look(ctx context.Context) (p soakPoint, err error) {
 	}
 	var sys struct {
 		Process struct {
+			PID        int
 			Goroutines int
-			Files      int `json:"open_files"`
+			Files      int   `json:"open_files"`
+			Heap       int64 `json:"heap_bytes"`
+			Go         int64 `json:"go_bytes"`
 		}
 	}
 	if err := json.Unmarshal(answer, &sys); err != nil {
 		return p, err
+	}
+	mapped, err := mappedFiles(sys.Process.PID)
+	if err != nil {
+		return p, err
+	}
+	p.Parts = map[string]int64{
+		partHeap: sys.Process.Heap, partGo: sys.Process.Go - sys.Process.Heap, partC: p.RSS - mapped - sys.Process.Go, partFiles: mapped,
+	}
+	for role, n := range rss {
+		if role != roleClient && role != roleAppliance {
+			p.Parts[role] = n
+		}
 	}
 	p.Goroutines, p.Files = sys.Process.Goroutines, sys.Process.Files
 	st, err := s.state(ctx)
@@ -490,6 +563,32 @@ func (s *soak) look(ctx context.Context) (p soakPoint, err error) {
 	p.Requests = s.loader.result.All.Requests
 	s.loader.mu.Unlock()
 	return p, err
+}
+
+// Parts of the appliance's own memory. Go's is what it has from the system: what of it was never touched is missing in partC.
+const (
+	partHeap  = "appliance: Go, objects"
+	partGo    = "appliance: Go, the rest (free, stacks, tables)"
+	partC     = "appliance: C (SQLite's caches, C library)"
+	partFiles = "appliance: mapped files"
+)
+
+// mappedFiles is what of a process's memory are pages of files, or shared with them (proc(5): RssFile, RssShmem).
+func mappedFiles(pid int) (sum int64, err error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if f := strings.Fields(line); len(f) == 3 && (f[0] == "RssFile:" || f[0] == "RssShmem:") {
+			kb, err := strconv.ParseInt(f[1], 10, 64)
+			if err != nil {
+				return 0, err
+			}
+			sum += kb << 10
+		}
+	}
+	return sum, nil
 }
 
 func (s *soak) severe(format string, args ...any) {
@@ -743,12 +842,12 @@ const soakGrowth = 1.1
 // ratio is that of memory in the last quiet half minute over that before the first minute was over. A run too short for that shows how
 // its parts fill up, not whether they leak.
 func (s *soak) ratio() {
-	quiet := min(s.long/6, 80*time.Second).Seconds()
-	median := func(from, to float64) float64 {
+	quiet, long := s.quiet().Seconds(), s.long.Seconds()
+	median := func(from, to float64, of func(soakPoint) int64) float64 {
 		var v []float64
 		for _, p := range s.report.Points {
 			if p.At >= from && p.At <= to {
-				v = append(v, float64(p.All))
+				v = append(v, float64(of(p)))
 			}
 		}
 		if len(v) == 0 {
@@ -756,11 +855,24 @@ func (s *soak) ratio() {
 		}
 		return spreadOf(v).Median
 	}
-	long := s.long.Seconds()
-	if before := median(quiet/2, quiet); before > 0 {
-		s.report.RSSRatio = median(long-quiet/2, long+1) / before
+	both := func(of func(soakPoint) int64) (before, after float64) {
+		return median(quiet/2, quiet, of), median(long-quiet/2, long+1, of)
 	}
-	s.report.RSSJudged = quiet >= 80
+	if before, after := both(func(p soakPoint) int64 { return p.All }); before > 0 {
+		s.report.RSSRatio = after / before
+	}
+	parts := map[string]bool{}
+	for _, p := range s.report.Points {
+		for name := range p.Parts {
+			parts[name] = true
+		}
+	}
+	s.report.Grew = nil
+	for _, name := range slices.Sorted(maps.Keys(parts)) {
+		before, after := both(func(p soakPoint) int64 { return p.Parts[name] })
+		s.report.Grew = append(s.report.Grew, soakGrown{name, int64(before), int64(after)})
+	}
+	s.report.RSSJudged = s.judged()
 }
 
 func (s *soak) page() string {
@@ -789,10 +901,14 @@ func (s *soak) page() string {
 		t := r.Classes[name]
 		fmt.Fprintf(&out, "| %s | %d | %d | %.1f | %.1f | %.1f | %.0f |\n", name, t.Requests, t.Documents, t.P50, t.P95, t.P99, t.Most)
 	}
-	fmt.Fprint(&out, "\n## Faults, and the errors that users saw meanwhile\n\n| broken | times | back after, s, at most | errors by code |\n| --- | ---: | ---: | --- |\n")
-	times, slowest := map[string]int{"": 0}, map[string]float64{}
+	fmt.Fprint(&out, "\n## Faults, and the errors that users saw meanwhile\n\n| broken | times | seen by | back after, s, at most | errors by code |\n| --- | ---: | --- | ---: | --- |\n")
+	times, slowest, seen := map[string]int{"": 0}, map[string]float64{}, map[string]map[string]int{}
 	for _, e := range r.Events {
 		times[e.Fault]++
+		if seen[e.Fault] == nil {
+			seen[e.Fault] = map[string]int{}
+		}
+		seen[e.Fault][cmp.Or(e.Seen, "**nothing**")]++
 		slowest[e.Fault] = max(slowest[e.Fault], e.Back-e.To)
 	}
 	for _, what := range slices.Sorted(maps.Keys(times)) {
@@ -804,14 +920,63 @@ func (s *soak) page() string {
 		if what == "" {
 			back = ""
 		}
-		fmt.Fprintf(&out, "| %s | %d | %s | %s |\n", cmp.Or(what, "nothing"), times[what], back, cmp.Or(strings.Join(codes, ", "), "none"))
+		var by []string
+		for _, one := range slices.Sorted(maps.Keys(seen[what])) {
+			by = append(by, fmt.Sprintf("%d × %s", seen[what][one], one))
+		}
+		fmt.Fprintf(&out, "| %s | %d | %s | %s | %s |\n", cmp.Or(what, "nothing"), times[what], strings.Join(by, ", "), back, cmp.Or(strings.Join(codes, ", "), "none"))
 	}
+	fmt.Fprint(&out, "\n## What grew: memory after the first minute and in the last, MB (medians of each window)\n\n| part | after the first minute | in the last | grew by |\n| --- | ---: | ---: | ---: |\n")
+	var before, after int64
+	for _, g := range r.Grew {
+		before, after = before+g.Before, after+g.After
+		fmt.Fprintf(&out, "| %s | %.1f | %.1f | %+.1f |\n", g.Part, float64(g.Before)/1e6, float64(g.After)/1e6, float64(g.After-g.Before)/1e6)
+	}
+	fmt.Fprintf(&out, "| all | %.1f | %.1f | %+.1f |\n", float64(before)/1e6, float64(after)/1e6, float64(after-before)/1e6)
+	fmt.Fprint(&out, s.flat())
 	fmt.Fprint(&out, "\n## By the minute\n\n| minute | requests so far | memory, all, MB | appliance, MB | goroutines | descriptors | journal, MB | projection behind |\n| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n")
 	for i, p := range r.Points {
 		if i+1 < len(r.Points) && int(r.Points[i+1].At)/60 == int(p.At)/60 {
 			continue
 		}
 		fmt.Fprintf(&out, "| %.1f | %d | %.1f | %.1f | %d | %d | %.1f | %d |\n", p.At/60, p.Requests, float64(p.All)/1e6, float64(p.RSS)/1e6, p.Goroutines, p.Files, float64(p.Journal)/1e6, p.Lag)
+	}
+	return out.String()
+}
+
+// flat says of everything that has to be flat how it was in the thirds of the run: what leaks goes on growing in the last of them.
+func (s *soak) flat() string {
+	var out strings.Builder
+	fmt.Fprint(&out, "\n## Flat? Medians of the thirds of the run\n\n| | first | second | last | last ÷ second |\n| --- | ---: | ---: | ---: | ---: |\n")
+	third := s.long.Seconds() / 3
+	rate := func(at int) float64 { // of the journal's file alone, a request
+		points := s.report.Points
+		p, b := points[at], points[max(0, at-30)]
+		return float64(p.Journal-b.Journal) / max(1, float64(p.Requests-b.Requests))
+	}
+	for _, one := range []struct {
+		name string
+		of   func(at int, p soakPoint) float64
+	}{
+		{"memory, all, MB", func(_ int, p soakPoint) float64 { return float64(p.All) / 1e6 }},
+		{"memory, appliance, MB", func(_ int, p soakPoint) float64 { return float64(p.RSS) / 1e6 }},
+		{"goroutines", func(_ int, p soakPoint) float64 { return float64(p.Goroutines) }},
+		{"descriptors", func(_ int, p soakPoint) float64 { return float64(p.Files) }},
+		{"journal, bytes a request", func(at int, _ soakPoint) float64 { return rate(at) }},
+	} {
+		var m [3]float64
+		for i := range m {
+			var v []float64
+			for at, p := range s.report.Points {
+				if p.At >= float64(i)*third && p.At < float64(i+1)*third {
+					v = append(v, one.of(at, p))
+				}
+			}
+			if len(v) > 0 {
+				m[i] = spreadOf(v).Median
+			}
+		}
+		fmt.Fprintf(&out, "| %s | %.1f | %.1f | %.1f | %.3f |\n", one.name, m[0], m[1], m[2], m[2]/max(m[1], 1e-9))
 	}
 	return out.String()
 }

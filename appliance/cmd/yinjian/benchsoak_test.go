@@ -105,6 +105,28 @@ func TestSoakLedger(t *testing.T) {
 	if err := s.finish(); err != nil {
 		t.Errorf("with refusals alone: %v", err)
 	}
+	// A long run in which a fault never came, or could not, has not shown what it is for; a short one is not asked.
+	s.report.Left, s.report.Events = []string{"disk full: needs root"}, []soakEvent{{Fault: "machine killed", Seen: "another process has its place"}}
+	kinds := []soakFault{{name: "machine killed"}, {name: "database killed"}}
+	s.long = time.Minute
+	s.complete(kinds)
+	if len(s.report.Severe) != 0 {
+		t.Errorf("a short run: %q", s.report.Severe)
+	}
+	s.long = 10 * time.Minute
+	s.complete(kinds)
+	if got := strings.Join(s.report.Severe, "; "); got != "not injected: database killed: it never came; not injected: disk full: needs root" {
+		t.Errorf("a long run: %s", got)
+	}
+	// The ledger says what grew.
+	s.report.Points = []soakPoint{
+		{At: 60, All: 100e6, RSS: 80e6, Parts: map[string]int64{partHeap: 30e6, partC: 50e6, "softtoken": 20e6}},
+		{At: 590, All: 121e6, RSS: 100e6, Parts: map[string]int64{partHeap: 30e6, partC: 70e6, "softtoken": 21e6}},
+	}
+	s.ratio()
+	if page := s.page(); s.report.RSSRatio != 1.21 || !strings.Contains(page, partC+" | 50.0 | 70.0 | +20.0 |") || !strings.Contains(page, "| all | 100.0 | 121.0 | +21.0 |") {
+		t.Errorf("what grew: %v\n%s", s.report.RSSRatio, page)
+	}
 	s.report.RSSJudged, s.report.RSSRatio = true, 1.2
 	if page := s.page(); !strings.Contains(page, "1.200 | ≤ 1.1 | **fails** |") {
 		t.Errorf("memory that grew: %s", page)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -22,37 +23,71 @@ import (
 
 // What a soak breaks, and how it is mended.
 
-// A soakFault is broken and mended again; between the two it lasts. Where begin fails, the soak ends.
+// A soakFault is broken and mended again; between the two it lasts. Where begin fails, the soak ends. A fault that nobody saw may as well
+// not have been: seen is asked from begin until all is well again, what it answers is what shows it, "" as long as nothing does.
 type soakFault struct {
 	name       string
 	begin, end func(ctx context.Context) error
+	seen       func(ctx context.Context) string
 }
 
 // faults are those that this machine can do, and in left those that it cannot, with the reason.
 func (s *soak) faults() (can []soakFault, left []string) {
 	nothing := func(context.Context) error { return nil }
-	toChild := func(role string, sig syscall.Signal) func(context.Context) error {
-		return func(context.Context) error {
-			for try := 0; ; try++ {
-				roles, err := s.processes()
-				for pid, r := range roles {
-					if r == role {
-						err = syscall.Kill(pid, sig)
-						if err == nil {
-							return nil
-						}
+	// signal finds the process that has the role now.
+	signal := func(role string, sig syscall.Signal) (int, error) {
+		for try := 0; ; try++ {
+			roles, err := s.processes()
+			for pid, r := range roles {
+				if r == role {
+					err = syscall.Kill(pid, sig)
+					if err == nil {
+						return pid, nil
 					}
 				}
-				if try == 100 { // ten seconds: it is not being started any more
-					return errors.Join(fmt.Errorf("no process %q", role), err)
-				}
-				time.Sleep(100 * time.Millisecond)
 			}
+			if try == 100 { // ten seconds: it is not being started any more
+				return 0, errors.Join(fmt.Errorf("no process %q", role), err)
+			}
+			time.Sleep(100 * time.Millisecond)
 		}
 	}
+	killed := func(name, role string) soakFault {
+		var gone int
+		return soakFault{name, func(context.Context) (err error) { gone, err = signal(role, syscall.SIGKILL); return err }, nothing, func(context.Context) string {
+			roles, err := s.processes()
+			if err != nil {
+				return ""
+			}
+			for pid, r := range roles {
+				if r == role && pid != gone {
+					return "another process has its place"
+				}
+			}
+			return ""
+		}}
+	}
+	var stopped int
+	var before int64 // errors of earlier times
+	var delivered uint64
+	var since time.Time // it has been so many
 	can = []soakFault{
-		{"machine killed", toChild(roleSofttoken, syscall.SIGKILL), nothing},
-		{"machine hangs", toChild(roleSofttoken, syscall.SIGSTOP), toChild(roleSofttoken, syscall.SIGCONT)},
+		killed("machine killed", roleSofttoken),
+		{"machine hangs", func(context.Context) (err error) { stopped, err = signal(roleSofttoken, syscall.SIGSTOP); return err }, func(context.Context) error {
+			return syscall.Kill(stopped, syscall.SIGCONT)
+		}, func(ctx context.Context) string {
+			if state, err := s.state(ctx); err == nil {
+				for _, slot := range state.HSM {
+					if slot.Phase != "ready" {
+						return "a slot is not ready"
+					}
+				}
+			}
+			if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", stopped)); err == nil && strings.Contains(string(stat), ") T ") {
+				return "its process is stopped"
+			}
+			return ""
+		}},
 		{"clock of one source steps", func(context.Context) error {
 			s.sources[s.rnd.IntN(len(s.sources))].ahead.Store(int64(time.Second))
 			return nil
@@ -61,19 +96,72 @@ func (s *soak) faults() (can []soakFault, left []string) {
 				one.ahead.Store(0)
 			}
 			return nil
+		}, func(ctx context.Context) string {
+			var status struct {
+				Sources []struct {
+					State    string
+					OffsetUS int64 `json:"offset_us"`
+				}
+			}
+			answer, err := s.admin.TimeStatus(ctx)
+			if err == nil {
+				err = json.Unmarshal(answer, &status)
+			}
+			for _, one := range status.Sources {
+				if err == nil && one.State != "agreed" && (one.OffsetUS > 500_000 || one.OffsetUS < -500_000) {
+					return "the source is " + one.State
+				}
+			}
+			return ""
 		}},
-		{"database killed", func(context.Context) error { s.database.kill(); return nil }, func(ctx context.Context) error { return s.database.start(ctx) }},
-		{"line to the database cut", func(context.Context) error { s.line.cut.Lock(); return nil }, func(context.Context) error { s.line.cut.Unlock(); return nil }},
+		{"database killed", func(context.Context) error { s.database.kill(); return nil }, func(ctx context.Context) error { return s.database.start(ctx) }, func(ctx context.Context) string {
+			if state, err := s.state(ctx); err == nil && state.Projection.LastError != "" {
+				return "rows cannot be delivered"
+			}
+			return ""
+		}},
+		{"line to the database cut", func(context.Context) error {
+			s.line.cut.Lock()
+			delivered, since = 0, time.Time{}
+			return nil
+		}, func(context.Context) error { s.line.cut.Unlock(); return nil }, func(ctx context.Context) string {
+			state, err := s.state(ctx)
+			if err != nil {
+				return ""
+			}
+			if now := time.Now(); state.Projection.Shipped != delivered || state.Projection.Lag == 0 { // interval
+				delivered, since = state.Projection.Shipped, now
+			}
+			if time.Since(since) > 2*time.Second {
+				return "rows wait, none is delivered"
+			}
+			return ""
+		}},
 	}
 	for _, class := range hsm.Classes {
-		can = append(can, soakFault{"worker " + string(class) + " killed", toChild("worker "+string(class), syscall.SIGKILL), nothing})
+		can = append(can, killed("worker "+string(class)+" killed", "worker "+string(class)))
 	}
 	if s.volume == "" {
 		left = append(left, "disk full: "+s.noVolume)
 	} else {
-		can = append(can, soakFault{"disk full", func(context.Context) error { return s.fill() }, func(context.Context) error { return os.Remove(s.filler()) }})
+		can = append(can, soakFault{"disk full", func(context.Context) error { before = s.errorsOf("disk full"); return s.fill() }, func(context.Context) error { return os.Remove(s.filler()) }, func(context.Context) string {
+			if s.errorsOf("disk full") > before {
+				return "requests were refused"
+			}
+			return ""
+		}})
 	}
 	return can, left
+}
+
+// errorsOf is how many errors users saw of what was broken so far.
+func (s *soak) errorsOf(what string) (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, one := range s.errs[what] {
+		n += one
+	}
+	return n
 }
 
 // kill ends the server as a crash does: the next start recovers from its log.

@@ -27,6 +27,7 @@ func TestSoak(t *testing.T) {
 		Faults       []struct{ Fault string }
 		Points       []struct {
 			All         int64 `json:"rss_all_bytes"`
+			Parts       map[string]int64
 			Goroutines  int
 			Descriptors int
 			Journal     int64 `json:"journal_bytes"`
@@ -39,6 +40,13 @@ func TestSoak(t *testing.T) {
 		t.Errorf("soak.json: %s", raw)
 	}
 	for _, p := range found.Points {
+		sum := int64(0)
+		for _, n := range p.Parts {
+			sum += n
+		}
+		if sum != p.All || len(p.Parts) < 6 {
+			t.Errorf("the parts of %d bytes: %v", p.All, p.Parts)
+		}
 		if p.All < 1<<20 || p.Goroutines == 0 || p.Descriptors == 0 || p.Journal == 0 {
 			t.Errorf("%+v", p)
 		}
