@@ -1,5 +1,5 @@
 # Two commands matter: make demo, make test. Each installs what it needs and says so.
-.PHONY: image image-test image-test-changed image-test-long packages packages-test cross demo demo-serve test test-long test-report docs source-bundle bench bench-growth load load-test soak lint vuln build verifiers clean deps-build
+.PHONY: image image-test image-test-changed image-test-long packages packages-test cross demo demo-serve test test-long test-report docs source-bundle bench bench-growth load load-test load-tools soak lint vuln build verifiers clean deps-build
 
 OUT      ?= out/demo
 GO       ?= go
@@ -45,26 +45,28 @@ docs: build/yinjian ## what is generated of the documentation, anew; tests hold 
 source-bundle: ## the sources as they are handed over, with their modules, for a machine without network: build/yinjian-source-….tar.gz
 	packaging/dev/source-bundle.sh build
 
-# TSA_PEER='--peer "command …" --peer-url http://127.0.0.1:3000/…' gives the timestamp service another one to be held against.
-bench: ## ratios measured in one run, and where the time goes: bench/results, bench/PROFILE.md
-	@packaging/dev/deps.sh demo
-	@$(MAKE) --no-print-directory build
-	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench --dir out/bench --results bench/results --profile 5s
-	build/yinjian bench-pool --dir out/bench-pool --results bench/results
-	@packaging/dev/deps.sh test
-	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-price --dir out/bench-price --results bench/results --page docs/price-list.md
-	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-database --dir out/bench-database --results bench/results
-	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-tsa --dir out/bench-tsa --results bench/results --profile 5s $(TSA_PEER)
-	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-console --dir out/bench-console --results bench/results
-	build/yinjian bench-growth --dir out/bench-growth --entries 10000,300000
-	build/yinjian bench-capacity --results bench/results --page docs/capacity.md
+# All measurements of one checkout name one revision, though each leaves results in it.
+bench bench-growth load load-test load-tools soak: export YINJIAN_REVISION = $(shell packaging/dev/revision.sh)
+
+# What is computed from all results, after any of them is new.
+define summed-up
+	-build/yinjian bench-capacity --results bench/results --page docs/capacity.md
 	build/yinjian bench-targets --results bench/results
+	build/yinjian bench-buyer --results bench/results --readme README.md,README.zh-CN.md
+endef
+
+# TSA_PEER='--peer "command …" --peer-url http://127.0.0.1:3000/…' gives the timestamp service another one to be held against than
+# sigstore's, which deps.sh builds. PARTS='sign tsa' measures those alone: bench/run.sh.
+bench: ## ratios measured in one run, and where the time goes: bench/results, bench/PROFILE.md; parts.md says how long each part took
+	@packaging/dev/deps.sh bench
+	@$(MAKE) --no-print-directory build
+	bench/run.sh
 
 bench-growth: ## what a journal of 10,000,000 entries costs against one of 10,000: bench/results; 20 GB, half an hour
-	@packaging/dev/deps.sh demo
+	@packaging/dev/deps.sh bench
 	@$(MAKE) --no-print-directory build
-	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-growth --dir out/bench-growth --results bench/results --entries 10000,100000,1000000,10000000
-	YINJIAN_REVISION=$$(git describe --always --dirty) YINJIAN_GROWTH=10000000 YINJIAN_GROWTH_RESULTS=$(CURDIR)/bench/results/growth-database.md $(GO) test ./dbdriver/central -run TestGrowth -timeout 4h
+	build/yinjian bench-growth --dir out/bench-growth --results bench/results --entries 10000,100000,1000000,10000000
+	YINJIAN_GROWTH=10000000 YINJIAN_GROWTH_RESULTS=$(CURDIR)/bench/results/growth-database.md $(GO) test ./dbdriver/central -run TestGrowth -timeout 4h
 
 # USERS, LOAD (the long run of the mix at the end) and LOADFLAGS (bench-load --help) may be given.
 USERS ?= 500
@@ -72,22 +74,30 @@ LOAD  ?= 10m
 load: ## 500 users at once: sign alone and the mix, the loader beside the appliance and on the other processor: bench/results/load.*
 	@packaging/dev/deps.sh demo
 	@$(MAKE) --no-print-directory build
-	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-load --dir out/load --results bench/results --users $(USERS) --long $(LOAD) $(LOADFLAGS)
-	-build/yinjian bench-capacity --results bench/results --page docs/capacity.md
-	build/yinjian bench-targets --results bench/results
+	build/yinjian bench-load --dir out/load --results bench/results --users $(USERS) --long $(LOAD) $(LOADFLAGS)
+	$(summed-up)
 
 load-test: ## our loader, k6 and JMeter with the same mix, few users, ten seconds each: bench/load
 	@packaging/dev/deps.sh load
 	@$(MAKE) --no-print-directory build
-	bench/load/test.sh
+	build/yinjian bench-loaders --dir out/load-test
+
+# LOAD_USERS, LOAD_FOR (of each loader) may be given.
+LOAD_USERS ?= 500
+LOAD_FOR   ?= 1m
+load-tools: ## the same three with 500 users, a minute each: bench/results/loaders.*
+	@packaging/dev/deps.sh load
+	@$(MAKE) --no-print-directory build
+	build/yinjian bench-loaders --dir out/load-tools --results bench/results --users $(LOAD_USERS) --for $(LOAD_FOR) --warm-up 10s
 
 # SOAK (hours: 8h), USERS of the soak by SOAKFLAGS, as the seed (bench-soak --help). Needs root for a volume that can be full.
 SOAK ?= 10m
 soak: ## a long run with faults injected, and its ledger: bench/results/soak.*; ends with 1 when anything severe was found
-	@packaging/dev/deps.sh test
+	@packaging/dev/deps.sh bench
 	@$(MAKE) --no-print-directory build
-	YINJIAN_REVISION=$$(git describe --always --dirty) build/yinjian bench-soak --dir out/soak --results bench/results --for $(SOAK) $(SOAKFLAGS); failed=$$?; \
-		build/yinjian bench-targets --results bench/results; exit $$failed
+	build/yinjian bench-soak --dir out/soak --results bench/results --for $(SOAK) $(SOAKFLAGS); failed=$$?; \
+		build/yinjian bench-capacity --results bench/results --page docs/capacity.md; \
+		build/yinjian bench-targets --results bench/results && build/yinjian bench-buyer --results bench/results --readme README.md,README.zh-CN.md && exit $$failed
 
 lint:
 	@packaging/dev/lint.sh

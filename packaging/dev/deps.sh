@@ -1,9 +1,9 @@
 #!/bin/sh
 # Installs what the named step needs from Debian, and says so. Does nothing when everything is there.
-#   packaging/dev/deps.sh build|demo|test|image|load|packages
+#   packaging/dev/deps.sh build|demo|test|bench|load|image|packages
 # As root it calls apt-get, with sudo where sudo works without asking; otherwise it prints the one command to run.
 set -eu
-step=${1:?usage: deps.sh build|demo|test|image|packages}
+step=${1:?usage: deps.sh build|demo|test|bench|load|image|packages}
 
 # One package a line, and a file that shows that it is installed (faster than dpkg, and true for other sources too).
 need() {
@@ -51,6 +51,11 @@ need() {
 		echo "mono-runtime /usr/bin/mono"
 		echo "libmono-btls-interface4.0-cil /usr/lib/mono/4.5/Mono.Btls.Interface.dll"
 		need units
+		;;
+	bench) # what is measured beside us: PostgreSQL, openssl ts; a volume of its own for the soak; the peer below
+		need demo
+		echo "e2fsprogs /usr/sbin/mkfs.ext4"
+		ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || echo "postgresql /usr/lib/postgresql/initdb"
 		;;
 	load) # loaders beside our own: JMeter here, k6 below
 		need demo
@@ -146,7 +151,13 @@ elif [ ! -e build/.modules ] || [ go.sum -nt build/.modules ]; then
 	go mod download
 	mkdir -p build && touch build/.modules
 fi
-if [ "$step" = load ] && ! [ -x build/k6 ] && ! command -v k6 >/dev/null 2>&1; then
-	echo "==> 构建 k6 building k6"
-	GOBIN="$PWD/build" GOFLAGS= go install go.k6.io/k6@v1.8.1
-fi
+# Programs of others that are held beside ours, from Go's module proxy. Without it what needs them is named as not measured.
+other() { # other NAME MODULE
+	[ -x "build/$1" ] && return
+	echo "==> 构建 building $1"
+	GOBIN="$PWD/build" GOFLAGS= go install "$2" || echo "==> $1 没有构建成，不与它比较 $1 could not be built: not measured beside it" >&2
+}
+case $step in
+load) command -v k6 >/dev/null 2>&1 || other k6 go.k6.io/k6@v1.8.1 ;;
+bench) other timestamp-server github.com/sigstore/timestamp-authority/v2/cmd/timestamp-server@v2.1.3 ;;
+esac

@@ -152,11 +152,11 @@ func TestBenchTSA(t *testing.T) {
 			t.Errorf("case %s: %v", c.Name, c.Samples)
 		}
 	}
-	if len(f.Cases) != 17 {
+	if len(f.Cases) != 19 {
 		t.Errorf("%d cases", len(f.Cases))
 	}
 	out := mustRun(t, "bench-tsa", "--dir", filepath.Join(tempDir(t), "bench"), "--rounds", "1", "--each", "20ms")
-	if strings.Count(out.stdout, "not measured (no peer given)") != 8 {
+	if strings.Count(out.stdout, "not measured: no peer") != 8 {
 		t.Errorf("without a peer: %v", out)
 	}
 	for _, args := range [][]string{{"--peer", "true"}, {"--peer-url", "http://" + addr + "/"}, {"--peer", "true", "--peer-pid", "1", "--peer-url", "http://" + addr + "/"}} {

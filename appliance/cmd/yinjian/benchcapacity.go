@@ -15,14 +15,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const benchCapacityText = `容量页：由结果目录中测得的服务时间(bench.json、load.json、growth.json)推算一台设备能承担多少，先用 500 用户的实测核对模型。不测量。
-Capacity, from service times that were measured (bench.json, load.json, growth.json): what one appliance carries. It measures nothing.
+const benchCapacityText = `容量页：由结果目录中测得的服务时间(bench.json、load.json、soak.json)推算一台设备能承担多少，先用 500 用户的实测核对模型。不测量。
+Capacity, from service times that were measured (bench.json, load.json, soak.json): what one appliance carries. It measures nothing.
 
   model     processor sharing: an appliance has c processors; n requests under way share them, none gets more than one. What a request
             needs is lognormal: its mean is the processor time of one operation at 64 clients, its shape that of the latencies there
             (p99 over p50). What it waits for beside that (fsync, changes of process) is the latency at one client less that need, and no
             queue. Discrete events, seeded.
-  check     the model with 500 users who never pause, loader and appliance on the same processors, over what load.json measured
+  check     the model with 500 users who never pause, loader and appliance on the same processors, over what load.json measured. Where the
+            model promises more signatures than were measured, every processor time below is multiplied by that error
   hospital  requests come as a Poisson stream whose rate follows the hours; the client is elsewhere, so its processor time is left out`
 
 // A capacity is one computation.
@@ -33,6 +34,18 @@ type capacity struct {
 	hospitals          int
 	seed               uint64
 	limitMS, limitLoad float64
+}
+
+// A capacityResult is what others make use of.
+type capacityResult struct {
+	Most   float64 `json:"most_a_second"` // that one appliance carries
+	Staff2 float64 `json:"staff_of_that"`
+	Staff  int     `json:"staff"`
+	Each   int     `json:"each"`
+	Day    float64 `json:"day"`
+	Peak   float64 `json:"peak_a_second"`
+	Users  int     `json:"users"` // of the run that the model was held against; 0: it was not
+	Error  float64 `json:"error"` // of its rate
 }
 
 func benchCapacityCommand() *cobra.Command {
@@ -208,10 +221,8 @@ func (k *capacity) run() error {
 	if err := read("load.json", &load); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	var growth struct {
-		Bytes map[string]float64 `json:"bytes_an_entry"`
-	}
-	if err := read("growth.json", &growth); err != nil && !errors.Is(err, os.ErrNotExist) {
+	var soak soakReport
+	if err := read("soak.json", &soak); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	stamped, err := measuredService(bench.Cases, "stamped", "stamped-1", bench.Machine.Cores, false)
@@ -225,7 +236,13 @@ func (k *capacity) run() error {
 		bench.Machine.At, bench.Machine.Revision, bench.Machine.CPU, bench.Machine.Cores, bench.Machine.Load)
 
 	fmt.Fprint(&out, "## 模型与实测 (the model, checked)\n\n")
-	k.check(&out, bench.Cases, bench.Machine.Cores, load.Stamp, load.Scenes)
+	users, wrong := k.check(&out, bench.Cases, bench.Machine.Cores, load.Stamp, load.Scenes)
+	stamped.need *= max(1, 1+wrong)
+	if load.Machine.Revision != "" && (load.Machine.Revision != bench.Machine.Revision || load.Machine.CPU != bench.Machine.CPU) {
+		fmt.Fprintf(&out, "\n**两次测量不是同一版本或同一处理器**，误差里有它们的差别 (not of one revision or processor): bench.json %s, %s; load.json %s, %s.\n", bench.Machine.Revision, bench.Machine.CPU, load.Machine.Revision, load.Machine.CPU)
+	} else if load.Machine.Load != "" {
+		fmt.Fprintf(&out, "\n500 用户的实测 (the run of 500 users)：%s，测量时负载 load average %s。\n", load.Machine.At, load.Machine.Load)
+	}
 
 	day := float64(k.staff * k.each)
 	hour := slices.Max(dayProfile[:]) / 100
@@ -243,8 +260,8 @@ func (k *capacity) run() error {
 	at := stamped.simulate(k.seed, 100_000, 0, peak)
 	fmt.Fprintf(&out, "| 那时 then：p50、p99 | %.2f、%.2f ms |\n| 那时的处理器占用 processors busy then | %.1f %% |\n", at.p50, at.p99, 100*at.busy)
 	fmt.Fprintf(&out, "| **一台设备的上限 one appliance carries** | **%.0f /s** |\n| 即同样用法的人数 signers of the same habit | %.0f |\n", most.rate, most.rate/peak*float64(k.staff))
-	if bytes := ofLargest(growth.Bytes); bytes > 0 {
-		fmt.Fprintf(&out, "| 日志 journal | %.1f GB /年 a year (%.0f B /条 entry) |\n", bytes*day*365/1e9, bytes)
+	if bytes := soak.bytesEach(); bytes > 0 {
+		fmt.Fprintf(&out, "| 日志 journal | %.1f GB /年 a year (soak.json：%.0f B /份 document，签名带时间戳与单独的时间戳平均 of stamped signatures and tokens) |\n", bytes*day*365/1e9, bytes)
 	}
 
 	fmt.Fprint(&out, "\n## 一台设备随负载 (one appliance, by load)\n\n![p50、p99](capacity.svg)\n\n| 每秒签名 a second | 处理器占用 busy | p50, ms | p99, ms |\n| ---: | ---: | ---: | ---: |\n")
@@ -274,33 +291,45 @@ func (k *capacity) run() error {
 	fmt.Fprint(&out, "\n外推超出了实测：中心库只在一台 PostgreSQL 上测过，见 [database.md](../bench/results/database.md)；网络与虚拟地址不在模型内。\n"+
 		"(This goes beyond what was measured: the central database was measured on one PostgreSQL; network and virtual address are not in the model.)\n")
 	fmt.Print(out.String())
-	return errors.Join(os.WriteFile(k.page, []byte(out.String()), 0o644), os.WriteFile(strings.TrimSuffix(k.page, ".md")+".svg", picture.svg(), 0o644))
+	data, err := json.MarshalIndent(capacityResult{most.rate, most.rate / peak * float64(k.staff), k.staff, k.each, day, peak, users, wrong}, "", " ")
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(filepath.Join(k.results, "capacity.json"), append(data, '\n'), 0o644), os.WriteFile(k.page, []byte(out.String()), 0o644), os.WriteFile(strings.TrimSuffix(k.page, ".md")+".svg", picture.svg(), 0o644))
 }
 
-// check holds the model against the run of many users.
-func (k *capacity) check(out *strings.Builder, cases []benchCase, cores int, stamp string, scenes []*loadScene) {
+// check holds the model against the run of many users, says by how much it errs, and answers how many they were, 0 if there is no such run, and the error of its rate.
+func (k *capacity) check(out *strings.Builder, cases []benchCase, cores int, stamp string, scenes []*loadScene) (users int, wrong float64) {
 	name := map[bool]string{true: "stamped", false: "sign"}[stamp == "required"]
 	s, err := measuredService(cases, name, name+"-1", cores, true)
 	i := slices.IndexFunc(scenes, func(s *loadScene) bool { return s.Name == "sign" && len(s.Samples) > 0 })
 	if err != nil || i < 0 {
-		fmt.Fprint(out, "**未核对**：没有 load.json，先运行 `make load` (not checked: run `make load` first)。\n")
-		return
+		fmt.Fprint(out, "**未核对**：没有 load.json，先运行 `make load`；以下各数只是模型的 (not checked: run `make load` first; what follows is the model's alone)。\n")
+		return 0, 0
 	}
 	samples := scenes[i].Samples
-	users := samples[0].Users
+	users = samples[0].Users
 	model := s.simulate(k.seed, 100_000, users, 0)
-	middle := func(f func(loadSample) float64) float64 { return spreadOf(each(samples, f)).Median }
-	fmt.Fprintf(out, "处理器时间一次 processor time of one (%s)：%.0f µs，含客户端；形状 σ %.2f；另等 beside it %.2f ms。%d 个用户不停顿：\n\n| | 模型 model | 实测 measured | 比 ratio |\n| --- | ---: | ---: | ---: |\n", name, 1e6*s.need, s.sigma, 1000*s.wait, users)
+	seen := func(f func(loadSample) float64) spread { return spreadOf(each(samples, f)) }
+	fmt.Fprintf(out, "处理器时间一次 processor time of one (%s)：%.0f µs，含客户端；形状 σ %.2f；另等 beside it %.2f ms。%d 个用户不停顿：\n\n| | 模型 model | 实测 measured | 最小–最大 min – max | 模型的误差 the model's error |\n| --- | ---: | ---: | ---: | ---: |\n", name, 1e6*s.need, s.sigma, 1000*s.wait, users)
+	rate := seen(loadSample.rate)
 	for _, line := range []struct {
-		name        string
-		model, seen float64
+		name  string
+		model float64
+		seen  spread
 	}{
-		{"每秒 a second", model.rate, middle(loadSample.rate)},
-		{"p50, ms", model.p50, middle(func(s loadSample) float64 { return s.All.P50 })},
-		{"p99, ms", model.p99, middle(func(s loadSample) float64 { return s.All.P99 })},
+		{"每秒 a second", model.rate, rate},
+		{"p50, ms", model.p50, seen(func(s loadSample) float64 { return s.All.P50 })},
+		{"p99, ms", model.p99, seen(func(s loadSample) float64 { return s.All.P99 })},
 	} {
-		fmt.Fprintf(out, "| %s | %.1f | %.1f | %.2f |\n", line.name, line.model, line.seen, line.model/line.seen)
+		fmt.Fprintf(out, "| %s | %.1f | %.1f | %.1f – %.1f | %+.0f %% |\n", line.name, line.model, line.seen.Median, line.seen.Least, line.seen.Most, 100*(line.model/line.seen.Median-1))
 	}
+	fmt.Fprint(out, "\n只核对了饱和这一点；部分负载下的 p50、p99 没有实测可比 (checked where it is saturated; nothing was measured to hold the latencies at part load against).\n")
+	wrong = model.rate/rate.Median - 1
+	if wrong > 0 {
+		fmt.Fprintf(out, "\n模型偏乐观，以下各数因此把处理器时间乘以 %.2f (the model promises too much: processor times below are multiplied by that).\n", 1+wrong)
+	}
+	return users, wrong
 }
 
 // most is the greatest rate that stays within both limits, to one part in a hundred.
@@ -318,14 +347,30 @@ func (k *capacity) most(s service) answered {
 	return best
 }
 
-// ofLargest is the value of the largest journal that was measured.
-func ofLargest(bytes map[string]float64) (v float64) {
-	largest := 0.0
-	for name, b := range bytes {
-		var n float64
-		if _, err := fmt.Sscan(name, &n); err == nil && n > largest {
-			largest, v = n, b
+// bytesEach is what the journal grows by for each document that was signed or stamped, 0 where that is not known.
+func (r *soakReport) bytesEach() float64 {
+	n := len(r.Points)
+	if n < 2 {
+		return 0
+	}
+	var documents int64
+	for name, t := range r.Classes {
+		if name != loadNames[loadVerify] {
+			documents += t.Documents
 		}
 	}
-	return v
+	// The points are of a part of the run, so are the documents.
+	first, last := r.Points[0], r.Points[n-1]
+	all := r.requests()
+	if documents == 0 || all == 0 || last.Requests <= first.Requests {
+		return 0
+	}
+	return float64(last.Journal-first.Journal) / (float64(documents) * float64(last.Requests-first.Requests) / float64(all))
+}
+
+func (r *soakReport) requests() (n int64) {
+	for _, t := range r.Classes {
+		n += t.Requests
+	}
+	return n
 }

@@ -63,6 +63,7 @@ func benchGrowthCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&b.dir, "dir", "out/bench-growth", "目录 (folder)")
 	f.StringVar(&b.results, "results", "", "结果目录：growth.md、growth.json、growth.svg (folder for the results)")
+	f.StringVar(&b.name, "name", "growth", "结果文件的名称 (name of the results' files)")
 	f.IntVar(&b.rounds, "rounds", 7, "轮数 (rounds)")
 	f.UintSliceVar(&sizes, "entries", []uint{10_000, 100_000}, "日志规模 (sizes of the journals)")
 	f.IntVar(&b.segment, "segment", 0, "一段的条目数；0 为 1,000,000，如设备 (entries of a segment; 0: 1,000,000, as the appliance has it)")

@@ -26,6 +26,7 @@ const smallJournal = 50_000
 // A growthBench is one measurement.
 type growthBench struct {
 	dir, results string
+	name         string // of the results' files
 	sizes        []uint64
 	rounds       int
 	segment      int
@@ -304,8 +305,8 @@ func (b *growthBench) report(at time.Time) error {
 		return err
 	}
 	return errors.Join(
-		os.WriteFile(filepath.Join(b.results, "growth.md"), []byte(out.String()), 0o644),
-		os.WriteFile(filepath.Join(b.results, "growth.svg"), growthPlot(b.sizes, b.lines), 0o644),
-		os.WriteFile(filepath.Join(b.results, "growth.json"), append(data, '\n'), 0o644),
+		os.WriteFile(filepath.Join(b.results, b.name+".md"), []byte(out.String()), 0o644),
+		os.WriteFile(filepath.Join(b.results, b.name+".svg"), growthPlot(b.sizes, b.lines), 0o644),
+		os.WriteFile(filepath.Join(b.results, b.name+".json"), append(data, '\n'), 0o644),
 	)
 }

@@ -47,6 +47,9 @@ func (c chart) svg() []byte {
 			from, to, low, high = min(from, onX(p[0])), max(to, onX(p[0])), min(low, onY(p[1])), max(high, onY(p[1]))
 		}
 	}
+	if from > to { // there are no points, and a scale from infinity would have ticks without end
+		from, to, low, high = 0, 1, 0, 1
+	}
 	if c.logY {
 		low, high = math.Floor(low), math.Ceil(high)
 	} else {

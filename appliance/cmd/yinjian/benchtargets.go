@@ -20,6 +20,8 @@ nothing; what has no result is named.`
 // A benchTarget is one thing that is asked for, and where its figure is.
 type benchTarget struct {
 	name  string
+	over  string // numerator
+	under string // denominator; "" where it is no ratio
 	limit float64
 	least bool
 	file  string
@@ -29,7 +31,11 @@ type benchTarget struct {
 // benchResults are the parts of all results that targets are judged by.
 type benchResults struct {
 	machine map[string]machineInfo // by file
+	rounds  map[string]int         // by file, the fewest of its cases
 	floors  map[string]map[string]floor
+	tsaLeft []string // ratios of the timestamp service without a result
+	longest float64  // seconds of the long run of the mix
+	users   int      // in it
 	ratios  map[string][]poolRatio
 	errors  int64
 	severe  []string
@@ -57,7 +63,7 @@ func benchTargetsCommand() *cobra.Command {
 }
 
 func readResults(dir string) (*benchResults, error) {
-	r := &benchResults{machine: map[string]machineInfo{}, floors: map[string]map[string]floor{}, ratios: map[string][]poolRatio{}, found: map[string]bool{}}
+	r := &benchResults{rounds: map[string]int{}, machine: map[string]machineInfo{}, floors: map[string]map[string]floor{}, ratios: map[string][]poolRatio{}, found: map[string]bool{}}
 	for _, file := range []string{"bench.json", "price.json", "load.json", "soak.json", "tsa.json"} {
 		raw, err := os.ReadFile(filepath.Join(dir, file))
 		if errors.Is(err, os.ErrNotExist) {
@@ -72,13 +78,41 @@ func readResults(dir string) (*benchResults, error) {
 			Limits    []poolRatio
 			Errors    json.RawMessage
 			Severe    []string
-			RSSRatio  float64 `json:"rss_ratio"`
-			RSSJudged bool    `json:"rss_judged"`
+			RSSRatio  float64  `json:"rss_ratio"`
+			RSSJudged bool     `json:"rss_judged"`
+			Left      []string `json:"not_measured"`
+			Cases     []struct{ Samples []json.RawMessage }
+			Items     []struct{ With []json.RawMessage }
+			Scenes    []struct {
+				Name    string
+				Samples []struct {
+					Users   int
+					Seconds float64
+				}
+			}
 		}
 		if err := json.Unmarshal(raw, &one); err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		r.found[file], r.machine[file], r.ratios[file], r.floors[file] = true, one.Machine, one.Limits, map[string]floor{}
+		fewest := func(n int) {
+			if had, ok := r.rounds[file]; !ok || n < had {
+				r.rounds[file] = n
+			}
+		}
+		for _, c := range one.Cases {
+			fewest(len(c.Samples))
+		}
+		for _, c := range one.Items {
+			fewest(len(c.With))
+		}
+		for _, c := range one.Scenes {
+			if c.Name != "mix, long" {
+				fewest(len(c.Samples))
+			} else if len(c.Samples) > 0 {
+				r.longest, r.users = c.Samples[0].Seconds, c.Samples[0].Users
+			}
+		}
 		for _, f := range one.Floors {
 			r.floors[file][f.Name] = f
 		}
@@ -89,6 +123,8 @@ func readResults(dir string) (*benchResults, error) {
 			}
 		case "soak.json":
 			r.severe, r.rss, r.judged = one.Severe, one.RSSRatio, one.RSSJudged
+		case "tsa.json":
+			r.tsaLeft = one.Left
 		}
 	}
 	return r, nil
@@ -122,19 +158,19 @@ func exactly(file string, of func(*benchResults) (float64, bool)) func(*benchRes
 
 // benchTargets are the limits of durable signing over TLS. Numerators and denominators: the commands' help.
 var benchTargets = []benchTarget{
-	{"SM2 unstamped, 64 clients, verify_fresh off ÷ C_Sign", 0.45, true, "price.json", ratioOf("price.json", "(j)")},
-	{"SM2 unstamped, 64 clients ÷ C_Sign", 0.35, true, "bench.json", floorOf("bench.json", "(b) unstamped")},
-	{"SM2 stamped, 64 clients ÷ C_Sign", 0.25, true, "bench.json", floorOf("bench.json", "(b) stamped")},
-	{"RSA unstamped, 64 clients ÷ C_Sign", 0.85, true, "bench.json", floorOf("bench.json", "(g) RSA")},
-	{"the same SM2 with a machine of 1 ms", 0.95, true, "price.json", ratioOf("price.json", "(k)")},
-	{"p99 at 500 users ÷ (500 ÷ rate)", 3, false, "load.json", ratioOf("load.json", "(1)")},
-	{"the same, loader on the other processor", 2, false, "load.json", ratioOf("load.json", "(2)")},
-	{"errors at 500 users", 0, false, "load.json", exactly("load.json", func(r *benchResults) (float64, bool) { return float64(r.errors), true })},
-	{"batch of 100 ÷ singles, one client", 3, true, "bench.json", floorOf("bench.json", "(f) one client")},
-	{"batch of 100 ÷ singles, 64 clients", 1.5, true, "bench.json", floorOf("bench.json", "(f) 64 clients")},
-	{"kB allocated for a sign", 20, false, "bench.json", floorOf("bench.json", "(i) allocated")},
-	{"severe failures of the soak", 0, false, "soak.json", exactly("soak.json", func(r *benchResults) (float64, bool) { return float64(len(r.severe)), true })},
-	{"memory after the soak ÷ after its first minute", 1.1, false, "soak.json", exactly("soak.json", func(r *benchResults) (float64, bool) { return r.rss, r.judged })},
+	{"SM2 unstamped, 64 clients, verify_fresh off ÷ C_Sign", "POST /v1/sign a second: TLS, 64 clients, 2 KiB, durable, hsm.verify_fresh off", "C_Sign of SM2 a second, the same token, worker process, 16 goroutines", 0.45, true, "price.json", ratioOf("price.json", "(j)")},
+	{"SM2 unstamped, 64 clients ÷ C_Sign", "the same, verify_fresh on", "the same", 0.35, true, "bench.json", floorOf("bench.json", "(b) unstamped")},
+	{"SM2 stamped, 64 clients ÷ C_Sign", "the same, each with a timestamp token", "the same", 0.25, true, "bench.json", floorOf("bench.json", "(b) stamped")},
+	{"RSA unstamped, 64 clients ÷ C_Sign", "the same with RSA-2048, unstamped", "C_Sign of RSA-2048 a second, worker process, 16 goroutines", 0.85, true, "bench.json", floorOf("bench.json", "(g) RSA")},
+	{"the same SM2 with a machine of 1 ms", "POST /v1/sign a second, SM2, verify_fresh on, cipher machine of 1 ms and two sessions", "C_Sign a second of that machine", 0.95, true, "price.json", ratioOf("price.json", "(k)")},
+	{"p99 at 500 users ÷ (500 ÷ rate)", "p99 of POST /v1/sign, 500 connections, no pause, in a round", "500 ÷ the round's signatures a second", 3, false, "load.json", ratioOf("load.json", "(1)")},
+	{"the same, loader on the other processor", "the same, appliance on processor 0, loader on 1", "the same", 2, false, "load.json", ratioOf("load.json", "(2)")},
+	{"errors at 500 users, ten minutes", "errors of all answers: every round, and the long run of the mix (at least ten minutes)", "", 0, false, "load.json", exactly("load.json", func(r *benchResults) (float64, bool) { return float64(r.errors), r.longest >= 600 && r.users >= 500 })},
+	{"batch of 100 ÷ singles, one client", "documents a second in batches of 100, one client", "documents a second one after the other, one client", 3, true, "bench.json", floorOf("bench.json", "(f) one client")},
+	{"batch of 100 ÷ singles, 64 clients", "the same, 64 clients", "POST /v1/sign a second, 64 clients", 1.5, true, "bench.json", floorOf("bench.json", "(f) 64 clients")},
+	{"kB allocated for a sign", "bytes that the appliance's process allocates under the load of 64 clients, by its profile", "signatures meanwhile", 20, false, "bench.json", floorOf("bench.json", "(i) allocated")},
+	{"severe failures of the soak", "severe failures (bench-soak --help), in a run of at least 8 minutes with every kind of fault", "", 0, false, "soak.json", exactly("soak.json", func(r *benchResults) (float64, bool) { return float64(len(r.severe)), r.judged })},
+	{"memory after the soak ÷ after its first minute", "resident memory of the appliance's processes, median of the last quiet 40 s", "the same, 40–80 s after the begin", 1.1, false, "soak.json", exactly("soak.json", func(r *benchResults) (float64, bool) { return r.rss, r.judged })},
 }
 
 func (r *benchResults) page() string {
@@ -162,10 +198,24 @@ func (r *benchResults) page() string {
 			fmt.Fprintf(&out, "| 时间戳 token %s: %s | %.3f | %.3f – %.3f | %s %g | %s | tsa.json |\n", f.Name, f.Of, f.Median, f.Least, f.Most, sideOf(!f.Upper), f.Floor, word)
 		}
 	}
-	out.WriteString("\n| 结果 result | 时间 at | 版本 revision | 负载 load average |\n| --- | --- | --- | --- |\n")
+	for _, left := range r.tsaLeft {
+		fmt.Fprintf(&out, "| 时间戳 token %s | | | | 未测 not measured | tsa.json |\n", left)
+	}
+	out.WriteString("\n## 分子与分母 (numerators and denominators)\n\n时间戳各行见 `yinjian bench-tsa --help`。(Of the tokens: in that help.)\n\n| 要求 asked for | 分子 numerator | 分母 denominator |\n| --- | --- | --- |\n")
+	for _, t := range benchTargets {
+		fmt.Fprintf(&out, "| %s | %s | %s |\n", t.name, t.over, t.under)
+	}
+	out.WriteString("\n| 结果 result | 时间 at | 版本 revision | 负载 load average | 轮 rounds |\n| --- | --- | --- | --- | ---: |\n")
 	for _, file := range []string{"bench.json", "price.json", "load.json", "soak.json", "tsa.json"} {
 		if m, ok := r.machine[file]; ok {
-			fmt.Fprintf(&out, "| %s | %s | %s | %s |\n", file, m.At, m.Revision, m.Load)
+			rounds := ""
+			if n, ok := r.rounds[file]; ok {
+				rounds = fmt.Sprint(n)
+				if n < 7 {
+					rounds += "（少于七轮 fewer than seven）"
+				}
+			}
+			fmt.Fprintf(&out, "| %s | %s | %s | %s | %s |\n", file, m.At, m.Revision, m.Load, rounds)
 		}
 	}
 	return out.String()

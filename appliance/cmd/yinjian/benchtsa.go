@@ -62,6 +62,10 @@ verify-after-sign is off but in "sm2-verified": checking an SM2 signature costs 
                            service time of 1 ms, 4 sessions                                 floor 0.80
                            free-running, 16 sessions                                        floor 0.45
 
+  (d) beside openssl ts: a command for each token, RSA-2048, SHA-256, one after the other; its start, its reading of configuration,
+      key, certificate and serial file are part of it, HTTP is not
+      rsa ÷ openssl ts     tokens a second at 1 connection, and rsa's CPU over the command's (no floors)
+
 The peer is no part of this program: --peer is a command that runs one in the foreground, --peer-url where it answers;
 of one that runs already --peer-pid gives the process. Without them the lines with a peer are not measured.`
 
@@ -270,7 +274,14 @@ func (b *tsaBench) prepare(ctx context.Context) (err error) {
 		stamp("sm2", conns)
 		stamp("journal", conns)
 	}
-	stamp("rsa", 16)
+	stamp("rsa", 1, 16)
+	openssl, err := b.openssl()
+	if err != nil {
+		return err
+	}
+	if openssl != nil {
+		add("openssl-1", 1, openssl)
+	}
 	stamp("sm2-verified", 16)
 	for name := range benchMachines {
 		add(name+"-sign", 16, func(_ context.Context, c *tsaCase) (tsaSample, error) { return b.servers[name].sign(c.Conns, b.each) })
@@ -636,6 +647,8 @@ func (b *tsaBench) floors() (list []floor, missing []string) {
 	ratio("(b) price, CPU at 16", "journal ÷ sm2", 0, false, cpu, "journal-16", "sm2-16")
 	ratio("(c) service time 1 ms", "machine-1ms ÷ C_Sign", 0.80, false, rates, "machine-1ms-16", "machine-1ms-sign")
 	ratio("(c) free-running", "machine-free ÷ C_Sign", 0.45, false, rates, "machine-free-16", "machine-free-sign")
+	ratio("(d) tokens/s at 1", "rsa ÷ openssl ts", 0, false, rates, "rsa-1", "openssl-1")
+	ratio("(d) CPU at 1", "rsa ÷ openssl ts", 0, true, cpu, "rsa-1", "openssl-1")
 	ratio("CPU of verify-after-sign", "sm2-verified ÷ sm2 at 16", 0, false, cpu, "sm2-verified-16", "sm2-16")
 	return list, missing
 }
@@ -662,7 +675,7 @@ func (b *tsaBench) report() error {
 	}
 	for _, name := range missing {
 		name, of, _ := strings.Cut(name, ": ")
-		fmt.Fprintf(&out, "| %s | %s | | | | not measured (no peer given) |\n", name, of)
+		fmt.Fprintf(&out, "| %s | %s | | | | not measured: no peer |\n", name, of)
 	}
 	fmt.Fprintf(&out, "\n## Medians\n\nFor reading the ratios, not for comparing machines.\n\n| case | connections | a second | min – max | CPU µs each | p50 ms | p99 ms |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
 	for _, c := range b.cases {

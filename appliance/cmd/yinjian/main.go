@@ -89,7 +89,7 @@ func newRoot() *cobra.Command {
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
-		initCommand(), serveCommand(), unlockCommand(), startCommand(), provisionCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(), benchPoolCommand(), benchDatabaseCommand(), benchConsoleCommand(), benchGrowthCommand(), benchTSACommand(), benchTSAServerCommand(), benchTSAWorkerCommand(), benchLoadCommand(), benchLoaderCommand(), benchSoakCommand(), benchPriceCommand(), benchTargetsCommand(), benchCapacityCommand(),
+		initCommand(), serveCommand(), unlockCommand(), startCommand(), provisionCommand(), softtokenCommand(), workerCommand(), hsmCommand(), demoCommand(), benchCommand(), benchPoolCommand(), benchDatabaseCommand(), benchConsoleCommand(), benchGrowthCommand(), benchTSACommand(), benchTSAServerCommand(), benchTSAWorkerCommand(), benchLoadCommand(), benchLoaderCommand(), benchLoadersCommand(), benchSoakCommand(), benchPriceCommand(), benchTargetsCommand(), benchBuyerCommand(), benchCapacityCommand(),
 		applicationCommand(), directoryCommand(), signerCommand(), ceremonyCommand(), certificateCommand(), crlCommand(), statusCommand(),
 		auditCommand(), databaseCommand(), changeCommand(), handoverCommand(), verifyCommand(), preserveCommand(), backupCommand(), restoreCommand(), drillCommand(), updateCommand(), updateAgentCommand(), packCommand(), packAgentCommand(), timestampCommand(), timeCommand(), stampingCommand(),
 		historyCommand(),
