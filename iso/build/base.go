@@ -23,6 +23,7 @@ import (
 // A Base is one file of iso/bases: everything in which distributions differ. Its lock file stands beside it.
 type Base struct {
 	Name    string `toml:"name"`
+	Like    string `toml:"like"`    // another base of this folder: what this file does not say is as it says
 	Format  string `toml:"format"`  // deb or rpm
 	Arch    string `toml:"arch"`    // GOARCH
 	Tried   bool   `toml:"tried"`   // an image of it was built and booted; without that, every build says so
@@ -71,14 +72,23 @@ type Base struct {
 
 // LoadBase reads a base file. Unknown keys are errors.
 func LoadBase(file string) (*Base, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
+	var b Base
+	if err := b.read(file); err != nil {
 		return nil, err
 	}
-	var b Base
-	d := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
-	if err := d.Decode(&b); err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+	if b.Like != "" {
+		var other Base
+		if err := other.read(filepath.Join(filepath.Dir(file), filepath.Base(b.Like)+".toml")); err != nil {
+			return nil, fmt.Errorf("%s: like: %w", file, err)
+		}
+		if other.Like != "" {
+			return nil, fmt.Errorf("%s: like: %s says itself that it is like %s", file, b.Like, other.Like)
+		}
+		other.Tried = false // what was tried on one was not tried on the other
+		b = other
+		if err := b.read(file); err != nil {
+			return nil, err
+		}
 	}
 	if err := b.validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
@@ -87,6 +97,18 @@ func LoadBase(file string) (*Base, error) {
 		return nil, fmt.Errorf("%s: name = %q, want %q", file, b.Name, want)
 	}
 	return &b, nil
+}
+
+// read sets what a file says, and nothing else.
+func (b *Base) read(file string) error {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(b); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return nil
 }
 
 func (b *Base) validate() error {

@@ -3,6 +3,7 @@ package build
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -73,6 +74,45 @@ func TestLoadBaseRefuses(t *testing.T) {
 		os.WriteFile(file, []byte(strings.Replace(string(text), change[0], change[1], 1)), 0o600)
 		if _, err := LoadBase(file); err == nil {
 			t.Errorf("%s: taken", name)
+		}
+	}
+}
+
+// A base that is like another has what that one has but for what it says itself; and it has its own to prove.
+func TestLike(t *testing.T) {
+	t.Parallel()
+	amd64, err := LoadBase(filepath.Join(bases, "debian12.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := "name = \"other\"\nlike = \"debian12\"\narch = \"arm64\"\ninit_modules = [\"virtio_blk\"]\n"
+	dir := t.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	whole, err := os.ReadFile(filepath.Join(bases, "debian12.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("debian12.toml", string(whole))
+	write("other.toml", text)
+	b, err := LoadBase(filepath.Join(dir, "other.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := *amd64
+	want.Name, want.Like, want.Arch, want.Tried, want.InitModules = "other", "debian12", "arm64", false, []string{"virtio_blk"}
+	if !reflect.DeepEqual(*b, want) {
+		t.Errorf("got %+v\nwant %+v", *b, want)
+	}
+	write("third.toml", strings.Replace(strings.Replace(text, "other", "third", 1), "debian12", "other", 1))
+	write("itself.toml", strings.Replace(strings.Replace(text, "other", "itself", 1), "debian12", "itself", 1))
+	write("nobody.toml", strings.Replace(strings.Replace(text, "other", "nobody", 1), "debian12", "debian99", 1))
+	for _, name := range []string{"third", "itself", "nobody"} {
+		if _, err := LoadBase(filepath.Join(dir, name+".toml")); err == nil || !strings.Contains(err.Error(), "like") {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

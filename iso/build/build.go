@@ -181,7 +181,7 @@ func Build(cfg Config) (*Result, error) {
 	}
 	out := func(name string) string { return filepath.Join(cfg.Out, name) }
 	write := func(name string, data []byte) error { return os.WriteFile(out(name), data, 0o644) }
-	sbom, err := SBOM(t, "yinjian-image-"+b.Name+"-"+b.Arch+"-"+cfg.Variant, cfg.Version)
+	sbom, err := SBOM(t, "yinjian-image-"+strings.TrimSuffix(b.Name, "-"+b.Arch)+"-"+b.Arch+"-"+cfg.Variant, cfg.Version)
 	if err != nil {
 		return nil, err
 	}

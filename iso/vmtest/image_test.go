@@ -143,7 +143,8 @@ func picture(t *testing.T, name string) string {
 // firmware is a machine with Secure Boot and this site's TPM.
 func (s *site) firmware(t *testing.T, name string) vmtest.Machine {
 	t.Helper()
-	return vmtest.Machine{Name: name, Memory: 2048, Variables: vmtest.Variables(t, keys(t)), TPM: s.tpm, Disks: []string{s.disk}, Bus: s.bus, Host: true, Guest: "10.0.2.20", Ports: []int{apiPort, adminPort}, Boot: 2 * time.Minute}
+	arch := vmtest.Arch(t, filepath.Join(built(t), "disk.efi"))
+	return vmtest.Machine{Name: name, Arch: arch, Memory: 2048, Variables: vmtest.Variables(t, arch, keys(t)), TPM: s.tpm, Disks: []string{s.disk}, Bus: s.bus, Host: true, Guest: "10.0.2.20", Ports: []int{apiPort, adminPort}, Boot: map[string]time.Duration{"amd64": 2 * time.Minute, "arm64": 4 * time.Minute}[arch]}
 }
 
 func (s *site) install(t *testing.T) {

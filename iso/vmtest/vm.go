@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"debug/pe"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,7 @@ const patience = 3
 type Machine struct {
 	Name   string // of its log: where the environment has YINJIAN_VM_LOGS, <Name>.log in that folder
 	Memory int    // MiB; 1024 by default
+	Arch   string // amd64 by default, or arm64, which starts by firmware alone and has its first disk on virtio
 
 	// Either a kernel directly, without Secure Boot,
 	Kernel, Initrd, Append string
@@ -66,6 +68,22 @@ type VM struct {
 	ports   map[int]int
 }
 
+// A board is what machines of an architecture have in common.
+type board struct {
+	qemu, machine, cpu string
+	code, variables    string   // of the firmware
+	firmware           []string // more arguments with it
+	tpm                string   // device
+}
+
+var boards = map[string]board{
+	"amd64": {"qemu-system-x86_64", "q35,smm=on", "max", "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd",
+		[]string{"-global", "driver=cfi.pflash01,property=secure,value=on"}, "tpm-tis"},
+	// The largest processor is emulated much more slowly there; there is no screen without a device for it.
+	"arm64": {"qemu-system-aarch64", "virt", "cortex-a72", "/usr/share/AAVMF/AAVMF_CODE.fd", "/usr/share/AAVMF/AAVMF_VARS.snakeoil.fd",
+		[]string{"-device", "ramfb"}, "tpm-tis-device"},
+}
+
 // Tool is the path of a program; without it the test is skipped.
 func Tool(t testing.TB, name string) string {
 	t.Helper()
@@ -81,22 +99,29 @@ func Tool(t testing.TB, name string) string {
 // Start starts m, and ends it with the test if nothing did before. The log is shown if the test fails.
 func Start(t testing.TB, m Machine) *VM {
 	t.Helper()
-	qemu := Tool(t, "qemu-system-x86_64")
 	if m.Memory == 0 {
 		m.Memory = 1024
 	}
 	if m.Boot == 0 {
 		m.Boot = time.Minute
 	}
+	if m.Arch == "" {
+		m.Arch = "amd64"
+	}
+	board, known := boards[m.Arch]
+	if !known {
+		t.Fatalf("no machine for %s", m.Arch)
+	}
+	qemu := Tool(t, board.qemu)
 	release := alone(t)
 	v := &VM{t: t, m: m, serial: &serial{changed: make(chan struct{})}, ended: make(chan struct{}), ports: map[int]int{}}
 	v.monitor = filepath.Join(t.TempDir(), "monitor")
 	// Never KVM, not even where it is offered: half of the machines that run this only seem to have it.
-	board := "q35,smm=on"
+	machine := board.machine
 	if m.Kernel == "" && m.Variables == "" {
-		board += ",graphics=off"
+		machine += ",graphics=off"
 	}
-	args := []string{"-machine", board, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(m.Memory),
+	args := []string{"-machine", machine, "-accel", "tcg,thread=multi", "-cpu", board.cpu, "-smp", "2", "-m", strconv.Itoa(m.Memory),
 		"-display", "none", "-monitor", "none", "-qmp", "unix:" + escaped(v.monitor) + ",server=on,wait=off", "-serial", "stdio", "-boot", "strict=on", "-device", "virtio-rng-pci"}
 	if !m.Reboots {
 		args = append(args, "-no-reboot")
@@ -104,9 +129,8 @@ func Start(t testing.TB, m Machine) *VM {
 	if m.Kernel != "" {
 		args = append(args, "-kernel", m.Kernel, "-initrd", m.Initrd, "-append", m.Append)
 	} else if m.Variables != "" {
-		args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on",
-			"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
-			"-drive", "if=pflash,format=raw,unit=1,file="+escaped(m.Variables))
+		args = append(args, board.firmware...)
+		args = append(args, "-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+board.code, "-drive", "if=pflash,format=raw,unit=1,file="+escaped(m.Variables))
 	}
 	next := 1
 	boot := func() string { next++; return ",bootindex=" + strconv.Itoa(next) }
@@ -146,7 +170,7 @@ func Start(t testing.TB, m Machine) *VM {
 	args = append(args, "-nic", nic, "-global", "virtio-net-pci.romfile=")
 	if m.TPM != "" {
 		socket := startTPM(t, m.TPM)
-		args = append(args, "-chardev", "socket,id=chrtpm,path="+socket, "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", "tpm-tis,tpmdev=tpm0")
+		args = append(args, "-chardev", "socket,id=chrtpm,path="+socket, "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", board.tpm+",tpmdev=tpm0")
 	}
 
 	v.cmd = exec.Command(qemu, args...)
@@ -261,11 +285,19 @@ func startTPM(t testing.TB, dir string) string {
 
 // Variables writes firmware variables with Secure Boot's keys of a folder (PK.esl, KEK.esl, db.esl) to a new file. Fresh ones
 // for every start: those that were used remember boot orders.
-func Variables(t testing.TB, keys string) string {
+func Variables(t testing.TB, arch, keys string) string {
 	t.Helper()
-	empty, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
+	empty, err := os.ReadFile(boards[arch].variables)
 	if err != nil {
-		t.Skipf("%v: packaging/dev/deps.sh image", err)
+		t.Skipf("%v: packaging/dev/deps.sh image, or image-arm64", err)
+	}
+	// A firmware volume's header, then the store's, which says how long it is (PI 1.8 vol. 3 §3.2; edk2's VariableFormat.h):
+	// what the template holds is forgotten. The one for arm64 that has none is all zeros, and no store yet.
+	header := int(binary.LittleEndian.Uint16(empty[0x30:]))
+	store := empty[header:]
+	store = store[:binary.LittleEndian.Uint32(store[16:])]
+	for i := range store[28:] {
+		store[28+i] = 0xff
 	}
 	name := filepath.Join(t.TempDir(), "variables.fd")
 	if err := os.WriteFile(name, empty, 0o600); err != nil {
@@ -279,6 +311,21 @@ func Variables(t testing.TB, keys string) string {
 		}
 	}
 	return name
+}
+
+// Arch is the architecture of an EFI program.
+func Arch(t testing.TB, program string) string {
+	t.Helper()
+	f, err := pe.Open(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	arch := map[uint16]string{pe.IMAGE_FILE_MACHINE_AMD64: "amd64", pe.IMAGE_FILE_MACHINE_ARM64: "arm64"}[f.Machine]
+	if arch == "" {
+		t.Fatalf("%s is for machine %#x", program, f.Machine)
+	}
+	return arch
 }
 
 // Section is a section of an EFI program, such as the kernel's, ".linux".

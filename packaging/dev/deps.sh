@@ -1,9 +1,9 @@
 #!/bin/sh
 # Installs what the named step needs from Debian, and says so. Does nothing when everything is there.
-#   packaging/dev/deps.sh build|demo|test|bench|load|image|packages
+#   packaging/dev/deps.sh build|demo|test|bench|load|image|image-arm64|packages
 # As root it calls apt-get, with sudo where sudo works without asking; otherwise it prints the one command to run.
 set -eu
-step=${1:?usage: deps.sh build|demo|test|bench|load|image|packages}
+step=${1:?usage: deps.sh build|demo|test|bench|load|image|image-arm64|packages}
 
 # One package a line, and a file that shows that it is installed (faster than dpkg, and true for other sources too).
 need() {
@@ -98,6 +98,13 @@ need() {
 		echo "createrepo-c /usr/bin/createrepo_c"
 		echo "dnf /usr/bin/dnf"
 		echo "dnf-plugins-core /usr/lib/python3/dist-packages/dnf-plugins/download.py"
+		;;
+	image-arm64) # the image for arm64, and the emulated machine for it: of the long suite alone
+		need image
+		echo "gcc-aarch64-linux-gnu /usr/bin/aarch64-linux-gnu-gcc"
+		echo "libc6-dev-arm64-cross /usr/aarch64-linux-gnu/include/stdio.h"
+		echo "qemu-system-arm /usr/bin/qemu-system-aarch64"
+		echo "qemu-efi-aarch64 /usr/share/AAVMF/AAVMF_CODE.fd"
 		;;
 	packages)
 		need build
