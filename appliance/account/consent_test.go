@@ -182,7 +182,7 @@ func TestAuthorizeRefuses(t *testing.T) {
 	for i := range many {
 		many[i] = digest(i)
 	}
-	size, macs := w.Journal.Size(), w.Log.Calls("Do")
+	size, macs := w.Journal.Size(), w.Log.CallsOn("Do", account.PINKeyLabel)
 	for name, tt := range map[string]struct {
 		spoil func(*account.GrantRequest)
 		want  problem.Code
@@ -233,13 +233,16 @@ func TestAuthorizeRefuses(t *testing.T) {
 		_, err := w.Directory.Authorize(t.Context(), w.app, q)
 		wants(t, "time "+string(s), err, problem.TimeUntrusted)
 	}
-	if w.Journal.Size() != size || w.Log.Calls("Do") != macs {
-		t.Errorf("refusals made %d entries and checked %d PINs", w.Journal.Size()-size, w.Log.Calls("Do")-macs)
+	if w.Journal.Size() != size || w.Log.CallsOn("Do", account.PINKeyLabel) != macs {
+		t.Errorf("refusals made %d entries and checked %d PINs", w.Journal.Size()-size, w.Log.CallsOn("Do", account.PINKeyLabel)-macs)
 	}
 	w.Clock.State(ntp.Trusted)
 	many = many[:500]
 	if g := w.Grant(w.app, account.GrantRequest{Signer: "D001", Digests: many}); g.Remaining != 500 {
 		t.Errorf("500 digests: %+v", g)
+	}
+	if n := w.Log.CallsOn("Do", account.PINKeyLabel) - macs; n != 1 {
+		t.Errorf("a grant checked %d PINs", n)
 	}
 }
 

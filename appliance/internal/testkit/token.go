@@ -104,9 +104,13 @@ func (t *Token) Calls(name string) int {
 	return t.calls[name]
 }
 
+// CallsOn counts those of one key: other keys of a token are used beside the test, as for a checkpoint.
+func (t *Token) CallsOn(name, label string) int { return t.Calls(name + " " + label) }
+
 func (t *Token) enter(call, label string) error {
 	t.mu.Lock()
 	t.calls[call]++
+	t.calls[call+" "+label]++
 	f := t.before
 	t.mu.Unlock()
 	if f == nil {
