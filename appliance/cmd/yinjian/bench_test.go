@@ -242,7 +242,8 @@ func TestBenchDatabase(t *testing.T) {
 		t.Errorf("%d lines, want 3: %s", len(found), raw)
 	}
 	for _, f := range found {
-		if len(f.Samples) != 1 || f.Samples[0] <= 0 || f.Limit == 0 {
+		// Half a second's rows may be shipped before anybody looks, and have no rate then.
+		if len(f.Samples) != 1 || f.Samples[0] < 0 || f.Samples[0] == 0 && !strings.HasPrefix(f.Name, "(2)") || f.Limit == 0 {
 			t.Errorf("%s: %v", f.Name, f.Samples)
 		}
 	}

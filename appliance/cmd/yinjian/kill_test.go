@@ -224,9 +224,14 @@ func TestKills(t *testing.T) {
 	l.pause.Store(int64(slowPause))
 	for range 2 * rounds {
 		for what, args := range map[string][]string{"未发现改动": {"audit", "verify"}, "与日志一致": {"db", "compare"}} {
-			if o := mustRun(t, append(args, "--dir", dir)...); !strings.Contains(o.stdout, what) {
-				t.Errorf("%v: %v", args, o)
-			}
+			// An appliance that stands still for longer than the command waits has signatures without an entry; what is wrong stays so.
+			eventually(t, time.Minute, fmt.Sprint(args, " finds nothing"), func() bool {
+				o := yinjian(t, append(args, "--dir", dir)...)
+				if o.code != 0 {
+					t.Logf("%v: %v", args, o)
+				}
+				return o.code == 0 && strings.Contains(o.stdout, what)
+			})
 		}
 	}
 
