@@ -56,7 +56,7 @@ define summed-up
 endef
 
 # TSA_PEER='--peer "command …" --peer-url http://127.0.0.1:3000/…' gives the timestamp service another one to be held against than
-# sigstore's, which deps.sh builds. PARTS='sign tsa' measures those alone: bench/run.sh.
+# sigstore's timestamp-server, which is used where it lies in build. PARTS='sign tsa' measures those alone: bench/run.sh.
 bench: ## ratios measured in one run, and where the time goes: bench/results, bench/PROFILE.md; parts.md says how long each part took
 	@packaging/dev/deps.sh bench
 	@$(MAKE) --no-print-directory build

@@ -2,7 +2,7 @@
 # 依次测量各部分，一部分测不成，其余照测，最后指出；各部分用时写入 bench/results/parts.md。make bench 调用，在仓库根目录运行。
 # Measures one part after the other; where one cannot be measured the others are, it is named at the end, and this ends with 1. How long
 # each took goes to bench/results/parts.md. EACH, FEW: seconds of a case in a round (0.6, and 1 where a case is slow); TSA_PEER: flags of
-# bench-tsa that name another peer than build/timestamp-server; PARTS: those alone.
+# bench-tsa that name another peer than sigstore's timestamp-server, which is used where it lies in build; PARTS: those alone.
 set -u
 results=bench/results
 each=${EACH:-600ms} few=${FEW:-1s}
@@ -28,7 +28,7 @@ if [ -z "$peer" ] && [ -x build/timestamp-server ]; then
 elif [ -n "$peer" ]; then
 	eval "set -- $peer" # a list of flags, quoted as for the shell
 else
-	echo "没有 build/timestamp-server，时间戳服务不与它相比 (no peer): packaging/dev/deps.sh bench"
+	echo "没有 build/timestamp-server，也没有 TSA_PEER：时间戳服务只与 openssl ts 相比 (no peer but openssl ts)"
 	set --
 fi
 
