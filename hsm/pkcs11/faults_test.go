@@ -810,7 +810,7 @@ func (b *bed) accounted(ended int) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		left := len(used) - len(b.answered) - len(b.abandoned) - int(b.withheld.Load())
-		return left, left >= 0 && left <= ended*sessions
+		return left, left >= 0 && left <= ended*2*sessions // as many calls as have a session wait in the child, and may get one before it ends
 	}
 	// What is abandoned is told of when it comes.
 	end := time.Now().Add(2 * time.Minute) // interval
