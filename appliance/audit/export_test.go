@@ -9,6 +9,26 @@ func (j *Journal) Waiting() int {
 	return len(j.waiting)
 }
 
+// RecentFrom are the sequences of entries that are in memory still, from one on.
+func (j *Journal) RecentFrom(from uint64, most int) (out []uint64) {
+	for _, r := range j.recentFrom(from, most) {
+		out = append(out, r.Sequence)
+	}
+	return out
+}
+
+// ForgetRecent is forgetRecent.
+func (j *Journal) ForgetRecent(before uint64) { j.forgetRecent(before) }
+
+// RecentBytes is what they are said to take.
+func (j *Journal) RecentBytes() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.recentBytes
+}
+
+const MaxRecent = maxRecent
+
 var AppendOwn = appendOwn
 
 // SetCheckpointEvery lets a test wait longer for a checkpoint than anybody does.

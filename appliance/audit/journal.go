@@ -130,6 +130,7 @@ type Journal struct {
 
 	recent      []Record // the last entries, without a gap up to the head; none after a write in doubt
 	recentBytes int      // of their encodings
+	followed    bool     // somebody asks for them
 	kept        []Record // the memory that recent is a part of
 
 	sums sharedSums
@@ -166,11 +167,11 @@ type head struct {
 	changes  uint64
 }
 
-// Bounds of the entries that are kept in memory for the shipper: some seconds of them, while it keeps up. They hold many
-// pointers, which the garbage collector follows.
+// Bounds of the entries that are kept in memory until they are shipped: some seconds of the busiest load. What the shipper reads from
+// the disk instead is parsed anew. They hold many pointers, which the garbage collector follows.
 const (
-	maxRecent      = 1024
-	maxRecentBytes = 4 << 20 // of their encodings
+	maxRecent      = 8192
+	maxRecentBytes = 16 << 20 // of their encodings
 )
 
 // keepRecent adds entries that were written; nil: it is not known what was. The caller holds mu.
@@ -184,6 +185,9 @@ func (j *Journal) keepRecent(rs []*request) {
 			continue
 		}
 		j.refs.add(r.receipt.Sequence, r.receipt.Entry.Ref)
+		if !j.followed {
+			continue
+		}
 		if len(j.recent) == cap(j.recent) { // at the end of the memory that holds them: back to its beginning
 			if j.kept == nil {
 				j.kept = make([]Record, 2*maxRecent)
@@ -217,9 +221,9 @@ type recentRef struct {
 	sequence uint64
 }
 
-// maxRecentRefs is a minute of the busiest hour; a signature looks its reference up some milliseconds before it is
+// maxRecentRefs is some seconds of the busiest load; a signature looks its reference up some milliseconds before it is
 // committed.
-const maxRecentRefs = 1 << 16
+const maxRecentRefs = 1 << 13
 
 func (r *recentRefs) add(sequence uint64, ref []byte) {
 	if !r.known {
@@ -246,11 +250,24 @@ func (r *recentRefs) add(sequence uint64, ref []byte) {
 func (j *Journal) recentFrom(from uint64, most int) []Record {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.followed = true
 	if len(j.recent) == 0 || from < j.recent[0].Sequence || from-j.recent[0].Sequence >= uint64(len(j.recent)) {
 		return nil
 	}
 	found := j.recent[from-j.recent[0].Sequence:]
 	return slices.Clone(found[:min(len(found), most)])
+}
+
+// forgetRecent lets go of the entries before that number: they were shipped.
+func (j *Journal) forgetRecent(before uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	drop := 0
+	for ; drop < len(j.recent) && j.recent[drop].Sequence < before; drop++ {
+		j.recentBytes -= len(j.recent[drop].EntryDER)
+	}
+	clear(j.recent[:drop])
+	j.recent = j.recent[drop:]
 }
 
 // sharedSums remembers the digests of payloads that recur in many entries, by where their bytes lie: a revocation list

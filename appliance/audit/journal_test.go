@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -393,4 +394,50 @@ func TestExpectedAndNotComing(t *testing.T) {
 	if _, err := j.Append(t.Context(), audit.Draft{Kind: "k"}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Entries stay in memory from when somebody asks for them until they are shipped, or are too many; never with a gap.
+func TestRecent(t *testing.T) {
+	t.Parallel()
+	j := startMem(t, newMemStore(), nil)
+	at := uint64(0)
+	add := func(n int) {
+		t.Helper()
+		for range n {
+			r, err := j.Append(t.Context(), draft(1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			at = r.Sequence
+		}
+	}
+	want := func(from uint64, most int, want ...uint64) {
+		t.Helper()
+		if got := j.RecentFrom(from, most); !slices.Equal(got, want) {
+			t.Errorf("from %d: %d, want %d", from, got, want)
+		}
+	}
+	add(3)
+	want(1, 10) // nobody had asked
+	if n := j.RecentBytes(); n != 0 {
+		t.Errorf("%d bytes are kept for nobody", n)
+	}
+	add(4)
+	first := at - 3
+	want(first-1, 10)
+	want(first, 10, first, first+1, first+2, first+3)
+	want(first+1, 2, first+1, first+2)
+	j.ForgetRecent(first + 2)
+	want(first+1, 10)
+	want(first+2, 10, first+2, first+3)
+	add(1)
+	want(first+3, 10, first+3, first+4)
+	j.ForgetRecent(first + 9)
+	if n := j.RecentBytes(); n != 0 {
+		t.Errorf("%d bytes are kept of nothing", n)
+	}
+	add(3*audit.MaxRecent + 5)
+	want(at-audit.MaxRecent, 1)
+	want(at-audit.MaxRecent+1, 1, at-audit.MaxRecent+1)
+	want(at, 5, at)
 }

@@ -258,5 +258,6 @@ func (s *Shipper) ship(ctx context.Context, next uint64) (uint64, error) {
 	if err := s.cfg.Projection.Apply(ctx, b); err != nil {
 		return 0, fmt.Errorf("audit: shipping entries %d to %d: %w", b.First, b.Last, err)
 	}
+	s.cfg.Journal.forgetRecent(b.Last + 1)
 	return b.Last + 1, nil
 }

@@ -20,6 +20,8 @@ type Source interface {
 	WaitSize(ctx context.Context, size uint64) (uint64, error)
 	// recentFrom answers entries that are in memory still.
 	recentFrom(from uint64, most int) []Record
+	// forgetRecent lets go of those before a number.
+	forgetRecent(before uint64)
 }
 
 // A Copy is a journal that nobody writes: one of an appliance that is no more, say. Safe for concurrent use.
@@ -85,3 +87,4 @@ func (c *Copy) WaitSize(ctx context.Context, size uint64) (uint64, error) {
 }
 
 func (c *Copy) recentFrom(uint64, int) []Record { return nil }
+func (c *Copy) forgetRecent(uint64)             {}
