@@ -23,6 +23,7 @@ import (
 	"yinjian/appliance/problem"
 	"yinjian/hsm/pool"
 	"yinjian/ntp"
+	"yinjian/tsa/stamping"
 )
 
 // Kinds of entries about alarms.
@@ -231,14 +232,20 @@ func (l *alarms) conditions() []alarm.Condition {
 	return out
 }
 
-// ofWorkers is about the timestamp workers' clocks. Without an own time there is nothing to contradict.
+// ofWorkers is about the timestamp workers' clocks.
 func (l *alarms) ofWorkers(r ntp.Reading) (out []alarm.Condition) {
-	for _, k := range l.a.watch.Clocks() {
-		if k.Wrong != nil && r.Trusted() {
-			out = append(out, alarm.Condition{Code: alarm.TimeWorker, Object: k.Machine, Detail: k.Wrong.Error()})
-		}
+	for _, k := range l.a.contradicting(r) {
+		out = append(out, alarm.Condition{Code: alarm.TimeWorker, Object: k.Machine, Detail: k.Wrong.Error()})
 	}
 	return out
+}
+
+// contradicting are the timestamp workers' clocks that cannot be right if own is. Without an own time there is nothing to contradict.
+func (a *Appliance) contradicting(own ntp.Reading) []stamping.WorkerClock {
+	if !own.Trusted() {
+		return nil
+	}
+	return slices.DeleteFunc(a.watch.Clocks(), func(k stamping.WorkerClock) bool { return k.Wrong == nil })
 }
 
 func (l *alarms) ofJournal() (out []alarm.Condition) {

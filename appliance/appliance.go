@@ -407,6 +407,9 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 		duties.group.Go(func() error { return a.device.run(dctx) })
 	}
 
+	if err := a.notePacksFound(ctx); err != nil {
+		return err
+	}
 	if a.alarms, err = newAlarms(a); err != nil {
 		return err
 	}

@@ -75,26 +75,36 @@ func readRestored(dir string) (bool, *Restored, error) {
 }
 
 // checkHandedBack refuses to start what was restored while files are not there that no backup has.
-func checkHandedBack(dir string) error {
+func checkHandedBack(ctx context.Context, dir string) error {
 	_, r, err := readRestored(dir)
 	if err != nil || r == nil {
 		return err
 	}
-	missing, err := NotHandedBack(dir)
+	missing, err := NotHandedBack(ctx, dir)
 	if err == nil && len(missing) > 0 {
 		err = fmt.Errorf("恢复之后还须放回备份里没有的文件，权限 600 (put these back, mode 600; no backup has them): %s", strings.Join(missing, "、"))
 	}
 	return err
 }
 
-// NotHandedBack are the files that a restored appliance needs, that no backup has, and that are not there.
-func NotHandedBack(dir string) ([]string, error) {
+// NotHandedBack are the files and packs that a restored appliance needs, that no backup has, and that are not there.
+func NotHandedBack(ctx context.Context, dir string) ([]string, error) {
 	_, absent, err := BackupFiles(dir)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := LoadConfig(dir)
 	if err != nil {
 		return nil, err
 	}
 	var missing []string
 	for _, name := range absent {
+		if InPack(name) {
+			if why := notHandedBack(ctx, cfg.Packs.Socket, name); why != "" {
+				missing = append(missing, name+"（"+why+"）")
+			}
+			continue
+		}
 		path := name
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(dir, name)

@@ -20,6 +20,7 @@ import (
 	"yinjian/api/fetch"
 	"yinjian/appliance/account"
 	"yinjian/appliance/pki"
+	"yinjian/appliance/pki/ca"
 	"yinjian/dbdriver/connect"
 	"yinjian/hsm"
 	"yinjian/hsm/pkcs11/profiles"
@@ -163,6 +164,50 @@ func isOpen(addr string) bool {
 
 // plainOpen says whether the plain listener is for others than this machine.
 func (l *Listen) plainOpen() bool { return isOpen(l.TSAPlain) }
+
+// reached are the names and addresses by which clients call the listeners, for the certificate that the appliance is born with: this
+// machine's own name for itself, what the configuration says, and where a listener is at every address, those that the machine has.
+// A name that no certificate can have is left out.
+func (l *Listen) reached(interfaces func() ([]hostInterface, error)) (names []string, ips []net.IP) {
+	names = []string{"localhost"}
+	add := func(host string) {
+		ip := net.ParseIP(host)
+		switch {
+		case ip == nil && ca.ValidDNSName(host) && !slices.Contains(names, host):
+			names = append(names, host)
+		case ip != nil && !slices.ContainsFunc(ips, ip.Equal):
+			ips = append(ips, ip)
+		}
+	}
+	for _, listener := range []string{l.API, l.Admin} {
+		if listener == "" {
+			continue
+		}
+		host, _, err := net.SplitHostPort(listener)
+		if err != nil {
+			continue // validate has said so
+		}
+		if ip := net.ParseIP(host); host != "" && (ip == nil || !ip.IsUnspecified()) {
+			add(host)
+			continue
+		}
+		all, err := interfaces()
+		if err != nil {
+			continue // a certificate for the other names is better than none
+		}
+		for _, i := range all {
+			for _, a := range i.addresses {
+				if i.up && a.Addr().IsGlobalUnicast() {
+					add(a.Addr().String())
+				}
+			}
+		}
+	}
+	for _, n := range l.Names {
+		add(n)
+	}
+	return names, ips
+}
 
 func (l *Listen) validate(bad func(key, format string, args ...any)) {
 	if _, _, err := net.SplitHostPort(l.API); err != nil {

@@ -149,6 +149,8 @@ type state struct {
 	Directory  directoryState       `json:"directory"`
 	Uses       usesState            `json:"uses"`
 	Listeners  map[string]string    `json:"listeners"`
+	// Certificate is the listeners' own: what a client that has no anchor for it compares.
+	Certificate *servedCertificate `json:"certificate,omitempty"`
 	// Peer is the other campus, if this appliance is paired.
 	Peer *peerState `json:"peer,omitempty"`
 	// Upstream is the timestamp device beside our own units, if there is one.
@@ -160,6 +162,12 @@ type state struct {
 	// TimestampSources are the callers of /tsa without a key, and what they asked for since the start.
 	TimestampSources sourcesState `json:"timestamp_sources"`
 	Warnings         []string     `json:"warnings"`
+}
+
+// A servedCertificate names the listeners' TLS certificate.
+type servedCertificate struct {
+	Fingerprint string `json:"fingerprint"` // SHA-256 of its DER, in hexadecimal, as browsers and openssl show it
+	NotAfter    string `json:"not_after"`   // RFC 3339
 }
 
 type sourcesState struct {
@@ -240,16 +248,15 @@ func (h health) State() any {
 	if a.cfg.Listen.TLS12 {
 		s.Listeners["api"] = a.apiAddr + " (TLS 1.3、1.2)"
 	}
+	s.Certificate = a.listener.state()
 	s.Drill = a.drills.shown()
 	s.Warnings = append(s.Warnings, a.drills.warnings()...)
 	s.Warnings = append(s.Warnings, a.listener.warnings()...)
 	s.Warnings = append(s.Warnings, a.lockWarnings()...)
 	s.Warnings = append(s.Warnings, a.house.settings.warnings()...)
 	s.Time.Workers = a.workerTimes()
-	for _, k := range a.watch.Clocks() {
-		if k.Wrong != nil {
-			s.Warnings = append(s.Warnings, fmt.Sprintf("密码机 %s 的时间戳进程的时钟与本机不符，其时间戳不予采用 (the clock of this machine's timestamp worker contradicts the appliance's; its tokens are not used): %v", k.Machine, k.Wrong))
-		}
+	for _, k := range a.contradicting(r) {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("密码机 %s 的时间戳进程的时钟与本机不符，其时间戳不予采用 (the clock of this machine's timestamp worker contradicts the appliance's; its tokens are not used): %v", k.Machine, k.Wrong))
 	}
 	if !r.Time.IsZero() {
 		s.Time.Time = r.Time.Format(time.RFC3339Nano)

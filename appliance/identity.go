@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"net"
 	"time"
 
 	"github.com/emmansun/gmsm/smx509"
@@ -195,15 +194,9 @@ func (a *Appliance) birth(ctx context.Context) (*identity, map[string]*ca.Author
 	if err := a.loadTLSKeys(ctx); err != nil {
 		return nil, nil, fmt.Errorf("TLS key: %w", err)
 	}
-	host, _, _ := net.SplitHostPort(a.cfg.Listen.API)
 	id.TLSCert, err = issue(hsm.RSA2048, ca.TLSServer, a.cfg.Node, a.listener.key().Public(), func(r *ca.Request) {
 		r.NotAfter = now.Time.AddDate(2, 0, 0)
-		r.DNSNames = []string{"localhost"}
-		if ip := net.ParseIP(host); ip != nil && !ip.IsUnspecified() {
-			r.IPs = []net.IP{ip}
-		} else if host != "" && ip == nil && host != "localhost" {
-			r.DNSNames = append(r.DNSNames, host)
-		}
+		r.DNSNames, r.IPs = a.cfg.Listen.reached(hostInterfaces)
 	})
 	if err != nil {
 		return nil, nil, err

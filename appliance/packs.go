@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"yinjian/api"
 	"yinjian/appliance/audit"
+	"yinjian/appliance/backup"
 	"yinjian/appliance/pack"
 	"yinjian/appliance/problem"
 	"yinjian/appliance/update"
@@ -27,6 +29,7 @@ const (
 	kindPackInstalled = "pack.file/outcome" // what came of it
 	kindPackRemove    = "pack.file/remove"  // it is about to be taken away
 	kindPackRemoved   = "pack.file/removed" // what came of that
+	kindPackFound     = "pack.file/found"   // it was brought with the installation, or put there past us: it is mounted, and two keys have signed it
 	kindPackKey       = "pack.key/register" // the hospital's key is about to be registered
 	kindPackKeyIs     = "pack.key/outcome"  // what came of it
 	packPrefix        = "pack:"             // of a module in a pack
@@ -66,6 +69,34 @@ func validateModule(module string, bad func(key, format string, args ...any)) {
 	if _, _, err := splitModule(module); err != nil {
 		bad("module", "%v", err)
 	}
+}
+
+// InPack says whether a module is a library in a pack.
+func InPack(module string) bool { return strings.HasPrefix(module, packPrefix) }
+
+// notHandedBack is why a module in a pack cannot be loaded here; "" if it can.
+func notHandedBack(ctx context.Context, socket, module string) string {
+	name, library, err := splitModule(module)
+	if err != nil {
+		return err.Error()
+	}
+	if socket == "" {
+		return errNoPacks.Error()
+	}
+	s, err := (&update.PackClient{Socket: socket}).State(ctx)
+	if err != nil {
+		return packProblem(err).Error()
+	}
+	i := slices.IndexFunc(s.Packs, func(p pack.Installed) bool { return p.Name == name })
+	switch {
+	case i < 0:
+		return "没有这个厂商包，随应答盘带入，见 docs/packs.md (no such pack: it comes with the answer disk)"
+	case s.Packs[i].Fault != "":
+		return s.Packs[i].Fault
+	case s.Packs[i].Library != library:
+		return fmt.Sprintf("它的库是 %s (its library is another)", s.Packs[i].Library)
+	}
+	return ""
 }
 
 // splitModule answers the pack and the library in it; "" and "" for a path.
@@ -229,23 +260,75 @@ func (a *Appliance) describePacks(ctx context.Context) (*packList, error) {
 	if err != nil {
 		return nil, err
 	}
-	type installed struct{ at, by string }
-	since := map[string]installed{}
-	err = a.journal.State(ctx, func(r audit.Record) error {
-		if e := &r.Entry; e.Kind == kindPackInstalled && e.Text("result") == packDone {
-			since[e.Object+" "+e.Text("manifest_sm3")] = installed{e.Time.UTC().Format("2006-01-02T15:04:05Z"), e.Actor}
-		}
-		return nil
-	})
+	since, err := a.packsSince(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out := packList{Packs: []packLine{}, Staged: s.Staged, Hospital: s.Hospital}
 	for _, p := range s.Packs {
-		one := since[p.Name+" "+p.SM3]
+		one := since[packKey(&p)]
 		out.Packs = append(out.Packs, packLine{p, one.at, one.by, a.usedBy(p.Name)})
 	}
 	return &out, nil
+}
+
+// journalled is when a pack was installed and by whom, as the journal has it: "" for what was begun and has no outcome.
+type journalled struct{ at, by string }
+
+// packsSince is that of the packs that this appliance should have, by [packKey].
+func (a *Appliance) packsSince(ctx context.Context) (map[string]journalled, error) {
+	since := map[string]journalled{}
+	err := a.journal.State(ctx, func(r audit.Record) error {
+		e := &r.Entry
+		key := e.Object + " " + e.Text("manifest_sm3")
+		done := e.Text("result") == packDone
+		switch {
+		case e.Kind == kindPackInstall:
+			since[key] = journalled{"", e.Actor}
+		case e.Kind == kindPackInstalled && done, e.Kind == kindPackFound:
+			since[key] = journalled{e.Time.UTC().Format("2006-01-02T15:04:05Z"), e.Actor}
+		case e.Kind == kindPackRemoved && done:
+			maps.DeleteFunc(since, func(k string, _ journalled) bool { return strings.HasPrefix(k, e.Object+" ") })
+		case e.Kind == backup.KindRestored: // another machine, to which others have brought them
+			clear(since)
+		}
+		return nil
+	})
+	return since, err
+}
+
+func packKey(p *pack.Installed) string { return p.Name + " " + p.SM3 }
+
+// installation is who brought a pack that no administrator has installed.
+const installation = "installation"
+
+// notePacksFound has it in the journal that a pack is there which nobody is known to have installed: it came with the answers of the
+// installation, before there was a journal, or was put there past us. One whose installation was begun, and whose outcome a stop cut
+// off, is theirs who began it.
+func (a *Appliance) notePacksFound(ctx context.Context) error {
+	list, err := a.lastPacks()
+	if err != nil || len(list) == 0 {
+		return nil // what is wrong with the agent is among the warnings
+	}
+	since, err := a.packsSince(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		p := &list[i]
+		one, known := since[packKey(p)]
+		if known && one.at != "" || p.Fault != "" {
+			continue
+		}
+		by := installation
+		if known {
+			by = one.by
+		}
+		if err := a.notePack(ctx, kindPackFound, by, p.Name, nil, packOf(p, "installed"), audit.Field{Name: "manifest_sm3", Value: audit.Text(p.SM3)}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // notePack journals an act about a pack.

@@ -279,7 +279,7 @@ func (h *house) live(ctx context.Context) error {
 	dir := h.o.Dir
 	cfg, err := LoadConfig(dir)
 	if err == nil {
-		err = errors.Join(checkHandedBack(dir), checkPermissions(dir, cfg))
+		err = errors.Join(checkHandedBack(ctx, dir), checkPermissions(dir, cfg))
 	}
 	if err != nil {
 		return settingError{err}

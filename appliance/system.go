@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
-	"net"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -119,17 +118,13 @@ func (d admin) System(context.Context, string) (any, error) {
 	for _, v := range PatrolVolumes(a.dir, a.cfg.Log.Directory) {
 		s.Disks = append(s.Disks, diskState(v))
 	}
-	interfaces, err := net.Interfaces()
+	interfaces, err := hostInterfaces()
 	if err != nil {
 		return nil, err
 	}
 	for _, i := range interfaces {
-		one := addressState{Interface: i.Name, Up: i.Flags&net.FlagUp != 0, Addresses: []string{}}
-		list, err := i.Addrs()
-		if err != nil {
-			return nil, err
-		}
-		for _, addr := range list {
+		one := addressState{Interface: i.name, Up: i.up, Addresses: []string{}}
+		for _, addr := range i.addresses {
 			one.Addresses = append(one.Addresses, addr.String())
 		}
 		s.Addresses = append(s.Addresses, one)

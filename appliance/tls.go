@@ -3,8 +3,10 @@ package appliance
 import (
 	"context"
 	"crypto"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -69,6 +71,16 @@ func (l *listenerIdentity) use(chain [][]byte, more ...*handshakeKey) error {
 		return errors.New("TLS 证书的公钥不属于本机：密码机 tls 槽位与 secrets/tls.key 中都没有它的私钥 (the TLS certificate is for none of the listener's keys: neither the tls slot nor secrets/tls.key has it)")
 	}
 	return nil
+}
+
+// state is the certificate that handshakes are answered with; nil before there is one.
+func (l *listenerIdentity) state() *servedCertificate {
+	c := l.certificate.Load()
+	if c == nil {
+		return nil
+	}
+	sum := sha256.Sum256(c.Certificate[0])
+	return &servedCertificate{Fingerprint: hex.EncodeToString(sum[:]), NotAfter: c.Leaf.NotAfter.UTC().Format(time.RFC3339)}
 }
 
 // warnings says what an operator should know of the key in use.

@@ -30,7 +30,16 @@ var ErrFingerprint = errors.New("证书与控制台上的指纹不符，什么�
 
 // NewRestore calls https://host:port, whose certificate has this fingerprint: SHA-256 of its DER, 32 bytes.
 func NewRestore(baseURL string, fingerprint []byte, token string) *Restore {
-	cfg := &tls.Config{
+	return &Restore{
+		base: strings.TrimSuffix(baseURL, "/"), token: token,
+		http: &http.Client{Transport: &http.Transport{TLSClientConfig: Pinned(fingerprint), IdleConnTimeout: 30 * time.Second}},
+	}
+}
+
+// Pinned believes the certificate with this fingerprint and no other, whatever it says of itself: SHA-256 of its DER, 32 bytes, as
+// it stands on the machine's console. With another the handshake fails with [ErrFingerprint].
+func Pinned(fingerprint []byte) *tls.Config {
+	return &tls.Config{
 		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, // the fingerprint is what is believed, at each handshake
 		VerifyConnection: func(s tls.ConnectionState) error {
 			if len(s.PeerCertificates) == 0 {
@@ -42,10 +51,6 @@ func NewRestore(baseURL string, fingerprint []byte, token string) *Restore {
 			}
 			return nil
 		},
-	}
-	return &Restore{
-		base: strings.TrimSuffix(baseURL, "/"), token: token,
-		http: &http.Client{Transport: &http.Transport{TLSClientConfig: cfg, IdleConnTimeout: 30 * time.Second}},
 	}
 }
 

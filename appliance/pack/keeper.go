@@ -166,14 +166,14 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 func (k *Keeper) file(name string) string { return filepath.Join(k.cfg.Dir, name) }
 func (k *Keeper) at(name string) string   { return filepath.Join(k.cfg.Mounts, name) }
 
-// fits refuses a pack that is not for this appliance.
-func (k *Keeper) fits(m *Manifest) error {
+// Fits refuses a pack that is not for an appliance of this architecture (GOARCH) whose kernel has this hash for verity.
+func (m *Manifest) Fits(arch, verity string) error {
 	next := "请发布方为本设备打包 (have it packed for this appliance)"
 	switch {
-	case m.Arch != k.cfg.Arch:
-		return refuse(problem.InvalidRequest, fmt.Sprintf("厂商包是 %s 的，本机是 %s (it is for another architecture)", m.Arch, k.cfg.Arch), next)
-	case m.Image.Algorithm != k.cfg.Verity:
-		return refuse(problem.InvalidRequest, fmt.Sprintf("厂商包的校验树用 %s，本机内核用 %s (the kernel has another hash than its tree)", m.Image.Algorithm, k.cfg.Verity), next)
+	case m.Arch != arch:
+		return refuse(problem.InvalidRequest, fmt.Sprintf("厂商包是 %s 的，本机是 %s (it is for another architecture)", m.Arch, arch), next)
+	case m.Image.Algorithm != verity:
+		return refuse(problem.InvalidRequest, fmt.Sprintf("厂商包的校验树用 %s，本机内核用 %s (the kernel has another hash than its tree)", m.Image.Algorithm, verity), next)
 	}
 	return nil
 }
@@ -291,7 +291,7 @@ func (k *Keeper) whole(f io.ReadSeeker, keys Keys) (*Pack, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p, k.fits(p.Manifest)
+	return p, p.Manifest.Fits(k.cfg.Arch, k.cfg.Verity)
 }
 
 // Whole judges a pack's file: the signatures, then every byte.
@@ -431,7 +431,7 @@ func (k *Keeper) begin(p *Pack) error {
 	if k.uploading {
 		return refuse(problem.WrongState, "另一个厂商包正在上传 (another pack is being uploaded)", "请稍后重试 (try again later)")
 	}
-	if err := errors.Join(k.fits(p.Manifest), k.newer(p), k.told(p)); err != nil {
+	if err := errors.Join(p.Manifest.Fits(k.cfg.Arch, k.cfg.Verity), k.newer(p), k.told(p)); err != nil {
 		return err
 	}
 	if err := k.room(p.Start + p.Manifest.Image.Size); err != nil {

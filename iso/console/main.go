@@ -74,6 +74,10 @@ type status struct {
 	Warnings  []string          `json:"warnings"`
 	Listeners map[string]string `json:"listeners"`
 	Restore   *restore          `json:"restore"`
+
+	Certificate *struct {
+		Fingerprint string `json:"fingerprint"`
+	} `json:"certificate"`
 }
 
 // restore is what an engineer has to type to send a backup to this machine, and how far that is.
@@ -141,6 +145,10 @@ func page(image layout.Image, answer json.RawMessage, err error, addresses []str
 		}
 	}) {
 		line("监听 listens: %s", at)
+	}
+	if c := s.Certificate; c != nil {
+		line("证书指纹 TLS certificate, SHA-256:")
+		line("  %s", c.Fingerprint)
 	}
 	if r := s.Restore; r != nil {
 		line("等待备份 RESTORE: %s", r.Address)

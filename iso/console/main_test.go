@@ -20,8 +20,8 @@ func TestPage(t *testing.T) {
 		err         error
 		want, never []string
 	}{
-		"evaluation says so": {evaluation, `{"state":"operational","ready":true,"node":"benbu-1","campus":"本部","listeners":{"api":"[::]:8443"}}`, nil,
-			[]string{"not certified", "STATE: operational 运行", "benbu-1", "api [::]:8443", "192.0.2.10"}, []string{"not ready"}},
+		"evaluation says so": {evaluation, `{"state":"operational","ready":true,"node":"benbu-1","campus":"本部","listeners":{"api":"[::]:8443"},"certificate":{"fingerprint":"cd34"}}`, nil,
+			[]string{"  cd34\n", "not certified", "STATE: operational 运行", "benbu-1", "api [::]:8443", "192.0.2.10"}, []string{"not ready"}},
 		"release does not": {release, `{"state":"operational","ready":false}`, nil, []string{"not ready"}, []string{"certified"}},
 		"locked":           {release, `{"state":"locked","next":"yinjian unlock"}`, nil, []string{"已锁定", "next: yinjian unlock"}, nil},
 		"waits for a backup": {release, `{"state":"uninitialised","restore":{"address":"[::]:8444","fingerprint":"ab12","token":"AAAAA-BBBBB","state":"restoring","percent":40,"refused":2,"failure":"x\u001by"}}`, nil,

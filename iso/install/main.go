@@ -110,7 +110,7 @@ func tryInstall(con *console) error {
 	if err != nil {
 		return err
 	}
-	p, answersDisk, err := readAnswerDisk()
+	p, answersDisk, err := readAnswerDisk(image)
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,11 @@ func tryInstall(con *console) error {
 			return err
 		}
 	}
-	if err := checkAppliance(context.Background(), p.Appliance); err != nil {
+	err = checkAppliance(context.Background(), p.Appliance)
+	if err == nil {
+		err = needPacks(p.Appliance, p.Packs)
+	}
+	if err != nil {
 		return fmt.Errorf("%s: %w", applianceAnswers, err)
 	}
 	con.say("\n正在安装到 %s (installing)", d)
@@ -178,7 +182,7 @@ func (b blockDevice) Drop() error {
 }
 
 // readAnswerDisk reads the answer disk and answers what it says and which disk it is on; nil if there is none.
-func readAnswerDisk() (*parcel, string, error) {
+func readAnswerDisk(image layout.Image) (*parcel, string, error) {
 	device, err := filepath.EvalSymlinks("/dev/disk/by-label/" + layout.AnswersLabel)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "", nil
@@ -197,9 +201,16 @@ func readAnswerDisk() (*parcel, string, error) {
 	if err := unix.Mount(device, folder, kind, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return nil, "", fmt.Errorf("应答盘无法读取 (the answer disk cannot be read): %s: %w", kind, err)
 	}
-	defer unix.Unmount(folder, unix.MNT_DETACH)
+	defer unix.Unmount(folder, unix.MNT_DETACH) // what is open of it can be read until it is closed
 	p, err := readAnswers(folder)
-	return p, filepath.Base(device), err
+	if err != nil {
+		return nil, "", err
+	}
+	release, err := os.ReadFile(layout.ReleaseKey)
+	if err != nil {
+		return nil, "", err
+	}
+	return p, filepath.Base(device), findPacks(folder, p, release, image)
 }
 
 // readAnswers reads the files of an answer disk.
@@ -339,6 +350,7 @@ func data(ctx context.Context, con *console) error {
 	case err != nil:
 		return err
 	default:
+		p.behind(place)
 		if err := begin(ctx, v, p); err != nil {
 			return err
 		}
@@ -465,6 +477,9 @@ func fill(p *parcel) error {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), writeFile(name, p.Hospital, 0, 0)); err != nil {
 			return err
 		}
+	}
+	if err := p.keepPacks(filepath.Join(volumeDir, strings.TrimPrefix(layout.PacksDir, layout.DataMount))); err != nil {
+		return err
 	}
 	if p.Appliance == nil {
 		return nil

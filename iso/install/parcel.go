@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 
+	"yinjian/appliance/pack"
 	"yinjian/iso/layout"
 )
 
@@ -19,6 +20,11 @@ type parcel struct {
 	Answers   Answers `json:"answers"`
 	Appliance []byte  `json:"appliance,omitempty"` // answers.toml as it was
 	Hospital  []byte  `json:"hospital,omitempty"`  // hospital.pem as it was
+	// Packs lie behind it on the disk, each from a block's beginning.
+	Packs []packed `json:"packs,omitempty"`
+
+	packs []*io.SectionReader // their bytes, in the same order
+	keys  pack.Keys           // the installer judges them by
 }
 
 // On the disk: magic | length of the text, 4 bytes, big-endian | SHA-256 of the text | text, JSON | zeros to a block's end.
@@ -66,5 +72,5 @@ func readParcel(r io.Reader) (*parcel, error) {
 	if err := d.Decode(p); err != nil {
 		return nil, fmt.Errorf("answers for the first start: %w", err)
 	}
-	return p, p.Answers.check()
+	return p, errors.Join(p.Answers.check(), p.checkPacks())
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 
+	"yinjian/appliance/pack"
 	"yinjian/iso/layout"
 )
 
@@ -93,13 +94,19 @@ func (j *job) write(disk target, size, sector int64) error {
 		return fmt.Errorf("root: %w", err)
 	}
 
-	// 4. What the first start has to know.
+	// 4. What the first start has to know, and to have.
 	answers, err := j.parcel.encode()
 	if err != nil {
 		return err
 	}
 	if _, err := disk.WriteAt(answers, at(layout.NumberRootB)); err != nil {
 		return fmt.Errorf("answers: %w", err)
+	}
+
+	for i, one := range j.parcel.Packs {
+		if err := copyPack(io.NewOffsetWriter(disk, at(layout.NumberRootB)+j.parcel.offset(i)), one, j.parcel.packs[i]); err != nil {
+			return err
+		}
 	}
 
 	// 5. Read back.
@@ -116,7 +123,18 @@ func (j *job) write(disk target, size, sector int64) error {
 	if !bytes.Equal(sum.Sum(nil), j.line.ESP[:]) {
 		return errors.New("读回与写入不符，硬盘有故障 (what was written is not what is read): EFI system partition")
 	}
-	if _, err := readParcel(io.NewSectionReader(disk, at(layout.NumberRootB), room(layout.NumberRootB))); err != nil {
+	place := io.NewSectionReader(disk, at(layout.NumberRootB), room(layout.NumberRootB))
+	back, err := readParcel(place)
+	if err == nil {
+		back.behind(place)
+		for i, one := range back.Packs {
+			err = errors.Join(err, copyPack(io.Discard, one, back.packs[i]))
+			_, seek := back.packs[i].Seek(0, io.SeekStart)
+			_, judged := pack.Whole(back.packs[i], j.parcel.keys) // the answer disk was read twice
+			err = errors.Join(err, seek, judged)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("读回与写入不符，硬盘有故障 (what was written is not what is read): %w", err)
 	}
 

@@ -42,6 +42,7 @@ const (
 	DataName    = "data"                             // device mapper's name of the opened data volume
 	DataDev     = "/dev/mapper/" + DataName          // the opened data volume
 	BootRecord  = "/run/yinjian-boot.json"           // where init leaves a [Booted]
+	PacksDir    = DataMount + "/packs"               // makers' packs, as they were signed
 	HospitalKey = DataMount + "/update/hospital.pem" // public SM2 key, PKIX, that signs update bundles as well, where there is one
 	LeastFile   = DataMount + "/update/least"        // the least image that may start, see [ReadFloor]
 	MachineID   = DataMount + "/etc/machine-id"      // kept over updates, since /etc is of the image

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -54,9 +55,10 @@ func keys(t *testing.T) string {
 // A site is a machine that an image is installed on, and what stands around it: the disk, the TPM, a time server.
 type site struct {
 	disk, tpm string
-	bus       string // of the disk; virtio by default
-	time      string // as the guest reaches it
-	settings  string // more lines of answers.toml
+	bus       string            // of the disk; virtio by default
+	time      string            // as the guest reaches it
+	settings  string            // more lines of answers.toml
+	beside    map[string]string // more files of the answer disk
 }
 
 const (
@@ -128,10 +130,12 @@ const answersJSON = `{
 
 func (s *site) answers(t *testing.T) string {
 	t.Helper()
-	return vmtest.Label(t, layout.AnswersLabel, map[string]string{
+	files := map[string]string{
 		layout.AnswersFile: answersJSON,
 		"answers.toml":     fmt.Sprintf("node = \"benbu-1\"\ncampus = \"本部\"\nlisten = \"0.0.0.0:%d\"\nadmin = \"0.0.0.0:%d\"\ntime_sources = [\"%s\"]\n[administrators]\nsystem = \"zhang:张三\"\nsecurity = \"li:李四\"\naudit = \"wang:王五\"\n", apiPort, adminPort, s.time) + s.settings,
-	})
+	}
+	maps.Copy(files, s.beside)
+	return vmtest.Label(t, layout.AnswersLabel, files)
 }
 
 // picture is where one of a machine's screen is kept: beside the image that it shows.

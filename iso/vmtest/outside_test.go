@@ -26,6 +26,8 @@ const around = "10.0.2.2"
 // surroundings are what stands outside of the machine at a site: a cipher machine and a PostgreSQL server, both on this host,
 // both reached over the network alone.
 type surroundings struct {
+	yinjian  string // the program, for commands from outside
+	module   string // of the cipher machine
 	machine  *hsmtest.Distant
 	pg       *dbtest.Cluster
 	database string
@@ -47,7 +49,7 @@ func newSurroundings(t *testing.T) (*surroundings, string) {
 	for _, class := range hsm.Classes {
 		labels = append(labels, "hospital-"+string(class))
 	}
-	s := &surroundings{machine: hsmtest.NewDistant(t, binary, module, labels...), pg: dbtest.StartPostgres(t)}
+	s := &surroundings{yinjian: binary, module: module, machine: hsmtest.NewDistant(t, binary, module, labels...), pg: dbtest.StartPostgres(t)}
 	var ca string
 	s.database, ca = s.pg.Secure(t, "yinjian_app", databasePassword, net.ParseIP(around))
 	read := func(name string) string {

@@ -100,6 +100,32 @@ func signedPack(t *testing.T, file []byte, by map[string]*sm2.PrivateKey) []byte
 	return out.Bytes()
 }
 
+// packKeys are the image's release key and a hospital's, by whom they are, and the public half of the hospital's.
+func packKeys(t *testing.T) (by map[string]*sm2.PrivateKey, hospital []byte) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(keys(t), "release.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		t.Fatal("release.key is no PEM")
+	}
+	release, err := smx509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := sm2.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := smx509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string]*sm2.PrivateKey{pack.ByRelease: release.(*sm2.PrivateKey), pack.ByHospital: key}, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+}
+
 // refusedAs wants the appliance's refusal, with its words.
 func refusedAs(t *testing.T, err error, code problem.Code, words string) {
 	t.Helper()
@@ -128,28 +154,8 @@ func packs(t *testing.T, a *client.Admin) (string, []pack.Installed) {
 // power cut, too.
 func TestPacks(t *testing.T) {
 	s, b := inUse(t)
-	text, err := os.ReadFile(filepath.Join(keys(t), "release.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		t.Fatal("release.key is no PEM")
-	}
-	release, err := smx509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	hospital, err := sm2.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := smx509.MarshalPKIXPublicKey(&hospital.PublicKey)
-	if err != nil {
-		t.Fatal(err)
-	}
 	file := makersPack(t)
-	both := map[string]*sm2.PrivateKey{pack.ByRelease: release.(*sm2.PrivateKey), pack.ByHospital: hospital}
+	both, public := packKeys(t)
 
 	v := s.boot(t)
 	c := b.client(t, v)
@@ -164,9 +170,9 @@ func TestPacks(t *testing.T) {
 		var p pack.Installed
 		return &p, json.Unmarshal(answer, &p)
 	}
-	_, err = send(signedPack(t, file, both))
+	_, err := send(signedPack(t, file, both))
 	refusedAs(t, err, problem.Forbidden, "登记医院的公钥")
-	if _, err := o.security(t).RegisterPackKey(ctx, wire.RegisterPackKey{Key: pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), Reason: "启用厂商包"}); err != nil {
+	if _, err := o.security(t).RegisterPackKey(ctx, wire.RegisterPackKey{Key: public, Reason: "启用厂商包"}); err != nil {
 		t.Fatal(err)
 	}
 	_, err = send(signedPack(t, file, map[string]*sm2.PrivateKey{pack.ByRelease: both[pack.ByRelease]}))

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,14 +30,40 @@ type adminFlags struct {
 }
 
 func (f *adminFlags) add(c *cobra.Command) {
-	c.Flags().StringVar(&f.dir, "dir", "", "设备目录 (the appliance's folder)")
+	c.Flags().StringVar(&f.dir, "dir", "", "设备目录；没有命令行的设备，其管理地址 https://设备:端口，先 login (the appliance's folder, or the administrators' address of one without a shell, after a login)")
 	c.Flags().StringVarP(&f.output, "output", "o", "text", "text 或 json (text or json)")
 	_ = c.MarkFlagRequired("dir")
 }
 
-func (f *adminFlags) client() (*client.Admin, error) {
+func (f *adminFlags) checkOutput() error {
 	if f.output != "text" && f.output != "json" {
-		return nil, usageError{fmt.Errorf("-o %s：须为 text 或 json (must be text or json)", f.output)}
+		return usageError{fmt.Errorf("-o %s：须为 text 或 json (must be text or json)", f.output)}
+	}
+	return nil
+}
+
+// beside is where a file goes that belongs to the appliance: into its folder, or from one elsewhere into the working folder.
+func (f *adminFlags) beside(names ...string) string {
+	if elsewhere(f.dir) {
+		return names[len(names)-1]
+	}
+	return filepath.Join(append([]string{f.dir}, names...)...)
+}
+
+func (f *adminFlags) client() (*client.Admin, error) {
+	if err := f.checkOutput(); err != nil {
+		return nil, err
+	}
+	if elsewhere(f.dir) {
+		token, by, err := visit(f.dir)
+		if err != nil {
+			return nil, err
+		}
+		conf, err := by.config()
+		if err != nil {
+			return nil, err
+		}
+		return client.NewAdminTLS(strings.TrimSuffix(f.dir, "/"), conf).WithSession(token, awaiting(f.dir)), nil
 	}
 	socket := appliance.AdminSocket(f.dir)
 	probe, err := net.DialTimeout("unix", socket, 5*time.Second) // a killed appliance leaves its socket behind
@@ -49,7 +76,7 @@ func (f *adminFlags) client() (*client.Admin, error) {
 	if err := probe.Close(); err != nil {
 		return nil, err
 	}
-	return client.NewAdmin(socket).WithSession(session(f.dir), awaiting), nil
+	return client.NewAdmin(socket).WithSession(session(f.dir), awaiting("")), nil
 }
 
 // show prints an answer: JSON as it is, or as lines of "key: value".
@@ -127,7 +154,7 @@ func applicationCommand() *cobra.Command {
 			defer a.Close()
 			req.ID = args[0]
 			if keyFile == "" {
-				keyFile = filepath.Join(f.dir, "credentials", req.ID+".json")
+				keyFile = f.beside("credentials", req.ID+".json")
 			}
 			if err := register(c.Context(), a, req, keyFile); err != nil {
 				return explain(err)

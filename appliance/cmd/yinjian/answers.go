@@ -189,6 +189,9 @@ func (a *answers) module() (string, error) {
 		}
 	}
 	if a.Module != "" {
+		if appliance.InPack(a.Module) {
+			return a.Module, nil
+		}
 		return filepath.Abs(a.Module)
 	}
 	return defaultModule()
@@ -300,7 +303,7 @@ func (a *answers) faults(dir string) map[string][]error {
 		dir = whole // as the settings name it
 	}
 	module, err := a.module()
-	if err == nil {
+	if err == nil && !appliance.InPack(module) { // whether a pack is there is seen when the machine is started
 		_, err = os.Stat(module)
 	}
 	if err != nil {

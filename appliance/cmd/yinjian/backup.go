@@ -180,6 +180,9 @@ real cipher machine is backed up by its vendor's means. After a kill or a power 
 			if err := checkPersons(o.far.at != "" || session(o.dir) != "", o.persons); err != nil {
 				return err
 			}
+			if elsewhere(o.dir) {
+				return usageError{errors.New("没有命令行的设备的备份请用 --at 代替 --dir (an appliance without a shell: --at instead of --dir)")}
+			}
 			if o.rate < 0 {
 				return usageError{errors.New("--rate 不可为负 (not negative)")}
 			}

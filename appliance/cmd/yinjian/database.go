@@ -183,7 +183,7 @@ func (f *adminFlags) watched(ctx context.Context, ask func(context.Context, *cli
 	told := make(chan struct{})
 	go func() {
 		defer close(told)
-		tellProgress(ctx, done, f.dir)
+		tellProgress(ctx, done, a)
 	}()
 	answer, err := ask(ctx, a)
 	close(done)
@@ -195,9 +195,7 @@ func (f *adminFlags) watched(ctx context.Context, ask func(context.Context, *cli
 }
 
 // tellProgress prints to stderr how far a rebuild or an archiving is, until done.
-func tellProgress(ctx context.Context, done <-chan struct{}, dir string) {
-	a := client.NewAdmin(appliance.AdminSocket(dir))
-	defer a.Close()
+func tellProgress(ctx context.Context, done <-chan struct{}, a *client.Admin) {
 	words := map[string]string{"opening": "打开", "emptying": "清除", "filling": "写入", "comparing": "对账", "archiving": "归档"}
 	last := ""
 	for tick := time.NewTicker(500 * time.Millisecond); ; {

@@ -90,6 +90,49 @@ func TestBackupFromOutside(t *testing.T) {
 	}
 	to := filepath.Join(folder, "b.yjb")
 	refused(t, 1, []string{"login_failed"}, "backup", "create", "--softtoken", "--to", to, "--at", m.ends.AdminTLS, "--ca", m.ends.TLSCA, "--name", "zhang", "--password-file", pinFile(t, "not-the-password"))
+	// Who has no anchor compares the fingerprint on the console, which is what the status says.
+	var shown struct{ Certificate struct{ Fingerprint string } }
+	if err := json.Unmarshal([]byte(zhang.must(t, "status", "-o", "json").stdout), &shown); err != nil {
+		t.Fatal(err)
+	}
+	byFingerprint := func(f string) []string {
+		return []string{"backup", "create", "--softtoken", "--to", to, "--at", m.ends.AdminTLS, "--fingerprint", f, "--name", "li", "--password-file", pinFile(t, li.password)}
+	}
+	refused(t, 1, []string{"无此权限"}, byFingerprint(shown.Certificate.Fingerprint)...)
+	refused(t, 1, []string{"证书与控制台上的指纹不符"}, byFingerprint(strings.Repeat("0", 64))...)
+	refused(t, 2, []string{"64 个十六进制数字"}, byFingerprint("12")...)
+	refused(t, 2, []string{"须有 --ca 或 --fingerprint"}, "backup", "create", "--to", to, "--at", m.ends.AdminTLS, "--name", "li")
+	// A login at its address serves every command after it.
+	there := func(k *clerk, args ...string) outcome {
+		return command(t, k.env, append([]string{built.binary}, append(args, "--dir", m.ends.AdminTLS)...)...)
+	}
+	if o := there(li, "admin", "list"); o.code != 1 || !strings.Contains(o.stderr, "没有登录") {
+		t.Errorf("before a login: %v", o)
+	}
+	enters := []string{"login", "--name", "li", "--password-file", pinFile(t, li.password)}
+	if o := there(li, enters...); o.code != 2 || !strings.Contains(o.stderr, "须有 --ca 或 --fingerprint") {
+		t.Errorf("a login at anybody's: %v", o)
+	}
+	if o := there(li, append(enters, "--fingerprint", strings.Repeat("0", 64))...); o.code != 1 || !strings.Contains(o.stderr, "指纹不符") {
+		t.Errorf("a login at another's: %v", o)
+	}
+	for _, trust := range [][]string{{"--ca", m.ends.TLSCA}, {"--fingerprint", strings.ToUpper(shown.Certificate.Fingerprint)}} {
+		if o := there(li, append(enters, trust...)...); o.code != 0 {
+			t.Fatalf("a login from outside: %v", o)
+		}
+		if o := there(li, "admin", "list"); o.code != 0 || !strings.Contains(o.stdout, "李四") {
+			t.Errorf("a command from outside: %v", o)
+		}
+		if o := there(li, "logout"); o.code != 0 {
+			t.Errorf("a logout from outside: %v", o)
+		}
+	}
+	if o := there(li, "admin", "list"); o.code != 1 || !strings.Contains(o.stderr, "没有登录") {
+		t.Errorf("after a logout: %v", o)
+	}
+	if o := li.run(t, append(enters, "--fingerprint", strings.Repeat("0", 64))...); o.code != 2 {
+		t.Errorf("a fingerprint for a folder: %v", o)
+	}
 	refused(t, 1, []string{"无此权限"}, at(li, "backup", "create", "--softtoken", "--to", to)...)
 	o := together(zhang, li, "backup", "create", "--softtoken", "--to", to)
 	if o.code != 0 {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/smx509"
@@ -26,6 +27,15 @@ import (
 // sessionFile is where the session of this user with the appliance of a folder is: in the user's runtime folder, which is in
 // memory, or below the appliance's.
 func sessionFile(dir string) string {
+	if elsewhere(dir) {
+		dir = strings.TrimSuffix(dir, "/")
+		run := os.Getenv("XDG_RUNTIME_DIR")
+		if run == "" {
+			run, _ = os.UserCacheDir() // where there is none, checkElsewhere has refused
+		}
+		sum := sha256.Sum256([]byte(dir))
+		return filepath.Join(run, fmt.Sprintf("yinjian-%x.session", sum[:8]))
+	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		abs = dir
@@ -37,6 +47,17 @@ func sessionFile(dir string) string {
 	return filepath.Join(abs, "run", "session-"+strconv.Itoa(os.Getuid()))
 }
 
+// checkElsewhere refuses where a session would lie open.
+func checkElsewhere() error {
+	if os.Getenv("XDG_RUNTIME_DIR") != "" {
+		return nil
+	}
+	if _, err := os.UserCacheDir(); err != nil {
+		return fmt.Errorf("会话没有可存的私有目录，请设 XDG_RUNTIME_DIR (no private folder for the session): %w", err)
+	}
+	return nil
+}
+
 // session is the token that a login left, "" without one. A file that others may read is none.
 func session(dir string) string {
 	if dir == "" {
@@ -46,31 +67,99 @@ func session(dir string) string {
 	if err != nil {
 		return ""
 	}
-	return string(b)
+	token, _, _ := strings.Cut(string(b), "\n")
+	return token
 }
 
-// awaiting says that a request waits for a second person.
-func awaiting(p wire.Proposed) {
-	fmt.Fprintf(os.Stderr, "须由第二名管理员（%s）批准；一小时内有效，设备重启即失效 (waits for a second administrator, an hour at most)\n  yinjian approval approve %s --sm3 %s\n",
-		strings.Join(p.Approvers, "、"), p.Proposal, p.SM3)
+// visit is what a login at an address left: the session, and how the appliance there proves itself.
+func visit(dir string) (token string, t trust, err error) {
+	if err := checkElsewhere(); err != nil {
+		return "", t, err
+	}
+	var b []byte
+	st, err := os.Lstat(sessionFile(dir))
+	if err == nil {
+		if owner, ok := st.Sys().(*syscall.Stat_t); !ok || !st.Mode().IsRegular() || int(owner.Uid) != os.Getuid() {
+			return "", t, fmt.Errorf("%s: 不是本用户的文件 (is not this user's file)", sessionFile(dir))
+		}
+		b, err = appliance.ReadSecret(sessionFile(dir))
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("没有登录：请先 yinjian login --dir %s --fingerprint 控制台上的证书指纹 --name 登录名 (nobody has logged in there)", dir)
+	}
+	if err != nil {
+		return "", t, err
+	}
+	token, how, _ := strings.Cut(string(b), "\n")
+	if kind, value, _ := strings.Cut(how, " "); kind == "fingerprint" {
+		t.fingerprint = value
+	} else {
+		t.ca = value
+	}
+	return token, t, nil
+}
+
+// kept is t as [visit] reads it.
+func (t *trust) kept() (string, error) {
+	if t.fingerprint != "" {
+		return "fingerprint " + t.fingerprint, nil
+	}
+	ca, err := filepath.Abs(t.ca)
+	return "ca " + ca, err
+}
+
+// awaiting says that a request waits for a second person, who calls the appliance at that address, if it has one.
+func awaiting(at string) func(wire.Proposed) {
+	if at != "" {
+		at = " --dir " + at
+	}
+	return func(p wire.Proposed) { awaits(p, at) }
+}
+
+func awaits(p wire.Proposed, at string) {
+	fmt.Fprintf(os.Stderr, "须由第二名管理员（%s）批准；一小时内有效，设备重启即失效 (waits for a second administrator, an hour at most)\n  yinjian approval approve %s --sm3 %s%s\n",
+		strings.Join(p.Approvers, "、"), p.Proposal, p.SM3, at)
 }
 
 func loginCommand() *cobra.Command {
 	var f adminFlags
 	var name, passwordFile, keyFile string
 	var u ukey
+	var by trust
 	c := &cobra.Command{Use: "login --name NAME", Short: "管理员登录，此后的管理命令以其身份执行 (log in; later commands are this administrator's)", Args: exactArgs(0),
 		Long: `会话存于 $XDG_RUNTIME_DIR（没有时在设备目录的 run 下），权限 600；空闲 15 分钟、至多 8 小时，设备重启、口令更改或停用即结束。
+没有命令行的设备（封闭镜像）：--dir 写它的管理地址 https://设备:端口，另给 --fingerprint（它控制台上的证书指纹）或 --ca；此后各命令的 --dir 也写这个地址。会话存于
+$XDG_RUNTIME_DIR（没有时在用户的缓存目录）。
 口令在终端上输入，不显示；或取自 --password-file。
 管理员登记了登录证书的，另以其私钥签名：在 UKey 里（--module，厂商的 PKCS#11 模块；口令只出示一次，错了不再试），或在文件里（--key，PKCS#8 PEM，
 SM2；仅供评估）。
 
+An appliance without a shell is named by the administrators' address, here and in later commands: --dir https://host:port.
 The password is asked for on the terminal, or read from a file. A login that has to be signed is signed by a UKey through its
 vendor's PKCS#11 module (its PIN is presented once), or with a key file, for evaluation. The session ends after 15 minutes idle or 8 hours, and with a restart or any change of the administrator.`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			a, err := f.client()
-			if err != nil {
-				return err
+			var a *client.Admin
+			mark := ""
+			if elsewhere(f.dir) {
+				conf, err := by.config()
+				if err == nil {
+					mark, err = by.kept()
+				}
+				if err == nil {
+					err = errors.Join(checkElsewhere(), f.checkOutput())
+				}
+				if err != nil {
+					return err
+				}
+				a = client.NewAdminTLS(strings.TrimSuffix(f.dir, "/"), conf)
+			} else {
+				if by != (trust{}) {
+					return usageError{errors.New("--ca、--fingerprint 只用于 https:// 的 --dir (mean nothing for a folder)")}
+				}
+				var err error
+				if a, err = f.client(); err != nil {
+					return err
+				}
 			}
 			defer a.Close()
 			a = a.WithSession("", nil)
@@ -97,7 +186,7 @@ vendor's PKCS#11 module (its PIN is presented once), or with a key file, for eva
 			if err != nil {
 				return explain(err)
 			}
-			if err := keepSession(sessionFile(f.dir), in.Session); err != nil {
+			if err := keepSession(sessionFile(f.dir), strings.TrimSpace(in.Session+"\n"+mark)); err != nil {
 				return err
 			}
 			in.Session = ""
@@ -108,6 +197,9 @@ vendor's PKCS#11 module (its PIN is presented once), or with a key file, for eva
 			return f.show(b)
 		}}
 	f.add(c)
+	c.Flags().StringVar(&by.ca, "ca", "", "--dir 是地址时：设备 TLS 证书的信任锚，PEM (where --dir is an address: the anchor of its TLS certificate)")
+	c.Flags().StringVar(&by.fingerprint, "fingerprint", "", "--dir 是地址时：设备控制台上的证书指纹，SHA-256 (where --dir is an address: the fingerprint on its console)")
+	c.MarkFlagsMutuallyExclusive("ca", "fingerprint")
 	required(c, &name, "name", "登录名 (the administrator's id)")
 	c.Flags().StringVar(&passwordFile, "password-file", "", "口令文件，权限 600；缺省在终端输入 (file with the password, mode 600; default: asked for on the terminal)")
 	c.Flags().StringVar(&keyFile, "key", "", "登录证书的私钥，PKCS#8 PEM，权限 600；仅供评估 (private key of the login certificate; evaluation)")
@@ -118,6 +210,9 @@ vendor's PKCS#11 module (its PIN is presented once), or with a key file, for eva
 
 // keepSession writes a file that is new, so that nobody else has it open.
 func keepSession(name, token string) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
 	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

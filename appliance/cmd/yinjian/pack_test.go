@@ -364,10 +364,35 @@ func TestPack(t *testing.T) {
 	for _, by := range []string{"release", "hospital"} {
 		mustRun(t, "pack", "sign", file, "--by", by, "--key", p.at(by+".key"))
 	}
-	if err := json.Unmarshal([]byte(mustRun(t, "pack", "stage", file, "--dir", dir, "-o", "json").stdout), &staged); err != nil {
-		t.Fatal(err)
+	// As the installer leaves one, before there is anybody who could install it: it is mounted, and the journal tells of it once.
+	m.stop(t)
+	p.stop()
+	p.put(t, filepath.Join("packs", "dm8.pack"), []byte(readFile(t, file)))
+	p.serve(t, mount)
+	for range 2 {
+		m = serve(t, dir)
+		m.trusted(t)
+		if found := entries(t, dir, "pack.file/found"); len(found) != 1 || found[0].Object != "dm8" || found[0].Actor != "installation" || len(found[0].Text("manifest_sm3")) != 64 {
+			t.Errorf("a pack that came with the installation: %+v", found)
+		}
+		if o := mustRun(t, "pack", "list", "--dir", dir); !strings.Contains(o.stdout, "dm8") || !strings.Contains(o.stdout, "installation") {
+			t.Error(o)
+		}
+		m.stop(t)
 	}
-	mustRun(t, two("install", "--sm3", staged.SM3)...)
+	// Taken away by two, and put there again by somebody: that is told as well.
+	m = serve(t, dir)
+	m.trusted(t)
+	mustRun(t, two("remove", "--name", "dm8")...)
+	m.stop(t)
+	p.stop()
+	p.put(t, filepath.Join("packs", "dm8.pack"), []byte(readFile(t, file)))
+	p.serve(t, mount)
+	m = serve(t, dir)
+	m.trusted(t)
+	if found := entries(t, dir, "pack.file/found"); len(found) != 2 {
+		t.Errorf("a pack that came back past everybody: %+v", found)
+	}
 	m.stop(t)
 	configure(t, dir, func(c *appliance.Config) {
 		c.Database.DSN, c.Database.PasswordFile = "dm://YINJIAN@127.0.0.1:1", pinFile(t, "x")

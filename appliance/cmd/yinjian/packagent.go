@@ -32,7 +32,7 @@ func packAgentCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&p.socket, "socket", "/run/yinjian-packs/socket", "套接字 (socket)")
 	f.StringVar(&p.group, "group", "", "可连接的组的编号；空则只有本用户 (number of the group that may connect)")
-	f.StringVar(&p.state, "state", layout.DataMount+"/packs", "目录，存厂商包 (folder for packs)")
+	f.StringVar(&p.state, "state", layout.PacksDir, "目录，存厂商包 (folder for packs)")
 	f.StringVar(&p.mounts, "mounts", "/run/yinjian/packs", "挂载的目录 (folder where they are mounted)")
 	f.StringVar(&p.image, "image", layout.ImageFile, "映像的自述 (the image's own page)")
 	f.StringVar(&p.release, "release-key", layout.ReleaseKey, "发布方的 SM2 公钥 (release key)")

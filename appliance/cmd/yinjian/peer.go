@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -35,7 +34,7 @@ func peerCardCommand() *cobra.Command {
 			return explain(err)
 		}
 		if out == "" {
-			out = filepath.Join(f.dir, "peer-card.json")
+			out = f.beside("peer-card.json")
 		}
 		if err := os.WriteFile(out, card.File, 0o644); err != nil { // nothing in it is secret
 			return err

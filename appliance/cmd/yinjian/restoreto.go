@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -149,7 +148,7 @@ func restoreHere(ctx context.Context, dir string, req appliance.RestoreRequest) 
 			return nil, err
 		}
 	}
-	to := destination{dir: dir, keeps: appliance.RestoreKeeps, from: req.From, tries: req.Refused, finish: func(*opened) error { return a.complete(dir) }}
+	to := destination{dir: dir, keeps: appliance.RestoreKeeps, from: req.From, tries: req.Refused, finish: func(*opened) error { return a.complete(ctx, dir) }}
 	found, err := restore(ctx, &o, to, req.Persons, false)
 	if err != nil {
 		return nil, err
@@ -166,7 +165,7 @@ func restoreHere(ctx context.Context, dir string, req appliance.RestoreRequest) 
 }
 
 // complete puts settings over the restored configuration, and the secrets in their places, and refuses what would not start.
-func (a *answers) complete(dir string) error {
+func (a *answers) complete(ctx context.Context, dir string) error {
 	for name, text := range a.Secrets {
 		if err := os.WriteFile(filepath.Join(dir, "secrets", name), []byte(strings.TrimRight(text, "\r\n")+"\n"), 0o600); err != nil {
 			return err
@@ -200,7 +199,7 @@ func (a *answers) complete(dir string) error {
 	if err != nil {
 		return fmt.Errorf("备份的配置在这里不能用，以 settings 改正 (the backup's configuration does not do here: mend it by settings): %w", err)
 	}
-	missing, err := appliance.NotHandedBack(dir)
+	missing, err := appliance.NotHandedBack(ctx, dir)
 	if err != nil {
 		return fmt.Errorf("备份的配置在这里不能用，以 settings 改正 (the backup's configuration does not do here: mend it by settings): %w", err)
 	}
@@ -246,9 +245,9 @@ const restorePoll = 500 * time.Millisecond
 
 // restore sends what is needed and tells what comes of it.
 func (d *distantRestore) restore(ctx context.Context, o *opening, who []string) error {
-	fingerprint, err := hex.DecodeString(strings.NewReplacer(":", "", " ", "").Replace(d.fingerprint))
-	if err != nil || len(fingerprint) != 32 {
-		return usageError{errors.New("--fingerprint 应为 64 个十六进制数字 (64 hexadecimal digits)")}
+	fingerprint, err := fingerprintOf(d.fingerprint)
+	if err != nil {
+		return err
 	}
 	if !strings.HasPrefix(d.url, "https://") {
 		return usageError{errors.New("--to 应为 https://地址:端口 (https://host:port)")}

@@ -191,7 +191,7 @@ func (a *Authority) issue(ctx context.Context, r Request) (*smx509.Certificate, 
 		return nil, errors.New("validity exceeds the CA's own")
 	}
 	for _, n := range r.DNSNames {
-		if !validDNSName(n) {
+		if !ValidDNSName(n) {
 			return nil, fmt.Errorf("DNS name %q", n)
 		}
 	}
@@ -233,7 +233,8 @@ func validStaffNumber(s string) bool {
 	return len(s) >= 2 && len(s) <= 32 && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-func validDNSName(s string) bool {
+// ValidDNSName says whether a certificate can be for a host of that name: labels of letters, digits and hyphens (RFC 1034 §3.5).
+func ValidDNSName(s string) bool {
 	if s == "" || len(s) > 253 {
 		return false
 	}
