@@ -227,7 +227,11 @@ func (c *clock) Now() ntp.Reading {
 // Journal opens a journal in a folder and runs it until stop or the test's end.
 func Journal(t testing.TB, dir string, newEpoch bool) (j *audit.Journal, stop func()) {
 	t.Helper()
-	return JournalOf(t, dir, "east", newEpoch, time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC))
+	at := time.Date(2026, 3, 1, 8, 0, 0, 0, time.UTC)
+	if newEpoch { // later than all of the epoch before, however slowly that was written: an entry's time never goes back
+		at = at.Add(time.Hour)
+	}
+	return JournalOf(t, dir, "east", newEpoch, at)
 }
 
 // JournalOf is Journal for a node, at a time that begins there.
