@@ -95,6 +95,9 @@ func (c chart) svg() []byte {
 		fmt.Fprintf(&out, `<path d="M%.1f %.1fH%.1f" stroke="#dddddd"/><text x="%.1f" y="%.1f" text-anchor="end">%s</text>`+"\n", chartLeft, y(v), chartWidth-chartRight, chartLeft-6, y(v)+4, xmlText(c.yText(v)))
 	}
 	for _, v := range c.xTicks {
+		if at := x(v); at < chartLeft-1 || at > chartWidth-chartRight+1 {
+			continue // beside the plot
+		}
 		fmt.Fprintf(&out, `<path d="M%.1f %.1fV%.1f" stroke="#eeeeee"/><text x="%.1f" y="%.1f" text-anchor="middle">%s</text>`+"\n", x(v), chartTop, chartBottom, x(v), chartBottom+18, xmlText(c.xText(v)))
 	}
 	type label struct {
