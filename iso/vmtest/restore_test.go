@@ -145,7 +145,7 @@ func TestRestore(t *testing.T) {
 
 	dir := t.TempDir()
 	custodians := "name = \"2026 年\"\nrecord = \"custodians.json\"\nthreshold = 2\n"
-	for _, holder := range []string{"甲", "乙", "丙"} {
+	for _, holder := range []string{"赵一", "钱二", "孙三"} {
 		custodians += fmt.Sprintf("[[custodian]]\nname = %q\nshare = \"%s.txt\"\n", holder, holder)
 	}
 	list := filepath.Join(dir, "custodians.toml")
@@ -173,7 +173,7 @@ func TestRestore(t *testing.T) {
 	token := shown(t, v, `恢复码 token: (\S+)\s`)
 	record(t, "waits for its backup", v)
 	said := outside.command(t, "restore", "--to", "https://"+v.Address(adminPort), "--fingerprint", door, "--token-file", private(t, token), file,
-		"--share", filepath.Join(dir, "甲.txt"), "--share", filepath.Join(dir, "丙.txt"), "--answers", private(t, settings[strings.Index(settings, "[secrets]"):]),
+		"--share", filepath.Join(dir, "赵一.txt"), "--share", filepath.Join(dir, "孙三.txt"), "--answers", private(t, settings[strings.Index(settings, "[secrets]"):]),
 		"--confirmed-by", "甲", "--confirmed-by", "乙")
 	if !strings.Contains(said, "✓ 回执") || !strings.Contains(said, "已恢复，设备正在启动") {
 		t.Errorf("restore says: %s", said)

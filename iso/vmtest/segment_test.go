@@ -362,6 +362,7 @@ func scanUDP(t *testing.T, conn net.PacketConn) {
 // routes is believed its address and router, a router of IPv6 nothing.
 func TestSegment(t *testing.T) {
 	long(t)
+	ping := vmtest.Tool(t, "ping")
 	segment := newSegment(t)
 	dhcp := illDHCP(t)
 	names(t)
@@ -408,7 +409,7 @@ func TestSegment(t *testing.T) {
 	scanUDP(t, datagrams(t, segmentRouter+":40000"))
 	scanUDP(t, dhcp)
 	record(t, "every UDP port sent to, twice", v)
-	if out, err := exec.CommandContext(t.Context(), vmtest.Tool(t, "ping"), "-c", "3", "-W", "10", segmentMachine).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), ping, "-c", "3", "-W", "10", segmentMachine).CombinedOutput(); err != nil {
 		t.Errorf("ping: %v: %s", err, out)
 	}
 	sayIll()

@@ -84,6 +84,7 @@ need() {
 		echo "dosfstools /usr/sbin/mkfs.vfat"
 		echo "mtools /usr/bin/mcopy"
 		echo "curl /usr/bin/curl"
+		echo "iputils-ping /bin/ping"
 		echo "xorriso /usr/bin/xorriso"
 		echo "cpio /usr/bin/cpio"
 		echo "qemu-system-x86 /usr/bin/qemu-system-x86_64"
