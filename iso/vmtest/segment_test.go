@@ -417,7 +417,8 @@ func TestSegment(t *testing.T) {
 	v.Kill()
 
 	t.Logf("%q", segment.kinds(""))
-	if got, want := segment.kinds("tcp"), []string{"tcp more", "tcp open 3180", "tcp open 8443", "tcp open 8444", "tcp refused 8445"}; !slices.Equal(got, want) {
+	got := slices.DeleteFunc(segment.kinds("tcp"), func(kind string) bool { return kind == "tcp refused 8443" }) // asked before it listened
+	if want := []string{"tcp more", "tcp open 3180", "tcp open 8443", "tcp open 8444", "tcp refused 8445"}; !slices.Equal(got, want) {
 		t.Errorf("by TCP it answers %q, want %q", got, want)
 	}
 	clock := fmt.Sprintf(":%d", timePort)
