@@ -50,7 +50,7 @@ func ReadFrame(r io.Reader, most int) (uint8, uint64, []byte, error) {
 
 const (
 	KindStart, KindInfo, KindDo, KindRandom         = uint8(kindStart), uint8(kindInfo), uint8(kindDo), uint8(kindRandom)
-	KindForget                                      = uint8(kindForget)
+	KindSelfTest                                    = uint8(kindSelfTest)
 	KindReady, KindFailed, KindResult, KindErrorful = uint8(kindReady), uint8(kindFailed), uint8(kindResult), uint8(kindError)
 	MaxRequest                                      = maxRequest
 )

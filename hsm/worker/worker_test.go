@@ -1221,16 +1221,17 @@ func FuzzServe(f *testing.F) {
 	}
 	f.Add([]byte{0xFF, 0xFF, 0xFF, 0xFF})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		asked := map[uint64]int{}
-		for r := bytes.NewReader(b); ; {
+		asked, calls, whole := map[uint64]int{}, 0, false
+		for r := bytes.NewReader(b); ; calls++ {
 			k, id, _, err := worker.ReadFrame(r, worker.MaxRequest)
-			if err != nil || k < worker.KindInfo || k > worker.KindForget {
+			if err != nil || k < worker.KindInfo || k > worker.KindSelfTest {
+				whole = errors.Is(err, io.EOF)
 				break
 			}
 			asked[id]++
 		}
 		conn, done := pair(t, func(context.Context, worker.StartParams) (hsm.Token, error) { return &mirrorToken{}, nil })
-		ended := make(chan error, 1)
+		ended, answered := make(chan error, 1), make(chan struct{}, calls+1)
 		go func() {
 			defer close(ended)
 			for first := true; ; first = false {
@@ -1244,6 +1245,7 @@ func FuzzServe(f *testing.F) {
 				case first && k == worker.KindReady:
 				case asked[id] > 0 && (k == worker.KindResult || k == worker.KindErrorful):
 					asked[id]--
+					answered <- struct{}{}
 				default:
 					ended <- fmt.Errorf("answer %#x to %d", k, id)
 					return
@@ -1253,9 +1255,19 @@ func FuzzServe(f *testing.F) {
 		for _, part := range [][]byte{worker.StartFrame(fakeParams("", "right")), b} {
 			_, _ = conn.Write(part) // it hangs up at what is no frame
 		}
+		var wrong error
+		for n := 0; whole && wrong == nil && n < calls; n++ {
+			select {
+			case <-answered:
+			case wrong = <-ended:
+				wrong = errors.Join(wrong, fmt.Errorf("%d of %d calls were answered", n, calls))
+			case <-time.After(30 * time.Second):
+				wrong = fmt.Errorf("%d of %d calls were answered within 30 s", n, calls)
+			}
+		}
 		conn.Close()
 		<-done
-		if err := <-ended; err != nil {
+		if err := errors.Join(wrong, <-ended); err != nil {
 			t.Fatal(err)
 		}
 	})
