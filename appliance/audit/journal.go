@@ -154,6 +154,7 @@ type Journal struct {
 	took        time.Duration // by the last write
 	doubt       bool          // the last write failed: read the head before the next
 	pendingSeal *Seal         // must become the next entry
+	room        Batch         // empty: memory for the next batch, the committer's
 	tally       *tally        // of the active segment; nil after a restart, until Run has read what was there
 	summed      chan *tally   // capacity 1: that reading, done
 }
@@ -911,9 +912,11 @@ func (j *Journal) commitSome(batch []*request) (int, error) {
 		return 0, fmt.Errorf("%w: %v", ErrJournalUnwritable, err)
 	}
 	if len(b.Rows) > 0 {
-		if err := j.write(ctx, b, next, work); err != nil {
-			return 0, err
-		}
+		err = j.write(ctx, b, next, work)
+	}
+	j.reuse(b)
+	if err != nil {
+		return 0, err
 	}
 	for i, err := range errs {
 		work[i].err = err
@@ -925,13 +928,29 @@ func (j *Journal) commitSome(batch []*request) (int, error) {
 	return len(work), nil
 }
 
+// reuse keeps the memory of a batch that was written for the next, and nothing of what was in it. A store holds on to no slice of a
+// batch's (see [Store.Append]).
+func (j *Journal) reuse(b Batch) {
+	clear(b.Rows)
+	clear(b.Nodes)
+	clear(b.Blobs)
+	j.room = Batch{}
+	if cap(b.Rows) <= maxRoom && cap(b.Blobs) <= maxRoom {
+		j.room = Batch{Rows: b.Rows[:0], Nodes: b.Nodes[:0], Blobs: b.Blobs[:0]}
+	}
+}
+
+// maxRoom bounds the rows that memory is kept for.
+const maxRoom = 4096
+
 // build makes the rows of work on top of h. errs has one element for each request.
 func (j *Journal) build(ctx context.Context, h head, work []*request, now Time) (Batch, head, []error, error) {
 	blobs := 0
 	for _, r := range work {
 		blobs += len(r.blobs)
 	}
-	b := Batch{Rows: make([]Row, 0, len(work)), Nodes: make([]Node, 0, 2*len(work)), Blobs: make([]Blob, 0, blobs)} // n leaves complete less than n inner nodes, but for the edge
+	b := j.room
+	b.Rows, b.Nodes, b.Blobs = slices.Grow(b.Rows, len(work)), slices.Grow(b.Nodes, 2*len(work)), slices.Grow(b.Blobs, blobs) // n leaves complete less than n inner nodes, but for the edge
 	errs := make([]error, len(work))
 	next := h
 	next.frontier = h.frontier.clone()

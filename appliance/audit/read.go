@@ -69,6 +69,8 @@ func (j *Journal) Entry(ctx context.Context, sequence uint64) (Record, error) {
 	return recordOf(row)
 }
 
+var errNoRef = fmt.Errorf("audit: no entry has this reference: %w", ErrNotFound)
+
 // maxByRef is how many entries ByRef answers.
 const maxByRef = 1000
 
@@ -76,7 +78,7 @@ const maxByRef = 1000
 func (j *Journal) ByRef(ctx context.Context, ref []byte) ([]Record, error) {
 	seqs, err := j.store.FindRef(ctx, ref, maxByRef)
 	if err == nil && len(seqs) == 0 {
-		err = ErrNotFound
+		return nil, errNoRef // made once: each signature asks for a reference that is not there
 	}
 	if err != nil {
 		return nil, fmt.Errorf("audit: entries of reference %x: %w", ref, err)

@@ -158,7 +158,8 @@ type Store interface {
 	// Head reads from the disk how many entries there are (the last row's sequence + 1) and the last row. It reports
 	// durable entries only.
 	Head(ctx context.Context) (size uint64, last *Row, err error)
-	// Append returns nil only after the batch is on disk (fsync).
+	// Append returns nil only after the batch is on disk (fsync). It does not keep the batch's own slices, whose memory the next batch
+	// gets; what their elements point to it may keep.
 	Append(ctx context.Context, b Batch) error
 	// PutHeadSeal replaces the head seal, durably. The journal does not append meanwhile.
 	PutHeadSeal(ctx context.Context, s HeadSeal) error
