@@ -129,6 +129,7 @@ type Appliance struct {
 	backups         *backups
 	logs            *logFiles
 	packs           packs
+	daemons         daemons
 	alarms          *alarms
 	assessor        *assessor
 	patroller       patroller
@@ -235,6 +236,7 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 	}
 	undo = append(undo, func() error {
 		a.machines.close()
+		a.daemons.unused(func(string) []string { return nil }) // libraries take leave of theirs first
 		return nil
 	})
 	if err := a.startMachines(ctx, o.Worker); err != nil {

@@ -491,6 +491,7 @@ func (m *machines) act(ctx context.Context, actor, act, name, reason string, fil
 	}
 	ctx = context.WithoutCancel(ctx) // what was begun is finished and told
 	before := m.decided(name)
+	defer m.a.daemons.unused(m.a.usedBy)
 	list, err := do()
 	if err == nil {
 		m.put(list)

@@ -165,7 +165,7 @@ func (a *Appliance) packWarnings() (out []string) {
 			out = append(out, fmt.Sprintf("厂商包 %s 没有挂载 (the pack is not mounted): %s", p.Name, p.Fault))
 		}
 	}
-	return out
+	return append(out, a.daemons.faults()...)
 }
 
 // moduleOf answers the path of a module, and the environment of the process that loads it: ours, without what leads to the agents. A
@@ -207,6 +207,7 @@ func (a *Appliance) moduleOf(ctx context.Context, module string) (string, []stri
 	for _, v := range p.Environment {
 		env = append(env, v.Name+"="+fill.Replace(v.Value))
 	}
+	a.daemonOf(ctx, &p, fill, env)
 	return filepath.Join(p.Folder, filepath.FromSlash(library)), env, nil
 }
 

@@ -38,6 +38,9 @@ type Content struct {
 func Create(ctx context.Context, w io.Writer, c Content) (*Manifest, error) {
 	m := c.Manifest
 	m.Format, m.Files = Format, nil
+	if m.Daemon != nil && m.Daemon.Arguments == nil {
+		m.Daemon.Arguments = []string{}
+	}
 	slices.SortFunc(m.Environment, func(a, b Variable) int { return strings.Compare(a.Name, b.Name) })
 	dir, err := os.MkdirTemp("", "yinjian-pack-")
 	if err != nil {

@@ -96,6 +96,7 @@ type Installed struct {
 	Product     string     `json:"product,omitempty"`
 	Folders     []string   `json:"folders,omitempty"` // of [Manifest.Folders]
 	Environment []Variable `json:"environment,omitempty"`
+	Daemon      *Daemon    `json:"daemon,omitempty"`
 	Notes       string     `json:"notes,omitempty"`
 	Signers     []Signer   `json:"signers,omitempty"`
 	Folder      string     `json:"folder,omitempty"` // where it is mounted; "": it is not
@@ -281,7 +282,7 @@ func (p *Pack) installed() *Installed {
 	m := p.Manifest
 	return &Installed{
 		Name: m.Name, Kind: m.Kind, Version: m.Version, Serial: m.Serial, Maker: m.Maker, SM3: p.SM3, ImageSM3: m.Image.SM3, Files: len(m.Files), Library: m.Library,
-		Program: m.Program, Product: m.Product, Folders: m.Folders(), Environment: m.Environment, Notes: m.Notes, Signers: p.Signers,
+		Program: m.Program, Product: m.Product, Folders: m.Folders(), Environment: m.Environment, Daemon: m.Daemon, Notes: m.Notes, Signers: p.Signers,
 	}
 }
 

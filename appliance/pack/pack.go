@@ -84,10 +84,41 @@ type Manifest struct {
 	// an image of that version alone. Both "" but in a pack of kind dm.
 	Program     string     `json:"program"`
 	Product     string     `json:"product"`
-	Environment []Variable `json:"environment"` // of the process that loads the library, by name
-	Files       []File     `json:"files"`       // by path
-	Image       Image      `json:"image"`
-	Notes       string     `json:"notes"` // for those who approve it
+	Environment []Variable `json:"environment"` // of the processes that load the library, and of the daemon, by name
+	// Daemon is the maker's program that the library talks to; nil for a library that needs none.
+	Daemon *Daemon `json:"daemon,omitempty"`
+	Files  []File  `json:"files"` // by path
+	Image  Image   `json:"image"`
+	Notes  string  `json:"notes"` // for those who approve it
+}
+
+// A Daemon is a program of the pack's that the appliance keeps running, in the foreground, as long as a cipher machine uses the library.
+type Daemon struct {
+	Program   string   `json:"program"`   // the file
+	Arguments []string `json:"arguments"` // may hold [AtPack] and [AtState]
+	// Ready begins with [AtState]: what is there, a socket for one, once the library may be loaded; "" where that does not matter. It is
+	// removed before each start.
+	Ready string `json:"ready"`
+}
+
+func (d *Daemon) validate(files []File) error {
+	if d == nil {
+		return nil
+	}
+	i := slices.IndexFunc(files, func(f File) bool { return f.Path == d.Program })
+	if i < 0 || !files[i].Executable {
+		return fmt.Errorf("daemon: %.80q is none of its files, or may not be executed", d.Program)
+	}
+	if d.Arguments == nil || len(d.Arguments) > 64 || slices.ContainsFunc(d.Arguments, func(a string) bool { return !plain(a, 256) }) {
+		return errors.New("daemon: its arguments")
+	}
+	if d.Ready != "" {
+		name, ok := strings.CutPrefix(d.Ready, AtState+"/")
+		if !ok || len(name) > 80 || !fs.ValidPath(name) || slices.ContainsFunc(strings.Split(name, "/"), func(s string) bool { return !reSegment.MatchString(s) }) {
+			return fmt.Errorf("daemon: ready has to be a path in %s: %.80q", AtState, d.Ready)
+		}
+	}
+	return nil
 }
 
 // A Variable is one of the environment's; its value may hold [AtPack] and [AtState].
@@ -204,6 +235,12 @@ func (m *Manifest) validate() error {
 		if !reEnv.MatchString(v.Name) || reserved(v.Name) || !plain(v.Value, 256) || i > 0 && m.Environment[i-1].Name >= v.Name || i >= 32 {
 			return fmt.Errorf("environment: %.80q", v.Name)
 		}
+	}
+	if err := m.Daemon.validate(m.Files); err != nil {
+		return err
+	}
+	if m.Daemon != nil && m.Kind != PKCS11 {
+		return errors.New("a daemon is a library's")
 	}
 	root, err := m.Image.Layout()
 	if err != nil {

@@ -63,6 +63,7 @@ judges it and mounts it read-only.`})
 
 func packCreateCommand() *cobra.Command {
 	var content pack.Content
+	var daemon pack.Daemon
 	var out string
 	var env []string
 	m := &content.Manifest
@@ -91,6 +92,11 @@ Libraries that it needs and the image has not are packed as well; the C library 
 				}
 				m.Environment = append(m.Environment, pack.Variable{Name: name, Value: value})
 			}
+			if daemon.Program != "" {
+				m.Daemon = &daemon
+			} else if daemon.Ready != "" || len(daemon.Arguments) > 0 {
+				return usageError{errors.New("--daemon-arg、--daemon-ready 属于 --daemon (belong to --daemon)")}
+			}
 			var made *pack.Manifest
 			err := writeWhole(out, func(w io.Writer) (err error) {
 				made, err = pack.Create(c.Context(), w, content)
@@ -114,7 +120,10 @@ Libraries that it needs and the image has not are packed as well; the C library 
 	f.StringVar(&m.Product, "product", "", "dm：程序的版本，须与映像相同 (the program's version, which has to be the image's)")
 	f.StringVar(&m.Arch, "arch", "", "架构，缺省由库认出 (architecture; default: the library's)")
 	f.StringVar(&m.Notes, "notes", "", "说明，给批准的管理员看 (words for who approves it)")
-	f.StringArrayVar(&env, "env", nil, "库所在进程的环境变量 NAME=VALUE (environment of the process that loads it)")
+	f.StringArrayVar(&env, "env", nil, "库所在进程与守护进程的环境变量 NAME=VALUE (environment of the process that loads it, and of the daemon)")
+	f.StringVar(&daemon.Program, "daemon", "", "库所需的守护进程在包内的路径，须在前台运行 (path of the daemon that the library needs; it has to stay in the foreground)")
+	f.StringArrayVar(&daemon.Arguments, "daemon-arg", nil, "它的参数，依次；可有 {pack}、{state} (its arguments, in order)")
+	f.StringVar(&daemon.Ready, "daemon-ready", "", "它就绪时才有的文件或套接字，{state}/… (what is there once it is ready)")
 	f.StringArrayVar(&content.System, "system", nil, "映像里已有、不打包的库，如 libstdc++.so.6 (a library of the image's own)")
 	f.StringVar(&content.Verity, "verity", "sha256", "校验树的散列，与映像内核的相同：sha256 或 sm3 (hash of the tree, which the image's kernel has)")
 	required(c, &out, "out", "写出的文件 (file to write)")

@@ -4,14 +4,18 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/emmansun/gmsm/sm2"
 	"github.com/emmansun/gmsm/smx509"
@@ -180,12 +184,27 @@ func TestPack(t *testing.T) {
 	// At the maker's and the hospital's desks.
 	tokens := filepath.Join(dir, "packs", "softhsm2", "tokens")
 	p.put(t, "softhsm2.conf", []byte("directories.tokendir = "+tokens+"\nlog.level = ERROR\n"))
+	// Its daemon, which SoftHSM2 does not need: it says who it is when it is ready, and stays.
+	p.put(t, "agent", []byte("#!/bin/sh\necho $$ > $1/agent.new && mv $1/agent.new $1/agent.pid\nwhile sleep 1; do :; done\n"))
+	if err := os.Chmod(p.at("agent"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	agentPID := func(other int) (pid int) {
+		t.Helper()
+		eventually(t, 30*time.Second, "the maker's daemon runs", func() bool {
+			b, _ := os.ReadFile(filepath.Join(dir, "packs", "softhsm2", "agent.pid")) // not yet
+			pid, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+			return pid > 0 && pid != other
+		})
+		return pid
+	}
 	file := p.at("softhsm2.pack")
 	libraries := "/usr/lib/x86_64-linux-gnu/"
 	create := func(serial string, more ...string) {
 		t.Helper()
 		mustRun(t, append([]string{"pack", "create", "--kind", "pkcs11", "--name", "softhsm2", "--version", "2.6.1", "--serial", serial, "--maker", "OpenDNSSEC", "--library", "lib/libsofthsm2.so",
-			"--env", "SOFTHSM2_CONF={pack}/etc/softhsm2.conf", "--verity", "sm3", "--out", file, "lib/libsofthsm2.so=" + hsmtest.SoftHSMModule, "etc/softhsm2.conf=" + p.at("softhsm2.conf")}, more...)...)
+			"--env", "SOFTHSM2_CONF={pack}/etc/softhsm2.conf", "--daemon", "sbin/agent", "--daemon-arg", "{state}", "--daemon-ready", "{state}/agent.pid",
+			"--verity", "sm3", "--out", file, "sbin/agent=" + p.at("agent"), "lib/libsofthsm2.so=" + hsmtest.SoftHSMModule, "etc/softhsm2.conf=" + p.at("softhsm2.conf")}, more...)...)
 	}
 	refused(t, 1, []string{"libcrypto.so.3", "--system"}, "pack", "create", "--kind", "pkcs11", "--name", "softhsm2", "--version", "2.6.1", "--serial", "1", "--maker", "x",
 		"--library", "libsofthsm2.so", "--out", file, hsmtest.SoftHSMModule)
@@ -263,6 +282,15 @@ func TestPack(t *testing.T) {
 		}
 	}
 	signs("visit-1")
+	// Its daemon runs from the pack, and is started again.
+	pid := agentPID(0)
+	if line := readFile(t, fmt.Sprintf("/proc/%d/cmdline", pid)); !strings.Contains(line, filepath.Join(p.at("run"), "softhsm2", "sbin", "agent")) {
+		t.Errorf("the daemon is %q", line)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	pid = agentPID(pid)
 	// What the worker has loaded, of the kernel.
 	var worker struct {
 		Slots []struct{ PID int }
@@ -342,7 +370,11 @@ func TestPack(t *testing.T) {
 	signs("visit-2")
 	m.mustBeClean(t)
 
+	pid = agentPID(pid)
 	mustRun(t, "hsm", "remove", "vendor", "--dir", dir, "--reason", "停用", "--force")
+	if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("nobody uses the library, and its daemon runs on: %v", err)
+	}
 	mustRun(t, two("remove", "--name", "softhsm2")...)
 	m.changeOf(t, "/admin/v1/packs/remove", "pack.file/removed", "softhsm2", `"state":"installed"`, `"state":"removed"`)
 	left, err := os.ReadDir(p.at("packs"))
