@@ -130,7 +130,7 @@ image: ## the sealed image, its installation medium and its update bundle, build
 
 image-test: image ## what needs the image: two builds compared, virtual machines (iso/vmtest)
 	YINJIAN_IMAGE=$(CURDIR)/build/image $(GO) test -count=1 -timeout 40m ./iso/build ./iso/init ./iso/install ./iso/layout
-	YINJIAN_IMAGE=$(CURDIR)/build/image $(GO) test -count=1 -timeout 90m -v ./iso/vmtest # -v: the times are shown
+	YINJIAN_IMAGE=$(CURDIR)/build/image $(GO) test -count=1 -timeout 90m -parallel 8 -v ./iso/vmtest # -v: the times are shown; two machines at a time
 
 image-test-changed: ## the same, where anything that it depends on is not as when it passed last (iso/vmtest/passed)
 	packaging/dev/image-test.sh

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -27,7 +28,16 @@ import (
 )
 
 // took is what the scenarios took, in their order: make image-test shows it at the end.
-var took []string
+var (
+	tookMu sync.Mutex
+	took   []string
+)
+
+func noteTook(format string, a ...any) {
+	tookMu.Lock()
+	defer tookMu.Unlock()
+	took = append(took, fmt.Sprintf(format, a...))
+}
 
 func TestMain(m *testing.M) {
 	began := time.Now() // interval
@@ -40,7 +50,7 @@ func TestMain(m *testing.M) {
 
 // record notes how long a step of a scenario took, from the start of its machine.
 func record(t *testing.T, step string, v *vmtest.VM) {
-	took = append(took, fmt.Sprintf("%7.1f s  %s: %s", v.Elapsed().Seconds(), t.Name(), step))
+	noteTook("%7.1f s  %s: %s", v.Elapsed().Seconds(), t.Name(), step)
 }
 
 // keys is the folder with the throw-away keys that the image was signed with.
@@ -331,6 +341,7 @@ func sign(t *testing.T, c *client.Client, id string) *wire.SignResult {
 
 // The disk in a machine with another TPM stays locked, and the machine says so.
 func TestAnotherTPM(t *testing.T) {
+	t.Parallel()
 	s, b := inUse(t)
 	s.tpm = filepath.Join(t.TempDir(), "tpm")
 	v := vmtest.Start(t, s.firmware(t, "stolen"))
@@ -393,6 +404,7 @@ func replaceKernel(t *testing.T, disk string, program []byte) {
 
 // What somebody with the disk in his hands could change: under Secure Boot nothing of it starts.
 func TestChangedDisk(t *testing.T) {
+	t.Parallel()
 	dir := built(t)
 	screenFont(t) // before it is needed in a hurry
 	s := installed(t)

@@ -131,6 +131,7 @@ func kernelLine(c layout.CommandLine) string {
 // refuses, saying why, whatever differs. Secure Boot has no part in this: who vouches for the command line is tried with
 // the whole image.
 func TestInit(t *testing.T) {
+	t.Parallel()
 	dir := built(t)
 	tiny := makeTiny(t)
 	disk := layout.CommandLine{Root: tiny.root, Media: layout.MediaDisk}
@@ -158,6 +159,7 @@ func TestInit(t *testing.T) {
 	}
 
 	t.Run("starts", func(t *testing.T) {
+		t.Parallel()
 		name, at := tiny.disk(t)
 		v := start(t, disk, func(m *vmtest.Machine) { m.Disks = []string{name} })
 		v.Wait("tiny: UP")
@@ -202,6 +204,7 @@ func TestInit(t *testing.T) {
 		{"last byte of the tree", int64(len(tiny.image)) - 1, "root-changed"},
 	} {
 		t.Run("flipped "+c.name, func(t *testing.T) {
+			t.Parallel()
 			name, at := tiny.disk(t)
 			flip(t, name, at+c.at)
 			refused(t, start(t, disk, func(m *vmtest.Machine) { m.Disks = []string{name} }), c.code)
@@ -221,6 +224,7 @@ func TestInit(t *testing.T) {
 		{"an algorithm that this kernel lacks", func(c *layout.CommandLine) { c.Root.Algorithm = "sm3" }, "verity"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			name, _ := tiny.disk(t)
 			line := disk
 			c.change(&line)
@@ -229,6 +233,7 @@ func TestInit(t *testing.T) {
 	}
 
 	t.Run("cut", func(t *testing.T) {
+		t.Parallel()
 		name, at := tiny.disk(t)
 		f, err := os.OpenFile(name, os.O_RDWR, 0)
 		if err != nil {
@@ -241,6 +246,7 @@ func TestInit(t *testing.T) {
 		refused(t, start(t, disk, func(m *vmtest.Machine) { m.Disks = []string{name} }), "root-changed")
 	})
 	t.Run("words that are not ours", func(t *testing.T) {
+		t.Parallel()
 		name, _ := tiny.disk(t)
 		refused(t, start(t, disk, func(m *vmtest.Machine) {
 			m.Disks = []string{name}
@@ -248,6 +254,7 @@ func TestInit(t *testing.T) {
 		}), "command-line")
 	})
 	t.Run("two disks", func(t *testing.T) {
+		t.Parallel()
 		one, _ := tiny.disk(t)
 		two, _ := tiny.disk(t)
 		refused(t, start(t, disk, func(m *vmtest.Machine) { m.Disks = []string{one, two} }), "root-twice")
@@ -255,6 +262,7 @@ func TestInit(t *testing.T) {
 
 	medium := layout.CommandLine{Root: tiny.root, Media: layout.MediaISO, ESP: [32]byte{1}}
 	t.Run("starts from the medium", func(t *testing.T) {
+		t.Parallel()
 		v := start(t, medium, func(m *vmtest.Machine) { m.CDROM = tiny.iso(t, len(tiny.image), -1) })
 		v.Wait("tiny: UP")
 		if said := v.Console(); !strings.Contains(said, `booted {"media":"iso","disk":"/dev/sr0","root":"/dev/loop0","slot":0}`) || !strings.Contains(said, layout.MediaRun+" iso9660 ro") {
@@ -262,9 +270,11 @@ func TestInit(t *testing.T) {
 		}
 	})
 	t.Run("flipped on the medium", func(t *testing.T) {
+		t.Parallel()
 		refused(t, start(t, medium, func(m *vmtest.Machine) { m.CDROM = tiny.iso(t, len(tiny.image), data/3) }), "root-changed")
 	})
 	t.Run("cut on the medium", func(t *testing.T) {
+		t.Parallel()
 		refused(t, start(t, medium, func(m *vmtest.Machine) { m.CDROM = tiny.iso(t, len(tiny.image)-1, -1) }), "root-short")
 	})
 }

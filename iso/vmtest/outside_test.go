@@ -128,6 +128,7 @@ var uptime = regexp.MustCompile(`verified \d+ blocks of \S+, up ([0-9.]+) s`)
 // From the medium to a signature with a cipher machine and a database outside of the machine, over a power cut, and a start
 // that nobody attends.
 func TestImage(t *testing.T) {
+	t.Parallel()
 	built(t)
 	s := newSite(t)
 	outside, settings := newSurroundings(t)
@@ -151,7 +152,9 @@ func TestImage(t *testing.T) {
 		return
 	}
 	t.Run("restart after a power cut", func(t *testing.T) {
-		v := vmtest.Start(t, s.firmware(t, "boot"))
+		m := s.firmware(t, "restart")
+		m.Alone = true
+		v := vmtest.Start(t, m)
 		v.Wait("verified ")
 		kernel := v.Elapsed()
 		v.Wait(" s\r")
@@ -174,8 +177,8 @@ func TestImage(t *testing.T) {
 		up := v.Elapsed() - kernel
 		ready(t, c)
 		record(t, "ready, unattended", v)
-		took = append(took, fmt.Sprintf("%7.1f s  %s: from the kernel's start to /health/alive, and then %.1f s to trusted time; %.1f s to the open data volume, %.1f s to everything but the appliance: ratio %.2f",
-			up.Seconds(), t.Name(), (v.Elapsed()-kernel-up).Seconds(), open.Seconds(), without.Seconds(), up.Seconds()/without.Seconds()))
+		noteTook("%7.1f s  %s: from the kernel's start to /health/alive, and then %.1f s to trusted time; %.1f s to the open data volume, %.1f s to everything but the appliance: ratio %.2f",
+			up.Seconds(), t.Name(), (v.Elapsed() - kernel - up).Seconds(), open.Seconds(), without.Seconds(), up.Seconds()/without.Seconds())
 		again := sign(t, c, "n-1")
 		if !again.Replayed || again.RecordID != first.RecordID {
 			t.Errorf("the first record is %s, was %s", again.RecordID, first.RecordID)

@@ -48,6 +48,7 @@ func makersPack(t *testing.T) []byte {
 	}
 	run("softhsm2-util", "--init-token", "--free", "--label", "vendor-staff", "--so-pin", "87654321", "--pin", "123456")
 	run("cc", "-shared", "-fPIC", "-o", filepath.Join(dir, "libvendor.so"), "testdata/vendor.c")
+	run("cc", "-o", filepath.Join(dir, "vendord"), "testdata/vendord.c")
 	token, err := filepath.Glob(filepath.Join(dir, "tokens", "*"))
 	if err != nil || len(token) != 1 {
 		t.Fatal(token, err)
@@ -55,9 +56,9 @@ func makersPack(t *testing.T) []byte {
 	c := pack.Content{
 		Manifest: pack.Manifest{Kind: pack.PKCS11, Name: "vendor", Version: "2.6.1", Serial: 1, Maker: "某厂商", Library: "lib/libvendor.so", Environment: []pack.Variable{
 			{Name: "SOFTHSM2_CONF", Value: pack.AtPack + "/etc/softhsm2.conf"}, {Name: "VENDOR_SHARE", Value: pack.AtPack + "/share"}, {Name: "VENDOR_STATE", Value: pack.AtState},
-		}},
+		}, Daemon: &pack.Daemon{Program: "sbin/vendord", Arguments: []string{pack.AtState + "/vendord"}, Ready: pack.AtState + "/vendord"}},
 		Sources: map[string]string{
-			"lib/libvendor.so": filepath.Join(dir, "libvendor.so"), "lib/libsofthsm2.so": hsmtest.SoftHSMModule, "etc/softhsm2.conf": filepath.Join(dir, "softhsm2.conf"), "share/pin": filepath.Join(dir, "pin"),
+			"lib/libvendor.so": filepath.Join(dir, "libvendor.so"), "lib/libsofthsm2.so": hsmtest.SoftHSMModule, "etc/softhsm2.conf": filepath.Join(dir, "softhsm2.conf"), "share/pin": filepath.Join(dir, "pin"), "sbin/vendord": filepath.Join(dir, "vendord"),
 		},
 		Verity: "sha256",
 	}
@@ -149,10 +150,11 @@ func packs(t *testing.T, a *client.Admin) (string, []pack.Installed) {
 	return string(b), l.Packs
 }
 
-// A maker's library is brought into the sealed appliance from outside: the agent mounts it by the image's kernel, under dm-verity; a
-// worker in the service's sandbox loads it and signs a record; removed, nothing of it is left. In the long form it is there after a
+// A maker's library and its daemon are brought into the sealed appliance from outside: the agent mounts them by the image's kernel, under
+// dm-verity; a worker in the service's sandbox loads the library, which asks the daemon, and signs a record; removed, nothing is left. In the long form it is there after a
 // power cut, too.
 func TestPacks(t *testing.T) {
+	t.Parallel()
 	s, b := inUse(t)
 	file := makersPack(t)
 	both, public := packKeys(t)

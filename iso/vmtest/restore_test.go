@@ -198,7 +198,7 @@ func TestRestore(t *testing.T) {
 		t.Error("no new epoch after the restore")
 	}
 	whole := time.Since(began)
-	took = append(took, fmt.Sprintf("%7.1f s  %s: from the beginning of the new machine's installation to its first signature", whole.Seconds(), t.Name()))
+	noteTook("%7.1f s  %s: from the beginning of the new machine's installation to its first signature", whole.Seconds(), t.Name())
 	if whole > restoredWithin {
 		t.Errorf("%v, at most %v", whole, restoredWithin)
 	}

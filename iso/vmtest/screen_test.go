@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,23 +34,28 @@ func shows(t *testing.T, v *vmtest.VM, name, text string) {
 	}
 }
 
-// fontOnce is the image's font, which is read once: a machine that refuses to start shows why for five seconds.
-var fontOnce screen.Font
+// The image's font is read once: a machine that refuses to start shows why for five seconds.
+var (
+	fontOnce sync.Once
+	font     screen.Font
+)
 
 // screenFont is the font that the built image has.
 func screenFont(t *testing.T) screen.Font {
 	t.Helper()
-	if fontOnce != nil {
-		return fontOnce
+	fontOnce.Do(func() {
+		hex, err := exec.CommandContext(t.Context(), vmtest.Tool(t, "unsquashfs"), "-cat", filepath.Join(built(t), "root.img"), strings.TrimPrefix(layout.ScreenFont, "/")).Output()
+		if err == nil {
+			font, err = screen.ParseFont(hex)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	if font == nil {
+		t.Fatal("the image's font could not be read: another test says why")
 	}
-	hex, err := exec.CommandContext(t.Context(), vmtest.Tool(t, "unsquashfs"), "-cat", filepath.Join(built(t), "root.img"), strings.TrimPrefix(layout.ScreenFont, "/")).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if fontOnce, err = screen.ParseFont(hex); err != nil {
-		t.Fatal(err)
-	}
-	return fontOnce
+	return font
 }
 
 // dots are the lines of dots of a text.

@@ -37,7 +37,7 @@ func next(t *testing.T, index uint64, more ...string) string {
 	if err != nil {
 		t.Fatalf("%v: %s", err, said)
 	}
-	took = append(took, fmt.Sprintf("%7.1f s  %s: image %d built from the cache; its steps:\n%s", time.Since(began).Seconds(), t.Name(), index, said))
+	noteTook("%7.1f s  %s: image %d built from the cache; its steps:\n%s", time.Since(began).Seconds(), t.Name(), index, said)
 	return filepath.Join(out, "yinjian.update")
 }
 
@@ -163,6 +163,7 @@ func kept(t *testing.T, c *client.Client, before *wire.SignResult, another strin
 // An administrator outside of the machine replaces its image: the new one starts, signs with the appliance's own keys, is good, and
 // cannot be replaced by the one before.
 func TestUpdateImage(t *testing.T) {
+	t.Parallel()
 	second := next(t, 2, "--floor", "2", "--notes", "试验")
 	s, b := inUse(t)
 	v := s.bootRestarting(t, "updated")
@@ -207,6 +208,7 @@ func TestUpdateImage(t *testing.T) {
 // An image that starts, and whose service does not, is restarted three times and left: the one before runs on by itself, with its
 // data, and says so.
 func TestBrokenUpdate(t *testing.T) {
+	t.Parallel()
 	broken := next(t, 2, "--overlay", "iso/vmtest/testdata/broken")
 	s, b := inUse(t)
 	v := s.bootRestarting(t, "falls-back")

@@ -1,6 +1,6 @@
 // Package vmtest starts virtual machines for tests of the sealed image: QEMU without hardware help, so that every machine
 // gives the same answer, a serial console that is waited on instead of slept for, firmware variables and a TPM of a test's
-// own. It runs one machine at a time, over all processes, and ends each by its own process.
+// own. It runs two machines at a time, over all processes, and ends each by its own process.
 package vmtest
 
 import (
@@ -16,12 +16,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"yinjian/packaging/porttest"
 )
 
 // patience is how many times longer than expected something may take: the machines that run tests are shared.
@@ -29,7 +32,7 @@ const patience = 3
 
 // A Machine is what is started. The zero value of what is optional leaves it out.
 type Machine struct {
-	Name   string // of its log: where the environment has YINJIAN_VM_LOGS, <Name>.log in that folder
+	Name   string // of its log: where the environment has YINJIAN_VM_LOGS, <test>-<Name>.log in that folder
 	Memory int    // MiB; 1024 by default
 	Arch   string // amd64 by default, or arm64, which starts by firmware alone and has its first disk on virtio
 
@@ -51,6 +54,7 @@ type Machine struct {
 	Host    bool     // the guest reaches all of this machine's loopback, at 10.0.2.2, by UDP too
 	Tap     string   // a tap interface in the caller's network namespace that the guest's card is wired to, instead of the four above
 	Reboots bool     // a restart of the guest restarts it; otherwise it ends the machine
+	Alone   bool     // no other machine runs beside it: what it takes is measured
 
 	Boot time.Duration // what its longest wait is expected to take; a minute by default
 }
@@ -65,7 +69,8 @@ type VM struct {
 	serial  *serial
 	started time.Time
 	ended   chan struct{}
-	ports   map[int]int
+	endTPM  func()
+	ports   map[int]string // addresses here, by the guest's
 }
 
 // A board is what machines of an architecture have in common.
@@ -96,7 +101,9 @@ func Tool(t testing.TB, name string) string {
 	return ""
 }
 
-// Start starts m, and ends it with the test if nothing did before. The log is shown if the test fails.
+// Start starts m, waits for the first byte on its serial line, and ends it with the test if nothing did before. The log is shown if
+// the test fails. An emulator whose guest has not said a byte when all of its start should be over is stuck before anything of ours
+// has run: the machine is started once more, and the test's log says so.
 func Start(t testing.TB, m Machine) *VM {
 	t.Helper()
 	if m.Memory == 0 {
@@ -113,9 +120,8 @@ func Start(t testing.TB, m Machine) *VM {
 		t.Fatalf("no machine for %s", m.Arch)
 	}
 	qemu := Tool(t, board.qemu)
-	release := alone(t)
-	v := &VM{t: t, m: m, serial: &serial{changed: make(chan struct{})}, ended: make(chan struct{}), ports: map[int]int{}}
-	v.monitor = filepath.Join(t.TempDir(), "monitor")
+	release := place(t, m.Alone)
+	v := &VM{t: t, m: m, endTPM: func() {}, monitor: filepath.Join(t.TempDir(), "monitor"), ports: map[int]string{}}
 	// Never KVM, not even where it is offered: half of the machines that run this only seem to have it.
 	machine := board.machine
 	if m.Kernel == "" && m.Variables == "" {
@@ -157,8 +163,8 @@ func Start(t testing.TB, m Machine) *VM {
 		nic += ",restrict=on"
 	}
 	for _, port := range m.Ports {
-		v.ports[port] = freePort(t)
-		nic += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-%s:%d", v.ports[port], m.Guest, port)
+		v.ports[port] = porttest.Free(t)
+		nic += fmt.Sprintf(",hostfwd=tcp:%s-%s:%d", v.ports[port], m.Guest, port)
 	}
 	for _, o := range m.Outside {
 		guest, host, _ := strings.Cut(o, "=")
@@ -168,76 +174,125 @@ func Start(t testing.TB, m Machine) *VM {
 		nic = "tap,id=n0,model=virtio-net-pci,script=no,downscript=no,ifname=" + m.Tap
 	}
 	args = append(args, "-nic", nic, "-global", "virtio-net-pci.romfile=")
-	if m.TPM != "" {
-		socket := startTPM(t, m.TPM)
-		args = append(args, "-chardev", "socket,id=chrtpm,path="+socket, "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", board.tpm+",tpmdev=tpm0")
-	}
-
-	v.cmd = exec.Command(qemu, args...)
-	v.cmd.Stdout, v.cmd.Stderr = v.serial, v.serial
+	log := io.Discard
 	if dir := os.Getenv("YINJIAN_VM_LOGS"); dir != "" { // to be looked at while it runs
-		log, err := os.Create(filepath.Join(dir, m.Name+".log"))
+		f, err := os.Create(filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "-")+"-"+m.Name+".log"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { log.Close() })
-		v.cmd.Stdout = io.MultiWriter(v.serial, log)
+		t.Cleanup(func() { f.Close() })
+		log = f
 	}
-	var err error
-	if v.input, err = v.cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
-	}
-	// The machine dies with the test's process, however that ends.
-	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	v.started = time.Now() // interval
-	if err := v.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_ = v.cmd.Wait() // how it ended is read from the serial console
-		release()
-		close(v.ended)
-	}()
+	v.launch(qemu, args, log)
 	t.Cleanup(func() {
 		v.Kill()
 		if t.Failed() {
 			t.Logf("%s: serial console:\n%s", m.Name, tail(v.serial.text(), 60))
 		}
 	})
+	if !v.speaks() {
+		t.Logf("%s: not a byte on its serial line within %v: started once more", m.Name, m.Boot)
+		v.Kill()
+		v.endTPM() // its state is not free before
+		v.launch(qemu, args, log)
+	}
+	go func(ended <-chan struct{}) {
+		<-ended
+		release()
+	}(v.ended)
 	return v
+}
+
+// launch starts QEMU, and a TPM if the machine has one.
+func (v *VM) launch(qemu string, args []string, log io.Writer) {
+	v.t.Helper()
+	if v.m.TPM != "" {
+		args = append(slices.Clone(args), "-chardev", "socket,id=chrtpm,path="+v.startTPM(), "-tpmdev", "emulator,id=tpm0,chardev=chrtpm", "-device", boards[v.m.Arch].tpm+",tpmdev=tpm0")
+	}
+	v.serial, v.ended = &serial{changed: make(chan struct{})}, make(chan struct{})
+	v.cmd = exec.Command(qemu, args...)
+	out := io.MultiWriter(v.serial, log)
+	v.cmd.Stdout, v.cmd.Stderr = out, out
+	var err error
+	if v.input, err = v.cmd.StdinPipe(); err != nil {
+		v.t.Fatal(err)
+	}
+	// The machine dies with the test's process, however that ends.
+	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	v.started = time.Now() // interval
+	if err := v.cmd.Start(); err != nil {
+		v.t.Fatal(err)
+	}
+	go func(cmd *exec.Cmd, ended chan<- struct{}) {
+		_ = cmd.Wait() // how it ended is read from the serial console
+		close(ended)
+	}(v.cmd, v.ended)
+}
+
+// speaks waits for the first byte, and says whether it came; a machine that has ended says no more, and is not stuck.
+func (v *VM) speaks() bool {
+	limit := time.After(v.m.Boot)
+	for {
+		said, changed := v.serial.begun()
+		if said {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-v.ended:
+			return true
+		case <-limit:
+			return false
+		}
+	}
 }
 
 // escaped is a file's name as a value of QEMU's.
 func escaped(name string) string { return strings.ReplaceAll(name, ",", ",,") }
 
-// alone waits for the one place for a machine and answers what gives it back.
-func alone(t testing.TB) func() {
+// places is how many machines run at once: most of a start is one processor's work.
+const places = 2
+
+// place waits for a place for a machine, or for all of them, and answers what gives it back.
+func place(t testing.TB, all bool) func() {
 	t.Helper()
-	f, err := os.OpenFile(filepath.Join(os.TempDir(), "yinjian-vm.lock"), os.O_CREATE|os.O_RDWR, 0o666)
-	if err == nil {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	release := sync.OnceFunc(func() { f.Close() })
+	var held []*os.File
+	release := sync.OnceFunc(func() {
+		for _, f := range held {
+			f.Close()
+		}
+	})
 	t.Cleanup(release) // should the machine not come to be
-	return release
-}
-
-// freePort is one that nobody listens at.
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		for n := range places {
+			f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("yinjian-vm-%d.lock", n)), os.O_CREATE|os.O_RDWR, 0o666)
+			if err != nil {
+				t.Fatal(err)
+			}
+			how := syscall.LOCK_EX // who wants all of them waits for each in the same order
+			if !all {
+				how |= syscall.LOCK_NB
+			}
+			switch err := syscall.Flock(int(f.Fd()), how); {
+			case err == nil:
+				held = append(held, f)
+			case errors.Is(err, syscall.EWOULDBLOCK):
+				f.Close()
+			default:
+				f.Close()
+				t.Fatal(err)
+			}
+			if len(held) == 1 && !all || len(held) == places {
+				return release
+			}
+		}
+		time.Sleep(200 * time.Millisecond)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
-// startTPM starts a TPM 2.0 over the state in dir, which may be new, and answers its socket. It ends with the machine.
-func startTPM(t testing.TB, dir string) string {
+// startTPM starts a TPM 2.0 over the machine's state of one, which may be new, and answers its socket. It ends with the machine.
+func (v *VM) startTPM() string {
+	t, dir := v.t, v.m.TPM
 	t.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -267,10 +322,11 @@ func startTPM(t testing.TB, dir string) string {
 		_ = cmd.Wait()
 		close(ended)
 	}()
-	t.Cleanup(func() {
+	v.endTPM = func() {
 		_ = cmd.Process.Kill()
 		<-ended
-	})
+	}
+	t.Cleanup(v.endTPM)
 	for {
 		if _, err := os.Stat(socket); err == nil {
 			return socket
@@ -483,9 +539,7 @@ func (v *VM) Console() string { return v.serial.text() }
 func (v *VM) Elapsed() time.Duration { return time.Since(v.started) }
 
 // Address is where a port of the guest is reached, host:port.
-func (v *VM) Address(port int) string {
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(v.ports[port]))
-}
+func (v *VM) Address(port int) string { return v.ports[port] }
 
 // A serial is what came over the serial line.
 type serial struct {
@@ -501,6 +555,13 @@ func (s *serial) Write(b []byte) (int, error) {
 	close(s.changed)
 	s.changed = make(chan struct{})
 	return s.all.Write(b)
+}
+
+// begun says whether anything has come, and answers what is closed with the next byte.
+func (s *serial) begun() (bool, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all.Len() > 0, s.changed
 }
 
 func (s *serial) text() string {
