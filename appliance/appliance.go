@@ -236,7 +236,7 @@ func (h *house) run(ctx context.Context, cfg *Config) (err error) {
 	}
 	undo = append(undo, func() error {
 		a.machines.close()
-		a.daemons.unused(func(string) []string { return nil }) // libraries take leave of theirs first
+		a.daemons.unused(func(string) bool { return false }) // libraries take leave of theirs first
 		return nil
 	})
 	if err := a.startMachines(ctx, o.Worker); err != nil {

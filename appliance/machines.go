@@ -73,6 +73,14 @@ func (m *machines) find(name string) *cipherMachine {
 	return nil
 }
 
+// loaded says whether a machine that is there now has its library in a pack; one that was removed, and still stands in config.toml, is not.
+func (m *machines) loaded(pack string) bool {
+	return slices.ContainsFunc(m.all(), func(c *cipherMachine) bool {
+		in, _, err := splitModule(c.Module)
+		return err == nil && in == pack
+	})
+}
+
 func (m *machines) put(list []*cipherMachine) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -491,7 +499,7 @@ func (m *machines) act(ctx context.Context, actor, act, name, reason string, fil
 	}
 	ctx = context.WithoutCancel(ctx) // what was begun is finished and told
 	before := m.decided(name)
-	defer m.a.daemons.unused(m.a.usedBy)
+	defer m.a.daemons.unused(m.loaded)
 	list, err := do()
 	if err == nil {
 		m.put(list)

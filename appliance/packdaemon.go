@@ -3,11 +3,13 @@ package appliance
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,10 +18,12 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"yinjian/appliance/pack"
+	"yinjian/hsm/worker"
 )
 
 const (
-	// daemonReady is how long a library waits for its daemon. Then it is loaded all the same, and says itself what it lacks.
+	// daemonReady is how long libraries wait for their daemon, from its first start on. Then they are loaded all the same, and say
+	// themselves what they lack.
 	daemonReady = 30 * time.Second
 	// daemonPause is between a daemon's end and its next start; it doubles up to daemonRest as long as it does not run for that long.
 	daemonPause = time.Second
@@ -31,60 +35,39 @@ const (
 // daemons are the makers' programs that libraries in packs talk to: one for each pack that a cipher machine uses, restarted when it
 // ends, in our sandbox and as our user like the library itself.
 type daemons struct {
-	mu      sync.Mutex // guards running; held while one is stopped
+	acts sync.Mutex // held while one is made or stopped
+
+	mu      sync.Mutex // guards running
 	running map[string]*daemon
 }
 
 // A daemon is one of them.
 type daemon struct {
-	pack, ready string
-	command     func() *exec.Cmd
-	log         *logrus.Entry
-	stop        context.CancelFunc
-	done        chan struct{}
+	pack    string // SM3 of its manifest
+	folder  string // in which the pack is mounted
+	ready   string // path, or ""
+	limit   time.Time
+	command func() *exec.Cmd
+	log     *logrus.Entry
+	stop    context.CancelFunc
+	done    chan struct{}
 
 	mu    sync.Mutex // guards what follows
 	ends  int        // how often it has ended by itself
 	fault string     // how the last time; "" while it runs
 }
 
-// need has a pack's daemon run, and waits until it is ready. program and ready are paths, "" where readiness does not matter.
+// need has a pack's daemon run, and waits until it is ready, or was to be. program and ready are paths, "" where readiness does not
+// matter.
 func (d *daemons) need(ctx context.Context, p *pack.Installed, program, ready string, arguments, env []string, log *logrus.Logger) {
-	d.mu.Lock()
-	one := d.running[p.Name]
-	if one != nil && one.pack != p.SM3 {
-		one.end()
-		one = nil
-	}
-	if one == nil {
-		one = &daemon{pack: p.SM3, ready: ready, log: log.WithField("pack", p.Name), done: make(chan struct{}), command: func() *exec.Cmd {
-			cmd := exec.Command(program, arguments...)
-			cmd.Env, cmd.Dir = env, "/"
-			// It dies with us, however we end, and all that it starts can be told to end.
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-			return cmd
-		}}
-		if d.running == nil {
-			d.running = map[string]*daemon{}
-		}
-		d.running[p.Name] = one
-		if ready != "" {
-			if err := os.RemoveAll(ready); err != nil { // of a run before; before anybody waits for it
-				one.log.WithError(err).Warning("what says that the maker's daemon is ready could not be removed")
-			}
-		}
-		run, stop := context.WithCancel(context.WithoutCancel(ctx))
-		one.stop = stop
-		go one.run(run)
-	}
-	d.mu.Unlock()
+	one := d.make(ctx, p, program, ready, arguments, env, log)
 	if ready == "" {
 		return
 	}
-	limit := time.After(daemonReady)
-	for tick := time.NewTicker(20 * time.Millisecond); ; {
+	limit, tick := time.After(time.Until(one.limit)), time.NewTicker(20*time.Millisecond)
+	defer tick.Stop()
+	for {
 		if _, err := os.Lstat(ready); err == nil {
-			tick.Stop()
 			return
 		}
 		select {
@@ -100,15 +83,53 @@ func (d *daemons) need(ctx context.Context, p *pack.Installed, program, ready st
 	}
 }
 
-// unused ends the daemons of packs that nobody uses.
-func (d *daemons) unused(usedBy func(pack string) []string) {
+func (d *daemons) make(ctx context.Context, p *pack.Installed, program, ready string, arguments, env []string, log *logrus.Logger) *daemon {
+	d.acts.Lock()
+	defer d.acts.Unlock()
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	for name, one := range d.running {
-		if len(usedBy(name)) == 0 {
-			one.end()
-			delete(d.running, name)
+	one := d.running[p.Name]
+	d.mu.Unlock()
+	if one != nil && one.pack == p.SM3 {
+		return one
+	}
+	if one != nil {
+		one.end()
+	}
+	one = &daemon{pack: p.SM3, folder: p.Folder, ready: ready, limit: time.Now().Add(daemonReady), log: log.WithField("pack", p.Name), done: make(chan struct{}), command: func() *exec.Cmd { // interval
+		cmd := exec.Command(program, arguments...)
+		cmd.Env, cmd.Dir = env, "/"
+		// It dies with us, however we end, and all that it starts can be told to end.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+		return cmd
+	}}
+	one.unready() // of a run before, by a power cut; before anybody waits for it
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	one.stop = stop
+	d.mu.Lock()
+	if d.running == nil {
+		d.running = map[string]*daemon{}
+	}
+	d.running[p.Name] = one
+	d.mu.Unlock()
+	go one.run(run)
+	return one
+}
+
+// unused ends the daemons of packs that nobody uses.
+func (d *daemons) unused(isUsed func(pack string) bool) {
+	d.acts.Lock()
+	defer d.acts.Unlock()
+	d.mu.Lock()
+	running := maps.Clone(d.running)
+	d.mu.Unlock()
+	for name, one := range running {
+		if isUsed(name) {
+			continue
 		}
+		one.end()
+		d.mu.Lock()
+		delete(d.running, name)
+		d.mu.Unlock()
 	}
 }
 
@@ -141,6 +162,34 @@ func (o *daemon) tell(fault string) {
 	}
 }
 
+// unready removes what says that it is ready.
+func (o *daemon) unready() {
+	if o.ready == "" {
+		return
+	}
+	if err := os.RemoveAll(o.ready); err != nil {
+		o.log.WithError(err).Warning("what says that the maker's daemon is ready could not be removed")
+	}
+}
+
+// sweep ends what has left the daemon's group and still runs from its pack: one that went into the background.
+func (o *daemon) sweep() {
+	if !filepath.IsAbs(o.folder) || len(o.folder) < 2 { // everything that runs lies under /
+		return
+	}
+	found, _ := filepath.Glob("/proc/[0-9]*/exe") // the pattern is well-formed
+	for _, link := range found {
+		program, err := os.Readlink(link)
+		if err != nil || !strings.HasPrefix(program, o.folder+"/") {
+			continue // gone, another's, or not of the pack: a worker, which has loaded its library, is a program of ours
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link))); err == nil {
+			o.log.WithField("pid", pid).Warning("a process of the maker's pack has left its daemon, and is ended")
+			_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is well
+		}
+	}
+}
+
 // run starts it again and again until ctx ends.
 func (o *daemon) run(ctx context.Context) {
 	defer close(o.done)
@@ -148,6 +197,8 @@ func (o *daemon) run(ctx context.Context) {
 	for pause := daemonPause; ; {
 		began := time.Now() // interval
 		err := o.once(ctx)
+		o.sweep()
+		o.unready()
 		if ctx.Err() != nil {
 			return
 		}
@@ -157,7 +208,7 @@ func (o *daemon) run(ctx context.Context) {
 		}
 		o.log.WithField("reason", why).Error("a maker's daemon has ended; it is started again")
 		o.tell(why)
-		if pause = min(2*pause, daemonRest); time.Since(began) >= daemonRest {
+		if time.Since(began) >= daemonRest {
 			pause = daemonPause
 		}
 		select {
@@ -165,24 +216,20 @@ func (o *daemon) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		pause = min(2*pause, daemonRest)
 	}
 }
 
 // once runs it until it ends, or ctx does. What it says goes to the log.
 func (o *daemon) once(ctx context.Context) error {
-	if o.ready != "" {
-		if err := os.RemoveAll(o.ready); err != nil {
-			return err
-		}
-	}
 	cmd := o.command()
-	says := o.log.WriterLevel(logrus.InfoLevel)
-	defer says.Close()
+	says := worker.NewLineLog(o.log, "output of a maker's daemon")
 	cmd.Stdout, cmd.Stderr = says, says
 	cmd.WaitDelay = daemonStop // for what it has started and left behind with its output
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	says.SetPID(cmd.Process.Pid)
 	o.tell("")
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()

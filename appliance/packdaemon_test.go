@@ -30,7 +30,7 @@ func TestDaemons(t *testing.T) {
 				t.Fatal(err)
 			}
 			var d daemons
-			one, other := &pack.Installed{Name: "vendor", SM3: "1"}, &pack.Installed{Name: "vendor", SM3: "2"}
+			one, other := &pack.Installed{Name: "vendor", SM3: "1", Folder: dir}, &pack.Installed{Name: "vendor", SM3: "2", Folder: dir}
 			script := c.trap + "sleep 1000 & echo $! > " + child + "; echo $$ > " + ready + ".new; mv " + ready + ".new " + ready + "; wait; while :; do sleep 1; done"
 			read := func(name string) int {
 				b, _ := os.ReadFile(name) // not there yet
@@ -76,12 +76,12 @@ func TestDaemons(t *testing.T) {
 			if third == second || !gone(second) {
 				t.Errorf("of another pack: %d, before %d", third, second)
 			}
-			d.unused(func(name string) []string { return []string{"machine of " + name} })
+			d.unused(func(name string) bool { return name == "vendor" })
 			if gone(third) {
 				t.Error("it was ended while it is used")
 			}
 			orphan = read(child)
-			d.unused(func(string) []string { return nil })
+			d.unused(func(string) bool { return false })
 			if !gone(third) || len(d.running) != 0 {
 				t.Error("it runs on though nobody uses it")
 			}
@@ -102,5 +102,5 @@ func TestDaemonNeverReady(t *testing.T) {
 			t.Fatal("nobody is told")
 		}
 	}
-	d.unused(func(string) []string { return nil })
+	d.unused(func(string) bool { return false })
 }

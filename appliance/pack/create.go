@@ -139,7 +139,7 @@ func linked(tree string, m *Manifest, system []string) error {
 		e, err := elf.Open(filepath.Join(tree, filepath.FromSlash(f.Path)))
 		var none *elf.FormatError
 		if errors.As(err, &none) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			if f.Path == m.Library || f.Path == m.Program {
+			if f.Path == m.Library || f.Path == m.Program || m.Daemon != nil && f.Path == m.Daemon.Program { // the sealed appliance has no interpreter
 				return fmt.Errorf("%s 不是 ELF 文件 (is no ELF file): %v", f.Path, err)
 			}
 			continue

@@ -441,7 +441,7 @@ func (c *Client) startProcess(ctx context.Context) (ready *process, logins int, 
 	// 1. The process.
 	cmd := exec.Command(c.cfg.Command[0], c.cfg.Command[1:]...)
 	cmd.Env = c.cfg.Env
-	out := &lineLog{log: c.log}
+	out := NewLineLog(c.log, "worker output")
 	cmd.Stdout, cmd.Stderr = out, out
 	conn, err := Spawn(cmd)
 	if err != nil {
@@ -449,7 +449,7 @@ func (c *Client) startProcess(ctx context.Context) (ready *process, logins int, 
 	}
 	p := &process{client: c, cmd: cmd, pid: cmd.Process.Pid, conn: conn, dead: make(chan struct{}),
 		reaped: make(chan struct{}), pending: map[uint64]*pending{}}
-	out.setPID(p.pid)
+	out.SetPID(p.pid)
 	go func() {
 		_ = cmd.Wait()
 		close(p.reaped)
@@ -1070,10 +1070,11 @@ func (c *Client) SelfTest(ctx context.Context) ([]hsm.SelfTest, error) {
 	return tests, nil
 }
 
-// A lineLog logs what a child, or the module in it, prints. Lines are cut at 1 KiB, and no more than 20 come through
+// A LineLog logs what a child, or a maker's code in it, prints. Lines are cut at 1 KiB, and no more than 20 come through
 // in a second.
-type lineLog struct {
-	log logrus.FieldLogger
+type LineLog struct {
+	log  logrus.FieldLogger
+	what string // the message
 
 	mu     sync.Mutex // guards what follows
 	line   []byte
@@ -1081,15 +1082,19 @@ type lineLog struct {
 	lines  int
 }
 
-var _ io.Writer = (*lineLog)(nil)
+var _ io.Writer = (*LineLog)(nil)
 
-func (l *lineLog) setPID(pid int) {
+// NewLineLog makes one, whose lines are each logged with this message.
+func NewLineLog(log logrus.FieldLogger, what string) *LineLog { return &LineLog{log: log, what: what} }
+
+// SetPID has lines say which process prints them.
+func (l *LineLog) SetPID(pid int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.log = l.log.WithField("pid", pid)
 }
 
-func (l *lineLog) Write(p []byte) (int, error) {
+func (l *LineLog) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, b := range p {
@@ -1103,7 +1108,7 @@ func (l *lineLog) Write(p []byte) (int, error) {
 			l.window, l.lines = now, 0
 		}
 		if l.lines++; l.lines <= 20 && len(l.line) > 0 {
-			l.log.WithField("line", string(l.line)).Info("worker output")
+			l.log.WithField("line", string(l.line)).Info(l.what)
 		}
 		l.line = l.line[:0]
 	}

@@ -1216,7 +1216,7 @@ func FuzzServe(f *testing.F) {
 	f.Add(worker.DoFrame(7, "label", hsm.SignSM2E, make([]byte, 32)))
 	f.Add(slices.Concat(worker.Frame(worker.KindInfo, 1, nil), worker.Frame(worker.KindRandom, 2, []byte{0, 0, 0, 8}), worker.DoFrame(3, "k", hsm.MACSM3, nil)))
 	f.Add(worker.Frame(worker.KindDo, 9, []byte{0xFF, 0xFF, 0xFF, 0xFF}))
-	for k := uint8(2); k < 13; k++ {
+	for k := worker.KindInfo; k <= worker.KindSelfTest; k++ {
 		f.Add(worker.Frame(k, uint64(k), []byte{0, 0, 0, 1, 'k', 0, 0, 0, 0, 0, 0, 0, 3, 'S', 'M', '2', 0, 0, 0, 1, 'q'}))
 	}
 	f.Add([]byte{0xFF, 0xFF, 0xFF, 0xFF})

@@ -258,8 +258,8 @@ func (r *benchResults) page() string {
 	return out.String()
 }
 
-// missed says of signing what its floors leave, and what it takes of each process: both processors are busy all the time on both sides
-// of these ratios, so that a rate is the reciprocal of processor time.
+// missed says of signing what its floors leave, and what it takes of each process. Where both processors are busy all the time on both
+// sides of a ratio, a rate is the reciprocal of processor time; batches leave some of it unused.
 func (r *benchResults) missed(out *strings.Builder) {
 	head := false
 	for _, row := range []struct {
