@@ -48,6 +48,10 @@ func (c *console) say(format string, args ...any) {
 // wipe takes from the screens what was shown.
 func (c *console) wipe() { fmt.Fprint(c.out, "\x1b[2J\x1b[3J\x1b[H") }
 
+// keep has the first lines of the screens stay where they are until the machine starts again: what comes scrolls below them (ECMA-48's
+// cursor position, and the margins that terminals have had since DEC's VT100).
+func (c *console) keep(lines int) { fmt.Fprintf(c.out, "\x1b[%dr\x1b[%d;1H", lines+1, lines+1) }
+
 // hidden asks for what nobody else should read: nothing typed after the question is shown.
 func (c *console) hidden(format string, args ...any) (string, error) {
 	if c.echo != nil {

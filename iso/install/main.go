@@ -640,12 +640,18 @@ func provision(ctx context.Context, con *console) error {
 		if err := json.Unmarshal(out, &made); err != nil {
 			return fmt.Errorf("provision: %w", err)
 		}
-		con.say("\nPROVISIONED 设备已初始化 (the appliance was made)")
+		if len(made.Administrators) > 0 {
+			con.wipe() // what has to be written down stands at the top, and stays there
+		}
+		con.say("PROVISIONED 设备已初始化 (the appliance was made)")
 		if len(made.Administrators) > 0 {
 			con.say("ADMINISTRATORS 首批管理员的一次性口令，首次登录须更改；请记下，只显示这一次\n(the first administrators' passwords, for one login each, shown this once)")
 		}
 		for _, who := range made.Administrators {
 			con.say("  %-8s  %s (%s)  %s", who.Role, who.ID, who.Name, who.Password)
+		}
+		if n := len(made.Administrators); n > 0 {
+			con.keep(3 + n)
 		}
 	}
 	return os.Remove(answers)

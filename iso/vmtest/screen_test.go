@@ -43,8 +43,9 @@ var (
 // screenFont is the font that the built image has.
 func screenFont(t *testing.T) screen.Font {
 	t.Helper()
+	unsquashfs := vmtest.Tool(t, "unsquashfs")
 	fontOnce.Do(func() {
-		hex, err := exec.CommandContext(t.Context(), vmtest.Tool(t, "unsquashfs"), "-cat", filepath.Join(built(t), "root.img"), strings.TrimPrefix(layout.ScreenFont, "/")).Output()
+		hex, err := exec.CommandContext(t.Context(), unsquashfs, "-cat", filepath.Join(built(t), "root.img"), strings.TrimPrefix(layout.ScreenFont, "/")).Output()
 		if err == nil {
 			font, err = screen.ParseFont(hex)
 		}

@@ -354,9 +354,11 @@ func TestDialogue(t *testing.T) {
 	installs(t, v)
 	v = s.boot(t)
 	login(t, v)
-	shows(t, v, "first-start", "首批管理员的一次性口令")
-	v.Wait("STATE:")
+	for range 4 { // each is a page, and the passwords stay above them
+		v.Wait("STATE:")
+	}
 	shows(t, v, "status", "状态")
+	shows(t, v, "first-start", "首批管理员的一次性口令")
 	record(t, "installed by the dialogue, administrators logged in from outside", v)
 	v.Kill()
 }
@@ -458,7 +460,7 @@ func TestPowerCutsOfInstallation(t *testing.T) {
 		}
 		v := s.medium(t, "cut", answers)
 		v.Wait("正在安装到")
-		delay := time.Duration(random.Int64N(int64(8 * time.Second)))
+		delay := time.Duration(random.Int64N(int64(16 * time.Second))) // an installation takes eight, and twice that beside another machine
 		v.After(delay)
 		v.Kill()
 		f, err := os.Open(s.disk)

@@ -191,7 +191,7 @@ func Start(t testing.TB, m Machine) *VM {
 		}
 	})
 	if !v.speaks() {
-		t.Logf("%s: not a byte on its serial line within %v: started once more", m.Name, m.Boot)
+		t.Logf("%s: not a byte on its serial line within %v: started once more", m.Name, patience*m.Boot)
 		v.Kill()
 		v.endTPM() // its state is not free before
 		v.launch(qemu, args, log)
@@ -211,8 +211,7 @@ func (v *VM) launch(qemu string, args []string, log io.Writer) {
 	}
 	v.serial, v.ended = &serial{changed: make(chan struct{})}, make(chan struct{})
 	v.cmd = exec.Command(qemu, args...)
-	out := io.MultiWriter(v.serial, log)
-	v.cmd.Stdout, v.cmd.Stderr = out, out
+	v.cmd.Stdout, v.cmd.Stderr = io.MultiWriter(spoken{v.serial}, log), io.MultiWriter(v.serial, log) // the emulator's own complaints are no guest's
 	var err error
 	if v.input, err = v.cmd.StdinPipe(); err != nil {
 		v.t.Fatal(err)
@@ -231,7 +230,7 @@ func (v *VM) launch(qemu string, args []string, log io.Writer) {
 
 // speaks waits for the first byte, and says whether it came; a machine that has ended says no more, and is not stuck.
 func (v *VM) speaks() bool {
-	limit := time.After(v.m.Boot)
+	limit := time.After(patience * v.m.Boot)
 	for {
 		said, changed := v.serial.begun()
 		if said {
@@ -546,6 +545,7 @@ type serial struct {
 	mu      sync.Mutex // guards all
 	all     bytes.Buffer
 	seen    int           // up to where was waited
+	spoke   bool          // the guest has
 	changed chan struct{} // closed and made anew with every byte
 }
 
@@ -557,11 +557,21 @@ func (s *serial) Write(b []byte) (int, error) {
 	return s.all.Write(b)
 }
 
-// begun says whether anything has come, and answers what is closed with the next byte.
+// spoken is a serial's writer for what the guest says.
+type spoken struct{ *serial }
+
+func (s spoken) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	s.spoke = true
+	s.mu.Unlock()
+	return s.serial.Write(b)
+}
+
+// begun says whether the guest has said anything, and answers what is closed with the next byte.
 func (s *serial) begun() (bool, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.all.Len() > 0, s.changed
+	return s.spoke, s.changed
 }
 
 func (s *serial) text() string {
