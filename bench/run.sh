@@ -36,8 +36,8 @@ part sign build/yinjian bench --dir out/bench --results $results --each "$each" 
 part tsa build/yinjian bench-tsa --dir out/bench-tsa --results $results --each "$each" --profile 3s "$@"
 part pool build/yinjian bench-pool --dir out/bench-pool --results $results --each "$each"
 part price build/yinjian bench-price --dir out/bench-price --results $results --each "$each" --page docs/price-list.md
-part database build/yinjian bench-database --dir out/bench-database --results $results --each "$few"
-part console build/yinjian bench-console --dir out/bench-console --results $results --each "$few"
+part database build/yinjian bench-database --dir out/bench-database --results $results # of what is signed in a second the shipper's rate cannot be told
+part console build/yinjian bench-console --dir out/bench-console --results $results --rounds 3 --each "$few"
 part growth build/yinjian bench-growth --dir out/bench-growth --results $results --name growth-million --entries 10000,1000000
 part capacity build/yinjian bench-capacity --results $results --page docs/capacity.md
 part targets build/yinjian bench-targets --results $results
