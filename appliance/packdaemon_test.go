@@ -104,3 +104,18 @@ func TestDaemonNeverReady(t *testing.T) {
 	}
 	d.unused(func(string) bool { return false })
 }
+
+// A daemon is needed by machines that are there: one that was removed, and stands in config.toml, keeps its pack and not its daemon.
+func TestDaemonOfRemovedMachine(t *testing.T) {
+	t.Parallel()
+	a := &Appliance{cfg: &Config{}}
+	a.machines = &machines{a: a}
+	a.cfg.HSM.Machines = []Machine{{Name: "second", Module: "pack:vendor/lib/libvendor.so"}}
+	if used := a.usedBy("vendor"); len(used) != 1 || used[0] != "second" || a.machines.loaded("vendor") {
+		t.Errorf("removed: used by %q, loaded %v", used, a.machines.loaded("vendor"))
+	}
+	a.machines.put([]*cipherMachine{{Machine: a.cfg.HSM.Machines[0]}})
+	if !a.machines.loaded("vendor") || a.machines.loaded("other") {
+		t.Error("a machine that is there does not count, or one of another pack does")
+	}
+}
