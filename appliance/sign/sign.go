@@ -117,8 +117,13 @@ type Service struct {
 // New makes a service.
 func New(cfg Config) *Service { return &Service{cfg: cfg} }
 
-// mostFields are those of a stamped entry; some have fewer, and few more.
-const mostFields = 25
+// How many fields and payloads an entry has whose signature is alone, chain and CRLs not counted; few have more.
+const (
+	plainFields   = 23
+	plainPayloads = 3
+	stampFields   = 2 // and with a token
+	stampPayloads = 1
+)
 
 // RecordID is SM3(application ‖ 0x00 ‖ key): the same at both campuses.
 func RecordID(application, idempotencyKey string) [32]byte {
@@ -458,10 +463,14 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 		size = -1
 	}
 	certHash := audit.Sum(cert.Raw)
+	fields, payloads := plainFields, plainPayloads+len(chain)+len(crls)
+	if token != nil {
+		fields, payloads = fields+stampFields, payloads+stampPayloads
+	}
 	// Fields are in the order of their names, which saves the journal a copy of them (TestFieldsAreInOrder).
 	d := audit.Draft{
 		Kind: Kind, Actor: "application/" + app.ID, Object: signer.ID, Ref: id[:], Unique: true, Absent: absent,
-		Fields: append(make([]audit.Field, 0, mostFields), []audit.Field{
+		Fields: append(make([]audit.Field, 0, fields), []audit.Field{
 			{Name: "algorithm", Value: audit.Text(q.Algorithm)},
 			{Name: "application", Value: audit.Text(app.ID)},
 			{Name: "campus", Value: audit.Text(app.Campus)},
@@ -480,7 +489,7 @@ func (s *Service) Sign(ctx context.Context, app *account.Application, q *Request
 			{Name: "form", Value: audit.Text(q.Form)},
 			{Name: "request.sm3", Value: audit.Octets(body[:])},
 		}...),
-		Payloads: append(make([]audit.Attachment, 0, 4+len(chain)+len(crls)), []audit.Attachment{
+		Payloads: append(make([]audit.Attachment, 0, payloads), []audit.Attachment{
 			{Name: "authorization", MediaType: "application/json", Data: consent.Stored},
 			{Name: "certificate.0", MediaType: "application/pkix-cert", Data: cert.Raw, Shared: true},
 			{Name: "signature", MediaType: map[bool]string{true: "application/cms", false: "application/octet-stream"}[signed != nil], Data: value},

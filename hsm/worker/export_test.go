@@ -39,6 +39,17 @@ func DoFrame(id uint64, label string, op hsm.Operation, data []byte) []byte {
 	return end(addBytes(b, data))
 }
 
+// AnswerDo is what a child with a token of staff says to a call of Do.
+func AnswerDo(ctx context.Context, token hsm.Token, label string, op hsm.Operation) (uint8, error) {
+	s := &server{class: hsm.Staff, token: token}
+	k, _, body, err := readFrame(bytes.NewReader(s.answer(ctx, kindDo, 1, DoFrame(1, label, op, nil)[headerSize:])), maxRequest)
+	if err != nil || k != kindError {
+		return uint8(k), err
+	}
+	in := scanner{b: body}
+	return uint8(k), in.error()
+}
+
 // Frame is any frame.
 func Frame(k uint8, id uint64, body []byte) []byte { return end(append(begin(kind(k), id), body...)) }
 

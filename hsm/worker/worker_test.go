@@ -992,6 +992,26 @@ func TestServeLeavesHungCalls(t *testing.T) {
 	}
 }
 
+// A patientToken's calls wait until they are not wanted any longer, as for a session.
+type patientToken struct{ hsm.Token }
+
+func (patientToken) Do(ctx context.Context, _ string, _ hsm.Operation, _ []byte) ([]byte, error) {
+	<-ctx.Done()
+	return nil, fmt.Errorf("waiting for a session: %w", context.Cause(ctx))
+}
+
+// TestEndingWorkersAnswer: a call that gives up because its worker leaves (a frame was malformed) is unavailable, which
+// its caller tries elsewhere; it is no cancellation, which nobody asked for.
+func TestEndingWorkersAnswer(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(time.Millisecond, cancel)
+	k, err := worker.AnswerDo(ctx, patientToken{}, "k", hsm.SignSM2E)
+	if k != worker.KindErrorful || !errors.Is(err, hsm.ErrUnavailable) || !strings.Contains(err.Error(), "waiting for a session") {
+		t.Errorf("the waiting call was answered %#x, %v", k, err)
+	}
+}
+
 func TestServeZeroisesPIN(t *testing.T) {
 	t.Parallel()
 	var pin []byte

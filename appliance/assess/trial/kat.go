@@ -147,7 +147,7 @@ var tests = []test{
 		}
 		return sm2Verify("message digesu", false)
 	}},
-	// The sum that gmsm v0.44.0 got wrong on amd64 with ADX, for one valid signature in some millions: its issue 560. OpenSSL judges it valid.
+	// The sum that gmsm v0.44.0 got wrong on amd64 with ADX (its issue 560): a carry that few valid signatures need. OpenSSL judges this one valid.
 	{"SM2 验签 (verify)", "emmansun/gmsm 问题 560：少见的进位，OpenSSL 判为有效 (a rare carry; valid by OpenSSL)", func() error {
 		key := &ecdsa.PublicKey{Curve: sm2.P256(), X: integer("ef4de57af00ae424c00c4caadff7193f804a19dd73a7e2954db9d0d15ab4cbba"), Y: integer("67728c3f4572878b7a674735da9fde1682fe2d9e0799c4a5cde57e3d473039a2")}
 		r, s := integer("be0ea64e1ec06f0d247093f3ccbbadcfb6260224272f86ddb78326e7cd6c7560"), integer("e9f6ab2fcc48a2cef94838e66b5c7e21fd8e4de25990dd98ca5243f4966f2853")

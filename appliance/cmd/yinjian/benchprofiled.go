@@ -46,12 +46,12 @@ func profileOnSignal(ctx context.Context, file string, log *logrus.Logger) {
 		var before, after runtime.MemStats
 		if err == nil {
 			err = allocations(file + allocBefore)
-			runtime.ReadMemStats(&before) // after what the profile itself has asked for
 		}
 		if err == nil {
 			err = pprof.StartCPUProfile(f)
 		}
 		if err == nil {
+			runtime.ReadMemStats(&before) // after what the profile itself has asked for: its buffer is of 1.2 MB
 			err = os.WriteFile(file+profileBegun, nil, 0o600)
 		}
 		if err != nil {
