@@ -165,7 +165,7 @@ func (c *accounting) pass(ctx context.Context, final bool) {
 	}
 }
 
-// run passes from time to time until ctx ends, and once more.
+// run follows both sides by the second and passes from time to time until ctx ends, and once more.
 func (c *accounting) run(ctx context.Context) error {
 	flush, tick := time.NewTicker(time.Second), time.NewTicker(reconcileEvery)
 	defer flush.Stop()
@@ -173,7 +173,10 @@ func (c *accounting) run(ctx context.Context) error {
 	for {
 		select {
 		case <-flush.C:
-			_ = c.flush(ctx) // pass says what is wrong
+			_ = c.flush(ctx) // pass says what is wrong, with this and with the next
+			if c.reconciler != nil {
+				_ = c.reconciler.Follow(ctx)
+			}
 		case <-tick.C:
 			c.pass(ctx, false)
 		case <-ctx.Done():

@@ -146,7 +146,7 @@ type Config struct {
 	Log   logrus.FieldLogger
 }
 
-// A Reconciler holds both sides against each other. Passes run one at a time; Summary may be asked meanwhile.
+// A Reconciler holds both sides against each other. Follow and Pass run one at a time; Summary may be asked meanwhile.
 type Reconciler struct {
 	cfg     Config
 	st      state
@@ -376,6 +376,28 @@ func (r *Reconciler) Pass(ctx context.Context, final bool) error {
 	return nil
 }
 
+// Follow reads what is new on both sides, and neither names nor writes anything. It may be called between passes, which
+// then have little to read: a pass that reads half a minute of a busy machine at once has those who sign meanwhile wait for it.
+// Before the first pass it does nothing. What it fails at, the next pass will.
+func (r *Reconciler) Follow(ctx context.Context) error {
+	if !r.passed {
+		return nil
+	}
+	size, _, err := r.cfg.Store.Head(ctx) // first, as in pass
+	if err != nil {
+		return fmt.Errorf("uses: %w", err)
+	}
+	for _, name := range r.slots {
+		if err := r.read(name); err != nil {
+			return fmt.Errorf("uses: %w", err)
+		}
+	}
+	if err := r.scan(ctx, size); err != nil {
+		return fmt.Errorf("uses: %w", err)
+	}
+	return nil
+}
+
 func (r *Reconciler) pass(ctx context.Context, final bool) error {
 	if r.cfg.Append != nil && r.cfg.Sealed != nil && !r.cfg.Sealed() {
 		return nil // an entry now could keep the next start from happening
@@ -399,44 +421,16 @@ func (r *Reconciler) pass(ctx context.Context, final bool) error {
 		}
 	}
 	// 3. What accounts for them.
-	crashed := !r.passed && slices.ContainsFunc(r.slots, func(name string) bool { return r.st.Slots[name].Crashes > 0 })
-	account := func(h uselog.Hash, how settled) {
-		if len(r.open[h]) == 0 {
-			if crashed && how == byEntry {
-				r.orphans++
-			}
-			return // of another pass, or of before the log
-		}
-		u := r.open[h][0]
-		r.remove(u)
-		s := r.st.Slots[u.Slot]
-		s.Keys[u.Key].add(how)
-		if how == byAlarm {
-			r.st.Alarms++
-		}
-		r.moved = r.moved || how != byCheckpoint
-	}
-	err = audit.Scan(ctx, r.cfg.Store, min(r.st.Entries, size), size, func(rec audit.Record) error {
-		e := &rec.Entry
-		if life, ok := e.Field(FieldLife).(audit.Octets); ok {
-			r.st.Lives = append(r.st.Lives, hex.EncodeToString(life))
-		}
-		if len(r.open) == 0 && !crashed {
-			return nil
-		}
-		return settle(ctx, r.cfg.Store, e, account)
-	})
-	if err != nil {
+	if err := r.scan(ctx, size); err != nil {
 		return err
 	}
-	r.st.Entries = size
 	// A checkpoint's token comes a moment after it, so the last ones are read again.
 	var mark []uint64
 	err = r.cfg.Store.Checkpoints(ctx, r.st.Checkpoint, func(c audit.StoredCheckpoint) error {
 		for _, b := range [][]byte{c.Signature, c.Token} {
 			if len(b) > 0 && len(r.open) > 0 {
 				for _, h := range SignaturesIn(b) {
-					account(h, byCheckpoint)
+					r.account(h, byCheckpoint)
 				}
 			}
 		}
@@ -464,6 +458,49 @@ func (r *Reconciler) pass(ctx context.Context, final bool) error {
 		return err
 	}
 	return r.total(ctx, final)
+}
+
+// crashed says of the first pass that workers had ended out of order before.
+func (r *Reconciler) crashed() bool {
+	return !r.passed && slices.ContainsFunc(r.slots, func(name string) bool { return r.st.Slots[name].Crashes > 0 })
+}
+
+// scan has the journal's entries up to size account for uses.
+func (r *Reconciler) scan(ctx context.Context, size uint64) error {
+	crashed := r.crashed()
+	err := audit.Scan(ctx, r.cfg.Store, min(r.st.Entries, size), size, func(rec audit.Record) error {
+		e := &rec.Entry
+		if life, ok := e.Field(FieldLife).(audit.Octets); ok {
+			r.st.Lives = append(r.st.Lives, hex.EncodeToString(life))
+		}
+		if len(r.open) == 0 && !crashed {
+			return nil
+		}
+		return settle(ctx, r.cfg.Store, e, r.account)
+	})
+	if err != nil {
+		return err
+	}
+	r.st.Entries = size
+	return nil
+}
+
+// account takes one use of a signature out of those that wait.
+func (r *Reconciler) account(h uselog.Hash, how settled) {
+	if len(r.open[h]) == 0 {
+		if how == byEntry && r.crashed() {
+			r.orphans++
+		}
+		return // of another pass, or of before the log
+	}
+	u := r.open[h][0]
+	r.remove(u)
+	s := r.st.Slots[u.Slot]
+	s.Keys[u.Key].add(how)
+	if how == byAlarm {
+		r.st.Alarms++
+	}
+	r.moved = r.moved || how != byCheckpoint
 }
 
 // again is how many checkpoints are looked at once more.

@@ -430,6 +430,65 @@ func TestFlat(t *testing.T) {
 	}
 }
 
+// A counting store counts the rows that are read.
+type counting struct {
+	audit.Store
+	rows int
+}
+
+func (c *counting) Rows(ctx context.Context, segment int, from int64, fn func(audit.Row) error) error {
+	return c.Store.Rows(ctx, segment, from, func(r audit.Row) error {
+		c.rows++
+		return fn(r)
+	})
+}
+
+// TestFollow: what was followed costs the next pass nothing, and to follow writes and names nothing.
+func TestFollow(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	store := &counting{Store: b.store}
+	r := b.reconciler(func(c *uses.Config) { c.Store, c.Grace = store, 1 })
+	follow := func() {
+		t.Helper()
+		size := b.journal.Size()
+		if err := r.Follow(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := b.journal.Size() - size; n != 0 {
+			t.Errorf("to follow wrote %d entries", n)
+		}
+	}
+	store.rows = 0
+	follow()
+	if store.rows != 0 {
+		t.Errorf("before the first pass %d rows were read", store.rows)
+	}
+	b.record(1)
+	b.pass(r, false)
+	lost := b.sign(2)
+	for n := range 100 {
+		b.record(10 + n)
+	}
+	store.rows = 0
+	follow()
+	if store.rows < 100 {
+		t.Errorf("%d rows were read, want those of 100 entries", store.rows)
+	}
+	follow()
+	store.rows = 0
+	s := b.pass(r, false)
+	if store.rows > 10 {
+		t.Errorf("the pass read %d rows, which had been followed", store.rows)
+	}
+	if c := s.Slots["staff"]; c.Uses != 102 || c.Entries != 101 || c.Unaccounted != 1 || s.Alarms != 1 {
+		t.Errorf("summary %+v", s)
+	}
+	if v := b.verify(); len(v.Named) != 1 || v.Named[0].Signature != fmt.Sprintf("%x", sm3.Sum(lost)) {
+		t.Errorf("verify: %+v", v)
+	}
+}
+
 // A signature that somebody made past the journal and then imported as another system's is still without an entry.
 func TestImportedIsNoAccount(t *testing.T) {
 	t.Parallel()
