@@ -62,9 +62,8 @@ func TestFull(t *testing.T) {
 		}
 		return err
 	})
-	if _, err := c.Sign(t.Context(), "n-3", request("n-3")); problem.CodeOf(err) != problem.DiskReserve {
-		t.Errorf("on a full disk: %v, want %s", err, problem.DiskReserve)
-	}
+	_, err = c.Sign(t.Context(), "n-3", request("n-3"))
+	refusedAs(t, err, problem.DiskReserve, "")
 	record(t, "refuses on a full disk", v)
 	evidence, err := c.Evidence(t.Context(), first.RecordID)
 	if err == nil {
