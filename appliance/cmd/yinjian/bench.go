@@ -184,7 +184,8 @@ type benchCase struct {
 type sample struct {
 	Ops     int64              `json:"ops"`
 	Seconds float64            `json:"seconds"`
-	CPU     map[string]float64 `json:"cpu_seconds"` // by role; until the projection has caught up, too
+	CPU     map[string]float64 `json:"cpu_seconds"`  // by role; until the projection has caught up, too
+	Waits   map[string]float64 `json:"wait_seconds"` // for a processor, by role, likewise
 	Others  float64            `json:"other_cores"` // processors that others kept busy
 	Lag     uint64             `json:"lag"`         // entries that the projection was behind at the end
 	P50     float64            `json:"p50_ms"`      // of one call
@@ -213,7 +214,7 @@ func (b *bench) measure(ctx context.Context, c *benchCase) error {
 	if err != nil {
 		return err
 	}
-	s := sample{CPU: map[string]float64{}}
+	s := sample{CPU: map[string]float64{}, Waits: map[string]float64{}}
 	begun := time.Now() // interval
 	var took histogram
 	if s.Ops, err = c.timed(ctx, b.each, &took); err != nil {
@@ -233,6 +234,7 @@ func (b *bench) measure(ctx context.Context, c *benchCase) error {
 	for role, used := range after.roles {
 		s.CPU[role] = used - before.roles[role]
 		busy -= s.CPU[role]
+		s.Waits[role] = after.waits[role] - before.waits[role]
 	}
 	s.Others = max(busy, 0) / time.Since(begun).Seconds()
 	c.Samples = append(c.Samples, s)

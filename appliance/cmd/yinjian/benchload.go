@@ -68,8 +68,9 @@ type loadScene struct {
 // A loadSample is one scene in one round.
 type loadSample struct {
 	loadResult
-	CPU    map[string]float64 `json:"cpu_seconds"` // by role, while it was measured
-	RSS    map[string]int64   `json:"rss_bytes"`   // by role, at the end
+	CPU    map[string]float64 `json:"cpu_seconds"`  // by role, while it was measured
+	Waits  map[string]float64 `json:"wait_seconds"` // for a processor, likewise
+	RSS    map[string]int64   `json:"rss_bytes"`    // by role, at the end
 	Others float64            `json:"other_cores"`
 }
 
@@ -252,7 +253,7 @@ func (b *loadBench) scene(ctx context.Context, s *loadScene, target string, long
 	defer func() { b.own = nil }()
 	var before, after processorTime
 	var begun time.Time
-	sample := loadSample{CPU: map[string]float64{}}
+	sample := loadSample{CPU: map[string]float64{}, Waits: map[string]float64{}}
 	lines := bufio.NewScanner(words)
 	for lines.Scan() {
 		switch lines.Text() {
@@ -285,6 +286,7 @@ func (b *loadBench) scene(ctx context.Context, s *loadScene, target string, long
 	for role, used := range after.roles {
 		sample.CPU[role] = used - before.roles[role]
 		busy -= sample.CPU[role]
+		sample.Waits[role] = after.waits[role] - before.waits[role]
 	}
 	sample.Others = max(busy, 0) / sample.Others
 	s.Samples = append(s.Samples, sample)
@@ -341,6 +343,23 @@ func (b *loadBench) limits() (all []poolRatio) {
 			all = append(all, poolRatio{Name: "(1) sign p99 ÷ (users ÷ rate)", Floor: 3, Samples: each(s.Samples, loadSample.signP99)})
 		case "sign, apart":
 			all = append(all, poolRatio{Name: "(2) sign p99 ÷ (users ÷ rate), loader on the other processor", Floor: 2, Samples: each(s.Samples, loadSample.signP99)})
+		}
+	}
+	return all
+}
+
+// slowestSeconds is, for each round that has whole seconds, how many were answered in the slowest of them over the round's rate.
+func slowestSeconds(samples []loadSample) (all []float64) {
+	for _, s := range samples {
+		var measured []int64
+		for i, step := range s.Steps {
+			// The first and last seconds are cut: what is before them is the warm-up, and a stopped round's remainder.
+			if n := len(s.Steps); i < n-1 && step.At >= s.Steps[n-1].At-s.Seconds+1 {
+				measured = append(measured, step.Requests)
+			}
+		}
+		if len(measured) > 0 {
+			all = append(all, float64(slices.Min(measured))/s.rate())
 		}
 	}
 	return all
@@ -407,13 +426,32 @@ func (b *loadBench) reportLoad() error {
 		}
 	}
 	roles := slices.Sorted(maps.Keys(b.scenes[0].Samples[0].CPU))
-	fmt.Fprintf(&out, "\n## Processor time of one request, µs by process (medians)\n\n| load | %s |\n| --- |%s\n", strings.Join(roles, " | "), strings.Repeat(" ---: |", len(roles)))
+	var slowest strings.Builder
 	for _, s := range b.all() {
-		fmt.Fprintf(&out, "| %s |", s.Name)
-		for _, role := range roles {
-			fmt.Fprintf(&out, " %.1f |", 1e6*spreadOf(each(s.Samples, func(s loadSample) float64 { return s.CPU[role] / float64(s.All.Requests) })).Median)
+		if seconds := slowestSeconds(s.Samples); len(seconds) > 0 {
+			r := spreadOf(seconds)
+			fmt.Fprintf(&slowest, "| %s | %.2f | %.2f – %.2f |\n", s.Name, r.Median, r.Least, r.Most)
 		}
-		fmt.Fprintln(&out)
+	}
+	if slowest.Len() > 0 {
+		fmt.Fprintf(&out, "\n## The slowest whole second of a round ÷ the round's rate\n\n| load | median | min – max |\n| --- | ---: | ---: |\n%s", slowest.String())
+	}
+	roles = slices.Sorted(maps.Keys(b.scenes[0].Samples[0].CPU))
+	for _, one := range []struct {
+		title string
+		of    func(loadSample) map[string]float64
+	}{
+		{"Processor time of one request", func(s loadSample) map[string]float64 { return s.CPU }},
+		{"Threads' waiting for a processor, of one request", func(s loadSample) map[string]float64 { return s.Waits }},
+	} {
+		fmt.Fprintf(&out, "\n## %s, µs by process (medians)\n\n| load | %s |\n| --- |%s\n", one.title, strings.Join(roles, " | "), strings.Repeat(" ---: |", len(roles)))
+		for _, s := range b.all() {
+			fmt.Fprintf(&out, "| %s |", s.Name)
+			for _, role := range roles {
+				fmt.Fprintf(&out, " %.1f |", 1e6*spreadOf(each(s.Samples, func(s loadSample) float64 { return one.of(s)[role] / float64(s.All.Requests) })).Median)
+			}
+			fmt.Fprintln(&out)
+		}
 	}
 	fmt.Fprintf(&out, "\n## Memory at the end of the last round, MB\n\n| %s |\n|%s\n|", strings.Join(roles, " | "), strings.Repeat(" ---: |", len(roles)))
 	last := b.all()[len(b.all())-1].Samples

@@ -630,7 +630,15 @@ func pin(pid, cpu int) error {
 			set.Set(i)
 		}
 	}
-	// New threads inherit it from those that begin them; a second pass takes those that were begun during the first.
+	err := onThreads(pid, func(tid int) error { return unix.SchedSetaffinity(tid, &set) })
+	if err != nil {
+		return fmt.Errorf("处理器 %d (processor): %w", cpu, err)
+	}
+	return nil
+}
+
+// onThreads does what a thread's children inherit to each thread of a process. A second pass takes those that were begun during the first.
+func onThreads(pid int, do func(tid int) error) error {
 	for range 2 {
 		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 		if err != nil {
@@ -641,8 +649,8 @@ func pin(pid, cpu int) error {
 			if err != nil {
 				continue
 			}
-			if err := unix.SchedSetaffinity(tid, &set); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("处理器 %d (processor): %w", cpu, err)
+			if err := do(tid); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
 			}
 		}
 	}

@@ -31,13 +31,14 @@ const ticks = 100
 // A processorTime is what processes have used so far, in seconds.
 type processorTime struct {
 	roles map[string]float64
-	busy  float64 // of all processes of the machine
+	waits map[string]float64 // how long threads that could run had to wait for a processor, all of a role's together
+	busy  float64            // of all processes of the machine
 }
 
 // processors reads the processor times of all processes that take part. The client's is exact, the others' are in
 // ticks of 10 ms.
 func (b *bench) processors() (processorTime, error) {
-	p := processorTime{roles: map[string]float64{}}
+	p := processorTime{roles: map[string]float64{}, waits: map[string]float64{}}
 	roles, err := b.processes()
 	if err != nil {
 		return p, err
@@ -48,7 +49,9 @@ func (b *bench) processors() (processorTime, error) {
 			return p, err
 		}
 		p.roles[role] += stat.used
+		p.waits[role] += readWait(pid)
 	}
+	p.waits[roleClient] = readWait(os.Getpid())
 	var own syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &own); err != nil {
 		return p, err
@@ -136,6 +139,24 @@ func readStat(pid int) (processStat, error) {
 	user, err2 := strconv.ParseFloat(fields[11], 64)
 	system, err3 := strconv.ParseFloat(fields[12], 64)
 	return processStat{parent, (user + system) / ticks}, errors.Join(err1, err2, err3)
+}
+
+// readWait is how long the threads of a process have stood in a processor's run queue, in seconds: the second field of each one's
+// schedstat (the kernel's Documentation/scheduler/sched-stats). Threads that have ended are left out; 0 where the kernel does not tell.
+func readWait(pid int) (sum float64) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid)) // of a constant pattern
+	for _, file := range files {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		if f := strings.Fields(string(raw)); len(f) > 1 {
+			if ns, err := strconv.ParseFloat(f[1], 64); err == nil {
+				sum += ns / 1e9
+			}
+		}
+	}
+	return sum
 }
 
 // A machineInfo says on what was measured.
