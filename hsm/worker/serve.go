@@ -250,8 +250,8 @@ func (s *server) answer(ctx context.Context, k kind, id uint64, body []byte) []b
 	if err == nil && len(out)-headerSize > maxAnswer {
 		err = fmt.Errorf("hsm/worker: an answer of %d bytes, at most %d", len(out), maxAnswer)
 	}
-	if err != nil && ctx.Err() != nil {
-		// A caller knows no context but its own: what gives up because this process ends is for another worker.
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		// A caller knows no context but its own: what gave up because this process ends is for another worker.
 		err = fmt.Errorf("%w: the worker is ending: %w", hsm.ErrUnavailable, err)
 	}
 	if err != nil {
