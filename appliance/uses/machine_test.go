@@ -32,6 +32,9 @@ func TestMachineAdded(t *testing.T) {
 	}
 	b.append(entry(add("staff/D2", 1)))
 	add(hsm.HealthPrefix+"probe", 2)
+	if err := r.Follow(t.Context()); err != nil { // it sees the machine before its entries
+		t.Fatal(err)
+	}
 	s := b.pass(r, false)
 	if c := s.Slots["staff.b"]; c.Uses != 2 || c.Entries != 1 || c.Health != 1 || s.Open != 0 || s.Alarms != 0 {
 		t.Errorf("summary %+v", s)

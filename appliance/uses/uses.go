@@ -384,6 +384,9 @@ func (r *Reconciler) Follow(ctx context.Context) error {
 		return nil
 	}
 	size, _, err := r.cfg.Store.Head(ctx) // first, as in pass
+	if err == nil {
+		err = r.follow(nil) // before the entries of a machine that has come since are read
+	}
 	if err != nil {
 		return fmt.Errorf("uses: %w", err)
 	}
@@ -470,13 +473,26 @@ func (r *Reconciler) scan(ctx context.Context, size uint64) error {
 	crashed := r.crashed()
 	err := audit.Scan(ctx, r.cfg.Store, min(r.st.Entries, size), size, func(rec audit.Record) error {
 		e := &rec.Entry
+		// The next scan begins behind each entry that was settled, or a signature that RSA made twice could be accounted for twice
+		// by one entry; and before one that could not be read.
+		type found struct {
+			signature uselog.Hash
+			how       settled
+		}
+		var all []found
+		if len(r.open) > 0 || crashed {
+			if err := settle(ctx, r.cfg.Store, e, func(h uselog.Hash, how settled) { all = append(all, found{h, how}) }); err != nil {
+				return err
+			}
+		}
 		if life, ok := e.Field(FieldLife).(audit.Octets); ok {
 			r.st.Lives = append(r.st.Lives, hex.EncodeToString(life))
 		}
-		if len(r.open) == 0 && !crashed {
-			return nil
+		for _, one := range all {
+			r.account(one.signature, one.how)
 		}
-		return settle(ctx, r.cfg.Store, e, r.account)
+		r.st.Entries = rec.Sequence + 1
+		return nil
 	})
 	if err != nil {
 		return err

@@ -252,7 +252,7 @@ func (s *server) answer(ctx context.Context, k kind, id uint64, body []byte) []b
 	}
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		// A caller knows no context but its own: what gave up because this process ends is for another worker.
-		err = fmt.Errorf("%w: the worker is ending: %w", hsm.ErrUnavailable, err)
+		err = fmt.Errorf("%w: the worker is ending: %v", hsm.ErrUnavailable, err)
 	}
 	if err != nil {
 		out = addError(begin(kindError, id), err)

@@ -333,7 +333,7 @@ func sign(t *testing.T, c *client.Client, id string) *wire.SignResult {
 	var evidence []byte
 	until(t, "evidence", func(ctx context.Context) error {
 		var refused *client.Problem
-		if evidence, err = c.Evidence(ctx, r.RecordID); errors.As(err, &refused) && refused.Code != string(problem.NotReady) {
+		if evidence, err = c.Evidence(ctx, r.RecordID); err != nil && (!errors.As(err, &refused) || refused.Code != string(problem.NotReady)) {
 			t.Fatal(err)
 		}
 		return err // a busy machine's checkpoint may be late: it is said to be asked again
