@@ -186,9 +186,9 @@ type sample struct {
 	Seconds float64            `json:"seconds"`
 	CPU     map[string]float64 `json:"cpu_seconds"`  // by role; until the projection has caught up, too
 	Waits   map[string]float64 `json:"wait_seconds"` // for a processor, by role, likewise
-	Others  float64            `json:"other_cores"` // processors that others kept busy
-	Lag     uint64             `json:"lag"`         // entries that the projection was behind at the end
-	P50     float64            `json:"p50_ms"`      // of one call
+	Others  float64            `json:"other_cores"`  // processors that others kept busy
+	Lag     uint64             `json:"lag"`          // entries that the projection was behind at the end
+	P50     float64            `json:"p50_ms"`       // of one call
 	P99     float64            `json:"p99_ms"`
 }
 
