@@ -43,7 +43,7 @@ func sealed(t *testing.T, fresh func(testing.TB) *Database) {
 		"as before this release": {statements: []string{`UPDATE yj_decision SET row_mac = NULL, mac_key_id = NULL WHERE created_by = 'east' AND version_no < 8`, `DELETE FROM yj_set_root WHERE set_name = 'yj_decision' AND node_id = 'east'`}, want: []string{"row-mac-wrong yj_decision ", "row-mac-wrong yj_decision ", "row-mac-wrong yj_decision ", "row-mac-wrong yj_decision ", "rolled-back yj_decision ", "set-root-wrong yj_decision "}},
 		"last week's decisions":  {restore: []string{"yj_decision"}, want: []string{"set-root-wrong yj_decision ", "row-missing yj_decision "}},
 		"and their roots":        {restore: []string{"yj_decision", "yj_set_root"}, want: []string{"rolled-back yj_decision ", "row-missing yj_decision ", "rolled-back yj_duplicate ", "set-root-wrong yj_duplicate "}},
-		"a mark":                 {statements: []string{`UPDATE yj_duplicate SET of_seq = 1 WHERE created_by = 'shipper/east' AND ` + last}, want: []string{"row-mac-wrong yj_duplicate "}},
+		"a mark":                 {statements: []string{`UPDATE yj_duplicate SET of_seq = of_seq + 1 WHERE created_by = 'shipper/east' AND ` + last}, want: []string{"row-mac-wrong yj_duplicate "}},
 		"a mark removed":         {statements: []string{`DELETE FROM yj_duplicate WHERE created_by = 'shipper/east' AND ` + last}, want: []string{"set-root-wrong yj_duplicate "}},
 		"a mark added":           {statements: []string{mark("900", "created_by")}, want: []string{"row-mac-wrong yj_duplicate ", "set-root-wrong yj_duplicate "}},
 		"a mark by nobody":       {statements: []string{mark("900", "'x'")}, want: []string{"row-foreign yj_duplicate "}},
