@@ -179,7 +179,7 @@ var (
 	// Whether the token performed the operation is not known.
 	ErrDeadline = errors.New("hsm: the cipher machine did not answer in time")
 	// ErrUnavailable means that no session can be had just now: the worker is being restarted, or the breaker is
-	// open. Trying again later is right.
+	// open. Trying again later is right. Where a worker ended under a call the token may have performed the operation.
 	ErrUnavailable = errors.New("hsm: cipher machine unavailable")
 	// ErrNeedsOperator means that a PIN was refused. Nothing is tried again until a person has looked: a loop
 	// would lock the token.

@@ -94,7 +94,7 @@ type use struct {
 	Left  int64 `json:"left,omitempty"`  // ms from this use to its worker's last
 	After bool  `json:"after,omitempty"` // its start had ended in order before
 
-	seen time.Time // when a pass saw it first; monotonic
+	seen time.Time // when Follow or a pass saw it first; monotonic
 }
 
 // A slot is one slot's side.

@@ -5,7 +5,9 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -38,7 +40,7 @@ func main() {
 		ctx, stop := context.WithTimeout(context.Background(), between)
 		answer, err := admin.State(ctx)
 		stop()
-		if page := page(image, answer, err, addresses()); page != last {
+		if page := page(image, answer, err, addresses(), kernel(laidDown, "/proc/sys")); page != last {
 			last = page
 			// A serial line sends carriage returns of its own only where somebody set it so.
 			fmt.Print(strings.ReplaceAll(page, "\n", "\r\n"))
@@ -61,6 +63,43 @@ func addresses() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// laidDown are the kernel's parameters as the image sets them, and the last of its start.
+var laidDown = []string{"/usr/lib/sysctl.d/90-yinjian.conf", "/usr/lib/yinjian/sealed.conf"}
+
+// parameters say how the running kernel's lie to what was laid down: as it says, otherwise (each by name), or not for us to read.
+type parameters struct {
+	same, hidden int
+	others       []string
+}
+
+// kernel compares the parameters in files (sysctl.d(5)) with those under root. What cannot be read at all is named, as what differs is.
+func kernel(files []string, root string) (p parameters) {
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			p.others = append(p.others, file)
+		}
+		for line := range strings.Lines(string(text)) {
+			name, want, is := strings.Cut(line, "=")
+			if name, want = strings.TrimSpace(name), strings.TrimSpace(want); !is || strings.HasPrefix(name, "#") {
+				continue
+			}
+			got, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(strings.ReplaceAll(name, ".", "/"))))
+			switch said := strings.TrimSpace(string(got)); {
+			case errors.Is(err, fs.ErrPermission):
+				p.hidden++
+			case err != nil:
+				p.others = append(p.others, name+" 没有 (none)")
+			case said != want:
+				p.others = append(p.others, name+"="+said)
+			default:
+				p.same++
+			}
+		}
+	}
+	return p
 }
 
 // status is what is shown of the body of /admin/v1/state, in any state.
@@ -101,7 +140,7 @@ const mostWarnings = 5
 
 // page is what is written. Of the appliance's words only printable characters are let through: a name must not become a
 // terminal's command.
-func page(image layout.Image, answer json.RawMessage, err error, addresses []string) string {
+func page(image layout.Image, answer json.RawMessage, err error, addresses []string, kernel parameters) string {
 	var b strings.Builder
 	line := func(format string, args ...any) {
 		text := strings.Map(func(r rune) rune {
@@ -116,6 +155,11 @@ func page(image layout.Image, answer json.RawMessage, err error, addresses []str
 	line("印鉴 Yinjian %s，镜像 image %d", image.Version, image.Index)
 	if image.Variant == layout.Evaluation {
 		line("评估版：软件密码机，未经认证，不得用于生产 (EVALUATION: software cipher machine, not certified)")
+	}
+	if len(kernel.others) == 0 {
+		line("内核参数 kernel: %d 项与规定相同，%d 项无权读 (as laid down; not readable)", kernel.same, kernel.hidden)
+	} else {
+		line("! 内核参数与规定不同 (not as laid down): %s", strings.Join(kernel.others, " "))
 	}
 	if addresses == nil {
 		addresses = []string{"没有 (none)"}

@@ -190,6 +190,7 @@ func TestImage(t *testing.T) {
 		}
 		outside.hold(t, loginAgain(t, v))
 		record(t, "keys and rows outside looked at", v)
+		v.Wait("kernel: 38 项与规定相同，1 项无权读") // with modules_disabled, once all else is up
 		shows(t, v, "status", "状态")
 	})
 }

@@ -252,11 +252,18 @@ func escaped(name string) string { return strings.ReplaceAll(name, ",", ",,") }
 // places is how many machines run at once: most of a start is one processor's work.
 const places = 2
 
+// placed are the tests that have a place. A further machine of one needs none: nobody who has a place waits for another.
+var placed sync.Map
+
 // place waits for a place for a machine, or for all of them, and answers what gives it back.
 func place(t testing.TB, all bool) func() {
 	t.Helper()
+	if _, has := placed.LoadOrStore(t.Name(), true); has {
+		return func() {}
+	}
 	var held []*os.File
 	release := sync.OnceFunc(func() {
+		placed.Delete(t.Name())
 		for _, f := range held {
 			f.Close()
 		}

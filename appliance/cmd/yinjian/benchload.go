@@ -352,9 +352,17 @@ func (b *loadBench) limits() (all []poolRatio) {
 func slowestSeconds(samples []loadSample) (all []float64) {
 	for _, s := range samples {
 		var measured []int64
+		next := -1.0
 		for i, step := range s.Steps {
 			// The first and last seconds are cut: what is before them is the warm-up, and a stopped round's remainder.
-			if n := len(s.Steps); i < n-1 && step.At >= s.Steps[n-1].At-s.Seconds+1 {
+			n := len(s.Steps)
+			if step.At < s.Steps[n-1].At-s.Seconds+1 {
+				continue
+			}
+			if next >= 0 && step.At > next { // a second without answers has no step
+				measured = append(measured, 0)
+			}
+			if next = step.At + 1; i < n-1 {
 				measured = append(measured, step.Requests)
 			}
 		}

@@ -1,7 +1,12 @@
 package main
 
 import (
+	"os"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -48,5 +53,57 @@ func TestOtherLoaders(t *testing.T) {
 	b.users, b.mix, b.runs = 500, usualMix, []*loaderRun{r, {Name: "k6", Missing: "k6: packaging/dev/deps.sh load"}}
 	if page := loadersPage(machineInfo{}, b); !strings.Contains(page, "1 × 503 time_untrusted") || !strings.Contains(page, "| k6 | | | | 未运行 not run") {
 		t.Error(page)
+	}
+}
+
+// A second without any answer has no step and is the slowest; what is cut off at both ends is not.
+func TestSlowestSeconds(t *testing.T) {
+	steps := func(requests ...int64) (all []loadStep) {
+		for i, n := range requests {
+			if n > 0 {
+				all = append(all, loadStep{At: float64(i), Requests: n})
+			}
+		}
+		return all
+	}
+	for name, c := range map[string]struct {
+		requests []int64
+		want     []float64
+	}{
+		"even":             {[]int64{1, 100, 100, 100, 100, 100, 1}, []float64{1}},
+		"one is slow":      {[]int64{1, 100, 100, 100, 40, 100, 1}, []float64{0.4}},
+		"one has nothing":  {[]int64{1, 100, 100, 100, 0, 100, 1}, []float64{0}},
+		"the last but one": {[]int64{1, 100, 100, 100, 100, 0, 1}, []float64{0}},
+		"nothing":          {nil, nil},
+	} {
+		s := loadSample{}
+		s.Seconds, s.Steps = 4, steps(c.requests...)
+		s.All.Requests = 400
+		if got := slowestSeconds([]loadSample{s}); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
+
+// Two threads that want one processor wait for it, and the kernel's account of that grows.
+func TestReadWait(t *testing.T) {
+	begin := time.Now() // interval
+	before, wait := readWait(os.Getpid()), 0.0
+	var over atomic.Bool
+	var ready sync.WaitGroup
+	for range runtime.NumCPU() + 1 {
+		ready.Go(func() {
+			runtime.LockOSThread() // and ends with the goroutine
+			for !over.Load() {
+			}
+		})
+	}
+	defer ready.Wait()
+	defer over.Store(true)
+	for wait < 0.05 {
+		if wait = readWait(os.Getpid()) - before; time.Since(begin) > time.Minute { // interval
+			t.Fatalf("more threads than processors waited for %.3f s", wait)
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
