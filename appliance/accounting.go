@@ -49,6 +49,7 @@ type accounting struct {
 
 const (
 	reconcileEvery = 30 * time.Second
+	followEvery    = 250 * time.Millisecond // entries wait for it in memory
 	// discardsKept bounds what waits for a journal that cannot be written; the rest will be named by the reconciler.
 	discardsKept  = 10_000
 	discardsEntry = 500
@@ -146,7 +147,7 @@ func (c *accounting) pass(ctx context.Context, final bool) {
 	err := c.flush(ctx)
 	if err == nil && c.reconciler == nil {
 		c.reconciler, err = uses.New(ctx, uses.Config{
-			Dir: UsesDir(c.a.dir), Slots: UsesSlots(), Store: c.a.store, Life: c.life, Append: c.a.journal.Append,
+			Dir: UsesDir(c.a.dir), Slots: UsesSlots(), Store: c.a.store, Recent: c.a.journal.Recent, Life: c.life, Append: c.a.journal.Append,
 			Counters: c.counters, Sessions: c.sessions, Idle: []string{string(hsm.Staff), string(hsm.TSA), string(hsm.CA)},
 			Sealed: func() bool { return c.a.journal.SealedTo() >= c.a.journal.Size() }, Log: c.a.log,
 		})
@@ -165,15 +166,17 @@ func (c *accounting) pass(ctx context.Context, final bool) {
 	}
 }
 
-// run follows both sides by the second and passes from time to time until ctx ends, and once more.
+// run follows both sides and passes from time to time until ctx ends, and once more.
 func (c *accounting) run(ctx context.Context) error {
-	flush, tick := time.NewTicker(time.Second), time.NewTicker(reconcileEvery)
+	flush, follow, tick := time.NewTicker(time.Second), time.NewTicker(followEvery), time.NewTicker(reconcileEvery)
 	defer flush.Stop()
+	defer follow.Stop()
 	defer tick.Stop()
 	for {
 		select {
 		case <-flush.C:
 			_ = c.flush(ctx) // pass says what is wrong, with this and with the next
+		case <-follow.C:
 			if c.reconciler != nil {
 				_ = c.reconciler.Follow(ctx)
 			}

@@ -11,7 +11,7 @@ func (j *Journal) Waiting() int {
 
 // RecentFrom are the sequences of entries that are in memory still, from one on.
 func (j *Journal) RecentFrom(from uint64, most int) (out []uint64) {
-	for _, r := range j.recentFrom(from, most) {
+	for _, r := range j.recentFrom(nil, from, most) {
 		out = append(out, r.Sequence)
 	}
 	return out

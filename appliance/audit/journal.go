@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -130,7 +131,7 @@ type Journal struct {
 
 	recent      []Record // the last entries, without a gap up to the head; none after a write in doubt
 	recentBytes int      // of their encodings
-	followed    bool     // somebody asks for them
+	asked       [followers]asking
 	kept        []Record // the memory that recent is a part of
 
 	sums sharedSums
@@ -186,7 +187,7 @@ func (j *Journal) keepRecent(rs []*request) {
 			continue
 		}
 		j.refs.add(r.receipt.Sequence, r.receipt.Entry.Ref)
-		if !j.followed {
+		if j.asked == ([followers]asking{}) {
 			continue
 		}
 		if len(j.recent) == cap(j.recent) { // at the end of the memory that holds them: back to its beginning
@@ -247,22 +248,62 @@ func (r *recentRefs) add(sequence uint64, ref []byte) {
 	}
 }
 
-// recentFrom answers the entries from number from on, most at most, if they are still in memory; none if not.
-func (j *Journal) recentFrom(from uint64, most int) []Record {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.followed = true
-	if len(j.recent) == 0 || from < j.recent[0].Sequence || from-j.recent[0].Sequence >= uint64(len(j.recent)) {
-		return nil
-	}
-	found := j.recent[from-j.recent[0].Sequence:]
-	return slices.Clone(found[:min(len(found), most)])
+// Who reads the entries that are in memory: the shipper, and who asks by [Journal.Recent].
+const (
+	shipping = iota
+	following
+	followers
+)
+
+// An asking is how far one of them is.
+type asking struct {
+	yes  bool   // he has asked
+	from uint64 // and is done with what is before
 }
 
-// forgetRecent lets go of the entries before that number: they were shipped.
+// Recent appends to into the entries from number from on, most at most, if they are still in memory; none if not: [Journal.Range] has them.
+// Those before are let go. There is one who asks, from the first time on what is written is kept for him, within bounds.
+func (j *Journal) Recent(into []Record, from uint64, most int) []Record {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	into = j.recentOf(following, into, from, most)
+	j.letGo()
+	return into
+}
+
+// recentFrom is Recent for the shipper, and lets go of nothing.
+func (j *Journal) recentFrom(into []Record, from uint64, most int) []Record {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.recentOf(shipping, into, from, most)
+}
+
+// recentOf, as letGo, is called with mu held.
+func (j *Journal) recentOf(who int, into []Record, from uint64, most int) []Record {
+	j.asked[who] = asking{true, from}
+	if len(j.recent) == 0 || from < j.recent[0].Sequence || from-j.recent[0].Sequence >= uint64(len(j.recent)) {
+		return into
+	}
+	found := j.recent[from-j.recent[0].Sequence:]
+	return append(into, found[:min(len(found), most)]...)
+}
+
+// forgetRecent says of the entries before that number that they were shipped.
 func (j *Journal) forgetRecent(before uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	j.asked[shipping] = asking{true, before}
+	j.letGo()
+}
+
+// letGo lets go of the entries that nobody will ask for.
+func (j *Journal) letGo() {
+	before := uint64(math.MaxUint64)
+	for _, a := range j.asked {
+		if a.yes {
+			before = min(before, a.from)
+		}
+	}
 	drop := 0
 	for ; drop < len(j.recent) && j.recent[drop].Sequence < before; drop++ {
 		j.recentBytes -= len(j.recent[drop].EntryDER)

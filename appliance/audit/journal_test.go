@@ -440,4 +440,27 @@ func TestRecent(t *testing.T) {
 	want(at-audit.MaxRecent, 1)
 	want(at-audit.MaxRecent+1, 1, at-audit.MaxRecent+1)
 	want(at, 5, at)
+	// A second who asks has what he has not let go of, whatever was shipped.
+	second := func(from uint64, most int, want ...uint64) {
+		t.Helper()
+		var got []uint64
+		for _, r := range j.Recent(nil, from, most) {
+			got = append(got, r.Sequence)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("second from %d: %d, want %d", from, got, want)
+		}
+	}
+	second(at, 1, at)
+	add(3)
+	j.ForgetRecent(at + 1)
+	second(at-2, 2, at-2, at-1)
+	second(at, 9, at)
+	second(at-2, 2) // he has let go of it
+	want(at+1, 9)
+	j.ForgetRecent(at + 1)
+	second(at+1, 9)
+	if n := j.RecentBytes(); n != 0 {
+		t.Errorf("%d bytes are kept of nothing", n)
+	}
 }

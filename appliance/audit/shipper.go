@@ -35,7 +35,8 @@ type ShipperConfig struct {
 // A Shipper copies the journal's entries to a projection: in order, at least once, applied once. It never delays the
 // journal. Safe for concurrent use.
 type Shipper struct {
-	cfg ShipperConfig
+	cfg   ShipperConfig
+	fresh []Record // what is being shipped, and room for the next
 
 	mu     sync.Mutex // guards what follows
 	status ShipperStatus
@@ -240,7 +241,9 @@ func (s *Shipper) ship(ctx context.Context, next uint64) (uint64, error) {
 	}
 	// What was just written is in memory still; what is not is read from the disk.
 	var err error
-	fresh := s.cfg.Journal.recentFrom(next, rows)
+	fresh := s.cfg.Journal.recentFrom(s.fresh[:0], next, rows)
+	defer clear(fresh)
+	s.fresh = fresh
 	b.Rows = make([]ProjectedRow, 0, len(fresh))
 	for i := 0; i < len(fresh) && err == nil; i++ {
 		err = add(fresh[i])

@@ -18,8 +18,8 @@ type Source interface {
 	Range(ctx context.Context, from uint64, fn func(Record) error) error
 	// WaitSize waits until there are more than size entries, or ctx ends.
 	WaitSize(ctx context.Context, size uint64) (uint64, error)
-	// recentFrom answers entries that are in memory still.
-	recentFrom(from uint64, most int) []Record
+	// recentFrom appends entries that are in memory still.
+	recentFrom(into []Record, from uint64, most int) []Record
 	// forgetRecent lets go of those before a number.
 	forgetRecent(before uint64)
 }
@@ -86,5 +86,5 @@ func (c *Copy) WaitSize(ctx context.Context, size uint64) (uint64, error) {
 	return c.Size(), ctx.Err()
 }
 
-func (c *Copy) recentFrom(uint64, int) []Record { return nil }
-func (c *Copy) forgetRecent(uint64)             {}
+func (c *Copy) recentFrom(into []Record, _ uint64, _ int) []Record { return into }
+func (c *Copy) forgetRecent(uint64)                                {}

@@ -95,6 +95,8 @@ type use struct {
 	After bool  `json:"after,omitempty"` // its start had ended in order before
 
 	seen time.Time // when Follow or a pass saw it first; monotonic
+	// Signature and Signed of the log. The texts are made by waiting: nearly every use has its account before.
+	signature, signed uselog.Hash
 }
 
 // A slot is one slot's side.
@@ -129,7 +131,9 @@ type Config struct {
 	Dir   string   // the logs of uses, and what is kept here
 	Slots []string // whose logs there must be; others in Dir, and those that the last total knows, are read as well
 	Store audit.Store
-	Life  uselog.Hash // of this start
+	// Recent answers entries that were written just now, as [audit.Journal.Recent]; nil: all are read from the store.
+	Recent func(into []audit.Record, from uint64, most int) []audit.Record
+	Life   uselog.Hash // of this start
 	// Append writes an entry; nil: nothing is written, and nothing is kept.
 	Append func(context.Context, audit.Draft) (audit.Receipt, error)
 	// Counters answers how often each key of a slot has signed as the cipher machine itself counts; none, where it does
@@ -157,6 +161,7 @@ type Reconciler struct {
 	told    time.Time // of the last total; monotonic
 	counted time.Time // when the cipher machine's counts were read last; monotonic
 	apart   []Difference
+	recent  []audit.Record    // room for entries that are in memory
 	passed  bool              // once
 	orphans uint64            // signatures that entries hold and whose uses a power cut took; of the first pass after workers crashed
 	first   bool              // there was no total
@@ -297,6 +302,8 @@ func (r *Reconciler) follow(names []string) error {
 			return err
 		}
 		for _, u := range r.st.Slots[name].Open {
+			b, _ := hex.DecodeString(u.Signature) // ours
+			copy(u.signature[:], b)
 			r.add(u)
 		}
 	}
@@ -309,22 +316,20 @@ func digestOf(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (u *use) digest() (h uselog.Hash) {
-	b, _ := hex.DecodeString(u.Signature) // ours
-	copy(h[:], b)
-	return h
-}
-
 // add makes a use wait for its account.
 func (r *Reconciler) add(u *use) {
 	u.seen = time.Now() // interval
-	h := u.digest()
-	r.open[h] = append(r.open[h], u)
+	r.open[u.signature] = append(r.open[u.signature], u)
 }
 
 // waiting are the uses without an account, in the order in which each slot made them.
 func (r *Reconciler) waiting() []*use {
 	all := slices.Concat(slices.Collect(maps.Values(r.open))...)
+	for _, u := range all {
+		if u.Signature == "" {
+			u.Signature, u.Signed = hex.EncodeToString(u.signature[:]), hex.EncodeToString(u.signed[:])
+		}
+	}
 	slices.SortFunc(all, func(a, b *use) int {
 		return cmp.Or(strings.Compare(a.Slot, b.Slot), cmp.Compare(a.Number, b.Number))
 	})
@@ -333,7 +338,7 @@ func (r *Reconciler) waiting() []*use {
 
 // remove takes one out.
 func (r *Reconciler) remove(u *use) {
-	h := u.digest()
+	h := u.signature
 	if l := slices.DeleteFunc(r.open[h], func(o *use) bool { return o == u }); len(l) > 0 {
 		r.open[h] = l
 	} else {
@@ -471,7 +476,7 @@ func (r *Reconciler) crashed() bool {
 // scan has the journal's entries up to size account for uses.
 func (r *Reconciler) scan(ctx context.Context, size uint64) error {
 	crashed := r.crashed()
-	err := audit.Scan(ctx, r.cfg.Store, min(r.st.Entries, size), size, func(rec audit.Record) error {
+	one := func(rec audit.Record) error {
 		e := &rec.Entry
 		// The next scan begins behind each entry that was settled, or a signature that RSA made twice could be accounted for twice
 		// by one entry; and before one that could not be read.
@@ -493,13 +498,30 @@ func (r *Reconciler) scan(ctx context.Context, size uint64) error {
 		}
 		r.st.Entries = rec.Sequence + 1
 		return nil
-	})
-	if err != nil {
-		return err
+	}
+	for r.cfg.Recent != nil && r.st.Entries < size {
+		found := r.cfg.Recent(r.recent[:0], r.st.Entries, int(min(size-r.st.Entries, atOnce)))
+		for i := range found {
+			if err := one(found[i]); err != nil {
+				return err
+			}
+		}
+		clear(found)
+		if r.recent = found; len(found) == 0 {
+			break
+		}
+	}
+	if r.st.Entries < size {
+		if err := audit.Scan(ctx, r.cfg.Store, r.st.Entries, size, one); err != nil {
+			return err
+		}
 	}
 	r.st.Entries = size
 	return nil
 }
+
+// atOnce is how many entries are asked for that are in memory.
+const atOnce = 256
 
 // account takes one use of a signature out of those that wait.
 func (r *Reconciler) account(h uselog.Hash, how settled) {
@@ -557,9 +579,9 @@ func (r *Reconciler) read(name string) error {
 				}
 				r.add(&use{
 					Named: Named{
-						Slot: name, Key: rec.Label, Number: rec.Number, Counter: rec.Counter, Signature: hex.EncodeToString(rec.Signature[:]),
-						Signed: hex.EncodeToString(rec.Signed[:]), AtMS: s.atMS, Life: s.Life,
+						Slot: name, Key: rec.Label, Number: rec.Number, Counter: rec.Counter, AtMS: s.atMS, Life: s.Life,
 					},
+					signature: rec.Signature, signed: rec.Signed,
 					After: s.Final != "" && s.Life == s.Final,
 				})
 			}

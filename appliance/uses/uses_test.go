@@ -469,6 +469,51 @@ func TestScanBrokenOff(t *testing.T) {
 	}
 }
 
+// TestRecent: what is in memory is not read from the store and accounts as what is read; the rest is read.
+func TestRecent(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	store, asked, left := &counting{Store: b.store}, 0, 1000
+	r := b.reconciler(func(c *uses.Config) {
+		c.Store, c.Grace = store, 1
+		c.Recent = func(into []audit.Record, from uint64, most int) []audit.Record {
+			asked++
+			into = b.journal.Recent(into, from, min(most, left))
+			left -= len(into)
+			return into
+		}
+	})
+	b.record(1)
+	b.pass(r, false) // from here on entries are kept
+	lost := b.sign(2)
+	for n := range 600 { // more than are asked for at once
+		b.record(10 + n)
+	}
+	store.rows, asked = 0, 0
+	if err := r.Follow(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if store.rows != 0 || asked < 3 {
+		t.Errorf("%d rows were read of 600 entries in memory, in %d questions", store.rows, asked)
+	}
+	s := b.pass(r, false)
+	if c := s.Slots["staff"]; c.Uses != 602 || c.Entries != 601 || c.Unaccounted != 1 || s.Alarms != 1 || s.Entries != b.journal.Size()-2 {
+		t.Errorf("summary %+v of %d entries", s, b.journal.Size())
+	}
+	if v := b.verify(); len(v.Named) != 1 || v.Named[0].Signature != fmt.Sprintf("%x", sm3.Sum(lost)) || v.Named[0].Signed == "" {
+		t.Errorf("named %+v", v.Named)
+	}
+	left = 100 // and then the memory has none
+	for n := range 200 {
+		b.record(1000 + n)
+	}
+	store.rows = 0
+	s = b.pass(r, false)
+	if c := s.Slots["staff"]; c.Uses != 802 || c.Entries != 801 || c.Unaccounted != 1 || left != 0 || store.rows < 100 || store.rows > 200 {
+		t.Errorf("summary %+v, %d rows read", s, store.rows)
+	}
+}
+
 // TestFollow: what was followed costs the next pass nothing, and to follow writes and names nothing.
 func TestFollow(t *testing.T) {
 	t.Parallel()

@@ -64,7 +64,7 @@ func TestLoadBaseRefuses(t *testing.T) {
 		"unknown hash":   {`verity_hash = "sha256"`, `verity_hash = "md5"`},
 		"unknown format": {`format = "deb"`, `format = "apk"`},
 		"unknown arch":   {`arch = "amd64"`, `arch = "pdp11"`},
-		"over the slot":  {"root_budget_mib = 60", "root_budget_mib = 65"},
+		"over the slot":  {"root_budget_mib = 57", "root_budget_mib = 65"},
 		"not a pattern":  {`"CONFIG_EFI=y"`, `"CONFIG_(EFI=y"`},
 	} {
 		if !strings.Contains(string(text), change[0]) {

@@ -68,35 +68,39 @@ func addresses() []string {
 // laidDown are the kernel's parameters as the image sets them, and the last of its start.
 var laidDown = []string{"/usr/lib/sysctl.d/90-yinjian.conf", "/usr/lib/yinjian/sealed.conf"}
 
-// parameters say how the running kernel's lie to what was laid down: as it says, otherwise (each by name), or not for us to read.
+// parameters say how the running kernel's lie to what was laid down: as it says, otherwise (each by name), or for root alone to read.
 type parameters struct {
-	same, hidden int
-	others       []string
+	same           int
+	hidden, others []string
 }
 
-// kernel compares the parameters in files (sysctl.d(5)) with those under root. What cannot be read at all is named, as what differs is.
+// kernel compares the parameters in files, lines of name = value, with those under root. What cannot be read is named, as what differs is.
 func kernel(files []string, root string) (p parameters) {
 	for _, file := range files {
 		text, err := os.ReadFile(file)
-		if err != nil {
-			p.others = append(p.others, file)
-		}
+		found := 0
 		for line := range strings.Lines(string(text)) {
 			name, want, is := strings.Cut(line, "=")
 			if name, want = strings.TrimSpace(name), strings.TrimSpace(want); !is || strings.HasPrefix(name, "#") {
 				continue
 			}
+			found++
 			got, err := os.ReadFile(filepath.Join(root, filepath.FromSlash(strings.ReplaceAll(name, ".", "/"))))
 			switch said := strings.TrimSpace(string(got)); {
 			case errors.Is(err, fs.ErrPermission):
-				p.hidden++
-			case err != nil:
+				p.hidden = append(p.hidden, name)
+			case errors.Is(err, fs.ErrNotExist):
 				p.others = append(p.others, name+" 没有 (none)")
+			case err != nil:
+				p.others = append(p.others, fmt.Sprintf("%s (%v)", name, err))
 			case said != want:
 				p.others = append(p.others, name+"="+said)
 			default:
 				p.same++
 			}
+		}
+		if err != nil || found == 0 {
+			p.others = append(p.others, file)
 		}
 	}
 	return p
@@ -157,9 +161,13 @@ func page(image layout.Image, answer json.RawMessage, err error, addresses []str
 		line("评估版：软件密码机，未经认证，不得用于生产 (EVALUATION: software cipher machine, not certified)")
 	}
 	if len(kernel.others) == 0 {
-		line("内核参数 kernel: %d 项与规定相同，%d 项无权读 (as laid down; not readable)", kernel.same, kernel.hidden)
+		line("内核参数 kernel: %d 项与规定相同 (as laid down)", kernel.same)
 	} else {
-		line("! 内核参数与规定不同 (not as laid down): %s", strings.Join(kernel.others, " "))
+		shown := kernel.others[:min(len(kernel.others), mostWarnings)]
+		line("! 内核参数 %d 项与规定不同 (not as laid down): %s", len(kernel.others), strings.Join(shown, " "))
+	}
+	if len(kernel.hidden) > 0 {
+		line("  只有 root 能读，未对照 (not compared): %s", strings.Join(kernel.hidden, " "))
 	}
 	if addresses == nil {
 		addresses = []string{"没有 (none)"}

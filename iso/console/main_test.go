@@ -35,8 +35,8 @@ func TestPage(t *testing.T) {
 		"a terminal's command": {release, `{"state":"operational","ready":true,"node":"x\u001b[2Jy\u0007\r\nSTATE: z"}`, nil,
 			[]string{"x[2JySTATE: z"}, []string{"\x1b", "\a", "\r", "\nSTATE: z"}},
 	} {
-		got := page(c.image, json.RawMessage(c.answer), c.err, []string{"192.0.2.10"}, parameters{same: 38, hidden: 1})
-		c.want = append(c.want, "kernel: 38 项与规定相同，1 项")
+		got := page(c.image, json.RawMessage(c.answer), c.err, []string{"192.0.2.10"}, parameters{same: 37, hidden: []string{"net.core.bpf_jit_harden"}})
+		c.want = append(c.want, "kernel: 37 项与规定相同", "not compared): net.core.bpf_jit_harden\n")
 		for _, w := range c.want {
 			if !strings.Contains(got, w) {
 				t.Errorf("%s: no %q in\n%s", name, w, got)
@@ -53,22 +53,24 @@ func TestPage(t *testing.T) {
 func TestKernel(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	conf := filepath.Join(dir, "conf")
 	for name, text := range map[string]string{
-		"conf":         "# what it stops\nkernel.sysrq = 0\nkernel.core_pattern = |/bin/false\nkernel.modules_disabled = 1\nnet.core.gone = 2\n",
-		"kernel/sysrq": "0\n", "kernel/core_pattern": "|/bin/false\n", "kernel/modules_disabled": "0\n",
+		"conf":  "# what it stops\nkernel.sysrq = 0\nkernel.core_pattern = |/bin/false\nkernel.modules_disabled = 1\nnet.core.gone = 2\nkernel.folder = 1\n",
+		"empty": "# kernel.sysrq = 0\n", "kernel/sysrq": "0\n", "kernel/core_pattern": "|/bin/false\n", "kernel/modules_disabled": "0\n", "kernel/folder/file": "",
 	} {
 		path := filepath.Join(dir, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	got := kernel([]string{conf, filepath.Join(dir, "none")}, dir)
-	if want := []string{"kernel.modules_disabled=0", "net.core.gone 没有 (none)", filepath.Join(dir, "none")}; got.same != 2 || !slices.Equal(got.others, want) {
+	files := []string{filepath.Join(dir, "conf"), filepath.Join(dir, "empty"), filepath.Join(dir, "none")}
+	got := kernel(files, dir)
+	if want := []string{"kernel.modules_disabled=0", "net.core.gone 没有 (none)"}; got.same != 2 || len(got.hidden) != 0 || len(got.others) != 5 || !slices.Equal(got.others[:2], want) ||
+		!strings.HasPrefix(got.others[2], "kernel.folder (read ") || !slices.Equal(got.others[3:], files[1:]) {
 		t.Errorf("%+v, want %q", got, want)
 	}
+	got.others = append(got.others, "a sixth")
 	said := page(layout.Image{}, nil, nil, nil, got)
-	if !strings.Contains(said, "not as laid down): kernel.modules_disabled=0 net.core.gone") {
+	if !strings.Contains(said, "6 项与规定不同 (not as laid down): kernel.modules_disabled=0 net.core.gone") || strings.Contains(said, "sixth") || strings.Contains(said, "not compared") {
 		t.Error(said)
 	}
 }

@@ -252,22 +252,53 @@ func escaped(name string) string { return strings.ReplaceAll(name, ",", ",,") }
 // places is how many machines run at once: most of a start is one processor's work.
 const places = 2
 
-// placed are the tests that have a place. A further machine of one needs none: nobody who has a place waits for another.
-var placed sync.Map
+// seats are the places that tests of this process have, by the test's name; a subtest is a test of its own.
+var seats = struct {
+	sync.Mutex
+	of map[string]*seat
+}{of: map[string]*seat{}}
 
-// place waits for a place for a machine, or for all of them, and answers what gives it back.
+// A seat is a test's place, or all places. It is given back with the last of the test's machines.
+type seat struct {
+	machines int
+	held     []*os.File
+}
+
+// place waits for a place for a machine, or for all of them, and answers what gives it back. A further machine of a test that has one
+// needs none, so that nobody who has a place waits for another one; but who wants all waits until the test's own machines have ended.
 func place(t testing.TB, all bool) func() {
 	t.Helper()
-	if _, has := placed.LoadOrStore(t.Name(), true); has {
-		return func() {}
-	}
-	var held []*os.File
+	name := t.Name()
 	release := sync.OnceFunc(func() {
-		placed.Delete(t.Name())
-		for _, f := range held {
+		seats.Lock()
+		defer seats.Unlock()
+		s := seats.of[name]
+		if s.machines--; s.machines > 0 {
+			return
+		}
+		delete(seats.of, name)
+		for _, f := range s.held {
 			f.Close()
 		}
 	})
+	for ; ; time.Sleep(200 * time.Millisecond) {
+		seats.Lock()
+		s := seats.of[name]
+		if s == nil {
+			break
+		}
+		if !all {
+			s.machines++
+		}
+		seats.Unlock()
+		if !all {
+			t.Cleanup(release)
+			return release
+		}
+	}
+	s := &seat{machines: 1}
+	seats.of[name] = s
+	seats.Unlock()
 	t.Cleanup(release) // should the machine not come to be
 	for {
 		for n := range places {
@@ -281,14 +312,14 @@ func place(t testing.TB, all bool) func() {
 			}
 			switch err := syscall.Flock(int(f.Fd()), how); {
 			case err == nil:
-				held = append(held, f)
+				s.held = append(s.held, f)
 			case errors.Is(err, syscall.EWOULDBLOCK):
 				f.Close()
 			default:
 				f.Close()
 				t.Fatal(err)
 			}
-			if len(held) == 1 && !all || len(held) == places {
+			if len(s.held) == 1 && !all || len(s.held) == places {
 				return release
 			}
 		}

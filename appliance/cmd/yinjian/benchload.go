@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -351,20 +352,13 @@ func (b *loadBench) limits() (all []poolRatio) {
 // slowestSeconds is, for each round that has whole seconds, how many were answered in the slowest of them over the round's rate.
 func slowestSeconds(samples []loadSample) (all []float64) {
 	for _, s := range samples {
+		answered := map[float64]int64{} // a second without an answer has no step
+		for _, step := range s.Steps {
+			answered[step.At] = step.Requests
+		}
 		var measured []int64
-		next := -1.0
-		for i, step := range s.Steps {
-			// The first and last seconds are cut: what is before them is the warm-up, and a stopped round's remainder.
-			n := len(s.Steps)
-			if step.At < s.Steps[n-1].At-s.Seconds+1 {
-				continue
-			}
-			if next >= 0 && step.At > next { // a second without answers has no step
-				measured = append(measured, 0)
-			}
-			if next = step.At + 1; i < n-1 {
-				measured = append(measured, step.Requests)
-			}
+		for at := math.Ceil(s.Begun); at+1 <= s.Begun+s.Seconds; at++ {
+			measured = append(measured, answered[at])
 		}
 		if len(measured) > 0 {
 			all = append(all, float64(slices.Min(measured))/s.rate())

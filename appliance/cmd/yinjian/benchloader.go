@@ -188,6 +188,7 @@ type loadResult struct {
 	WarmUp  loadTally             `json:"warm_up"`
 	Classes map[string]*loadTally `json:"classes"`
 	All     loadTally             `json:"all"`
+	Begun   float64               `json:"measured_from_s"` // of Steps: where the warm-up ended
 	Steps   []loadStep            `json:"steps"`
 }
 
@@ -478,6 +479,7 @@ func (l *loader) measure() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.measured = time.Now() // interval
+	l.result.Begun = l.measured.Sub(l.begun).Seconds()
 }
 
 // end is the result; what is answered from now on is not in it.

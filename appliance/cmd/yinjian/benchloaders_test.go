@@ -2,13 +2,13 @@ package main
 
 import (
 	"os"
-	"runtime"
+	"os/exec"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What the other loaders wrote is read as they mean it: classes, errors, and what came while users began, apart.
@@ -56,54 +56,65 @@ func TestOtherLoaders(t *testing.T) {
 	}
 }
 
-// A second without any answer has no step and is the slowest; what is cut off at both ends is not.
+// The slowest second is one that is measured as a whole, without an answer or with few, wherever it stands.
 func TestSlowestSeconds(t *testing.T) {
-	steps := func(requests ...int64) (all []loadStep) {
-		for i, n := range requests {
-			if n > 0 {
-				all = append(all, loadStep{At: float64(i), Requests: n})
-			}
-		}
-		return all
-	}
 	for name, c := range map[string]struct {
 		requests []int64
 		want     []float64
 	}{
-		"even":             {[]int64{1, 100, 100, 100, 100, 100, 1}, []float64{1}},
-		"one is slow":      {[]int64{1, 100, 100, 100, 40, 100, 1}, []float64{0.4}},
-		"one has nothing":  {[]int64{1, 100, 100, 100, 0, 100, 1}, []float64{0}},
-		"the last but one": {[]int64{1, 100, 100, 100, 100, 0, 1}, []float64{0}},
-		"nothing":          {nil, nil},
+		"even":            {[]int64{1, 1, 100, 100, 100, 100, 1}, []float64{1}},
+		"one is slow":     {[]int64{1, 1, 100, 100, 40, 100, 1}, []float64{0.4}},
+		"one has nothing": {[]int64{1, 1, 100, 100, 0, 100, 1}, []float64{0}},
+		"the first":       {[]int64{1, 1, 0, 100, 100, 100, 1}, []float64{0}},
+		"the last two":    {[]int64{1, 1, 100, 100, 0, 0, 0}, []float64{0}},
 	} {
 		s := loadSample{}
-		s.Seconds, s.Steps = 4, steps(c.requests...)
-		s.All.Requests = 400
+		s.Begun, s.Seconds = 1.5, 4.5 // to 6
+		s.All.Requests = 450
+		for i, n := range c.requests {
+			if n > 0 {
+				s.Steps = append(s.Steps, loadStep{At: float64(i), Requests: n})
+			}
+		}
 		if got := slowestSeconds([]loadSample{s}); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
+	if got := slowestSeconds([]loadSample{{}}); got != nil {
+		t.Errorf("of no second: %v", got)
+	}
 }
 
-// Two threads that want one processor wait for it, and the kernel's account of that grows.
+// Of two processes that want the same processor each waits for it, and the kernel's account of that grows.
 func TestReadWait(t *testing.T) {
-	begin := time.Now() // interval
-	before, wait := readWait(os.Getpid()), 0.0
-	var over atomic.Bool
-	var ready sync.WaitGroup
-	for range runtime.NumCPU() + 1 {
-		ready.Go(func() {
-			runtime.LockOSThread() // and ends with the goroutine
-			for !over.Load() {
-			}
-		})
+	t.Parallel()
+	if _, err := os.Stat("/proc/self/schedstat"); err != nil {
+		t.Skip("the kernel keeps no account: ", err)
 	}
-	defer ready.Wait()
-	defer over.Store(true)
-	for wait < 0.05 {
-		if wait = readWait(os.Getpid()) - before; time.Since(begin) > time.Minute { // interval
-			t.Fatalf("more threads than processors waited for %.3f s", wait)
+	var own, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &own); err != nil {
+		t.Fatal(err)
+	}
+	for cpu := 0; one.Count() == 0; cpu++ {
+		if own.IsSet(cpu) {
+			one.Set(cpu)
 		}
-		time.Sleep(20 * time.Millisecond)
+	}
+	pid := 0
+	for range 2 {
+		busy := exec.CommandContext(t.Context(), "sh", "-c", "while :; do :; done")
+		if err := busy.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { busy.Process.Kill(); busy.Wait() })
+		pid = busy.Process.Pid
+		if err := unix.SchedSetaffinity(pid, &one); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for begin := time.Now(); readWait(pid) < 0.05; time.Sleep(20 * time.Millisecond) { // interval
+		if time.Since(begin) > time.Minute { // interval
+			t.Fatalf("it waited for %.3f s", readWait(pid))
+		}
 	}
 }
