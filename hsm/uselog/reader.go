@@ -93,7 +93,12 @@ type Reader struct {
 	offset    int64
 	scan      scan
 	stuck     bool // the file's damage was told
+	buffer    []byte
 }
+
+// maxBuffer is how much memory for records is kept: what a log grows by in a moment, not what a start finds.
+const maxBuffer = 1 << 20
+
 
 // OpenReader reads from a position that was answered earlier; from nil, from the oldest file's beginning. The error is a
 // [*Damage] when the log does not hold the position any more, or nothing before the position follows: then from nil is
@@ -228,7 +233,14 @@ func (r *Reader) readFile(fn func(Record) error) error {
 	if st.Size() < r.offset {
 		return &Damage{Slot: r.slot, What: "cut", Number: r.scan.number, Detail: fmt.Sprintf("%s has %d bytes and had %d", r.file, st.Size(), r.offset)}
 	}
-	b := make([]byte, st.Size()-r.offset)
+	size := int(st.Size() - r.offset)
+	if size > cap(r.buffer) {
+		r.buffer = make([]byte, size)
+	}
+	b := r.buffer[:size] // whose records are copied out of it
+	if size > maxBuffer {
+		r.buffer = nil
+	}
 	if n, err := f.ReadAt(b, r.offset); n < len(b) {
 		return fmt.Errorf("hsm/uselog: %s: %w", r.file, err)
 	}
