@@ -99,7 +99,6 @@ type Reader struct {
 // maxBuffer is how much memory for records is kept: what a log grows by in a moment, not what a start finds.
 const maxBuffer = 1 << 20
 
-
 // OpenReader reads from a position that was answered earlier; from nil, from the oldest file's beginning. The error is a
 // [*Damage] when the log does not hold the position any more, or nothing before the position follows: then from nil is
 // what can be tried.
