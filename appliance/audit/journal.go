@@ -169,8 +169,8 @@ type head struct {
 	changes  uint64
 }
 
-// Bounds of the entries that are kept in memory until they are shipped: some seconds of the busiest load. What the shipper reads from
-// the disk instead is parsed anew. They hold many pointers, which the garbage collector follows.
+// Bounds of the entries that are kept in memory until all who have asked for them are done: some seconds of the busiest load. What is read
+// from the disk instead is parsed anew. They hold many pointers, which the garbage collector follows.
 const (
 	maxRecent      = 8192
 	maxRecentBytes = 16 << 20 // of their encodings
@@ -189,6 +189,10 @@ func (j *Journal) keepRecent(rs []*request) {
 		j.refs.add(r.receipt.Sequence, r.receipt.Entry.Ref)
 		if j.asked == ([followers]asking{}) {
 			continue
+		}
+		if n := len(j.recent); n > 0 && j.recent[n-1].Sequence+1 != r.receipt.Sequence { // never; who reads them relies on it
+			clear(j.recent)
+			j.recent, j.recentBytes = nil, 0
 		}
 		if len(j.recent) == cap(j.recent) { // at the end of the memory that holds them: back to its beginning
 			if j.kept == nil {
@@ -262,7 +266,8 @@ type asking struct {
 }
 
 // Recent appends to into the entries from number from on, most at most, if they are still in memory; none if not: [Journal.Range] has them.
-// Those before are let go. There is one who asks, from the first time on what is written is kept for him, within bounds.
+// Those before are let go. They are on the disk, without a gap. One alone may ask, again and again: from the first time on what is written is
+// kept for him, within bounds; most may be 0, to say how far he is.
 func (j *Journal) Recent(into []Record, from uint64, most int) []Record {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -33,10 +33,10 @@ type ShipperConfig struct {
 }
 
 // A Shipper copies the journal's entries to a projection: in order, at least once, applied once. It never delays the
-// journal. Safe for concurrent use.
+// journal. One Run or Ship runs at a time; Status may be asked meanwhile.
 type Shipper struct {
 	cfg   ShipperConfig
-	fresh []Record // what is being shipped, and room for the next
+	fresh []Record // Ship's, what is being shipped, and room for the next
 
 	mu     sync.Mutex // guards what follows
 	status ShipperStatus

@@ -222,10 +222,11 @@ func (q *Request) validate() error {
 	return nil
 }
 
-// digest is the document's digest under the signature's hash.
+// digest is the document's digest under the signature's hash, in memory of its own: the entry has it, which may be written after the
+// caller was told that its outcome is unknown, and the request's memory is another one's then.
 func (q *Request) digest(contentSM3 [32]byte) []byte {
 	if q.Digest != nil {
-		return q.Digest.Value
+		return bytes.Clone(q.Digest.Value)
 	}
 	if q.Algorithm == string(hsm.SM2) {
 		return contentSM3[:]

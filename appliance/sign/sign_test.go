@@ -1090,3 +1090,21 @@ func TestEntry(t *testing.T) {
 		t.Errorf("payloads %q", names)
 	}
 }
+
+// The entry holds a digest of its own: the caller's memory is another request's when the answer is out.
+func TestDigestIsTheEntrys(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	w.Journal.Recent(nil, w.Journal.Size(), 0) // from here on entries stay in memory
+	q := request("a", "SM2", "cms")
+	q.Content, q.Digest = nil, &sign.Digest{Algorithm: "SM3", Value: testkit.Digest("SM2", testkit.Document)}
+	r := w.Sign(w.app, q)
+	clear(q.Digest.Value)
+	recent := w.Journal.Recent(nil, r.Sequence, 1)
+	if len(recent) != 1 {
+		t.Fatal("the entry is not in memory")
+	}
+	if got, want := recent[0].Entry.Field("digest.value"), audit.Octets(testkit.Digest("SM2", testkit.Document)); !cmp.Equal(got, audit.Value(want)) {
+		t.Errorf("it holds %v, want %v", got, want)
+	}
+}

@@ -94,9 +94,8 @@ type use struct {
 	Left  int64 `json:"left,omitempty"`  // ms from this use to its worker's last
 	After bool  `json:"after,omitempty"` // its start had ended in order before
 
-	seen time.Time // when Follow or a pass saw it first; monotonic
-	// Signature and Signed of the log. The texts are made by waiting: nearly every use has its account before.
-	signature, signed uselog.Hash
+	seen              time.Time   // when Follow or a pass saw it first; monotonic
+	signature, signed uselog.Hash // Signature and Signed, whose texts are made when they are told: nearly every use has its account before
 }
 
 // A slot is one slot's side.
@@ -131,7 +130,7 @@ type Config struct {
 	Dir   string   // the logs of uses, and what is kept here
 	Slots []string // whose logs there must be; others in Dir, and those that the last total knows, are read as well
 	Store audit.Store
-	// Recent answers entries that were written just now, as [audit.Journal.Recent]; nil: all are read from the store.
+	// Recent answers entries that were written just now and are in the store, as [audit.Journal.Recent]; nil: all are read from the store.
 	Recent func(into []audit.Record, from uint64, most int) []audit.Record
 	Life   uselog.Hash // of this start
 	// Append writes an entry; nil: nothing is written, and nothing is kept.
@@ -322,14 +321,17 @@ func (r *Reconciler) add(u *use) {
 	r.open[u.signature] = append(r.open[u.signature], u)
 }
 
+// told is u with its texts.
+func (u *use) told() *use {
+	if u.Signature == "" {
+		u.Signature, u.Signed = hex.EncodeToString(u.signature[:]), hex.EncodeToString(u.signed[:])
+	}
+	return u
+}
+
 // waiting are the uses without an account, in the order in which each slot made them.
 func (r *Reconciler) waiting() []*use {
 	all := slices.Concat(slices.Collect(maps.Values(r.open))...)
-	for _, u := range all {
-		if u.Signature == "" {
-			u.Signature, u.Signed = hex.EncodeToString(u.signature[:]), hex.EncodeToString(u.signed[:])
-		}
-	}
 	slices.SortFunc(all, func(a, b *use) int {
 		return cmp.Or(strings.Compare(a.Slot, b.Slot), cmp.Compare(a.Number, b.Number))
 	})
@@ -389,6 +391,9 @@ func (r *Reconciler) Follow(ctx context.Context) error {
 		return nil
 	}
 	size, _, err := r.cfg.Store.Head(ctx) // first, as in pass
+	if err == nil && size == r.st.Entries {
+		return nil // nothing that could account for a use
+	}
 	if err == nil {
 		err = r.follow(nil) // before the entries of a machine that has come since are read
 	}
@@ -499,17 +504,8 @@ func (r *Reconciler) scan(ctx context.Context, size uint64) error {
 		r.st.Entries = rec.Sequence + 1
 		return nil
 	}
-	for r.cfg.Recent != nil && r.st.Entries < size {
-		found := r.cfg.Recent(r.recent[:0], r.st.Entries, int(min(size-r.st.Entries, atOnce)))
-		for i := range found {
-			if err := one(found[i]); err != nil {
-				return err
-			}
-		}
-		clear(found)
-		if r.recent = found; len(found) == 0 {
-			break
-		}
+	if err := r.scanRecent(size, one); err != nil {
+		return err
 	}
 	if r.st.Entries < size {
 		if err := audit.Scan(ctx, r.cfg.Store, r.st.Entries, size, one); err != nil {
@@ -517,6 +513,32 @@ func (r *Reconciler) scan(ctx context.Context, size uint64) error {
 		}
 	}
 	r.st.Entries = size
+	if r.cfg.Recent != nil {
+		r.cfg.Recent(nil, size, 0) // it can let go of them
+	}
+	return nil
+}
+
+// scanRecent is the part of scan that is in memory.
+func (r *Reconciler) scanRecent(size uint64, one func(audit.Record) error) error {
+	if r.cfg.Recent == nil {
+		return nil
+	}
+	defer func() { clear(r.recent) }()
+	for r.st.Entries < size {
+		r.recent = r.cfg.Recent(r.recent[:0], r.st.Entries, int(min(size-r.st.Entries, atOnce)))
+		if len(r.recent) == 0 {
+			return nil
+		}
+		for i := range r.recent {
+			if r.recent[i].Sequence != r.st.Entries {
+				return nil // the store says what is missing
+			}
+			if err := one(r.recent[i]); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
@@ -629,7 +651,7 @@ func (r *Reconciler) name(ctx context.Context) error {
 	for _, u := range r.waiting() {
 		var now bool
 		if u.Reason, now = r.reason(u); now {
-			due = append(due, u)
+			due = append(due, u.told())
 		}
 	}
 	for part := range slices.Chunk(due, most) {
@@ -708,7 +730,7 @@ func (r *Reconciler) total(ctx context.Context, final bool) error {
 	}
 	for _, u := range open {
 		s := r.st.Slots[u.Slot]
-		s.Open = append(s.Open, u)
+		s.Open = append(s.Open, u.told())
 	}
 	b, err := json.Marshal(&r.st)
 	if err != nil {
@@ -764,7 +786,11 @@ func write(name string, b []byte) error {
 }
 
 func (r *Reconciler) summarize() {
-	s := Summary{Slots: map[string]Count{}, Counters: []string{}, Open: len(r.waiting()), Alarms: r.st.Alarms + uint64(len(r.broken)), Entries: r.st.Entries}
+	open := 0
+	for _, l := range r.open {
+		open += len(l)
+	}
+	s := Summary{Slots: map[string]Count{}, Counters: []string{}, Open: open, Alarms: r.st.Alarms + uint64(len(r.broken)), Entries: r.st.Entries}
 	keys := map[string]map[string]uint64{}
 	for name, slot := range r.st.Slots {
 		var sum Count

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -503,6 +504,9 @@ func TestRecent(t *testing.T) {
 	if v := b.verify(); len(v.Named) != 1 || v.Named[0].Signature != fmt.Sprintf("%x", sm3.Sum(lost)) || v.Named[0].Signed == "" {
 		t.Errorf("named %+v", v.Named)
 	}
+	if got := b.journal.Recent(nil, b.journal.Size()-3, 1); len(got) > 0 {
+		t.Errorf("entry %d, which was followed, is kept", got[0].Sequence)
+	}
 	left = 100 // and then the memory has none
 	for n := range 200 {
 		b.record(1000 + n)
@@ -511,6 +515,33 @@ func TestRecent(t *testing.T) {
 	s = b.pass(r, false)
 	if c := s.Slots["staff"]; c.Uses != 802 || c.Entries != 801 || c.Unaccounted != 1 || left != 0 || store.rows < 100 || store.rows > 200 {
 		t.Errorf("summary %+v, %d rows read", s, store.rows)
+	}
+	// A use that was kept over a start, whose entry comes then.
+	late := b.sign(5000)
+	b.pass(b.reconciler(nil), true) // keeps it
+	r = b.reconciler(func(c *uses.Config) { c.Recent = b.journal.Recent })
+	if s = b.pass(r, false); s.Open != 1 {
+		t.Errorf("kept: %+v", s)
+	}
+	b.append(entry(late))
+	if s = b.pass(r, false); s.Open != 0 || s.Slots["staff"].Entries != 802 {
+		t.Errorf("accounted for late: %+v", s)
+	}
+	// Memory that has a hole is not believed.
+	hole := b.reconciler(func(c *uses.Config) {
+		c.Recent = func(into []audit.Record, from uint64, most int) []audit.Record {
+			if into = b.journal.Recent(into, from, most); len(into) > 2 {
+				into = slices.Delete(into, 1, 2)
+			}
+			return into
+		}
+	})
+	b.pass(hole, false)
+	for n := range 10 {
+		b.record(6000 + n)
+	}
+	if s = b.pass(hole, false); s.Open != 0 || s.Slots["staff"].Entries != 812 {
+		t.Errorf("over a hole: %+v", s)
 	}
 }
 

@@ -104,7 +104,7 @@ func Verify(ctx context.Context, store audit.Store, dir string, slots []string, 
 	for _, u := range r.waiting() {
 		if !u.seen.After(judged) {
 			u.Reason, _ = r.reason(u)
-			rep.Open = append(rep.Open, u.Named)
+			rep.Open = append(rep.Open, u.told().Named)
 		}
 		open[[2]string{u.Slot, u.Key}]++
 	}

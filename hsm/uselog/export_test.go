@@ -14,3 +14,6 @@ func SetSync(every time.Duration, f func(*os.File) error) (undo func()) {
 	syncFile, syncEvery = f, every
 	return func() { syncFile, syncEvery = was, wasEvery }
 }
+
+// MaxBuffer is maxBuffer.
+const MaxBuffer = maxBuffer

@@ -417,3 +417,39 @@ func TestSync(t *testing.T) { // not parallel: it changes how logs are synced
 		t.Errorf("%d of %d bytes are on the disk, and the log is closed", got, want)
 	}
 }
+
+// A reader's memory is used again: what comes after much, or after little, is read as it was written.
+func TestReaderMemory(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l, err := uselog.Open(dir, "staff", uselog.Hash{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r, err := uselog.OpenReader(dir, "staff", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := 0
+	for _, n := range []int{3, 40, 1, 2 * uselog.MaxBuffer / 300, 2, 7} { // a record has some 380 bytes here
+		var want, got []string
+		for range n {
+			written++
+			label := fmt.Sprintf("%d/%s", written, strings.Repeat("k", 240))
+			want = append(want, label)
+			if err := l.Add(label, hsm.SignSM2E, make([]byte, 32), fmt.Append(nil, written)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := r.Next(func(rec uselog.Record) error {
+			if rec.Kind == uselog.Use {
+				got = append(got, rec.Label)
+			}
+			return nil
+		})
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("of %d: %d records, %v", n, len(got), err)
+		}
+	}
+}
