@@ -2,7 +2,7 @@
 # 依次测量各部分，一部分测不成，其余照测，最后指出；各部分用时写入 bench/results/parts.md。make bench 调用，在仓库根目录运行。
 # Measures one part after the other; where one cannot be measured the others are, it is named at the end, and this ends with 1. How long
 # each took goes to bench/results/parts.md. EACH, FEW: seconds of a case in a round (0.6, and 1 where a case is slow); TSA_PEER: flags of
-# bench-tsa that name another peer than sigstore's timestamp-server, which is used where it lies in build; PARTS: those alone.
+# bench-tsa that name another peer than sigstore's timestamp-server, which is used where it lies in build; USERS, LOAD, LOADFLAGS: of the part load, as of make load. PARTS: those alone.
 set -u
 results=bench/results
 each=${EACH:-600ms} few=${FEW:-1s}
@@ -39,6 +39,7 @@ part price build/yinjian bench-price --dir out/bench-price --results $results --
 part database build/yinjian bench-database --dir out/bench-database --results $results # of what is signed in a second the shipper's rate cannot be told
 part console build/yinjian bench-console --dir out/bench-console --results $results --rounds 3 --each "$few"
 part growth build/yinjian bench-growth --dir out/bench-growth --results $results --name growth-million --entries 10000,1000000
+part load build/yinjian bench-load --dir out/load --results $results --users "${USERS:-500}" --long "${LOAD:-10m}" ${LOADFLAGS:-} # as make load
 part capacity build/yinjian bench-capacity --results $results --page docs/capacity.md
 part targets build/yinjian bench-targets --results $results
 part buyer build/yinjian bench-buyer --results $results --readme README.md,README.zh-CN.md
