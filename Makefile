@@ -133,7 +133,7 @@ image-test: image ## what needs the image: two builds compared, virtual machines
 	YINJIAN_IMAGE=$(CURDIR)/build/image $(GO) test -count=1 -timeout 90m -parallel 8 -v ./iso/vmtest # -v: the times are shown; two machines at a time
 
 image-test-changed: ## the same, where anything that it depends on is not as when it passed last (iso/vmtest/passed)
-	packaging/dev/image-test.sh
+	packaging/dev/when-changed.sh image
 
 image-test-long: image ## the same with what takes an hour and more: recovery key, passphrase, power cuts, dialogue, other disks (YINJIAN_SEED, YINJIAN_CUTS, YINJIAN_SOAK), and the image for arm64
 	@$(MAKE) --no-print-directory image ARCH=arm64

@@ -52,7 +52,7 @@ type Result struct {
 //	disk.initrd, iso.initrd          the initramfs
 //	disk.efi, iso.efi                kernels, not signed: the same in each build
 //	disk.signed.efi, iso.signed.efi  signed ones
-//	esp.img                          the EFI system partition of an installed disk, see [layout.ESPImage]
+//	esp.img, esp.img.gz              the EFI system partition of an installed disk, see [layout.ESPImage]
 //	yinjian.iso                      the installation medium
 //	update.json                      the manifest of the update bundle, not signed: the same in each build
 //	yinjian.update                   the update bundle, see package update
@@ -256,6 +256,14 @@ func Build(cfg Config) (*Result, error) {
 	if err := write("esp.img", system); err != nil {
 		return nil, err
 	}
+	// A kernel that is not compressed, as arm64's, would be on the medium twice.
+	packed, err := gzipped(system)
+	if err != nil {
+		return nil, err
+	}
+	if err := write(layout.ESPImage, packed); err != nil {
+		return nil, err
+	}
 	installer, err := signed("iso", layout.CommandLine{Root: root, Media: layout.MediaISO, ESP: sha256.Sum256(system)},
 		append(slices.Clone(b.InitModules), b.MediumModules...))
 	if err != nil {
@@ -270,7 +278,7 @@ func Build(cfg Config) (*Result, error) {
 		return nil, err
 	}
 	small = append(small, make([]byte, room/layout.Align*layout.Align-int64(len(small)))...)
-	medium := map[string]string{layout.RootImage: out("root.img"), layout.ESPImage: out("esp.img")}
+	medium := map[string]string{layout.RootImage: out("root.img"), layout.ESPImage: out(layout.ESPImage)}
 	if err := iso(scratch, out("yinjian.iso"), small, medium, cfg.Time); err != nil {
 		return nil, err
 	}
@@ -285,7 +293,7 @@ func Build(cfg Config) (*Result, error) {
 	}
 	step("update bundle written")
 	r := &Result{Root: root, Files: map[string]string{}}
-	for _, name := range []string{"root.img", "disk.initrd", "iso.initrd", "disk.efi", "iso.efi", "disk.signed.efi", "iso.signed.efi", "esp.img", "yinjian.iso", "update.json", "yinjian.update", "sbom.cdx.json"} {
+	for _, name := range []string{"root.img", "disk.initrd", "iso.initrd", "disk.efi", "iso.efi", "disk.signed.efi", "iso.signed.efi", "esp.img", layout.ESPImage, "yinjian.iso", "update.json", "yinjian.update", "sbom.cdx.json"} {
 		r.Files[name] = out(name)
 	}
 	return r, nil

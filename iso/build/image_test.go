@@ -42,7 +42,7 @@ func TestReproducible(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for _, name := range []string{"sbom.cdx.json", "root.img", "disk.initrd", "iso.initrd", "disk.efi", "iso.efi", "disk.signed.efi", "iso.signed.efi", "esp.img", "yinjian.iso", "update.json"} {
+	for _, name := range []string{"sbom.cdx.json", "root.img", "disk.initrd", "iso.initrd", "disk.efi", "iso.efi", "disk.signed.efi", "iso.signed.efi", "esp.img", layout.ESPImage, "yinjian.iso", "update.json"} {
 		a, err1 := fileSHA256(filepath.Join(dir, name))
 		b, err2 := fileSHA256(filepath.Join(again, name))
 		if err1 != nil || err2 != nil || a != b {

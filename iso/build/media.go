@@ -2,6 +2,8 @@ package build
 
 import (
 	"bytes"
+	"compress/gzip"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -112,6 +114,15 @@ func esp(dir string, size int64, files map[string][]byte, label string, when tim
 	defer os.Remove(image)
 	defer os.Remove(filepath.Join(dir, "one"))
 	return used(image)
+}
+
+// gzipped packs b: RFC 1952, without name and time.
+func gzipped(b []byte) ([]byte, error) {
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	_, err := z.Write(b)
+	err = errors.Join(err, z.Close())
+	return out.Bytes(), err
 }
 
 // used reads a file up to its last byte that is not zero, to a whole MiB.

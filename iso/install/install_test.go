@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	crand "crypto/rand"
 	"crypto/sha256"
@@ -268,9 +269,21 @@ func testJob(t *testing.T) (*job, []byte) {
 	return &job{
 		line:  layout.CommandLine{Root: root, Media: layout.MediaISO, ESP: sha256.Sum256(esp)},
 		image: layout.Image{Version: "0", Index: 1, Arch: "amd64", Variant: layout.Release, ESPBytes: 32 * mib, SlotBytes: 8 * mib},
-		root:  bytes.NewReader(data), esp: bytes.NewReader(esp), espLen: int64(len(esp)),
+		root:  bytes.NewReader(data), esp: gz(t, esp),
 		parcel: &parcel{Answers: Answers{Seal: sealTPM}},
 	}, append(data, behind...)
+}
+
+// gz is b as the medium has it.
+func gz(t *testing.T, b []byte) io.Reader {
+	t.Helper()
+	var out bytes.Buffer
+	z := gzip.NewWriter(&out)
+	_, err := z.Write(b)
+	if err := errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return &out
 }
 
 const diskSize = 130 * mib
@@ -319,8 +332,10 @@ func TestWriteRefuses(t *testing.T) {
 		"another ESP":        {func(j *job, _ *memory) { j.line.ESP[5]++ }, "not what was signed"},
 		"another root":       {func(j *job, _ *memory) { j.line.Root.Hash = bytes.Repeat([]byte{1}, 32) }, "not what was signed"},
 		"a short root":       {func(j *job, _ *memory) { j.root = strings.NewReader("short") }, "not made of whole blocks"},
-		"a short medium":     {func(j *job, _ *memory) { j.espLen-- }, "not what was signed"},
-		"ESP without room":   {func(j *job, _ *memory) { j.espLen = 33 * mib }, "larger than its place"},
+		"a short ESP":        {func(j *job, _ *memory) { j.esp = io.LimitReader(j.esp, mib) }, "damaged, or is not read"},
+		"an ESP not packed":  {func(j *job, _ *memory) { j.esp = strings.NewReader(strings.Repeat("MZ", mib)) }, "damaged, or is not read"},
+		"more behind it":     {func(j *job, _ *memory) { j.esp = io.MultiReader(j.esp, gz(t, []byte{0})) }, "not what was signed"},
+		"ESP without room":   {func(j *job, _ *memory) { j.esp = gz(t, make([]byte, 32*mib+1)) }, "larger than its place"},
 		"disk loses a bit":   {func(_ *job, m *memory) { m.flips = mib + 40 }, "not what is read"},
 		"in the root":        {func(_ *job, m *memory) { m.flips = 33*mib + 40 }, "not what is read"},
 		"in the answers":     {func(_ *job, m *memory) { m.flips = 41*mib + 40 }, "not what is read"},
@@ -335,6 +350,104 @@ func TestWriteRefuses(t *testing.T) {
 		}
 		if blank, err := layout.Blank(disk, diskSize); err != nil || !blank {
 			t.Errorf("%s: the disk does not count as blank any more (%v)", name, err)
+		}
+	}
+}
+
+// cutDisk is a disk whose power goes at an operation of a number: of what was written since the last Sync it has then any of the sectors.
+type cutDisk struct {
+	memory
+	held    []byte // what stays when the power goes
+	pending []extent
+	left    int // operations before the cut; negative for none
+	random  *rand.Rand
+}
+
+type extent struct {
+	at   int64
+	data []byte
+}
+
+func (c *cutDisk) spend() error {
+	if c.left == 0 {
+		for _, w := range c.pending {
+			for n := 0; n < len(w.data); n += 512 {
+				if c.random.IntN(2) == 0 {
+					copy(c.held[w.at+int64(n):], w.data[n:min(n+512, len(w.data))])
+				}
+			}
+		}
+		return errCut
+	}
+	c.left--
+	return nil
+}
+
+func (c *cutDisk) WriteAt(p []byte, at int64) (int, error) {
+	c.pending = append(c.pending, extent{at, bytes.Clone(p)})
+	if err := c.spend(); err != nil {
+		return 0, err
+	}
+	return copy(c.bytes[at:], p), nil
+}
+
+func (c *cutDisk) Sync() error {
+	if err := c.spend(); err != nil {
+		return err
+	}
+	for _, w := range c.pending {
+		copy(c.held[w.at:], w.data)
+	}
+	c.pending = c.pending[:0]
+	return nil
+}
+
+// A power cut during any write or Sync, which may have written any of the sectors that it had to, leaves a disk that is blank still, or one
+// that starts: by a protective MBR and the table at the start, which is what firmware reads.
+func TestWriteCutAnywhere(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	for _, sector := range []int64{512, 4096} {
+		_, root := testJob(t)
+		seen, held := make([]byte, diskSize), make([]byte, diskSize)
+		var blanks, wholes int
+		for n := 0; ; n++ {
+			clear(seen)
+			clear(held)
+			j, _ := testJob(t) // its readers are at their beginning
+			disk := &cutDisk{memory: memory{bytes: seen}, held: held, left: n, random: rand.New(rand.NewPCG(seed, uint64(n)))}
+			err := j.write(disk, diskSize, sector)
+			if err == nil {
+				break // all operations were done
+			}
+			if !errors.Is(err, errCut) {
+				t.Fatal(err)
+			}
+			after := &memory{bytes: held}
+			blank, err := layout.Blank(after, diskSize)
+			if err != nil {
+				t.Fatal(err)
+			}
+			table, err := layout.ReadTable(after, diskSize)
+			switch {
+			case blank:
+				blanks++
+				continue
+			case err != nil || held[510] != 0x55 || string(held[sector:sector+8]) != "EFI PART":
+				t.Errorf("seed %d, sectors of %d, operation %d: neither blank nor to be started (%v)", seed, sector, n, err)
+				continue
+			}
+			wholes++
+			if at := table.Offset(table.Partitions[layout.NumberRootA-1]); !bytes.Equal(held[at:at+int64(len(root))], root) {
+				t.Errorf("seed %d, sectors of %d, operation %d: a table before the root", seed, sector, n)
+			}
+			if _, err := readParcel(bytes.NewReader(held[table.Offset(table.Partitions[layout.NumberRootB-1]):])); err != nil {
+				t.Errorf("seed %d, sectors of %d, operation %d: %v", seed, sector, n, err)
+			}
+		}
+		t.Logf("sectors of %d: %d times blank, %d times whole", sector, blanks, wholes)
+		if blanks < 10 || wholes < 4 {
+			t.Errorf("sectors of %d: %d times blank, %d times whole", sector, blanks, wholes)
 		}
 	}
 }

@@ -152,17 +152,13 @@ func tryInstall(con *console) error {
 		return err
 	}
 	defer esp.Close()
-	st, err := esp.Stat()
-	if err != nil {
-		return err
-	}
 	// O_EXCL: nothing of the disk is mounted. It stays open: a disk that is closed is read by udev, while the machine is
 	// switched off, and the console ends with errors of a disk that has none.
 	f, err := os.OpenFile("/dev/"+d.name, os.O_RDWR|unix.O_EXCL, 0)
 	if err != nil {
 		return err
 	}
-	j := job{line: line, image: image, root: root, esp: esp, espLen: st.Size(), parcel: p}
+	j := job{line: line, image: image, root: root, esp: esp, parcel: p}
 	began := time.Now() // interval
 	if err := j.write(blockDevice{f}, d.size, d.sector); err != nil {
 		return err

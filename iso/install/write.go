@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -21,14 +22,32 @@ type target interface {
 }
 
 // A job is an installation: what was signed, the image's own description, and the bytes to be installed. Root is read
-// through verity, ESP from the medium, which nothing checks but its hash on the signed command line.
+// through verity, ESP from the medium, packed by gzip: nothing checks it but its hash on the signed command line, which is of what it
+// unpacks to.
 type job struct {
 	line   layout.CommandLine
 	image  layout.Image
 	root   io.ReaderAt
-	esp    io.ReaderAt
-	espLen int64
+	esp    io.Reader
 	parcel *parcel
+}
+
+// unpackESP reads the EFI system partition, of room bytes at most, and judges it before a byte of it is written.
+func (j *job) unpackESP(room int64) ([]byte, error) {
+	var esp []byte
+	z, err := gzip.NewReader(j.esp)
+	if err == nil {
+		esp, err = io.ReadAll(io.LimitReader(z, room+1))
+	}
+	switch sum := sha256.Sum256(esp); {
+	case int64(len(esp)) > room:
+		return nil, errors.New("the medium's EFI system partition is larger than its place")
+	case err != nil:
+		return nil, fmt.Errorf("安装介质上的引导分区已损坏或读不出 (the medium's EFI system partition is damaged, or is not read): %w", err)
+	case sum != j.line.ESP:
+		return nil, errors.New("安装介质上的引导分区已被改动或损坏 (the medium's EFI system partition is not what was signed)")
+	}
+	return esp, nil
 }
 
 // write installs on a disk of size bytes with sectors of so many. The partition table comes last: whatever is cut off
@@ -63,15 +82,12 @@ func (j *job) write(disk target, size, sector int64) error {
 	}
 
 	// 2. The EFI system partition.
-	if j.espLen > room(layout.NumberESP) {
-		return errors.New("the medium's EFI system partition is larger than its place")
+	esp, err := j.unpackESP(room(layout.NumberESP))
+	if err != nil {
+		return err
 	}
-	sum := sha256.New()
-	if _, err := io.Copy(io.NewOffsetWriter(disk, at(layout.NumberESP)), io.TeeReader(io.NewSectionReader(j.esp, 0, j.espLen), sum)); err != nil {
+	if _, err := disk.WriteAt(esp, at(layout.NumberESP)); err != nil {
 		return fmt.Errorf("EFI system partition: %w", err)
-	}
-	if !bytes.Equal(sum.Sum(nil), j.line.ESP[:]) {
-		return errors.New("安装介质上的引导分区已被改动或损坏 (the medium's EFI system partition is not what was signed)")
 	}
 
 	// 3. The root: data as verity lets it through, superblock and tree computed anew. They come out as signed, or not at all.
@@ -116,8 +132,8 @@ func (j *job) write(disk target, size, sector int64) error {
 	if err := layout.Check(io.NewSectionReader(disk, at(layout.NumberRootA), room(layout.NumberRootA)), j.line.Root); err != nil {
 		return fmt.Errorf("读回与写入不符，硬盘有故障 (what was written is not what is read): root: %w", err)
 	}
-	sum.Reset()
-	if _, err := io.Copy(sum, io.NewSectionReader(disk, at(layout.NumberESP), j.espLen)); err != nil {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(disk, at(layout.NumberESP), int64(len(esp)))); err != nil {
 		return err
 	}
 	if !bytes.Equal(sum.Sum(nil), j.line.ESP[:]) {

@@ -15,7 +15,7 @@ const (
 	WordRootHash = "roothash"       // hex
 	WordVerity   = "yinjian.verity" // algorithm,data blocks,salt in hex
 	WordMedia    = "yinjian.media"  // iso or disk
-	WordESP      = "yinjian.esp"    // with iso alone: SHA-256 of the medium's [ESPImage], hex
+	WordESP      = "yinjian.esp"    // with iso alone: SHA-256 of what the medium's [ESPImage] unpacks to, hex
 )
 
 // What the root is read from.
@@ -28,7 +28,7 @@ const (
 type CommandLine struct {
 	Root  Root
 	Media string
-	ESP   [sha256.Size]byte // of the medium's [ESPImage]; zero unless Media is iso
+	ESP   [sha256.Size]byte // of what the medium's [ESPImage] unpacks to; zero unless Media is iso
 }
 
 // String renders the words that [ParseCommandLine] reads.

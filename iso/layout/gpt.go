@@ -239,7 +239,8 @@ type Disk interface {
 
 // Write puts the table on a disk: first the copy at its end, then, behind a barrier, the one at its start, so that a
 // power cut leaves one whole table of before or after. Where the copy at the start is damaged, as by an earlier cut, it is the
-// first to be written. sync must return only when what was written is on the disk.
+// first to be written. The protective MBR, without which firmware looks for no table, is the last there: until then [Blank] knows a
+// disk that was blank again. sync must return only when what was written is on the disk.
 func (t *Table) Write(w Disk, sync func() error) error {
 	if err := t.Validate(); err != nil {
 		return err
@@ -270,6 +271,7 @@ func (t *Table) Write(w Disk, sync func() error) error {
 		func() error { return put(2, entries) },
 		sync,
 		func() error { return put(1, t.header(1, last, 2, entries)) },
+		sync,
 		func() error { return put(0, t.protective()) },
 		sync,
 	}
@@ -358,7 +360,16 @@ func readCopy(r io.ReaderAt, sectorSize int64, sectors, at uint64) *Table {
 	if _, err := r.ReadAt(entries, int64(le.Uint64(h[72:]))*sectorSize); err != nil || crc32.ChecksumIEEE(entries) != le.Uint32(h[88:]) {
 		return nil
 	}
-	t := &Table{Disk: GUID(h[56:72]).disk(), SectorSize: sectorSize, Sectors: sectors}
+	t := &Table{Disk: GUID(h[56:72]).disk(), SectorSize: sectorSize, Sectors: sectors, Partitions: decodeEntries(entries)}
+	if t.Validate() != nil {
+		return nil
+	}
+	return t
+}
+
+// decodeEntries answers the partitions of a table, without unused ones behind the last.
+func decodeEntries(entries []byte) (all []Partition) {
+	le := binary.LittleEndian
 	for e := range slices.Chunk(entries, entrySize) {
 		p := Partition{Type: GUID(e[0:16]).disk(), UUID: GUID(e[16:32]).disk(),
 			First: le.Uint64(e[32:]), Last: le.Uint64(e[40:]), Flags: le.Uint64(e[48:])}
@@ -371,19 +382,17 @@ func readCopy(r io.ReaderAt, sectorSize int64, sectors, at uint64) *Table {
 			label = append(label, unit)
 		}
 		p.Label = string(utf16.Decode(label))
-		t.Partitions = append(t.Partitions, p)
+		all = append(all, p)
 	}
-	for len(t.Partitions) > 0 && t.Partitions[len(t.Partitions)-1] == (Partition{}) {
-		t.Partitions = t.Partitions[:len(t.Partitions)-1]
+	for len(all) > 0 && all[len(all)-1] == (Partition{}) {
+		all = all[:len(all)-1]
 	}
-	if t.Validate() != nil {
-		return nil
-	}
-	return t
+	return all
 }
 
 // Blank says whether a disk looks unused: zeros in its first and last MiB, where tables and most filesystems have
-// their signatures. What was written in the middle alone is not seen.
+// their signatures, or nothing there but the beginning of a [Table.Write] of ours that was cut off, which started from such a disk. What
+// was written in the middle alone is not seen.
 func Blank(r io.ReaderAt, size int64) (bool, error) {
 	zeros := make([]byte, Align)
 	b := make([]byte, Align)
@@ -392,9 +401,30 @@ func Blank(r io.ReaderAt, size int64) (bool, error) {
 		if err != nil && !(errors.Is(err, io.EOF) && int64(n) == min(size, Align)) {
 			return false, fmt.Errorf("layout: reading the disk: %w", err)
 		}
+		if at == 0 && size >= 2*Align {
+			forget(b, r)
+		}
 		if !bytes.Equal(b[:n], zeros[:n]) {
 			return false, nil
 		}
 	}
 	return true, nil
+}
+
+// forget clears of a disk's first MiB what a [Table.Write] of ours has put there before its protective MBR: entries, and perhaps the
+// header. It leaves them where the data volume has a beginning: a disk that was in use and lost its first sector is not blank.
+func forget(b []byte, r io.ReaderAt) {
+	for _, sector := range []int{512, 4096} {
+		header, entries := b[sector:2*sector], b[2*sector:3*sector]
+		ours := decodeEntries(entries[:4*entrySize])
+		if len(ours) != NumberData || ours[NumberESP-1].Label != LabelESP || ours[NumberData-1].Label != LabelData ||
+			string(header[:8]) != "EFI PART" && !bytes.Equal(header, make([]byte, sector)) {
+			continue
+		}
+		data := make([]byte, Align)
+		if _, err := r.ReadAt(data, int64(ours[NumberData-1].First)*int64(sector)); err == nil && bytes.Equal(data, make([]byte, Align)) {
+			clear(header)
+			clear(entries)
+		}
+	}
 }

@@ -118,6 +118,44 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// A disk is blank while a table's writing onto a blank one has not come to the protective MBR, unless it has data.
+func TestBlankCutOff(t *testing.T) {
+	f, table := disk(t)
+	zeros := make([]byte, layout.Align)
+	for _, c := range []struct {
+		name string
+		gone []int64 // sectors at the start
+		end  bool    // the copy at the end is there
+		data bool    // the data volume has a beginning
+		want bool
+	}{
+		{"before the MBR", []int64{0}, false, false, true},
+		{"before the header", []int64{0, 1}, false, false, true},
+		{"with an MBR", nil, false, false, false},
+		{"lost its MBR", []int64{0}, true, false, false},
+		{"in use", []int64{0, 1}, false, true, false},
+		{"MBR without header", []int64{1}, false, false, false},
+	} {
+		if err := table.Write(f, f.Sync); err != nil {
+			t.Fatal(err)
+		}
+		for _, sector := range c.gone {
+			f.WriteAt(zeros[:512], sector*512)
+		}
+		if !c.end {
+			f.WriteAt(zeros, diskBytes-layout.Align)
+		}
+		at := table.Offset(table.Partitions[layout.NumberData-1])
+		f.WriteAt(zeros, at)
+		if c.data {
+			f.WriteAt([]byte("LUKS"), at)
+		}
+		if blank, err := layout.Blank(f, diskBytes); err != nil || blank != c.want {
+			t.Errorf("%s: Blank = %v, %v", c.name, blank, err)
+		}
+	}
+}
+
 // A cut after any write leaves the old table or the new one, whole; so does a second cut, of what is written onto what the
 // first has left.
 func TestTablePowerCut(t *testing.T) {

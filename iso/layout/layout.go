@@ -23,9 +23,9 @@ const (
 	AnswersLabel = "YINJIANCFG" // volume label of the disk with the answers, FAT or ISO 9660
 	AnswersFile  = "answers.json"
 
-	MediaDir  = "yinjian"  // folder on the installation medium
-	RootImage = "root.img" // in it: squashfs, superblock and hash tree, as a slot holds them
-	ESPImage  = "esp.img"  // in it: the EFI system partition, without the zeros behind its last cluster
+	MediaDir  = "yinjian"    // folder on the installation medium
+	RootImage = "root.img"   // in it: squashfs, superblock and hash tree, as a slot holds them
+	ESPImage  = "esp.img.gz" // in it: the EFI system partition, without the zeros behind its last cluster, gzip (RFC 1952)
 
 	ImageFile = "/usr/lib/yinjian/image.json" // in the root: an [Image]
 	PCRKey    = "/usr/lib/yinjian/pcr.pem"    // in the root: the public key, PKIX, that signs PCR policies

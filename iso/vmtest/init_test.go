@@ -129,7 +129,7 @@ func kernelLine(c layout.CommandLine) string {
 
 // The init of the built image, on the kernel of the built image, starts a root that is what the command line says, and
 // refuses, saying why, whatever differs. Secure Boot has no part in this: who vouches for the command line is tried with
-// the whole image.
+// the whole image. What stands in the short suite is one of each kind; its neighbours are of the long one.
 func TestInit(t *testing.T) {
 	t.Parallel()
 	dir := built(t)
@@ -194,17 +194,21 @@ func TestInit(t *testing.T) {
 		name string
 		at   int64 // byte of the image in which a bit is flipped
 		code string
+		long bool
 	}{
-		{"first block", 3, "root-changed"},
-		{"a block that nothing reads", data / 2, "root-changed"},
-		{"last block of data", data - 1, "root-changed"},
-		{"superblock", data + 72, "root-superblock"},
-		{"end of the superblock's block", data + layout.BlockSize - 1, "root-superblock"},
-		{"top of the tree", data + layout.BlockSize + 8, "root-changed"},
-		{"last byte of the tree", int64(len(tiny.image)) - 1, "root-changed"},
+		{"first block", 3, "root-changed", true},
+		{"a block that nothing reads", data / 2, "root-changed", false},
+		{"last block of data", data - 1, "root-changed", true},
+		{"superblock", data + 72, "root-superblock", false},
+		{"end of the superblock's block", data + layout.BlockSize - 1, "root-superblock", true},
+		{"top of the tree", data + layout.BlockSize + 8, "root-changed", true},
+		{"last byte of the tree", int64(len(tiny.image)) - 1, "root-changed", false},
 	} {
 		t.Run("flipped "+c.name, func(t *testing.T) {
 			t.Parallel()
+			if c.long {
+				long(t)
+			}
 			name, at := tiny.disk(t)
 			flip(t, name, at+c.at)
 			refused(t, start(t, disk, func(m *vmtest.Machine) { m.Disks = []string{name} }), c.code)
@@ -215,16 +219,20 @@ func TestInit(t *testing.T) {
 		name   string
 		change func(*layout.CommandLine)
 		code   string
+		long   bool
 	}{
-		{"fewer blocks", func(c *layout.CommandLine) { c.Root.DataBlocks-- }, "root-changed"},
-		{"more blocks", func(c *layout.CommandLine) { c.Root.DataBlocks++ }, "root-changed"},
-		{"more blocks than the slot has", func(c *layout.CommandLine) { c.Root.DataBlocks = 8192 }, "root-short"},
-		{"another hash, same partition", func(c *layout.CommandLine) { c.Root.Hash = slices.Clone(c.Root.Hash); c.Root.Hash[31] ^= 1 }, "root-changed"},
-		{"another salt", func(c *layout.CommandLine) { c.Root.Salt = bytes.Repeat([]byte{9}, 32) }, "root-changed"},
-		{"an algorithm that this kernel lacks", func(c *layout.CommandLine) { c.Root.Algorithm = "sm3" }, "verity"},
+		{"fewer blocks", func(c *layout.CommandLine) { c.Root.DataBlocks-- }, "root-changed", false},
+		{"more blocks", func(c *layout.CommandLine) { c.Root.DataBlocks++ }, "root-changed", true},
+		{"more blocks than the slot has", func(c *layout.CommandLine) { c.Root.DataBlocks = 8192 }, "root-short", true},
+		{"another hash, same partition", func(c *layout.CommandLine) { c.Root.Hash = slices.Clone(c.Root.Hash); c.Root.Hash[31] ^= 1 }, "root-changed", false},
+		{"another salt", func(c *layout.CommandLine) { c.Root.Salt = bytes.Repeat([]byte{9}, 32) }, "root-changed", true},
+		{"an algorithm that this kernel lacks", func(c *layout.CommandLine) { c.Root.Algorithm = "sm3" }, "verity", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
+			if c.long {
+				long(t)
+			}
 			name, _ := tiny.disk(t)
 			line := disk
 			c.change(&line)
@@ -234,6 +242,7 @@ func TestInit(t *testing.T) {
 
 	t.Run("cut", func(t *testing.T) {
 		t.Parallel()
+		long(t)
 		name, at := tiny.disk(t)
 		f, err := os.OpenFile(name, os.O_RDWR, 0)
 		if err != nil {
@@ -255,6 +264,7 @@ func TestInit(t *testing.T) {
 	})
 	t.Run("two disks", func(t *testing.T) {
 		t.Parallel()
+		long(t)
 		one, _ := tiny.disk(t)
 		two, _ := tiny.disk(t)
 		refused(t, start(t, disk, func(m *vmtest.Machine) { m.Disks = []string{one, two} }), "root-twice")
@@ -275,6 +285,7 @@ func TestInit(t *testing.T) {
 	})
 	t.Run("cut on the medium", func(t *testing.T) {
 		t.Parallel()
+		long(t)
 		refused(t, start(t, medium, func(m *vmtest.Machine) { m.CDROM = tiny.iso(t, len(tiny.image)-1, -1) }), "root-short")
 	})
 }

@@ -435,8 +435,9 @@ func sectionOf(f *os.File, parts *layout.Table, number int) *io.SectionReader {
 	return io.NewSectionReader(f, parts.Offset(p), parts.Size(p))
 }
 
-// The power is cut while the machine installs: the disk stays blank, or is as whole as one that was not cut off; the next
-// start of the medium installs, or says what the disk wants.
+// The power is cut while the machine installs, from the first byte to the power-off, in each of as many parts of the time that an
+// installation takes: the disk stays blank, or is as whole as one that was not cut off; the next start of the medium installs, or the
+// disk starts. What happens at the writes of the table itself, which take milliseconds, package install's TestWriteCutAnywhere tries.
 func TestPowerCutsOfInstallation(t *testing.T) {
 	long(t)
 	random := seeded(t)
@@ -451,7 +452,8 @@ func TestPowerCutsOfInstallation(t *testing.T) {
 	s := newSite(t)
 	answers := vmtest.Label(t, layout.AnswersLabel, s.files("{"+network+"}"))
 	var blanks, wholes, halves int
-	for range cuts(t) {
+	var takes time.Duration // from its first word on to its last
+	for n := range cuts(t) + 1 {
 		if err := os.Truncate(s.disk, 0); err != nil {
 			t.Fatal(err)
 		}
@@ -460,7 +462,14 @@ func TestPowerCutsOfInstallation(t *testing.T) {
 		}
 		v := s.medium(t, "cut", answers)
 		v.Wait("正在安装到")
-		delay := time.Duration(random.Int64N(int64(16 * time.Second))) // an installation takes eight, and twice that beside another machine
+		began := v.Elapsed()
+		if n == 0 { // how long it takes, and not cut off
+			installs(t, v)
+			takes = v.Elapsed() - began
+			continue
+		}
+		part := takes / time.Duration(cuts(t))
+		delay := time.Duration(n-1)*part + time.Duration(random.Int64N(int64(part)))
 		v.After(delay)
 		v.Kill()
 		f, err := os.Open(s.disk)
@@ -492,7 +501,10 @@ func TestPowerCutsOfInstallation(t *testing.T) {
 			t.Errorf("after %v: neither blank nor whole", delay)
 		}
 	}
-	t.Logf("%d times blank, %d times whole", blanks, wholes)
+	noteTook("%7.1f s  %s: an installation; cut off, %d times blank, %d times whole", takes.Seconds(), t.Name(), blanks, wholes)
+	if cuts(t) >= 10 && (blanks == 0 || wholes == 0) {
+		t.Errorf("%d times blank, %d times whole: the cuts do not span the table", blanks, wholes)
+	}
 	// Whatever the last cut has left: the machine installs, or starts.
 	if blank(t, s.disk) {
 		installs(t, s.medium(t, "again", answers))

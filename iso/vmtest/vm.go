@@ -54,7 +54,7 @@ type Machine struct {
 	Host    bool     // the guest reaches all of this machine's loopback, at 10.0.2.2, by UDP too
 	Tap     string   // a tap interface in the caller's network namespace that the guest's card is wired to, instead of the four above
 	Reboots bool     // a restart of the guest restarts it; otherwise it ends the machine
-	Alone   bool     // no other machine runs beside it: what it takes is measured
+	Alone   bool     // no other machine runs beside it, and it has two processors: what it takes is measured
 
 	Boot time.Duration // what its longest wait is expected to take; a minute by default
 }
@@ -127,7 +127,7 @@ func Start(t testing.TB, m Machine) *VM {
 	if m.Kernel == "" && m.Variables == "" {
 		machine += ",graphics=off"
 	}
-	args := []string{"-machine", machine, "-accel", "tcg,thread=multi", "-cpu", board.cpu, "-smp", "2", "-m", strconv.Itoa(m.Memory),
+	args := []string{"-machine", machine, "-accel", "tcg,thread=multi", "-cpu", board.cpu, "-smp", strconv.Itoa(processors(m)), "-m", strconv.Itoa(m.Memory),
 		"-display", "none", "-monitor", "none", "-qmp", "unix:" + escaped(v.monitor) + ",server=on,wait=off", "-serial", "stdio", "-boot", "strict=on", "-device", "virtio-rng-pci"}
 	if !m.Reboots {
 		args = append(args, "-no-reboot")
@@ -201,6 +201,15 @@ func Start(t testing.TB, m Machine) *VM {
 		release()
 	}(v.ended)
 	return v
+}
+
+// processors is how many a machine has: two, but one where its test is parallel to others, so that the places' machines do not wait for
+// processors that are not there.
+func processors(m Machine) int {
+	if m.Alone || os.Getenv("YINJIAN_LONG") != "" {
+		return 2
+	}
+	return 1
 }
 
 // launch starts QEMU, and a TPM if the machine has one.

@@ -1,0 +1,44 @@
+#!/bin/sh
+# Runs a slow suite when anything that it depends on is not as it was when it passed last: when-changed.sh image|packages [always]
+#
+#	image     make image-test: the sealed image in virtual machines
+#	packages  make cross packages-test: programs for other processors, and the packages in containers, as root
+#
+# What they depend on are the files that the programs are built of (as go list names them), everything of packaging/ but
+# its documentation's tools, of iso/ for the image, the module of the software cipher machine, and the versions of what is
+# built in. Their digest stands in iso/vmtest/passed and packaging/packages/passed, which are committed: they are written
+# here, after the suite has passed, and by nothing else. What a suite took is shown, not kept: it says more of the machine.
+set -eu
+cd "$(dirname -- "$0")/../.."
+suite=${1:-}
+case $suite in
+image) targets=image-test record=iso/vmtest/passed also=./iso/... folder=iso ;;
+packages) targets='cross packages-test' record=packaging/packages/passed also=./packaging/packages folder= ;;
+*)
+	echo "usage: when-changed.sh image|packages [always]" >&2
+	exit 2
+	;;
+esac
+
+digest() {
+	{
+		go list -deps -f '{{if .Module}}{{if .Module.Main}}{{$dir := .Dir}}{{range .GoFiles}}{{$dir}}/{{.}}
+{{end}}{{range .CgoFiles}}{{$dir}}/{{.}}
+{{end}}{{range .EmbedFiles}}{{$dir}}/{{.}}
+{{end}}{{end}}{{end}}' ./appliance/cmd/yinjian ./appliance/cmd/yinjian-verify $also | sed "s|^$PWD/||"
+		find $folder packaging hsm/softtoken/module -type f ! -name passed ! -path 'packaging/docs/*' ! -name '*.md'
+		echo go.mod
+		echo go.sum
+	} | sed '/^$/d' | LC_ALL=C sort -u | while read -r file; do sha256sum -- "$file"; done | sha256sum | cut -d ' ' -f 1
+}
+
+now=$(digest)
+if [ "${2:-}" != always ] && [ -f $record ] && [ "$(cat $record)" = "$now" ]; then
+	echo "$suite: nothing that it or its tests depend on has changed since they passed ($record)"
+	exit 0
+fi
+make --no-print-directory $targets
+# What was changed while it ran has not been tried.
+if [ "$(digest)" = "$now" ]; then
+	echo "$now" > $record
+fi
