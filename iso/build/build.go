@@ -63,7 +63,11 @@ func Build(cfg Config) (*Result, error) {
 		return nil, err
 	}
 	if cfg.Quick {
-		b.Squashfs = []string{"-comp", "gzip", "-Xcompression-level", "1"}
+		if i := slices.Index(b.Squashfs, "zstd"); i >= 0 {
+			b.Squashfs = []string{"-comp", "zstd", "-Xcompression-level", "3"}
+		} else {
+			b.Squashfs = []string{"-comp", "gzip", "-Xcompression-level", "1"}
+		}
 	}
 	if cfg.Variant != layout.Evaluation && cfg.Variant != layout.Release {
 		return nil, fmt.Errorf("variant %q is neither %s nor %s", cfg.Variant, layout.Evaluation, layout.Release)

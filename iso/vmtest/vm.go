@@ -54,6 +54,7 @@ type Machine struct {
 	Host    bool     // the guest reaches all of this machine's loopback, at 10.0.2.2, by UDP too
 	Tap     string   // a tap interface in the caller's network namespace that the guest's card is wired to, instead of the four above
 	Reboots bool     // a restart of the guest restarts it; otherwise it ends the machine
+	First   bool     // it goes before others of this process that wait for a place: its test takes longest
 	Alone   bool     // no other machine runs beside it, and it has two processors: what it takes is measured
 
 	Boot time.Duration // what its longest wait is expected to take; a minute by default
@@ -120,7 +121,7 @@ func Start(t testing.TB, m Machine) *VM {
 		t.Fatalf("no machine for %s", m.Arch)
 	}
 	qemu := Tool(t, board.qemu)
-	release := place(t, m.Alone)
+	release := place(t, m.First, m.Alone)
 	v := &VM{t: t, m: m, endTPM: func() {}, monitor: filepath.Join(t.TempDir(), "monitor"), ports: map[int]string{}}
 	// Never KVM, not even where it is offered: half of the machines that run this only seem to have it.
 	machine := board.machine
@@ -264,7 +265,8 @@ const places = 2
 // seats are the places that tests of this process have, by the test's name; a subtest is a test of its own.
 var seats = struct {
 	sync.Mutex
-	of map[string]*seat
+	of    map[string]*seat
+	first int // machines with [Machine.First] that wait
 }{of: map[string]*seat{}}
 
 // A seat is a test's place, or all places. It is given back with the last of the test's machines.
@@ -275,7 +277,7 @@ type seat struct {
 
 // place waits for a place for a machine, or for all of them, and answers what gives it back. A further machine of a test that has one
 // needs none, so that nobody who has a place waits for another one; but who wants all waits until the test's own machines have ended.
-func place(t testing.TB, all bool) func() {
+func place(t testing.TB, first, all bool) func() {
 	t.Helper()
 	name := t.Name()
 	release := sync.OnceFunc(func() {
@@ -307,9 +309,23 @@ func place(t testing.TB, all bool) func() {
 	}
 	s := &seat{machines: 1}
 	seats.of[name] = s
+	if first {
+		seats.first++
+		defer func() {
+			seats.Lock()
+			defer seats.Unlock()
+			seats.first--
+		}()
+	}
 	seats.Unlock()
 	t.Cleanup(release) // should the machine not come to be
-	for {
+	for ; ; time.Sleep(200 * time.Millisecond) {
+		seats.Lock()
+		behind := seats.first > 0 && !first
+		seats.Unlock()
+		if behind {
+			continue
+		}
 		for n := range places {
 			f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("yinjian-vm-%d.lock", n)), os.O_CREATE|os.O_RDWR, 0o666)
 			if err != nil {
@@ -332,7 +348,6 @@ func place(t testing.TB, all bool) func() {
 				return release
 			}
 		}
-		time.Sleep(200 * time.Millisecond)
 	}
 }
 
