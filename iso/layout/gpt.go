@@ -314,9 +314,29 @@ func (t *Table) header(mine, other, entriesAt uint64, entries []byte) []byte {
 	return b
 }
 
+// forBIOS is what a BIOS runs of the disk, at 0000:7c00, where it would hang without a word otherwise: it says why nothing starts,
+// and lets the BIOS go on to what else it has (INT 18h).
+var forBIOS = append([]byte{
+	0x31, 0xc0, // xor ax, ax
+	0x8e, 0xd8, // mov ds, ax
+	0xfc,             // cld
+	0xbe, 0x1b, 0x7c, // mov si, text
+	0xac,       // next: lodsb
+	0x84, 0xc0, // test al, al
+	0x74, 0x09, // jz over
+	0xb4, 0x0e, // mov ah, 0x0e
+	0xbb, 0x07, 0x00, // mov bx, 7
+	0xcd, 0x10, // int 0x10
+	0xeb, 0xf2, // jmp next
+	0xcd, 0x18, // over: int 0x18
+	0xf4,       // halt: hlt
+	0xeb, 0xfd, // jmp halt
+}, "\r\nThis disk starts by UEFI with Secure Boot, not by a legacy BIOS.\r\n\x00"...)
+
 // protective is the MBR that keeps tools which know no GPT from taking the disk for empty (UEFI 2.10 §5.2.3).
 func (t *Table) protective() []byte {
 	b := make([]byte, t.SectorSize)
+	copy(b, forBIOS)
 	e := b[446:]
 	copy(e[1:], []byte{0x00, 0x02, 0x00, 0xee, 0xff, 0xff, 0xff})
 	binary.LittleEndian.PutUint32(e[8:], 1)

@@ -410,6 +410,9 @@ func TestBIOS(t *testing.T) {
 		if v.Wait("No bootable device", "yinjian-init", "verified ") != "No bootable device" {
 			t.Errorf("a BIOS started %s", name)
 		}
+		if said := v.Console(); len(m.Disks) > 0 && !strings.Contains(said, "starts by UEFI with Secure Boot") {
+			t.Error("the disk does not say why")
+		}
 		record(t, name+": nothing to start", v)
 		v.Kill()
 	}
