@@ -164,6 +164,9 @@ func (b *Base) checkKernel(config []byte) error {
 		comp = "zlib"
 	}
 	need = append(need, `CONFIG_SQUASHFS_`+strings.ToUpper(comp)+`=y`)
+	if comp != "xz" {
+		need = append(need, `CONFIG_SQUASHFS_XZ=y`) // makers' packs, whatever the base
+	}
 	var errs []error
 	for _, pattern := range need {
 		if !regexp.MustCompile(`(?m)^` + pattern + `$`).Match(config) {

@@ -126,7 +126,7 @@ func TestCheckKernel(t *testing.T) {
 	}
 	var all []string
 	for _, line := range append(b.Assert, "CONFIG_CRYPTO_SHA256=m", "CONFIG_CRYPTO_AES=y", "CONFIG_DM_VERITY=m", "CONFIG_DM_CRYPT=m",
-		"CONFIG_SQUASHFS=m", "CONFIG_SQUASHFS_ZSTD=y", "CONFIG_CRYPTO_XTS=m", "CONFIG_RD_GZIP=y") {
+		"CONFIG_SQUASHFS=m", "CONFIG_SQUASHFS_ZSTD=y", "CONFIG_SQUASHFS_XZ=y", "CONFIG_CRYPTO_XTS=m", "CONFIG_RD_GZIP=y") {
 		all = append(all, strings.ReplaceAll(line, "[ym]", "m"))
 	}
 	config := strings.Join(all, "\n") + "\n"

@@ -251,12 +251,17 @@ func (m *memory) Drop() error {
 	return nil
 }
 
+func testESP() []byte {
+	esp := make([]byte, 3*mib/2)
+	rand.NewChaCha8([32]byte{2}).Read(esp)
+	return esp
+}
+
 func testJob(t *testing.T) (*job, []byte) {
 	t.Helper()
 	data := make([]byte, 200*layout.BlockSize)
 	rand.NewChaCha8([32]byte{1}).Read(data)
-	esp := make([]byte, 3*mib/2)
-	rand.NewChaCha8([32]byte{2}).Read(esp)
+	esp := testESP()
 	tree, err := layout.NewTree("sha256", bytes.Repeat([]byte{3}, 32))
 	if err != nil {
 		t.Fatal(err)
@@ -269,13 +274,13 @@ func testJob(t *testing.T) (*job, []byte) {
 	return &job{
 		line:  layout.CommandLine{Root: root, Media: layout.MediaISO, ESP: sha256.Sum256(esp)},
 		image: layout.Image{Version: "0", Index: 1, Arch: "amd64", Variant: layout.Release, ESPBytes: 32 * mib, SlotBytes: 8 * mib},
-		root:  bytes.NewReader(data), esp: gz(t, esp),
+		root:  bytes.NewReader(data), esp: bytes.NewReader(gz(t, esp)),
 		parcel: &parcel{Answers: Answers{Seal: sealTPM}},
 	}, append(data, behind...)
 }
 
 // gz is b as the medium has it.
-func gz(t *testing.T, b []byte) io.Reader {
+func gz(t *testing.T, b []byte) []byte {
 	t.Helper()
 	var out bytes.Buffer
 	z := gzip.NewWriter(&out)
@@ -283,7 +288,7 @@ func gz(t *testing.T, b []byte) io.Reader {
 	if err := errors.Join(err, z.Close()); err != nil {
 		t.Fatal(err)
 	}
-	return &out
+	return out.Bytes()
 }
 
 const diskSize = 130 * mib
@@ -329,18 +334,18 @@ func TestWriteRefuses(t *testing.T) {
 		spoil func(j *job, m *memory)
 		says  string
 	}{
-		"another ESP":        {func(j *job, _ *memory) { j.line.ESP[5]++ }, "not what was signed"},
-		"another root":       {func(j *job, _ *memory) { j.line.Root.Hash = bytes.Repeat([]byte{1}, 32) }, "not what was signed"},
-		"a short root":       {func(j *job, _ *memory) { j.root = strings.NewReader("short") }, "not made of whole blocks"},
-		"a short ESP":        {func(j *job, _ *memory) { j.esp = io.LimitReader(j.esp, mib) }, "damaged, or is not read"},
-		"an ESP not packed":  {func(j *job, _ *memory) { j.esp = strings.NewReader(strings.Repeat("MZ", mib)) }, "damaged, or is not read"},
-		"more behind it":     {func(j *job, _ *memory) { j.esp = io.MultiReader(j.esp, gz(t, []byte{0})) }, "not what was signed"},
-		"ESP without room":   {func(j *job, _ *memory) { j.esp = gz(t, make([]byte, 32*mib+1)) }, "larger than its place"},
-		"disk loses a bit":   {func(_ *job, m *memory) { m.flips = mib + 40 }, "not what is read"},
-		"in the root":        {func(_ *job, m *memory) { m.flips = 33*mib + 40 }, "not what is read"},
-		"in the answers":     {func(_ *job, m *memory) { m.flips = 41*mib + 40 }, "not what is read"},
-		"power cut":          {func(_ *job, m *memory) { m.fails = 4*mib + 100 }, "power cut"},
-		"power cut, answers": {func(_ *job, m *memory) { m.fails = 4*mib + 3*mib/2 + 204*layout.BlockSize + 7 }, "power cut"},
+		"another ESP":         {func(j *job, _ *memory) { j.line.ESP[5]++ }, "not what was signed"},
+		"another root":        {func(j *job, _ *memory) { j.line.Root.Hash = bytes.Repeat([]byte{1}, 32) }, "not what was signed"},
+		"a short root":        {func(j *job, _ *memory) { j.root = strings.NewReader("short") }, "not made of whole blocks"},
+		"a short ESP":         {func(j *job, _ *memory) { j.esp = io.NewSectionReader(j.esp.(*bytes.Reader), 0, mib) }, "damaged, or is not read"},
+		"an ESP not packed":   {func(j *job, _ *memory) { j.esp = strings.NewReader(strings.Repeat("MZ", mib)) }, "damaged, or is not read"},
+		"more behind the ESP": {func(j *job, _ *memory) { j.esp = bytes.NewReader(append(gz(t, testESP()), gz(t, []byte{0})...)) }, "not what was signed"},
+		"ESP without room":    {func(j *job, _ *memory) { j.esp = bytes.NewReader(gz(t, make([]byte, 32*mib+1))) }, "larger than its place"},
+		"disk loses a bit":    {func(_ *job, m *memory) { m.flips = mib + 40 }, "not what is read"},
+		"in the root":         {func(_ *job, m *memory) { m.flips = 33*mib + 40 }, "not what is read"},
+		"in the answers":      {func(_ *job, m *memory) { m.flips = 41*mib + 40 }, "not what is read"},
+		"power cut":           {func(_ *job, m *memory) { m.fails = 4*mib + 100 }, "power cut"},
+		"power cut, answers":  {func(_ *job, m *memory) { m.fails = 4*mib + 3*mib/2 + 204*layout.BlockSize + 7 }, "power cut"},
 	} {
 		j, _ := testJob(t)
 		disk := &memory{bytes: make([]byte, diskSize)}
@@ -351,16 +356,18 @@ func TestWriteRefuses(t *testing.T) {
 		if blank, err := layout.Blank(disk, diskSize); err != nil || !blank {
 			t.Errorf("%s: the disk does not count as blank any more (%v)", name, err)
 		}
+		if strings.Contains(name, "ESP") && disk.written > 0 {
+			t.Errorf("%s: something was written before the medium was judged", name)
+		}
 	}
 }
 
 // cutDisk is a disk whose power goes at an operation of a number: of what was written since the last Sync it has then any of the sectors.
 type cutDisk struct {
 	memory
-	held    []byte // what stays when the power goes
+	held    []byte // what is on it for certain
 	pending []extent
-	left    int // operations before the cut; negative for none
-	random  *rand.Rand
+	left    int // operations before the cut
 }
 
 type extent struct {
@@ -370,13 +377,6 @@ type extent struct {
 
 func (c *cutDisk) spend() error {
 	if c.left == 0 {
-		for _, w := range c.pending {
-			for n := 0; n < len(w.data); n += 512 {
-				if c.random.IntN(2) == 0 {
-					copy(c.held[w.at+int64(n):], w.data[n:min(n+512, len(w.data))])
-				}
-			}
-		}
 		return errCut
 	}
 	c.left--
@@ -395,59 +395,93 @@ func (c *cutDisk) Sync() error {
 	if err := c.spend(); err != nil {
 		return err
 	}
-	for _, w := range c.pending {
-		copy(c.held[w.at:], w.data)
-	}
+	c.settle(func() bool { return true })
 	c.pending = c.pending[:0]
 	return nil
 }
 
-// A power cut during any write or Sync, which may have written any of the sectors that it had to, leaves a disk that is blank still, or one
-// that starts: by a protective MBR and the table at the start, which is what firmware reads.
+// settle puts those of the pending sectors that keep says on the disk, and answers what takes them off again.
+func (c *cutDisk) settle(keep func() bool) (undo func()) {
+	var before []extent
+	for _, w := range c.pending {
+		for n := 0; n < len(w.data); n += 512 {
+			if keep() {
+				place := c.held[w.at+int64(n):][:min(512, len(w.data)-n)]
+				before = append(before, extent{w.at + int64(n), bytes.Clone(place)})
+				copy(place, w.data[n:])
+			}
+		}
+	}
+	return func() {
+		for _, e := range slices.Backward(before) {
+			copy(c.held[e.at:], e.data)
+		}
+	}
+}
+
+// A power cut during any write or Sync, of which any of the sectors may have come to the disk, leaves a disk that counts as blank, or one
+// that starts, by a protective MBR and the table at the start, which is what firmware reads; or, of a disk with something on it, what was
+// there at its start and end, for which the token that was given is good.
 func TestWriteCutAnywhere(t *testing.T) {
 	t.Parallel()
-	seed := rand.Uint64()
-	for _, sector := range []int64{512, 4096} {
+	for name, c := range map[string]struct {
+		sector int64
+		old    []byte
+	}{"blank": {512, []byte{0}}, "blank, sectors of 4096": {4096, []byte{0}}, "not blank": {512, []byte("old ")}} {
 		_, root := testJob(t)
+		esp := testESP()
+		old := bytes.Repeat(c.old, diskSize/len(c.old))
 		seen, held := make([]byte, diskSize), make([]byte, diskSize)
-		var blanks, wholes int
+		count := map[string]int{}
+		judge := func(n int) string {
+			after := &memory{bytes: held}
+			blank, err := layout.Blank(after, diskSize)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if blank {
+				return "blank"
+			}
+			if bytes.Equal(held[:mib], old[:mib]) && bytes.Equal(held[diskSize-mib:], old[:mib]) {
+				return "as it was"
+			}
+			table, err := layout.ReadTable(after, diskSize)
+			if err != nil || held[510] != 0x55 || string(held[c.sector:c.sector+8]) != "EFI PART" {
+				t.Errorf("%s, operation %d: neither blank nor to be started (%v)", name, n, err)
+				return "lost"
+			}
+			at := func(number int) []byte { return held[table.Offset(table.Partitions[number-1]):] }
+			if !bytes.HasPrefix(at(layout.NumberRootA), root) || !bytes.HasPrefix(at(layout.NumberESP), esp) {
+				t.Errorf("%s, operation %d: a table before what it is of", name, n)
+			}
+			if _, err := readParcel(bytes.NewReader(at(layout.NumberRootB))); err != nil {
+				t.Errorf("%s, operation %d: %v", name, n, err)
+			}
+			return "whole"
+		}
 		for n := 0; ; n++ {
-			clear(seen)
-			clear(held)
-			j, _ := testJob(t) // its readers are at their beginning
-			disk := &cutDisk{memory: memory{bytes: seen}, held: held, left: n, random: rand.New(rand.NewPCG(seed, uint64(n)))}
-			err := j.write(disk, diskSize, sector)
+			copy(seen, old)
+			copy(held, old)
+			j, _ := testJob(t)
+			disk := &cutDisk{memory: memory{bytes: seen}, held: held, left: n}
+			err := j.write(disk, diskSize, c.sector)
 			if err == nil {
 				break // all operations were done
 			}
 			if !errors.Is(err, errCut) {
 				t.Fatal(err)
 			}
-			after := &memory{bytes: held}
-			blank, err := layout.Blank(after, diskSize)
-			if err != nil {
-				t.Fatal(err)
+			random := rand.New(rand.NewPCG(1, uint64(n)))
+			for _, of := range []int{1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 8, 8, 8, 8} { // all of them, one in two, one in eight
+				undo := disk.settle(func() bool { return random.IntN(of) == 0 })
+				count[judge(n)]++
+				undo()
 			}
-			table, err := layout.ReadTable(after, diskSize)
-			switch {
-			case blank:
-				blanks++
-				continue
-			case err != nil || held[510] != 0x55 || string(held[sector:sector+8]) != "EFI PART":
-				t.Errorf("seed %d, sectors of %d, operation %d: neither blank nor to be started (%v)", seed, sector, n, err)
-				continue
-			}
-			wholes++
-			if at := table.Offset(table.Partitions[layout.NumberRootA-1]); !bytes.Equal(held[at:at+int64(len(root))], root) {
-				t.Errorf("seed %d, sectors of %d, operation %d: a table before the root", seed, sector, n)
-			}
-			if _, err := readParcel(bytes.NewReader(held[table.Offset(table.Partitions[layout.NumberRootB-1]):])); err != nil {
-				t.Errorf("seed %d, sectors of %d, operation %d: %v", seed, sector, n, err)
-			}
+			count[judge(n)]++ // none
 		}
-		t.Logf("sectors of %d: %d times blank, %d times whole", sector, blanks, wholes)
-		if blanks < 10 || wholes < 4 {
-			t.Errorf("sectors of %d: %d times blank, %d times whole", sector, blanks, wholes)
+		t.Logf("%s: %v", name, count)
+		if count["blank"] < 100 || count["whole"] < 50 || (count["as it was"] > 0) != (c.old[0] != 0) {
+			t.Errorf("%s: %v", name, count)
 		}
 	}
 }

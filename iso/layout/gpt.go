@@ -410,9 +410,12 @@ func decodeEntries(entries []byte) (all []Partition) {
 	return all
 }
 
+// ClearingMark begins the first sector of a disk that the installer is clearing: whoever owned it has agreed.
+const ClearingMark = "YINJIAN CLEARING\n"
+
 // Blank says whether a disk looks unused: zeros in its first and last MiB, where tables and most filesystems have
 // their signatures, or nothing there but the beginning of a [Table.Write] of ours that was cut off, which started from such a disk. What
-// was written in the middle alone is not seen.
+// was written in the middle alone is not seen. A disk with [ClearingMark] counts as blank, whatever else is left of it.
 func Blank(r io.ReaderAt, size int64) (bool, error) {
 	zeros := make([]byte, Align)
 	b := make([]byte, Align)
@@ -420,6 +423,9 @@ func Blank(r io.ReaderAt, size int64) (bool, error) {
 		n, err := r.ReadAt(b, at)
 		if err != nil && !(errors.Is(err, io.EOF) && int64(n) == min(size, Align)) {
 			return false, fmt.Errorf("layout: reading the disk: %w", err)
+		}
+		if at == 0 && string(b[:min(n, len(ClearingMark))]) == ClearingMark {
+			return true, nil
 		}
 		if at == 0 && size >= 2*Align {
 			forget(b, r)

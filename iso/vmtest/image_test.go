@@ -71,7 +71,11 @@ type site struct {
 	time      string            // as the guest reaches it
 	settings  string            // more lines of answers.toml
 	beside    map[string]string // more files of the answer disk
+	first     bool              // others wait for what becomes of it
 }
+
+// longest are the tests that end last: nothing waits less for a place.
+var longest = map[string]bool{"TestBrokenUpdate": true, "TestUpdateImage": true}
 
 const (
 	apiPort   = 8443
@@ -160,7 +164,7 @@ func picture(t *testing.T, name string) string {
 func (s *site) firmware(t *testing.T, name string) vmtest.Machine {
 	t.Helper()
 	arch := vmtest.Arch(t, filepath.Join(built(t), "disk.efi"))
-	return vmtest.Machine{Name: name, Arch: arch, Memory: 2048, Variables: vmtest.Variables(t, arch, keys(t)), TPM: s.tpm, Disks: []string{s.disk}, Bus: s.bus, Host: true, Guest: "10.0.2.20", Ports: []int{apiPort, adminPort}, Boot: map[string]time.Duration{"amd64": 2 * time.Minute, "arm64": 4 * time.Minute}[arch]}
+	return vmtest.Machine{Name: name, Arch: arch, Memory: 2048, First: s.first || longest[t.Name()], Variables: vmtest.Variables(t, arch, keys(t)), TPM: s.tpm, Disks: []string{s.disk}, Bus: s.bus, Host: true, Guest: "10.0.2.20", Ports: []int{apiPort, adminPort}, Boot: map[string]time.Duration{"amd64": 2 * time.Minute, "arm64": 4 * time.Minute}[arch]}
 }
 
 func (s *site) install(t *testing.T) {

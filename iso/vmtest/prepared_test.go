@@ -78,6 +78,7 @@ func prepared(t *testing.T, name string, make func(*testing.T, *site)) *site {
 			os.RemoveAll(dir)
 		}
 		s := newSite(t)
+		s.first = true
 		make(t, s)
 		half := at + "-half"
 		copyFolder(t, s.dir(), half)

@@ -103,7 +103,7 @@ func commit(t *testing.T, a *client.Admin, o *update.Offer) {
 func (s *site) bootRestarting(t *testing.T, name string) *vmtest.VM {
 	t.Helper()
 	m := s.firmware(t, name)
-	m.Reboots, m.First = true, true
+	m.Reboots = true
 	v := vmtest.Start(t, m)
 	v.Wait("of /dev/vda2")
 	v.Wait("数据卷已打开")

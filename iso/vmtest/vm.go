@@ -54,7 +54,7 @@ type Machine struct {
 	Host    bool     // the guest reaches all of this machine's loopback, at 10.0.2.2, by UDP too
 	Tap     string   // a tap interface in the caller's network namespace that the guest's card is wired to, instead of the four above
 	Reboots bool     // a restart of the guest restarts it; otherwise it ends the machine
-	First   bool     // it goes before others of this process that wait for a place: its test takes longest
+	First   bool     // it goes before others of this process that wait for a place
 	Alone   bool     // no other machine runs beside it, and it has two processors: what it takes is measured
 
 	Boot time.Duration // what its longest wait is expected to take; a minute by default
@@ -204,7 +204,7 @@ func Start(t testing.TB, m Machine) *VM {
 	return v
 }
 
-// processors is how many a machine has: two, but one where its test is parallel to others, so that the places' machines do not wait for
+// processors is how many a machine has: two, but one in the short suite, where two machines run at any time, so that they do not wait for
 // processors that are not there.
 func processors(m Machine) int {
 	if m.Alone || os.Getenv("YINJIAN_LONG") != "" {
