@@ -460,6 +460,9 @@ func TestWriteCutAnywhere(t *testing.T) {
 			return "whole"
 		}
 		for n := 0; ; n++ {
+			if n > 15 && n < 80 && n%8 > 0 { // the root's blocks: one is as another
+				continue
+			}
 			copy(seen, old)
 			copy(held, old)
 			j, _ := testJob(t)
@@ -480,7 +483,7 @@ func TestWriteCutAnywhere(t *testing.T) {
 			count[judge(n)]++ // none
 		}
 		t.Logf("%s: %v", name, count)
-		if count["blank"] < 100 || count["whole"] < 50 || (count["as it was"] > 0) != (c.old[0] != 0) {
+		if count["blank"] < 500 || count["whole"] < 100 || (count["as it was"] > 0) != (c.old[0] != 0) {
 			t.Errorf("%s: %v", name, count)
 		}
 	}

@@ -71,10 +71,10 @@ type site struct {
 	time      string            // as the guest reaches it
 	settings  string            // more lines of answers.toml
 	beside    map[string]string // more files of the answer disk
-	first     bool              // others wait for what becomes of it
+	urgent    int               // its machines, see vmtest.Machine
 }
 
-// longest are the tests that end last: nothing waits less for a place.
+// longest are the tests that would end last.
 var longest = map[string]bool{"TestBrokenUpdate": true, "TestUpdateImage": true}
 
 const (
@@ -164,7 +164,11 @@ func picture(t *testing.T, name string) string {
 func (s *site) firmware(t *testing.T, name string) vmtest.Machine {
 	t.Helper()
 	arch := vmtest.Arch(t, filepath.Join(built(t), "disk.efi"))
-	return vmtest.Machine{Name: name, Arch: arch, Memory: 2048, First: s.first || longest[t.Name()], Variables: vmtest.Variables(t, arch, keys(t)), TPM: s.tpm, Disks: []string{s.disk}, Bus: s.bus, Host: true, Guest: "10.0.2.20", Ports: []int{apiPort, adminPort}, Boot: map[string]time.Duration{"amd64": 2 * time.Minute, "arm64": 4 * time.Minute}[arch]}
+	urgent := max(1, s.urgent)
+	if longest[t.Name()] {
+		urgent = 2
+	}
+	return vmtest.Machine{Name: name, Arch: arch, Memory: 2048, Urgent: urgent, Variables: vmtest.Variables(t, arch, keys(t)), TPM: s.tpm, Disks: []string{s.disk}, Bus: s.bus, Host: true, Guest: "10.0.2.20", Ports: []int{apiPort, adminPort}, Boot: map[string]time.Duration{"amd64": 2 * time.Minute, "arm64": 4 * time.Minute}[arch]}
 }
 
 func (s *site) install(t *testing.T) {

@@ -78,7 +78,7 @@ func prepared(t *testing.T, name string, make func(*testing.T, *site)) *site {
 			os.RemoveAll(dir)
 		}
 		s := newSite(t)
-		s.first = true
+		s.urgent = 2 // others wait for what becomes of it
 		make(t, s)
 		half := at + "-half"
 		copyFolder(t, s.dir(), half)

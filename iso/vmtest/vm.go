@@ -54,7 +54,7 @@ type Machine struct {
 	Host    bool     // the guest reaches all of this machine's loopback, at 10.0.2.2, by UDP too
 	Tap     string   // a tap interface in the caller's network namespace that the guest's card is wired to, instead of the four above
 	Reboots bool     // a restart of the guest restarts it; otherwise it ends the machine
-	First   bool     // it goes before others of this process that wait for a place
+	Urgent  int      // from 0 to 2: it goes before less urgent ones of this process that wait for a place
 	Alone   bool     // no other machine runs beside it, and it has two processors: what it takes is measured
 
 	Boot time.Duration // what its longest wait is expected to take; a minute by default
@@ -121,7 +121,7 @@ func Start(t testing.TB, m Machine) *VM {
 		t.Fatalf("no machine for %s", m.Arch)
 	}
 	qemu := Tool(t, board.qemu)
-	release := place(t, m.First, m.Alone)
+	release := place(t, m.Urgent, m.Alone)
 	v := &VM{t: t, m: m, endTPM: func() {}, monitor: filepath.Join(t.TempDir(), "monitor"), ports: map[int]string{}}
 	// Never KVM, not even where it is offered: half of the machines that run this only seem to have it.
 	machine := board.machine
@@ -265,8 +265,8 @@ const places = 2
 // seats are the places that tests of this process have, by the test's name; a subtest is a test of its own.
 var seats = struct {
 	sync.Mutex
-	of    map[string]*seat
-	first int // machines with [Machine.First] that wait
+	of   map[string]*seat
+	wait [3]int // machines that wait for a place, by [Machine.Urgent]
 }{of: map[string]*seat{}}
 
 // A seat is a test's place, or all places. It is given back with the last of the test's machines.
@@ -277,7 +277,7 @@ type seat struct {
 
 // place waits for a place for a machine, or for all of them, and answers what gives it back. A further machine of a test that has one
 // needs none, so that nobody who has a place waits for another one; but who wants all waits until the test's own machines have ended.
-func place(t testing.TB, first, all bool) func() {
+func place(t testing.TB, urgent int, all bool) func() {
 	t.Helper()
 	name := t.Name()
 	release := sync.OnceFunc(func() {
@@ -309,19 +309,17 @@ func place(t testing.TB, first, all bool) func() {
 	}
 	s := &seat{machines: 1}
 	seats.of[name] = s
-	if first {
-		seats.first++
-		defer func() {
-			seats.Lock()
-			defer seats.Unlock()
-			seats.first--
-		}()
-	}
+	seats.wait[urgent]++
+	defer func() {
+		seats.Lock()
+		defer seats.Unlock()
+		seats.wait[urgent]--
+	}()
 	seats.Unlock()
 	t.Cleanup(release) // should the machine not come to be
 	for ; ; time.Sleep(200 * time.Millisecond) {
 		seats.Lock()
-		behind := seats.first > 0 && !first
+		behind := slices.ContainsFunc(seats.wait[urgent+1:], func(n int) bool { return n > 0 })
 		seats.Unlock()
 		if behind {
 			continue
