@@ -11,10 +11,7 @@ import (
 // buffer-format.rst), gzip around it. Inode numbers count, times are zero, all is root's.
 func initrd(t Tree) ([]byte, error) {
 	var out bytes.Buffer
-	z, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
-	if err != nil {
-		return nil, err
-	}
+	z := gzip.NewWriter(&out) // the best level takes six times as long for a third of a percent
 	at, inode := 0, 0
 	write := func(b []byte) {
 		n, _ := z.Write(b) // a bytes.Buffer takes everything

@@ -150,19 +150,36 @@ func packs(t *testing.T, a *client.Admin) (string, []pack.Installed) {
 	return string(b), l.Packs
 }
 
-// A maker's library and its daemon are brought into the sealed appliance from outside: the agent mounts them by the image's kernel, under
-// dm-verity; a worker in the service's sandbox loads the library, which asks the daemon, and signs a record; removed, nothing is left. In the long form it is there after a
-// power cut, too.
+// A maker's pack is there after a power cut. What is done with one before is in the short suite part of TestUpdateImage.
 func TestPacks(t *testing.T) {
-	t.Parallel()
+	long(t)
 	s, b := inUse(t)
-	file := makersPack(t)
-	both, public := packKeys(t)
-
 	v := s.boot(t)
 	c := b.client(t, v)
 	ready(t, c)
-	o := loginAgain(t, v)
+	p := tryPacks(t, v, c, loginAgain(t, v))
+	v.Kill()
+
+	v = s.boot(t)
+	ready(t, b.client(t, v))
+	system := loginAgain(t, v).system(t)
+	if said, l := packs(t, system); len(l) != 1 || l[0].SM3 != p.SM3 || l[0].Fault != "" || l[0].Folder == "" {
+		t.Error(said)
+	}
+	if _, err := system.RemovePack(t.Context(), wire.RemovePack{Name: "vendor", Reason: "停用"}); err != nil {
+		t.Error(err)
+	}
+	record(t, "mounted after a power cut", v)
+	v.Kill()
+}
+
+// tryPacks brings a maker's library and its daemon into the sealed appliance from outside: the agent mounts them by the image's kernel,
+// under dm-verity; a worker in the service's sandbox loads the library, which asks the daemon, and signs a record; removed, nothing is
+// left. It is installed once more at the end.
+func tryPacks(t *testing.T, v *vmtest.VM, c *client.Client, o *officers) *pack.Installed {
+	t.Helper()
+	file := makersPack(t)
+	both, public := packKeys(t)
 	system, ctx := o.system(t), t.Context()
 	send := func(file []byte) (*pack.Installed, error) {
 		answer, err := system.StagePack(ctx, bytes.NewReader(file), int64(len(file)))
@@ -238,19 +255,5 @@ func TestPacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	record(t, "removed, and installed again", v)
-	v.Kill()
-	if os.Getenv("YINJIAN_LONG") == "" {
-		return
-	}
-	v = s.boot(t)
-	ready(t, b.client(t, v))
-	system = loginAgain(t, v).system(t)
-	if said, l := packs(t, system); len(l) != 1 || l[0].SM3 != p.SM3 || l[0].Fault != "" || l[0].Folder == "" {
-		t.Error(said)
-	}
-	if _, err := system.RemovePack(ctx, wire.RemovePack{Name: "vendor", Reason: "停用"}); err != nil {
-		t.Error(err)
-	}
-	record(t, "mounted after a power cut", v)
-	v.Kill()
+	return p
 }
